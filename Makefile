@@ -1,0 +1,62 @@
+# Every target bootstraps .venv first; a second run reuses what exists.
+PYTHON ?= $(shell command -v python3.12 2>/dev/null >/dev/null && python3.12 -c '' 2>/dev/null && echo python3.12 || echo python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+RECIPE ?= recipes/var/digits.yaml
+DATA ?=
+ARGS ?=
+FRESH ?=
+PORT ?= 6006
+
+.DEFAULT_GOAL := help
+.PHONY: help install train compare test test-fast test-gpu lint types format natten tensorboard bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "make %-12s %s\n", $$1, $$2}'
+
+install: $(VENV)/.installed  ## make the virtual environment and install the suite
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info[:2] <= (3, 12); sys.exit(0 if ok else "Python 3.11 or 3.12 is needed, this is " + sys.version.split()[0] + "; name one with make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+train: install  ## run a recipe from data to report (RECIPE=, DATA=, ARGS="--model.depth=8", FRESH=1)
+	$(BIN)/mvar train $(RECIPE) $(if $(DATA),--data $(DATA)) $(if $(FRESH),--fresh) $(ARGS)
+
+compare: install  ## train the four attention strategies under one budget and print one table
+	$(BIN)/mvar compare $(if $(FRESH),--fresh) $(ARGS)
+
+test: lint types  ## lint, types and all tests that need no GPU
+	$(BIN)/python -m pytest -m "not gpu"
+
+test-fast: install  ## the fast tests alone
+	$(BIN)/python -m pytest -m "not gpu and not slow"
+
+test-gpu: install  ## bf16 parity and everything else that needs a GPU
+	$(BIN)/python -m pytest -m gpu
+
+lint: install  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install  ## mypy
+	$(BIN)/mypy
+
+format: install  ## let ruff rewrite the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+natten: install  ## add natten, for its own kernels (on a GPU machine take a prebuilt wheel instead)
+	$(BIN)/python -m pip install --quiet setuptools wheel
+	$(BIN)/python -m pip install --quiet --no-build-isolation 'natten>=0.21,<0.22'
+
+tensorboard: install  ## open the runs (PORT=6006)
+	$(BIN)/tensorboard --logdir runs --port $(PORT)
+
+bench: install  ## time attention per scale against attention with a mask, at VAR-d16 shapes
+	$(BIN)/python -m mvar_lightning.benchmarks.attention
+
+clean:  ## remove the environment and caches (not data, not runs)
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

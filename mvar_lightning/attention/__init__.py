@@ -1,0 +1,26 @@
+"""What a token may look at: strategies (statements of visibility), plans, backends and the key-value cache."""
+
+from mvar_lightning.attention.backends import AttentionBackend, choose_backend
+from mvar_lightning.attention.kv_cache import KVCache, LayerCache
+from mvar_lightning.attention.plan import AttentionPlan, ScaleRead
+from mvar_lightning.attention.strategies import (
+    AdjacentAttention,
+    AttentionStrategy,
+    FullAttention,
+    SlidingWindowAttention,
+    SpatialAttention,
+)
+
+__all__ = [
+    "AdjacentAttention",
+    "AttentionBackend",
+    "AttentionPlan",
+    "AttentionStrategy",
+    "FullAttention",
+    "KVCache",
+    "LayerCache",
+    "ScaleRead",
+    "SlidingWindowAttention",
+    "SpatialAttention",
+    "choose_backend",
+]

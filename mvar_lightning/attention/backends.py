@@ -1,0 +1,209 @@
+"""Backends: how a plan is computed. All give the numbers of the dense reference.
+
+A backend is made once, for one plan, and refuses at construction what it cannot render. It is called with the
+queries of a contiguous range of scales and with keys that end where those queries end, so that one call serves
+training (all scales), one scale of sampling, and a group of scales.
+
+B batch, H heads, l tokens of the query scales, S tokens of the keys, D head dim, L all tokens.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from abc import ABC, abstractmethod
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mvar_lightning.attention.neighborhood import neighborhood_mask, window_starts
+from mvar_lightning.attention.plan import AttentionPlan, ScaleRead
+from mvar_lightning.attention.strategies import AttentionStrategy
+from mvar_lightning.errors import UserError
+from mvar_lightning.pyramid import ScalePyramid
+
+
+class AttentionBackend(ABC):
+    """Computes attention under one strategy on one pyramid.
+
+    Raises:
+        UserError: at construction, where this backend cannot render the strategy here.
+    """
+
+    name: str
+
+    def __init__(self, strategy: AttentionStrategy, pyramid: ScalePyramid) -> None:
+        self.strategy = strategy
+        self.pyramid = pyramid
+        self.plan: AttentionPlan = strategy.plan(pyramid)
+
+    @abstractmethod
+    def __call__(self, q_BHlD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, scales: range, softmax_scale: float) -> Tensor:
+        """Attention output (B, H, l, D) of the queries of ``scales``; the keys end with the last of them."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.strategy!r})"
+
+
+class DenseBackend(AttentionBackend):
+    """One masked attention over all tokens: the reference that every other backend must equal."""
+
+    name = "dense"
+
+    def __call__(self, q_BHlD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, scales: range, softmax_scale: float) -> Tensor:
+        end = self.pyramid.span(scales).stop
+        rows, columns = slice(end - q_BHlD.shape[2], end), slice(end - k_BHSD.shape[2], end)
+        mask = _strategy_mask(self.strategy, self.pyramid, q_BHlD.device)[rows, columns]
+        return F.scaled_dot_product_attention(q_BHlD, k_BHSD, v_BHSD, attn_mask=mask, scale=softmax_scale)
+
+
+class PerScaleBackend(AttentionBackend):
+    """One attention call for each query scale on the contiguous keys it reads: no L x L mask anywhere.
+
+    A neighborhood is a mask of its own scale only (l x l), which also trains on a CPU.
+    """
+
+    name = "per_scale"
+
+    def __call__(self, q_BHlD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, scales: range, softmax_scale: float) -> Tensor:
+        span = self.pyramid.span(scales)
+        first_key = span.stop - k_BHSD.shape[2]
+        outputs = []
+        for scale in scales:
+            own, keys = self.pyramid.slice_of(scale), self.plan.keys_of(scale)
+            q = q_BHlD[:, :, own.start - span.start : own.stop - span.start]
+            k = k_BHSD[:, :, keys.start - first_key : keys.stop - first_key]
+            v = v_BHSD[:, :, keys.start - first_key : keys.stop - first_key]
+            outputs.append(self.read(self.plan.reads[scale], q, k, v, softmax_scale))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+
+    def read(self, read: ScaleRead, q: Tensor, k: Tensor, v: Tensor, softmax_scale: float) -> Tensor:
+        """Attention of the queries of one scale, (B, H, l, D)."""
+        mask = None if read.kernel_size is None else _window_mask(read.side, read.kernel_size, q.device)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=softmax_scale)
+
+
+class NattenBackend(PerScaleBackend):
+    """Per-scale attention whose neighborhoods run on NATTEN (github SHI-Labs/NATTEN)."""
+
+    name = "natten"
+
+    def __init__(self, strategy: AttentionStrategy, pyramid: ScalePyramid, *, need_kernels: bool = True) -> None:
+        super().__init__(strategy, pyramid)
+        if all(read.kernel_size is None for read in self.plan.reads):
+            raise UserError(f"backend natten: {strategy!r} has no neighborhood on scales {pyramid}; use per_scale")
+        if importlib.util.find_spec("natten") is None:
+            raise UserError("backend natten: the package natten is not installed (make natten); or use per_scale")
+        if need_kernels and not natten_has_kernels():
+            raise UserError(
+                "backend natten: this natten was built without CUDA kernels and could not train; "
+                "install a prebuilt wheel from natten.org for your torch and CUDA, or use per_scale"
+            )
+        import natten
+
+        self._na2d = natten.na2d
+
+    def read(self, read: ScaleRead, q: Tensor, k: Tensor, v: Tensor, softmax_scale: float) -> Tensor:
+        if read.kernel_size is None:
+            return super().read(read, q, k, v, softmax_scale)
+        grid = (read.side, read.side)
+        q, k, v = (t.transpose(1, 2).unflatten(1, grid).contiguous() for t in (q, k, v))
+        out = self._na2d(q, k, v, kernel_size=read.kernel_size, scale=softmax_scale)
+        return out.flatten(1, 2).transpose(1, 2)
+
+
+class FlexBackend(PerScaleBackend):
+    """FlexAttention over all tokens in one fused kernel; single scales (sampling) run per scale.
+
+    FlexAttention has no backward on a CPU, so without CUDA this is refused unless ``forward_only``.
+    """
+
+    name = "flex"
+
+    def __init__(self, strategy: AttentionStrategy, pyramid: ScalePyramid, *, forward_only: bool = False) -> None:
+        super().__init__(strategy, pyramid)
+        if not forward_only and not torch.cuda.is_available():
+            raise UserError("backend flex: FlexAttention has no backward on a CPU; use per_scale or auto")
+
+    def __call__(self, q_BHlD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, scales: range, softmax_scale: float) -> Tensor:
+        if len(scales) < self.pyramid.num_scales:
+            return super().__call__(q_BHlD, k_BHSD, v_BHSD, scales, softmax_scale)
+        block_mask = _flex_block_mask(self.strategy, self.pyramid, q_BHlD.device)
+        flex_attention = _flex_attention(q_BHlD.device.type)
+        return flex_attention(q_BHlD, k_BHSD, v_BHSD, block_mask=block_mask, scale=softmax_scale)
+
+
+BACKENDS: dict[str, type[AttentionBackend]] = {
+    backend.name: backend for backend in (DenseBackend, PerScaleBackend, NattenBackend, FlexBackend)
+}
+
+
+def choose_backend(name: str, strategy: AttentionStrategy, pyramid: ScalePyramid) -> AttentionBackend:
+    """The backend called ``name``, or for "auto" the fastest that can render ``strategy`` on this machine."""
+    if name == "auto":
+        has_neighborhood = any(read.kernel_size for read in strategy.plan(pyramid).reads)
+        name = "natten" if has_neighborhood and natten_has_kernels() else "per_scale"
+    if name not in BACKENDS:
+        raise UserError(f"attention backend {name!r} is unknown; choose auto, {', '.join(BACKENDS)}")
+    return BACKENDS[name](strategy, pyramid)
+
+
+@lru_cache(maxsize=1)
+def natten_has_kernels() -> bool:
+    """Whether natten is installed with compiled CUDA kernels and a GPU is there to run them."""
+    if not torch.cuda.is_available() or importlib.util.find_spec("natten") is None:
+        return False
+    import natten
+
+    return bool(getattr(natten, "HAS_LIBNATTEN", False))
+
+
+# Masks are made on first use, not in constructors: a model built on the meta device has nothing to hold them.
+# They are made outside inference mode, or a validation run before training would leave tensors that autograd
+# refuses.
+
+
+@lru_cache(maxsize=64)
+def _window_mask(side: int, kernel_size: int, device: torch.device) -> Tensor:
+    with torch.inference_mode(False), torch.device("cpu"):
+        return neighborhood_mask(side, kernel_size).to(device)
+
+
+@lru_cache(maxsize=8)
+def _strategy_mask(strategy: AttentionStrategy, pyramid: ScalePyramid, device: torch.device) -> Tensor:
+    with torch.inference_mode(False), torch.device("cpu"):
+        return strategy.mask(pyramid).to(device)
+
+
+@lru_cache(maxsize=2)
+def _flex_attention(device_type: str):  # type: ignore[no-untyped-def]
+    from torch.nn.attention.flex_attention import flex_attention
+
+    # only the compiled form is fused; on a CPU the plain form is the one that always runs
+    return torch.compile(flex_attention, dynamic=False) if device_type == "cuda" else flex_attention
+
+
+@lru_cache(maxsize=8)
+def _flex_block_mask(strategy: AttentionStrategy, pyramid: ScalePyramid, device: torch.device):  # type: ignore[no-untyped-def]
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    plan = strategy.plan(pyramid)
+    with torch.inference_mode(False), torch.device("cpu"):
+        scale_L, yx_L2 = pyramid.scale_of_tokens(), pyramid.coordinates()
+        begin = torch.tensor([plan.keys_of(scale).start for scale in range(len(pyramid))])[scale_L].to(device)
+        end = torch.tensor([plan.keys_of(scale).stop for scale in range(len(pyramid))])[scale_L].to(device)
+        # a dense scale is a window as large as the pyramid's largest map
+        kernels = [read.kernel_size or pyramid.last_side for read in plan.reads]
+        starts = [window_starts(read.side, read.kernel_size or read.side) for read in plan.reads]
+        start_L2 = torch.stack([starts[k][yx] for k, yx in zip(scale_L.tolist(), yx_L2, strict=True)]).to(device)
+        kernel_L = torch.tensor(kernels)[scale_L].to(device)
+        yx_L2 = yx_L2.to(device)
+
+        def visible(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
+            offset_y, offset_x = yx_L2[kv, 0] - start_L2[q, 0], yx_L2[kv, 1] - start_L2[q, 1]
+            in_window = (offset_y >= 0) & (offset_y < kernel_L[q]) & (offset_x >= 0) & (offset_x < kernel_L[q])
+            return (kv >= begin[q]) & (kv < end[q]) & in_window
+
+        length = pyramid.num_tokens
+        return create_block_mask(visible, None, None, length, length, device=str(device))

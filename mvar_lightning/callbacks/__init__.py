@@ -1,0 +1,30 @@
+"""What happens around training: pictures, metrics, speed, guards, averaged weights. Used by name in recipes."""
+
+from __future__ import annotations
+
+from mvar_lightning.callbacks.ema import EMA
+from mvar_lightning.callbacks.guards import NonFiniteLossGuard, WritableRunFolder
+from mvar_lightning.callbacks.metrics import ReconstructionMetrics, SampleMetrics
+from mvar_lightning.callbacks.samples import (
+    AttentionMaskPicture,
+    CoarseToFine,
+    ReconstructionGrid,
+    ReconstructionStrips,
+    SampleGrid,
+)
+from mvar_lightning.callbacks.throughput import GradientNorm, Throughput
+
+__all__ = [
+    "EMA",
+    "AttentionMaskPicture",
+    "CoarseToFine",
+    "GradientNorm",
+    "NonFiniteLossGuard",
+    "ReconstructionGrid",
+    "ReconstructionMetrics",
+    "ReconstructionStrips",
+    "SampleGrid",
+    "SampleMetrics",
+    "Throughput",
+    "WritableRunFolder",
+]

@@ -1,0 +1,93 @@
+"""The data set's own classifier, trained once and kept beside the shards."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from mvar_lightning.callbacks.access import is_rehearsal
+from mvar_lightning.errors import UserError
+from mvar_lightning.metrics.classifier import DatasetClassifier, load_classifier, save_classifier, train_classifier
+
+TRUSTED_ACCURACY = 0.9
+"""Below this validation accuracy the log warns that class consistency says little."""
+
+
+def data_module_of(trainer: pl.Trainer, who: str) -> Any:
+    """The run's data module; ``UserError`` for runs that were given bare loaders."""
+    data = getattr(trainer, "datamodule", None)
+    if data is None:
+        raise UserError(f"{who}: needs the run's data module, not bare loaders; pass datamodule=ShardsDataModule(...)")
+    return data
+
+
+def classifier_of(trainer: pl.Trainer, who: str) -> DatasetClassifier:
+    """The classifier of the run's data set: loaded if it exists, else trained on rank zero while the others wait.
+
+    It lies in ``classifier/`` beside the shards, or in the run's folder where the data may not be written, under a
+    name made of the index's hash and the image size: other data or another size makes another classifier.
+    """
+    data = data_module_of(trainer, who)
+    if is_rehearsal(trainer):
+        return _rehearse(trainer, data)
+    file: Path | None = None
+    if trainer.is_global_zero:
+        places = _places(trainer, data)
+        file = next((place for place in places if place.is_file()), None) or _train(trainer, data, places)
+    file = trainer.strategy.broadcast(file)
+    trainer.strategy.barrier("classifier")
+    return load_classifier(cast(Path, file)).to(trainer.strategy.root_device)
+
+
+def _rehearse(trainer: pl.Trainer, data: Any) -> DatasetClassifier:
+    """A classifier that has seen two batches, for ``fast_dev_run``; kept nowhere."""
+    device = trainer.strategy.root_device
+    return train_classifier(
+        data.train_dataloader(), data.val_dataloader(), data.num_classes, data.image_size, steps=2, device=device
+    )
+
+
+def _places(trainer: pl.Trainer, data: Any) -> list[Path]:
+    index = Path(data.path) / "index.json"
+    if not index.is_file():
+        raise UserError(f"data {data.path}: no index.json; make the shards first (mvar shards make SRC {data.path})")
+    key = hashlib.sha256(index.read_bytes()).hexdigest()[:16]
+    name = f"{key}-{data.image_size}.safetensors"
+    return [Path(data.path) / "classifier" / name, Path(trainer.default_root_dir) / "classifier" / name]
+
+
+def _train(trainer: pl.Trainer, data: Any, places: list[Path]) -> Path:
+    rank_zero_info(f"Training a small classifier on {data.path} (once; metrics use its features) ...")
+    start = time.perf_counter()
+    device = trainer.strategy.root_device
+    with isolate_rng():
+        classifier = train_classifier(
+            data.train_dataloader(), data.val_dataloader(), data.num_classes, data.image_size, device=device
+        )
+    accuracy, images = classifier.score.accuracy, classifier.score.images
+    seconds = time.perf_counter() - start
+    rank_zero_info(f"... {seconds:.0f} s, {accuracy:.1%} of {images} validation images right")
+    if accuracy < TRUSTED_ACCURACY:
+        rank_zero_info("The classifier errs often: class consistency says little, prefer features of your own.")
+    file = _first_writable(places)
+    save_classifier(classifier.to(torch.device("cpu")), file)
+    return file
+
+
+def _first_writable(places: list[Path]) -> Path:
+    for place in places:
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            continue
+        if os.access(place.parent, os.W_OK):
+            return place
+    raise UserError(f"classifier {places[0]}: neither the data's nor the run's folder can be written; change either")

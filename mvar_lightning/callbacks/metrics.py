@@ -1,0 +1,304 @@
+"""Metrics over generated and reconstructed images at validation: FID with its floor, class consistency.
+
+B batch, HW pixels.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Any, cast
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+
+from mvar_lightning.callbacks.access import ValidationCallback, images_of, is_rehearsal, reconstruct
+from mvar_lightning.callbacks.judge import classifier_of, data_module_of
+from mvar_lightning.errors import UserError
+from mvar_lightning.metrics.classifier import DatasetClassifier, class_consistency
+from mvar_lightning.metrics.features import ClassifierFeatures, FeatureExtractor
+from mvar_lightning.metrics.frechet import FrechetDistance, as_saved
+
+LOG_SECONDS = 10.0
+"""Sampling that takes longer than this says how far it is."""
+
+REHEARSAL_IMAGES = 4
+"""Images of a ``fast_dev_run``."""
+
+
+class ImageMetrics(ValidationCallback):
+    """What both kinds of runs share: the real statistics, their floor, and the numbers' way to the logger.
+
+    The real statistics are those of the images this run validates on, gathered once per ``fit`` or ``validate``.
+    ``latest`` holds the numbers of the last measurement, by their logged names.
+
+    Args:
+        extractor: features of the Frechet distance; a classifier trained on the run's own data if not given.
+        consistency: also measure the share of images that the data set's classifier puts into their class.
+        num_images: images of the generated side and of the floor.
+        batch_size: images generated at a time, on each rank.
+        every_n_epochs: validations in between are left alone; the last epoch's is always measured.
+    """
+
+    def __init__(
+        self,
+        extractor: FeatureExtractor | None = None,
+        consistency: bool = True,
+        num_images: int = 500,
+        batch_size: int = 50,
+        every_n_epochs: int = 1,
+    ) -> None:
+        super().__init__(every_n_epochs)
+        if num_images < 2 or batch_size < 1:
+            raise UserError(
+                f"num_images {num_images}, batch_size {batch_size}: need at least 2 images and batches of 1"
+            )
+        self.extractor = extractor
+        self.consistency = consistency
+        self.num_images = num_images
+        self.batch_size = batch_size
+        self.latest: dict[str, float] = {}
+        self._classifier: DatasetClassifier | None = None
+        self._distance: FrechetDistance | None = None
+        self._once: dict[str, float] = {}
+        self._collecting = False
+        self._prefix = "val"
+
+    @abstractmethod
+    def measure(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, distance: FrechetDistance
+    ) -> dict[str, float]:
+        """Numbers of one validation, by name without prefix; called on every rank."""
+
+    # -- the classifier and the extractor, before anything else happens on the device
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        # another call of fit or validate may come with other data
+        self._distance, self._classifier, self._once = None, None, {}
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._prepare(trainer)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._prepare(trainer)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._prepare(trainer)
+
+    def _prepare(self, trainer: pl.Trainer) -> None:
+        if self._distance is not None:
+            return
+        device = trainer.strategy.root_device
+        if self.extractor is None or self.consistency:
+            self._classifier = classifier_of(trainer, type(self).__name__)
+        extractor = self.extractor or ClassifierFeatures(cast(DatasetClassifier, self._classifier))
+        self._distance = FrechetDistance(extractor).to(device)
+
+    # -- the real images, as they pass by
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._begin(trainer, "val")
+
+    def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._begin(trainer, "test")
+
+    def _begin(self, trainer: pl.Trainer, prefix: str) -> None:
+        self._prefix = prefix
+        self._collecting = self.due(trainer) and not self._once
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        self._collect(trainer, pl_module, *args, **kwargs)
+
+    def on_test_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any) -> None:
+        self._collect(trainer, pl_module, *args, **kwargs)
+
+    def _collect(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if not self.due(trainer) or dataloader_idx != 0:
+            return
+        self.see(pl_module, *images_of(batch, type(self).__name__))
+
+    def see(self, pl_module: pl.LightningModule, image_B3HW: Tensor, label_B: Tensor) -> None:
+        """A batch of real images in [0, 1] passes by."""
+        if self._collecting:
+            self.distance.update(image_B3HW, real=True)
+
+    @property
+    def distance(self) -> FrechetDistance:
+        assert self._distance is not None, "used before on_fit_start or on_validation_start"
+        return self._distance
+
+    # -- the numbers
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._finish(trainer, pl_module)
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._finish(trainer, pl_module)
+
+    def _finish(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self.due(trainer):
+            return
+        numbers = self.measure(trainer, pl_module, self.distance)
+        if not self._once:
+            self._once = self._references(trainer)
+        numbers |= self._once
+        self._collecting = False
+        self.latest = {f"{self._prefix}/{name}": value for name, value in numbers.items()}
+        pl_module.log_dict(self.latest, sync_dist=trainer.world_size > 1)
+        rank_zero_info("  ".join(f"{name} {value:.4g}" for name, value in self.latest.items()))
+
+    def count(self, trainer: pl.Trainer) -> int:
+        """Images to generate, and of the floor; a handful in a ``fast_dev_run``."""
+        return min(self.num_images, REHEARSAL_IMAGES) if is_rehearsal(trainer) else self.num_images
+
+    def _references(self, trainer: pl.Trainer) -> dict[str, float]:
+        """The real-vs-real floor and the counts, once."""
+        distance = self.distance
+        numbers = {"fid_reference_images": _total(trainer, distance.count(real=True))}
+        distance.reset_generated()
+        for image_B3HW in training_images(trainer, type(self).__name__, self.count(trainer)):
+            distance.update(image_B3HW.to(trainer.strategy.root_device), real=False)
+        numbers["fid_floor_images"] = _total(trainer, distance.count(real=False))
+        numbers[f"fid_{distance.extractor.name}_floor"] = distance.compute()
+        distance.reset_generated()
+        return numbers
+
+
+class ReconstructionMetrics(ImageMetrics):
+    """For tokenizer runs: the Frechet distance of reconstructions to the images themselves, at every validation.
+
+    Logs ``rfid_<features>``, ``rfid_images`` and ``reconstruction_consistency`` (share of reconstructions that the data
+    set's classifier still puts into their class), beside ``fid_<features>_floor``. ``num_images`` counts the floor's.
+    """
+
+    def __init__(
+        self,
+        extractor: FeatureExtractor | None = None,
+        consistency: bool = True,
+        num_images: int = 500,
+        every_n_epochs: int = 1,
+    ) -> None:
+        super().__init__(extractor, consistency, num_images, every_n_epochs=every_n_epochs)
+        self._kept = 0
+
+    def _begin(self, trainer: pl.Trainer, prefix: str) -> None:
+        super()._begin(trainer, prefix)
+        self.distance.reset_generated()
+        self._kept = 0
+
+    def see(self, pl_module: pl.LightningModule, image_B3HW: Tensor, label_B: Tensor) -> None:
+        super().see(pl_module, image_B3HW, label_B)
+        again_B3HW = as_saved(reconstruct(pl_module, image_B3HW))
+        self.distance.update(again_B3HW, real=False)
+        if self._classifier is not None and self.consistency:
+            self._kept += int(class_consistency(self._classifier, again_B3HW, label_B).sum())
+
+    def measure(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, distance: FrechetDistance
+    ) -> dict[str, float]:
+        images = _total(trainer, distance.count(real=False))
+        numbers = {f"rfid_{distance.extractor.name}": distance.compute(), "rfid_images": images}
+        if self.consistency:
+            numbers["reconstruction_consistency"] = _total(trainer, self._kept) / images
+        distance.reset_generated()
+        return numbers
+
+
+class SampleMetrics(ImageMetrics):
+    """For next-scale runs: the Frechet distance of generated images, and whether they show the class asked for.
+
+    Image i has seed i and class i modulo the number of classes, whatever the number of ranks. Logs ``fid_<features>``,
+    ``fid_images`` and ``class_consistency``, and beside them, measured once, ``rfid_<features>`` of the frozen
+    tokenizer (no model on its tokens can be expected below it) and ``fid_<features>_floor``.
+    """
+
+    def __init__(
+        self,
+        extractor: FeatureExtractor | None = None,
+        consistency: bool = True,
+        num_images: int = 500,
+        batch_size: int = 50,
+        every_n_epochs: int = 1,
+    ) -> None:
+        super().__init__(extractor, consistency, num_images, batch_size, every_n_epochs)
+        self._rfid: dict[str, float] = {}
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        self._rfid = {}
+
+    def see(self, pl_module: pl.LightningModule, image_B3HW: Tensor, label_B: Tensor) -> None:
+        super().see(pl_module, image_B3HW, label_B)
+        if self._collecting:
+            self.distance.update(reconstruct(pl_module, image_B3HW), real=False)
+
+    def measure(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, distance: FrechetDistance
+    ) -> dict[str, float]:
+        if self._collecting:
+            self._rfid = {f"rfid_{distance.extractor.name}": distance.compute()}
+            distance.reset_generated()
+        right = 0
+        for image_B3HW, label_B in self._samples(trainer, pl_module):
+            distance.update(image_B3HW, real=False)
+            if self._classifier is not None and self.consistency:
+                right += int(class_consistency(self._classifier, as_saved(image_B3HW), label_B).sum())
+        numbers = {f"fid_{distance.extractor.name}": distance.compute(), "fid_images": float(self.count(trainer))}
+        if self.consistency:
+            numbers["class_consistency"] = _total(trainer, right) / self.count(trainer)
+        distance.reset_generated()
+        return numbers | self._rfid
+
+    def _samples(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's share of the images, batch by batch."""
+        module = cast(Any, pl_module)
+        seeds = list(range(trainer.global_rank, self.count(trainer), trainer.world_size))
+        start = last = time.perf_counter()
+        for first in range(0, len(seeds), self.batch_size):
+            batch = seeds[first : first + self.batch_size]
+            label_B = torch.tensor(batch, device=pl_module.device) % module.model.num_classes
+            with isolate_rng():
+                image_B3HW, _ = module.generate(label_B, batch)
+            yield image_B3HW, label_B
+            now = time.perf_counter()
+            if now - last > LOG_SECONDS:
+                done = first + len(batch)
+                rank_zero_info(f"Sampled {done} of {len(seeds)} images in {now - start:.0f} s")
+                last = now
+
+
+def training_images(trainer: pl.Trainer, who: str, count: int) -> Iterator[Tensor]:
+    """This rank's share of ``count`` training images (fewer if there are fewer), in [0, 1], batch by batch.
+
+    From a fresh loader and with the random state put back: measuring must not change what training sees.
+    """
+    wanted = len(range(trainer.global_rank, count, trainer.world_size))
+    if wanted == 0:
+        return
+    with isolate_rng():
+        for batch in data_module_of(trainer, who).train_dataloader():
+            image_B3HW = images_of(batch, who)[0][:wanted]
+            wanted -= len(image_B3HW)
+            yield image_B3HW
+            if wanted == 0:
+                return
+
+
+def _total(trainer: pl.Trainer, count: int) -> float:
+    """The sum over ranks."""
+    total = torch.tensor(count, device=trainer.strategy.root_device)
+    return float(trainer.strategy.reduce(total, reduce_op="sum"))

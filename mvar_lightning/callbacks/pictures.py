@@ -1,0 +1,127 @@
+"""Pictures made of tensors: grids, strips, masks; plain torch and PIL.
+
+B batch, N images, R rows, L all tokens, K scales, HW pixels; picture_3HW is one RGB picture in [0, 1].
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from mvar_lightning.errors import UserError
+
+MIN_SIDE = 64
+"""Images narrower than this are enlarged (nearest pixel, whole factor), so that a 16-pixel digit can be seen."""
+
+VISIBLE = (0x1B, 0x4F, 0x8A)
+HIDDEN = (0xF4, 0xF1, 0xEA)
+BORDER = (0xE0, 0x8E, 0x2B)
+INK = (0x20, 0x20, 0x20)
+
+
+def enlarge(image_N3HW: Tensor, min_side: int = MIN_SIDE) -> Tensor:
+    """Each pixel repeated by the smallest whole factor that makes the shorter side at least ``min_side``."""
+    factor = max(1, math.ceil(min_side / min(image_N3HW.shape[-2:])))
+    return image_N3HW.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
+
+
+def make_grid(image_N3HW: Tensor, columns: int = 0, padding: int = 2, background: float = 1.0) -> Tensor:
+    """N images in [0, 1], row by row, into one picture (3, rows * (H + padding) + padding, ...).
+
+    Args:
+        columns: images in a row; the smallest square that holds them if 0.
+        padding: pixels around every image.
+        background: gray level between the images and in cells without one.
+    """
+    count, channels, height, width = image_N3HW.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    shape = (channels, rows * (height + padding) + padding, columns * (width + padding) + padding)
+    picture = torch.full(shape, background, dtype=torch.float32)
+    for index, image_3HW in enumerate(image_N3HW.detach().float().cpu().clamp(0, 1)):
+        y = padding + (index // columns) * (height + padding)
+        x = padding + (index % columns) * (width + padding)
+        picture[:, y : y + height, x : x + width] = image_3HW
+    return picture
+
+
+def make_strips(image_RN3HW: Tensor, padding: int = 2) -> Tensor:
+    """R rows of N images in [0, 1], enlarged if small, into one picture."""
+    rows, count = image_RN3HW.shape[:2]
+    assert rows > 0
+    return make_grid(enlarge(image_RN3HW.flatten(0, 1)), columns=count, padding=padding)
+
+
+def to_image(picture_3HW: Tensor) -> Image.Image:
+    """(3, H, W) in [0, 1] to a PIL image, rounded to the nearest of 256 levels."""
+    levels_HW3 = picture_3HW.detach().float().cpu().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0)
+    return Image.fromarray(levels_HW3.contiguous().numpy(), mode="RGB")
+
+
+def from_image(image: Image.Image) -> Tensor:
+    """A PIL image to (3, H, W) in [0, 1]."""
+    levels = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
+    return levels.view(image.height, image.width, 3).permute(2, 0, 1).float() / 255
+
+
+def to_png(picture_3HW: Tensor, file: Path) -> None:
+    """Write a picture as PNG: aside first, then renamed, so that a half-written file is never seen."""
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        to_image(picture_3HW).save(aside, format="PNG")
+        os.replace(aside, file)
+    except OSError as error:
+        raise UserError(f"picture {file}: cannot be written ({error.strerror}); choose another run folder") from error
+
+
+def mask_picture(visible_LL: Tensor, sides: Sequence[int], size: int = 720) -> Image.Image:
+    """An attention mask as a picture: queries down, keys across, scales named and set apart by lines.
+
+    Args:
+        visible_LL: bool (L, L), true where the query (row) sees the key (column).
+        sides: side length of each scale's map.
+        size: the picture's target width in pixels; pyramids of more tokens get one pixel a token, or, from
+            twice this many on, one pixel for several tokens (visible if any of them is).
+    """
+    length = visible_LL.shape[0]
+    assert visible_LL.shape == (length, length) and sum(side * side for side in sides) == length
+    visible_LL = visible_LL.detach().bool().cpu()
+    thin = max(1, length // size)
+    if thin > 1:
+        visible_LL = torch.nn.functional.max_pool2d(visible_LL[None].float(), thin, ceil_mode=True)[0].bool()
+    zoom = max(1, size // visible_LL.shape[0])
+    visible_HW = visible_LL.repeat_interleave(zoom, dim=0).repeat_interleave(zoom, dim=1)
+    palette = torch.tensor([HIDDEN, VISIBLE], dtype=torch.uint8)
+    cells = Image.fromarray(palette[visible_HW.long()].numpy(), mode="RGB")
+    return _framed(cells, sides, pixels_per_token=zoom / thin)
+
+
+def _framed(cells: Image.Image, sides: Sequence[int], pixels_per_token: float) -> Image.Image:
+    """The cells with a margin that names the scales, and lines between the scales."""
+    margin, font = 46, ImageFont.load_default(size=13)
+    picture = Image.new("RGB", (cells.width + margin + 8, cells.height + margin + 8), "white")
+    picture.paste(cells, (margin, margin))
+    draw = ImageDraw.Draw(picture)
+    draw.text((margin, 4), "keys", INK, font)
+    draw.text((4, 4), "queries", INK, font)
+    start, last_label = 0, -20.0
+    for side in sides:
+        low, high = (round(margin + token * pixels_per_token) for token in (start, start + side * side))
+        start += side * side
+        draw.line([(high, margin), (high, margin + cells.height)], BORDER)
+        draw.line([(margin, high), (margin + cells.width, high)], BORDER)
+        # labels of the first, tiny scales would lie on one another
+        middle = (low + high) / 2
+        if middle - last_label >= 16:
+            draw.text((middle, margin - 4), str(side), INK, font, anchor="mb")
+            draw.text((margin - 6, middle), str(side), INK, font, anchor="rm")
+            last_label = middle
+    draw.rectangle([(margin, margin), (margin + cells.width, margin + cells.height)], outline=BORDER)
+    return picture

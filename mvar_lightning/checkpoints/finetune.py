@@ -1,0 +1,87 @@
+"""Starting a run from the weights of another model: MVAR (or any attention) from VAR, for example."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mvar_lightning.checkpoints.assign import on_meta
+from mvar_lightning.checkpoints.folder import open_checkpoint
+from mvar_lightning.checkpoints.official import MODEL_PLACES, import_transformer, read_state
+from mvar_lightning.checkpoints.sizes import attention_of, looks_like, pyramid_of, transformer_arguments
+from mvar_lightning.errors import UserError
+from mvar_lightning.transformer import NextScaleTransformer
+
+SIZES = ("scales", "vocab_size", "code_dim", "num_classes", "depth", "width", "heads")
+
+
+def load_initial_weights(model: NextScaleTransformer, path: str | Path) -> None:
+    """Initialize a model from another checkpoint, in place.
+
+    Sizes, blocks and history must be the same; the attention may be another, since it has no weights: MVAR, or any
+    strategy, starts from VAR. Markov-VAR does not: its blocks, positions and history are others.
+
+    Args:
+        model: the model to initialize, on any device.
+        path: a folder of `save`, a Lightning checkpoint, or a released file of the published models (its scales are
+            taken to be the model's).
+
+    Raises:
+        UserError: a checkpoint that does not fit; the message names what differs.
+    """
+    source = _source_model(model, Path(path))
+    differences = _differences(model.config, source.config)
+    if differences:
+        raise UserError(f"{path}: cannot start from these weights, the models differ: {'; '.join(differences)}")
+    model.load_state_dict(source.state_dict(), strict=True)
+
+
+def _source_model(model: NextScaleTransformer, path: Path) -> NextScaleTransformer:
+    if path.is_dir() or path.suffix == ".ckpt":
+        opened = open_checkpoint(path)
+        if opened.record.model is None:
+            raise UserError(f"{path}: a checkpoint of a tokenizer alone; it has no transformer to start from")
+        return opened.model()
+    return _released_model(model, path)
+
+
+def _released_model(model: NextScaleTransformer, path: Path) -> NextScaleTransformer:
+    """The model of a released file, on the scales of the model that it is for."""
+    if not path.exists():
+        raise UserError(f"{path}: no such checkpoint")
+    state = read_state(path, MODEL_PLACES)
+    looks = {"markov_var": "markov_var", "var or mvar": "mvar"}.get(looks_like(state) or "")
+    if looks is None:
+        raise UserError(f"{path}: looks like {looks_like(state) or 'no known model'}; give a transformer's weights")
+    pyramid = pyramid_of(state, model.pyramid.sides, str(path))
+    arguments = transformer_arguments(state, looks, pyramid, model.vocab_size, model.code_dim, str(path))
+    attention = attention_of(looks, pyramid, kernel_size=1, first_neighborhood_scale=None)
+    source = on_meta(lambda: NextScaleTransformer(**arguments, attention=attention))
+    differences = _differences(model.config, source.config)
+    if differences:
+        raise UserError(f"{path}: cannot start from these weights, the models differ: {'; '.join(differences)}")
+    return import_transformer(source, state, str(path))
+
+
+def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """What differs between two configurations and has weights, in words."""
+    told = []
+    if ours["blocks"] != theirs["blocks"]:
+        told.append(f"blocks ({_words(ours['blocks'])} here, {_words(theirs['blocks'])} there)")
+        if ours["blocks"]["class"] != theirs["blocks"]["class"]:
+            told.append("positions (VARBlocks learn them, LlamaBlocks rotate by them and embed the level)")
+    if _weighty(ours["history"]) != _weighty(theirs["history"]):
+        told.append(f"history ({_words(ours['history'])} here, {_words(theirs['history'])} there)")
+    told += [f"{name} ({ours[name]} here, {theirs[name]} there)" for name in SIZES if ours[name] != theirs[name]]
+    return told
+
+
+def _weighty(history: Mapping[str, Any]) -> dict[str, Any]:
+    """A history's configuration without what only sampling reads."""
+    return {name: value for name, value in history.items() if name != "conditional_class_when_guided"}
+
+
+def _words(config: Mapping[str, Any]) -> str:
+    arguments = ", ".join(f"{name}={value}" for name, value in config.items() if name != "class")
+    return f"{config['class']}({arguments})"

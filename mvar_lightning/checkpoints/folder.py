@@ -1,0 +1,175 @@
+"""The suite's own checkpoints: a folder (``config.json`` and safetensors), or what Lightning writes (``.ckpt``).
+
+A folder holds ``config.json``, ``tokenizer.safetensors`` and, unless it is of a tokenizer alone, ``model.safetensors``.
+Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mvar_lightning.checkpoints.assign import M, check_fit, fill, shapes_of
+from mvar_lightning.checkpoints.files import read_json, read_safetensors, read_torch, write_tensors
+from mvar_lightning.checkpoints.record import LIBRARY, Record
+from mvar_lightning.errors import UserError
+from mvar_lightning.tokenizer import MultiScaleTokenizer, fingerprint
+from mvar_lightning.transformer import NextScaleTransformer
+
+CONFIG, MODEL, TOKENIZER = "config.json", "model.safetensors", "tokenizer.safetensors"
+
+COMPILED = "_orig_mod."
+"""What ``torch.compile`` puts into the names of parameters."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint whose record is read and whose tensors are read when asked for."""
+
+    source: str
+    record: Record
+    parts: Mapping[str, Path | dict[str, Tensor]]
+
+    def tensors(self, part: str) -> dict[str, Tensor]:
+        found = self.parts[part]
+        return read_safetensors(found) if isinstance(found, Path) else found
+
+    def tokenizer(self) -> MultiScaleTokenizer:
+        """The tokenizer, checked against the recorded hash."""
+        tokenizer = _filled(
+            self.record.build_tokenizer(self.source), self.tensors("tokenizer"), self.source, "tokenizer"
+        )
+        found = fingerprint(tokenizer)
+        if found != self.record.tokenizer_hash:
+            raise UserError(
+                f"{self.source}: the tokenizer's weights and configuration have the hash {found[:12]}, the checkpoint "
+                f"was written with {self.record.tokenizer_hash[:12]}: one of its parts was changed since"
+            )
+        return tokenizer
+
+    def model(self) -> NextScaleTransformer:
+        """The transformer of a checkpoint that has one."""
+        return _filled(self.record.build_model(self.source), self.tensors("model"), self.source, "model")
+
+
+def save(path: str | Path, model: NextScaleTransformer | None, tokenizer: MultiScaleTokenizer) -> None:
+    """Write a checkpoint folder; it appears at ``path`` only once it is whole.
+
+    Args:
+        path: a new or empty folder, or an earlier checkpoint, which is replaced.
+        model: None saves a tokenizer alone.
+        tokenizer: the one that belongs to the model.
+
+    Raises:
+        UserError: model and tokenizer do not fit together, or ``path`` holds something else.
+    """
+    path = Path(path)
+    if model is not None:
+        check_pair(model, tokenizer)
+    _check_target(path)
+    record = Record(tokenizer.config, fingerprint(tokenizer), None if model is None else model.config)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".aside-", dir=path.parent) as aside:
+        new, old = Path(aside) / "new", Path(aside) / "old"
+        new.mkdir()
+        write_tensors(new / TOKENIZER, _state(tokenizer))
+        if model is not None:
+            write_tensors(new / MODEL, _state(model))
+        (new / CONFIG).write_text(json.dumps(record.as_plain(), indent=2) + "\n", encoding="utf-8")
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
+
+
+def load(
+    path: str | Path, device: str | torch.device = "cpu"
+) -> tuple[NextScaleTransformer | None, MultiScaleTokenizer]:
+    """Model (None in a checkpoint of a tokenizer alone) and tokenizer, in eval mode.
+
+    Args:
+        path: a folder that `save` wrote, or a Lightning checkpoint (``.ckpt``) of this suite. Where the run averaged
+            its weights (EMA), a Lightning checkpoint gives the averaged ones.
+        device: where to put them.
+
+    Raises:
+        UserError: no such checkpoint, a damaged or foreign one, one of another format version, or one whose weights
+            are not those its record tells.
+    """
+    opened = open_checkpoint(path)
+    model = None if opened.record.model is None else opened.model().to(device)
+    tokenizer = opened.tokenizer()
+    if model is not None:
+        check_pair(model, tokenizer)
+    return model, tokenizer.to(device)
+
+
+def load_tokenizer(path: str | Path) -> MultiScaleTokenizer:
+    """The tokenizer of any checkpoint that `load` takes. Raises `UserError` as `load`."""
+    return open_checkpoint(path).tokenizer()
+
+
+def open_checkpoint(path: str | Path) -> Opened:
+    """Read a checkpoint's record. Raises `UserError` where there is none."""
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such checkpoint")
+    return _open_folder(path) if path.is_dir() else _open_lightning(path)
+
+
+def check_pair(model: NextScaleTransformer, tokenizer: MultiScaleTokenizer) -> None:
+    """Raise `UserError` where a model does not speak a tokenizer's tokens."""
+    ours = {"scales": model.pyramid.sides, "vocab_size": model.vocab_size, "code_dim": model.code_dim}
+    theirs = {"scales": tokenizer.pyramid.sides, "vocab_size": tokenizer.vocab_size, "code_dim": tokenizer.code_dim}
+    for name, value in ours.items():
+        if value != theirs[name]:
+            raise UserError(f"{name}: the model has {value}, the tokenizer {theirs[name]}; they do not belong together")
+
+
+def _open_folder(path: Path) -> Opened:
+    if not (path / CONFIG).is_file():
+        raise UserError(f"{path}: not a checkpoint folder, it has no {CONFIG}")
+    record = Record.parse(read_json(path / CONFIG), str(path / CONFIG))
+    return Opened(str(path), record, {"tokenizer": path / TOKENIZER, "model": path / MODEL})
+
+
+def _open_lightning(path: Path) -> Opened:
+    content = read_torch(path)
+    if not isinstance(content, dict) or LIBRARY not in content or "state_dict" not in content:
+        raise UserError(
+            f"{path}: not a Lightning checkpoint of this suite (no {LIBRARY!r} and 'state_dict' in it); "
+            "released files come in with `mvar import`"
+        )
+    record = Record.parse(content[LIBRARY], str(path))
+    state = {key.replace(COMPILED, ""): tensor for key, tensor in content["state_dict"].items()}
+    parts = {part: _part(state, part) for part in ("tokenizer", "model")}
+    return Opened(str(path), record, parts)
+
+
+def _part(state: Mapping[str, Any], part: str) -> dict[str, Tensor]:
+    prefix = f"{part}."
+    return {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+
+
+def _filled(module: M, state: Mapping[str, Tensor], source: str, part: str) -> M:
+    check_fit(state, shapes_of(module), f"{source} ({part})")
+    return fill(module, state)
+
+
+def _state(module: nn.Module) -> dict[str, Tensor]:
+    return {key.replace(COMPILED, ""): tensor for key, tensor in module.state_dict().items()}
+
+
+def _check_target(path: Path) -> None:
+    if path.is_file():
+        raise UserError(f"{path}: is a file; give a folder for the checkpoint")
+    if path.is_dir() and any(path.iterdir()):
+        if not (path / CONFIG).is_file():
+            raise UserError(f"{path}: holds something else than a checkpoint; give a new or empty folder")
+        Record.parse(read_json(path / CONFIG), str(path / CONFIG))

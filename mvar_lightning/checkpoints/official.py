@@ -1,0 +1,190 @@
+"""Import of the published checkpoints (VAR, MVAR, Markov-VAR and their tokenizer) and export to their names.
+
+Released files are read as they are: flat, or inside a trainer's checkpoint. Sizes are read off the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mvar_lightning.attention import AdjacentAttention, FullAttention, SpatialAttention
+from mvar_lightning.checkpoints.assign import check_fit, fill, on_meta, shapes_of
+from mvar_lightning.checkpoints.buffers import check_derived, derived_buffers, derived_shapes
+from mvar_lightning.checkpoints.files import read_safetensors, read_torch, write_tensors, written_aside
+from mvar_lightning.checkpoints.key_maps import (
+    MARKOV_VAR_KEYS,
+    VAR_KEYS,
+    Table,
+    reference_shape,
+    rename_key,
+    to_reference,
+    tokenizer_keys,
+)
+from mvar_lightning.checkpoints.sizes import (
+    ARCHITECTURES,
+    attention_of,
+    check_architecture,
+    pyramid_of,
+    tokenizer_arguments,
+    transformer_arguments,
+)
+from mvar_lightning.errors import UserError
+from mvar_lightning.pyramid import ScalePyramid
+from mvar_lightning.tokenizer import MultiScaleTokenizer
+from mvar_lightning.transformer import LlamaBlocks, NextScaleTransformer, NoHistory, SlidingWindowHistory, VARBlocks
+
+HITS = "quantize.ema_vocab_hit_SV"
+
+MODEL_PLACES = ((), ("trainer", "var_wo_ddp"), ("trainer", "mvar_wo_ddp"), ("mvar_wo_ddp",), ("var_wo_ddp",))
+TOKENIZER_PLACES = ((), ("trainer", "vae_local"), ("vae_local",))
+"""Where the published files keep a state dict: the release itself, or what its trainer saves."""
+
+
+def import_official(
+    model_path: str | Path,
+    tokenizer_path: str | Path,
+    architecture: str,
+    patch_nums: Sequence[int] | None = None,
+    kernel_size: int = 7,
+    first_neighborhood_scale: int | None = None,
+) -> tuple[NextScaleTransformer, MultiScaleTokenizer]:
+    """The published model and tokenizer in float32, in eval mode.
+
+    Args:
+        model_path, tokenizer_path: released ``.pth`` files, or ``.safetensors`` with the same names.
+        architecture: ``var``, ``mvar`` or ``markov_var``.
+        patch_nums: side lengths of the scales; None is known for 680, 2240 and 9451 tokens.
+        kernel_size: MVAR's neighborhood (no weight tells it).
+        first_neighborhood_scale: MVAR's first scale with a neighborhood, counted from 0; None is the last but one.
+
+    Raises:
+        UserError: a file that cannot be read or holds code, is of another architecture, has names missing, unexpected
+            or of a wrong shape, or scales that do not fit the weights.
+    """
+    if architecture not in ARCHITECTURES:
+        raise UserError(f"architecture {architecture!r}: must be one of {', '.join(ARCHITECTURES)}")
+    state = read_state(model_path, MODEL_PLACES)
+    check_architecture(state, architecture, str(model_path))
+    pyramid = pyramid_of(state, patch_nums, str(model_path))
+    attention = attention_of(architecture, pyramid, kernel_size, first_neighborhood_scale)
+    tokenizer = import_tokenizer(tokenizer_path, pyramid)
+    arguments = transformer_arguments(
+        state, architecture, pyramid, tokenizer.vocab_size, tokenizer.code_dim, str(model_path)
+    )
+    model = on_meta(lambda: NextScaleTransformer(**arguments, attention=attention))
+    return import_transformer(model, state, str(model_path)), tokenizer
+
+
+def import_transformer(model: NextScaleTransformer, state: Mapping[str, Tensor], source: str) -> NextScaleTransformer:
+    """Fill a model on the meta device with a reference's weights."""
+    architecture, table = architecture_of(model), table_of(model)
+    derived = derived_shapes(model.pyramid, model.width, model.depth, architecture)
+    check_fit(state, {**_reference_shapes(model, table), **derived}, source, optional=derived)
+    check_derived(state, model.pyramid, architecture, source)
+    weights = {key: tensor for key, tensor in state.items() if key not in derived}
+    return fill(model, _to_ours(weights, table), dtype=torch.float32)
+
+
+def import_tokenizer(path: str | Path, pyramid: ScalePyramid) -> MultiScaleTokenizer:
+    """The published tokenizer in float32, in eval mode, on a pyramid of scales.
+
+    The file's running hit counts are of the scales it was trained on. As in the reference they are left out where
+    their number differs (the released tokenizer has 10, the 1024-pixel pyramid 14).
+
+    Raises:
+        UserError: as `import_official`.
+    """
+    state = dict(read_state(path, TOKENIZER_PLACES))
+    arguments = tokenizer_arguments(state, pyramid, str(path))
+    tokenizer = on_meta(lambda: MultiScaleTokenizer(**arguments))
+    if HITS in state and len(state[HITS]) != pyramid.num_scales:
+        del state[HITS]
+    table = tokenizer_keys(arguments["phi_layers"])
+    check_fit(state, _reference_shapes(tokenizer, table), str(path), optional=(HITS,))
+    return fill(tokenizer, _to_ours(state, table), dtype=torch.float32)
+
+
+def export_official(
+    model: NextScaleTransformer, tokenizer: MultiScaleTokenizer, model_path: str | Path, tokenizer_path: str | Path
+) -> None:
+    """Write model and tokenizer under the reference's names (flat, ``torch.save`` or ``.safetensors``).
+
+    Raises:
+        UserError: a model or tokenizer that the references do not have, or a folder that does not exist.
+    """
+    states = reference_state(model), tokenizer_reference_state(tokenizer)
+    with written_aside(model_path, tokenizer_path) as asides:
+        for aside, state in zip(asides, states, strict=True):
+            write_tensors(aside, state)
+
+
+def reference_state(model: NextScaleTransformer) -> dict[str, Tensor]:
+    """The reference's state dict of a model, derived buffers included.
+
+    Raises:
+        UserError: the references have no such model.
+    """
+    weights = to_reference(model.state_dict(), table_of(model))
+    renamed = {key: tensor.reshape(reference_shape(key, tensor.shape)) for key, tensor in weights.items()}
+    return renamed | derived_buffers(model.pyramid, model.width, model.depth, architecture_of(model))
+
+
+def tokenizer_reference_state(tokenizer: MultiScaleTokenizer) -> dict[str, Tensor]:
+    """The reference's state dict of a tokenizer. Raises `UserError` where the reference cannot express it."""
+    fixed = {"norm_groups": 32, "phi_ratio": 0.5}
+    for name, value in fixed.items():
+        if tokenizer.config[name] != value:
+            raise UserError(f"export: {name} {tokenizer.config[name]}: the published tokenizer has {value}")
+    return to_reference(tokenizer.state_dict(), tokenizer_keys(tokenizer.config["phi_layers"]))
+
+
+def architecture_of(model: NextScaleTransformer) -> str:
+    """Which published architecture a model is. Raises `UserError` where it is none of them."""
+    attention, history, blocks = model.strategy, model.history_design, model.block_design
+    if isinstance(blocks, VARBlocks) and isinstance(history, NoHistory):
+        if isinstance(attention, FullAttention):
+            return "var"
+        if isinstance(attention, (AdjacentAttention, SpatialAttention)):
+            return "mvar"
+    published = SlidingWindowHistory(3), SlidingWindowHistory(3, conditional_class_when_guided=True)
+    if isinstance(attention, AdjacentAttention) and history in published and _is_published_llama(blocks):
+        return "markov_var"
+    raise UserError(f"export: {attention!r} with {history!r} and {blocks!r} is none of the published models")
+
+
+def table_of(model: NextScaleTransformer) -> Table:
+    """The table of names for a model of a published architecture."""
+    return MARKOV_VAR_KEYS if architecture_of(model) == "markov_var" else VAR_KEYS
+
+
+def read_state(path: str | Path, places: Sequence[tuple[str, ...]]) -> Mapping[str, Tensor]:
+    """The state dict of a file, wherever in it the references keep it. Raises `UserError` where there is none."""
+    content: Any = read_safetensors(path) if Path(path).suffix == ".safetensors" else read_torch(path)
+    for place in places:
+        found = content
+        for part in place:
+            found = found.get(part) if isinstance(found, Mapping) else None
+        if isinstance(found, Mapping) and found and all(isinstance(value, Tensor) for value in found.values()):
+            return found
+    nested = ", ".join(".".join(place) for place in places if place)
+    raise UserError(f"{path}: holds no state dict, neither flat nor under {nested}; not a published checkpoint")
+
+
+def _is_published_llama(blocks: object) -> bool:
+    return isinstance(blocks, LlamaBlocks) and blocks == LlamaBlocks(qk_norm=blocks.qk_norm)
+
+
+def _reference_shapes(module: nn.Module, table: Table) -> dict[str, tuple[int, ...]]:
+    shapes = to_reference(shapes_of(module), table)
+    return {key: reference_shape(key, shape) for key, shape in shapes.items()}
+
+
+def _to_ours(state: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
+    names = {key: rename_key(key, table, "to_ours") for key in state}
+    assert all(names.values()), "names were checked before"
+    return {str(names[key]): tensor for key, tensor in state.items()}

@@ -1,0 +1,69 @@
+"""`mvar info`: what a checkpoint is, read from its record (no weights are loaded from a folder)."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add `info` to the parser of `mvar`."""
+    parser = subparsers.add_parser("info", help="architecture, sizes and tokenizer hash of a checkpoint")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint folder or a Lightning .ckpt")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the description."""
+    print(describe(args.checkpoint))
+    return 0
+
+
+def describe(path: str) -> str:
+    """A few aligned lines about a checkpoint. Raises `UserError` where there is none."""
+    from mvar_lightning.checkpoints.folder import open_checkpoint
+
+    opened = open_checkpoint(path)
+    lines = {"checkpoint": path, "kind": opened.record.kind}
+    if opened.record.model is not None:
+        lines |= _model_lines(opened.record.build_model(path))
+    lines |= _tokenizer_lines(opened.record.build_tokenizer(path))
+    lines["tokenizer hash"] = opened.record.tokenizer_hash
+    width = max(map(len, lines))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())
+
+
+def _model_lines(model: Any) -> dict[str, str]:
+    from mvar_lightning.checkpoints.official import architecture_of
+    from mvar_lightning.errors import UserError
+
+    try:
+        architecture = architecture_of(model)
+    except UserError:
+        architecture = "own (none of the published ones)"
+    pyramid = model.pyramid
+    return {
+        "architecture": architecture,
+        "attention": repr(model.strategy),
+        "history": repr(model.history_design),
+        "blocks": repr(model.block_design),
+        "depth": f"{model.depth} (width {model.width}, heads {model.heads})",
+        "scales": f"{pyramid} ({pyramid.num_tokens} tokens)",
+        "classes": str(model.num_classes),
+        "parameters": f"{_parameters(model):,}",
+    }
+
+
+def _tokenizer_lines(tokenizer: Any) -> dict[str, str]:
+    config = tokenizer.config
+    return {
+        "tokenizer": f"{tokenizer.image_size} x {tokenizer.image_size} pixels, {tokenizer.vocab_size} codes of length "
+        f"{tokenizer.code_dim}, scales {tokenizer.pyramid}",
+        "tokenizer sizes": f"channels {config['channels']} x {config['channel_multipliers']}, "
+        f"{config['num_res_blocks']} residual blocks, {config['phi_layers']} phi layers, "
+        f"{_parameters(tokenizer):,} parameters",
+    }
+
+
+def _parameters(module: Any) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

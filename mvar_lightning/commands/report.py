@@ -1,0 +1,83 @@
+"""What a finished run has come to: `metrics.json`, and a short table with the paths of everything it made."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mvar_lightning.commands.runs import Run, read_json, write_json
+
+if TYPE_CHECKING:
+    from mvar_lightning.commands.lightning_cli import SuiteCLI
+
+SHOWN = ("val/", "codebook/usage")
+
+
+def write_report(run: Run, cli: SuiteCLI, seconds: float) -> None:
+    """Write ``metrics.json``: last validation metrics, sizes, speed and memory of the run."""
+    module: Any = cli.model
+    trainer = cli.trainer
+    metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+    core = getattr(module, "model", module.tokenizer)
+    report = {
+        "recipe": str(run.recipe),
+        "overrides": list(run.overrides),
+        "steps": trainer.global_step,
+        "seconds": round(seconds, 1),
+        "parameters": sum(parameter.numel() for parameter in core.parameters()),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "metrics": metrics,
+    }
+    if hasattr(module, "model"):
+        report["attention"] = repr(module.model.strategy)
+        report["kv_cache_bytes_per_image"] = kv_cache_bytes(module.model)
+    write_json(run.metrics_file, report)
+
+
+def kv_cache_bytes(model: Any) -> int:
+    """Bytes of keys and values that sampling one unguided image holds, in the model's precision."""
+    return 2 * model.backend.plan.cache_tokens * model.width * model.depth * next(model.parameters()).element_size()
+
+
+def peak_memory_bytes() -> int:
+    """Peak memory of this process: the GPU's allocator where there is one, else the resident set."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    # kilobytes on Linux, bytes on macOS
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def print_report(run: Run) -> None:
+    """The table at the end of `mvar train`."""
+    from rich.console import Console
+    from rich.table import Table
+
+    report = read_json(run.metrics_file)
+    table = Table(title=str(run.recipe), show_header=False)
+    table.add_row("steps", f"{report['steps']:,} in {report['seconds']:.0f} s")
+    table.add_row("parameters", f"{report['parameters']:,}")
+    table.add_row("peak memory", f"{report['peak_memory_bytes'] / 2**20:,.0f} MiB")
+    for name, value in report["metrics"].items():
+        if name.startswith(SHOWN) and "_scale_" not in name:
+            table.add_row(name, f"{value:.4g}")
+    console = Console(width=100)
+    console.print(table)
+    for label, path in artifacts(run):
+        console.print(f"  {label:<12} {path}", highlight=False)
+
+
+def artifacts(run: Run) -> list[tuple[str, Path]]:
+    """Paths of what the run wrote, those that exist."""
+    named = [
+        ("samples", run.folder / "samples.png"),
+        ("reconstructions", run.folder / "reconstructions.png"),
+        ("metrics", run.metrics_file),
+        ("checkpoint", run.last_checkpoint),
+        ("weights", run.model_folder),
+        ("TensorBoard", run.folder / "tensorboard"),
+    ]
+    return [(label, path) for label, path in named if path.exists()]

@@ -1,0 +1,51 @@
+"""`mvar fit`, `mvar validate`, `mvar test`: one stage of one recipe, as Lightning runs it."""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mvar_lightning.errors import UserError
+
+STAGES = {
+    "fit": "train a recipe (--config FILE, overrides such as --model.depth=8)",
+    "validate": "validate a checkpoint under a recipe, with its metrics and pictures",
+    "test": "the same on the test stage",
+}
+
+
+def add_parser(subparsers: Any) -> None:
+    for stage, help_text in STAGES.items():
+        parser = subparsers.add_parser(stage, help=help_text, description=help_text)
+        parser.add_argument("--config", metavar="FILE", help="recipe (YAML)")
+        parser.add_argument("--ckpt-path", metavar="FILE", help="Lightning checkpoint to resume from or to evaluate")
+        parser.add_argument("--run-folder", metavar="DIR", help="where to write (default: runs/ and the recipe's name)")
+        parser.add_argument("--options", action="store_true", help="list everything a recipe can set")
+        parser.set_defaults(run=partial(run_stage, stage), takes_overrides=True)
+
+
+def run_stage(stage: str, arguments: argparse.Namespace) -> int:
+    from mvar_lightning.commands.lightning_cli import SuiteCLI
+    from mvar_lightning.commands.runs import run_of
+
+    if arguments.options:
+        SuiteCLI([*_config(arguments), "--help"], Path("runs"))
+        return 0
+    if arguments.config is None:
+        raise UserError(f"mvar {stage}: --config is missing; name a recipe, for example recipes/var/digits.yaml")
+    checkpoint = arguments.ckpt_path
+    if stage != "fit" and checkpoint is None:
+        raise UserError(f"mvar {stage}: --ckpt-path is missing; name the checkpoint to evaluate")
+    if checkpoint is not None and not Path(checkpoint).is_file():
+        raise UserError(f"checkpoint {checkpoint}: no such file")
+    run = run_of(arguments.config, arguments.overrides, arguments.run_folder)
+    cli = SuiteCLI(["--config", arguments.config, *arguments.overrides], run.folder)
+    stage_of = {"fit": cli.trainer.fit, "validate": cli.trainer.validate, "test": cli.trainer.test}
+    stage_of[stage](cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+    return 0
+
+
+def _config(arguments: argparse.Namespace) -> list[str]:
+    return ["--config", arguments.config] if arguments.config else []

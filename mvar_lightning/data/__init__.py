@@ -1,0 +1,1 @@
+"""Images to WebDataset shards, and shards to batches."""

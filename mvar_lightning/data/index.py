@@ -1,0 +1,164 @@
+"""What a shard folder holds: `index.json` with counts, sizes, checksums and class names.
+
+Layout: DST/train/000000.tar ..., DST/val/000000.tar ..., DST/index.json. The index is written last, so a folder with
+an index is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mvar_lightning.errors import UserError
+
+INDEX_NAME = "index.json"
+FORMAT = "mvar-shards-1"
+# A name is joined to the folder and opened, so it may neither leave the folder nor carry a scheme such as pipe:
+_SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*\.tar")
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One tar file: `name` relative to the shard folder, `bytes` of the file."""
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SplitIndex:
+    shards: tuple[ShardInfo, ...]
+
+    @property
+    def samples(self) -> int:
+        return sum(shard.samples for shard in self.shards)
+
+    @property
+    def bytes(self) -> int:
+        return sum(shard.bytes for shard in self.shards)
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    class_names: tuple[str, ...]
+    splits: dict[str, SplitIndex]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def split(self, name: str) -> SplitIndex:
+        return self.splits.get(name, SplitIndex(()))
+
+    def to_json(self) -> str:
+        splits = {
+            name: {"samples": split.samples, "bytes": split.bytes, "shards": [asdict(shard) for shard in split.shards]}
+            for name, split in self.splits.items()
+        }
+        content = {"format": FORMAT, "class_names": list(self.class_names), "splits": splits}
+        return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, content: Any) -> ShardIndex:
+        """Raises KeyError, TypeError or ValueError where the content is not an index."""
+        if content["format"] != FORMAT:
+            raise ValueError(f"format {content['format']!r} is not {FORMAT!r}")
+        names = tuple(str(name) for name in content["class_names"])
+        splits = {name: SplitIndex(tuple(_shards(split["shards"]))) for name, split in content["splits"].items()}
+        if not names:
+            raise ValueError("no class names")
+        return cls(names, splits)
+
+
+def _shards(rows: Any) -> Iterator[ShardInfo]:
+    for row in rows:
+        shard = ShardInfo(str(row["name"]), int(row["samples"]), int(row["bytes"]), str(row["sha256"]))
+        if not _SAFE_NAME.fullmatch(shard.name) or shard.samples < 1:
+            raise ValueError(f"shard {shard.name!r} with {shard.samples} samples is not a shard of this folder")
+        yield shard
+
+
+def read_index(folder: str | Path) -> ShardIndex:
+    """Index of a shard folder. Raises UserError when the folder, the index or its content is missing or wrong."""
+    path = Path(folder) / INDEX_NAME
+    try:
+        return ShardIndex.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise UserError(_no_index(Path(folder))) from None
+    except OSError as error:
+        raise UserError(f"shard index {path}: cannot be read ({error.strerror})") from None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"shard index {path}: not a valid index ({reason}); {_REMAKE}") from None
+
+
+_REMAKE = "make the shards anew with `mvar shards make SRC DST`"
+
+
+def _no_index(folder: Path) -> str:
+    if not folder.exists():
+        return f"data folder {folder}: does not exist; make it with `mvar shards make SRC {folder}`"
+    if not folder.is_dir():
+        return f"data folder {folder}: is a file; give the folder that `mvar shards make SRC DST` wrote"
+    if not any(folder.iterdir()):
+        return f"data folder {folder}: is empty; fill it with `mvar shards make SRC {folder}`"
+    return f"data folder {folder}: has no {INDEX_NAME}; if it holds images, run `mvar shards make {folder} DST`"
+
+
+def check(folder: str | Path) -> list[str]:
+    """Compare shards with the index: one line for each that is missing, damaged or not listed; empty when sound."""
+    folder = Path(folder)
+    index = read_index(folder)
+    listed = {shard.name for split in index.splits.values() for shard in split.shards}
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*.tar")}
+    problems = [
+        problem
+        for split in index.splits.values()
+        for shard in split.shards
+        if (problem := _problem(folder / shard.name, shard))
+    ]
+    return problems + [f"{name}: not in {INDEX_NAME}" for name in sorted(found - listed)]
+
+
+def _problem(path: Path, shard: ShardInfo) -> str | None:
+    if problem := presence_problem(path, shard):
+        return problem
+    if sha256_of(path) != shard.sha256:
+        return f"{shard.name}: damaged (its content does not match the checksum in {INDEX_NAME})"
+    samples = count_samples(path)
+    if samples != shard.samples:
+        return f"{shard.name}: {samples} samples instead of {shard.samples}"
+    return None
+
+
+def presence_problem(path: Path, shard: ShardInfo) -> str | None:
+    """The check that costs nothing: is the file there, and as long as it should be?"""
+    if not path.is_file():
+        return f"{shard.name}: missing"
+    size = path.stat().st_size
+    if size != shard.bytes:
+        return f"{shard.name}: {size} bytes instead of {shard.bytes} (cut off or replaced)"
+    return None
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def count_samples(path: Path) -> int:
+    """Labels in a tar file; -1 when it cannot be read to its end."""
+    import tarfile
+
+    try:
+        with tarfile.open(path) as tar:
+            return sum(member.name.endswith(".cls") for member in tar)
+    except (tarfile.TarError, OSError):
+        return -1

@@ -1,0 +1,89 @@
+"""The loader around a stream: worker processes, a length, and a position that checkpoints keep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from mvar_lightning.data.streaming import Batch, Failure, ShardStream, TrainStream
+from mvar_lightning.errors import UserError
+
+
+class StreamLoader:
+    """Iterates a stream's batches, over worker processes or in this one, and knows their number."""
+
+    def __init__(self, stream: ShardStream, num_workers: int, pin_memory: bool = False) -> None:
+        if num_workers < 0:
+            raise UserError(f"num_workers {num_workers}: must be 0 (load in the main process) or more")
+        self.stream = stream
+        self.num_workers = num_workers
+        self._loader = DataLoader(
+            stream,
+            batch_size=None,  # the stream makes the batches
+            num_workers=num_workers,
+            collate_fn=_as_it_is,
+            persistent_workers=num_workers > 0,
+            pin_memory=pin_memory,
+        )
+
+    @property
+    def batch_size(self) -> int:
+        return self.stream.config.batch_size
+
+    def __len__(self) -> int:
+        return self.stream.num_batches(max(1, self.num_workers))
+
+    def __iter__(self) -> Iterator[Batch]:
+        # Not a generator: worker processes start here, and with them the next epoch's first batches.
+        return self._unwrapped(iter(self._loader))
+
+    def _unwrapped(self, batches: Iterator[Any]) -> Iterator[Batch]:
+        for batch in batches:
+            if isinstance(batch, Failure):
+                raise UserError(batch.message)
+            yield batch
+
+
+class TrainLoader(StreamLoader):
+    """Each pass is the next epoch. `state_dict` is the place of the next batch, so that a resumed run goes on with
+    the batch that an uninterrupted one would have had (same ranks and workers)."""
+
+    stream: TrainStream
+
+    def __init__(self, stream: TrainStream, num_workers: int, pin_memory: bool = False, epoch: int = 0) -> None:
+        super().__init__(stream, num_workers, pin_memory)
+        self.epoch = epoch
+        self.batch = 0
+        self._drawn = False  # whether the pass under way has given a batch
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._drawn and self.batch:  # a pass was left early
+            self._next_epoch()
+        self._drawn = False
+        self.stream.position[0], self.stream.position[1] = self.epoch, self.batch
+        return self._counted(super().__iter__())
+
+    def _counted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            self._drawn = True
+            self.batch += 1
+            if self.batch >= self.stream.epoch_batches:
+                self._next_epoch()
+            yield batch
+
+    def _next_epoch(self) -> None:
+        self.epoch += 1
+        self.batch = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "batch": self.batch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch, self.batch = int(state["epoch"]), int(state["batch"])
+        self._drawn = False
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,119 @@
+"""Where images come from before they are shards: a folder with one subfolder for each class."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from mvar_lightning.data.images import SUFFIXES
+from mvar_lightning.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image still outside a shard: `load` returns the encoded bytes, `name` is what errors call it."""
+
+    name: str
+    label: int
+    load: Callable[[], bytes]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Everything that a shard folder is made from."""
+
+    class_names: tuple[str, ...]
+    train: tuple[Example, ...]
+    val: tuple[Example, ...]
+
+
+def scan_folder(folder: str | Path, val_fraction: float = 0.1, seed: int = 0) -> Source:
+    """Images of FOLDER/CLASS/..., split by class with a fixed seed, or of FOLDER/train/CLASS and FOLDER/val/CLASS.
+
+    The order of files on the disk does not matter. Raises UserError when there is nothing to read.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"image folder {folder}: does not exist or is not a folder; give one with a subfolder a class")
+    subfolders = [path.name for path in _subfolders(folder)]
+    if set(subfolders) == {"train", "val"}:
+        return _scan_given_splits(folder)
+    files = _files_by_class(folder)
+    if not 0 < val_fraction < 1:
+        raise UserError(f"validation fraction {val_fraction}: must lie between 0 and 1, for instance 0.1")
+    names = tuple(files)
+    parts = [split_class(paths, val_fraction, f"{seed}/{name}") for name, paths in files.items()]
+    train = [_example(path, label) for label, (kept, _) in enumerate(parts) for path in kept]
+    val = [_example(path, label) for label, (_, held) in enumerate(parts) for path in held]
+    if not val:
+        raise UserError(f"image folder {folder}: each class has one image, so none is left for validation; add images")
+    return Source(names, tuple(train), tuple(val))
+
+
+def split_class(items: Sequence[T], val_fraction: float, seed: str) -> tuple[list[T], list[T]]:
+    """(train, validation) of one class: a seeded draw, at least one for validation where there are two."""
+    held = min(max(1, round(val_fraction * len(items))), len(items) - 1)
+    chosen = set(random.Random(seed).sample(range(len(items)), held))
+    train = [item for number, item in enumerate(items) if number not in chosen]
+    return train, [item for number, item in enumerate(items) if number in chosen]
+
+
+def _scan_given_splits(folder: Path) -> Source:
+    train, val = _files_by_class(folder / "train"), _files_by_class(folder / "val")
+    unknown = sorted(set(val) - set(train))
+    if unknown:
+        raise UserError(f"class {unknown[0]!r}: is in {folder / 'val'} but not in {folder / 'train'}")
+    names = tuple(train)
+    label_of = {name: label for label, name in enumerate(names)}
+    examples = [
+        tuple(_example(path, label_of[name]) for name, paths in files.items() for path in paths)
+        for files in (train, val)
+    ]
+    return Source(names, *examples)
+
+
+def _files_by_class(folder: Path) -> dict[str, list[Path]]:
+    classes = _subfolders(folder)
+    if not classes:
+        hint = "it holds files only" if any(folder.iterdir()) else "it is empty"
+        raise UserError(f"image folder {folder}: no class folders ({hint}); put images into {folder}/CLASS/")
+    files = {path.name: _images(path) for path in classes}
+    empty = [name for name, paths in files.items() if not paths]
+    if len(empty) == len(files):
+        raise UserError(f"image folder {folder}: no images in its class folders (looked for {', '.join(SUFFIXES)})")
+    if empty:
+        raise UserError(f"class folder {folder / empty[0]}: no images in it; add some or remove the folder")
+    return files
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted((path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."), key=lambda p: p.name)
+
+
+def _images(folder: Path) -> list[Path]:
+    """All images below a folder, in an order that depends on their names alone."""
+    found = [
+        Path(root, name)
+        for root, _, names in os.walk(folder)
+        for name in names
+        if name[0] != "." and name.rpartition(".")[2].lower() in SUFFIXES
+    ]
+    return sorted(found, key=lambda path: path.as_posix())
+
+
+def _example(path: Path, label: int) -> Example:
+    return Example(str(path), label, partial(read_bytes, path))
+
+
+def read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"image {path}: cannot be read ({error.strerror})") from None

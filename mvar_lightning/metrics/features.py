@@ -1,0 +1,152 @@
+"""The feature axis: what turns images into the vectors whose statistics a Frechet distance compares.
+
+B batch, F features, HW pixels. Every extractor takes float images in [0, 1] and gives float32 features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mvar_lightning.errors import UserError
+from mvar_lightning.metrics.classifier import DatasetClassifier, load_classifier
+
+INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+INCEPTION_ADDRESS = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
+
+
+class FeatureExtractor(nn.Module):
+    """Images to feature vectors. Frozen, always in evaluation mode, never under autocast.
+
+    ``name`` goes into the names of the metrics (``fid_<name>``), so that numbers of different features
+    cannot be confused; ``num_features`` is F.
+    """
+
+    name: str
+    num_features: int
+
+    def __init__(self, name: str, num_features: int) -> None:
+        super().__init__()
+        self.name = name
+        self.num_features = num_features
+
+    def train(self, mode: bool = True) -> FeatureExtractor:
+        """Stays in evaluation mode, whatever is asked."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, image_B3HW: Tensor) -> Tensor:
+        """(B, 3, H, W) floats in [0, 1] -> (B, F) float32."""
+        with torch.autocast(image_B3HW.device.type, enabled=False):
+            return self.extract(image_B3HW.float()).float().flatten(1)
+
+    @abstractmethod
+    def extract(self, image_B3HW: Tensor) -> Tensor:
+        """The features themselves; called without gradient and outside autocast."""
+
+
+class ClassifierFeatures(FeatureExtractor):
+    """Penultimate features of a classifier trained on the data set at hand; see ``classifier.py``.
+
+    Numbers are comparable only between runs that share the classifier's file. They say nothing beside published FIDs.
+    """
+
+    def __init__(self, classifier: DatasetClassifier | str) -> None:
+        model = classifier if isinstance(classifier, DatasetClassifier) else load_classifier(Path(classifier))
+        super().__init__("classifier", model.num_features)
+        self.classifier = model.requires_grad_(False).eval()
+
+    def extract(self, image_B3HW: Tensor) -> Tensor:
+        return self.classifier.features(image_B3HW)
+
+
+class TorchScriptFeatures(FeatureExtractor):
+    """Features of a TorchScript file: any network that maps (B, 3, H, W) to (B, F).
+
+    TorchScript is a program: loading the file runs code of whoever wrote it, so use files you trust.
+
+    Args:
+        path: the file, as written by ``torch.jit.save``.
+        name: goes into the metric names; the file's stem if not given.
+        size: images are resized to size x size first (bilinear, antialiased); unchanged if not given.
+        as_bytes: feed numbers 0 ... 255 (as floats) instead of [0, 1].
+    """
+
+    def __init__(self, path: str, name: str | None = None, size: int | None = None, as_bytes: bool = False) -> None:
+        file = Path(path)
+        if not file.is_file():
+            raise UserError(f"feature file {path}: no such file; give a TorchScript file written by torch.jit.save")
+        try:
+            network = torch.jit.load(str(file), map_location="cpu").eval()
+        except RuntimeError as error:
+            raise UserError(f"feature file {path}: not a TorchScript file; write it with torch.jit.save") from error
+        self_size, scale = size, 255.0 if as_bytes else 1.0
+        probe = torch.zeros(2, 3, size or 64, size or 64)
+        with torch.no_grad():
+            features: Any = network(probe)
+        if not isinstance(features, Tensor) or features.shape[0] != 2:
+            raise UserError(
+                f"feature file {path}: maps two images to {_describe(features)}; it must give (2, features)"
+            )
+        super().__init__(name or file.stem, features.flatten(1).shape[1])
+        self.network, self.size, self.scale = network, self_size, scale
+
+    def extract(self, image_B3HW: Tensor) -> Tensor:
+        if self.size is not None:
+            shape = (self.size, self.size)
+            image_B3HW = F.interpolate(image_B3HW, shape, mode="bilinear", antialias=True).clamp(0, 1)
+        return self.network(image_B3HW * self.scale)
+
+
+class InceptionFeatures(FeatureExtractor):
+    """The 2048 pool features of Inception v3 behind published FIDs, through torch-fidelity (the extra ``[fid]``).
+
+    The resize is torch-fidelity's imitation of TensorFlow 1 (bilinear, no antialiasing), as in published numbers.
+
+    Args:
+        path: the weights' file; nothing is downloaded.
+    """
+
+    def __init__(self, path: str) -> None:
+        file = Path(path)
+        if not file.is_file():
+            raise UserError(
+                f"Inception weights {path}: no such file; download {INCEPTION_FILE} from {INCEPTION_ADDRESS}"
+            )
+        expected = INCEPTION_FILE.removesuffix(".pth").rpartition("-")[2]
+        found = _sha256(file)
+        if not found.startswith(expected):
+            raise UserError(
+                f"Inception weights {path}: SHA-256 starts with {found[:8]}, not {expected}; "
+                f"download {INCEPTION_FILE} again from {INCEPTION_ADDRESS}"
+            )
+        try:
+            inception = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
+        except ImportError as error:
+            raise UserError(
+                'Inception features need torch-fidelity: pip install "mvar-lightning[fid]", '
+                "or use ClassifierFeatures or TorchScriptFeatures"
+            ) from error
+        super().__init__("inception", 2048)
+        self.network = inception.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(file))
+        self.network.requires_grad_(False).eval()
+
+    def extract(self, image_B3HW: Tensor) -> Tensor:
+        bytes_B3HW = image_B3HW.mul(255).round().clamp(0, 255).to(torch.uint8)
+        return self.network(bytes_B3HW)[0]
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _describe(value: object) -> str:
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,80 @@
+"""Frechet distance between two sets of images: torchmetrics' FID with any feature extractor.
+
+B batch, F features, HW pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from mvar_lightning.errors import UserError
+from mvar_lightning.metrics.features import FeatureExtractor
+
+
+def as_saved(image_B3HW: Tensor) -> Tensor:
+    """Images in [0, 1] rounded to the 256 levels of a PNG, still floats in [0, 1].
+
+    Published FIDs are of saved files; rounding here (once, to nearest) keeps live numbers equal to those of the files.
+    """
+    return image_B3HW.float().clamp(0, 1).mul(255).round().div(255)
+
+
+class _Float64Features(nn.Module):
+    """The extractor as torchmetrics wants it. Float64 features make ``compute`` answer in float64 too."""
+
+    def __init__(self, extractor: FeatureExtractor) -> None:
+        super().__init__()
+        self.extractor = extractor
+        self.num_features = extractor.num_features
+
+    def forward(self, image_B3HW: Tensor) -> Tensor:
+        return self.extractor(image_B3HW).double()
+
+
+class FrechetDistance:
+    """Frechet distance of generated images to real ones, with the real statistics kept between measurements.
+
+    ``normalize`` and ``antialias`` of torchmetrics touch only its built-in Inception network, which is not used here:
+    images reach the extractor as floats in [0, 1], rounded to PNG levels. Moments are float64 sums, reduced over
+    ranks when ``compute`` is called (on every rank). The metric hangs on no module: it is in no state dict and
+    no weight average sees it.
+    """
+
+    def __init__(self, extractor: FeatureExtractor) -> None:
+        self.extractor = extractor
+        self._metric = FrechetInceptionDistance(feature=_Float64Features(extractor), reset_real_features=False)
+        # torchmetrics notes the dtype at the first update; a rank without images has none and needs it all the same
+        self._metric.orig_dtype = torch.float64
+        self._counts = {True: 0, False: 0}
+
+    def to(self, device: torch.device | str) -> FrechetDistance:
+        self._metric.to(device)
+        return self
+
+    def update(self, image_B3HW: Tensor, real: bool) -> None:
+        """Add images in [0, 1] to the real or to the generated set."""
+        self._metric.update(as_saved(image_B3HW), real=real)
+        self._counts[real] += image_B3HW.shape[0]
+
+    def count(self, real: bool) -> int:
+        """Images that this rank has added to one of the sets."""
+        return self._counts[real]
+
+    def compute(self) -> float:
+        """The distance, over the images of all ranks."""
+        try:
+            return max(float(self._metric.compute()), 0.0)
+        except RuntimeError as error:
+            if "More than one sample" not in str(error):
+                raise
+            raise UserError(
+                "Frechet distance: needs at least two real and two generated images; raise num_images or the batch size"
+            ) from error
+
+    def reset_generated(self) -> None:
+        """Forget the generated images; the real ones stay."""
+        self._metric.reset()
+        self._metric.orig_dtype = torch.float64
+        self._counts[False] = 0

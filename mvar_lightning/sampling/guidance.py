@@ -1,0 +1,157 @@
+"""Classifier-free guidance: schedules over the scales, and the rows that a schedule needs.
+
+Guided logits are (1 + t) conditional - t unconditional, with one strength t for each scale (VAR, `models/var.py`).
+
+B images, R rows (B, or 2B while the unconditional half is run), l tokens of one scale, K scales, V vocabulary,
+Z code dim.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from mvar_lightning.axis import AxisMember
+from mvar_lightning.errors import UserError
+from mvar_lightning.transformer import NextScaleTransformer
+
+
+class GuidanceSchedule(AxisMember, ABC):
+    """How strong guidance is at each scale."""
+
+    cfg: float
+
+    @abstractmethod
+    def strength(self, scale: int, num_scales: int) -> float:
+        """t at ``scale`` (counted from 0); 0 is no guidance."""
+
+    def check(self, num_scales: int) -> None:
+        """Raise `UserError` where this schedule does not fit a pyramid of so many scales."""
+
+
+class LinearGuidance(GuidanceSchedule):
+    """t = cfg k / (K - 1): none at the first scale, ``cfg`` at the last (VAR, MVAR, Markov-VAR)."""
+
+    def __init__(self, cfg: float = 1.5) -> None:
+        self.cfg = _checked(cfg)
+
+    def strength(self, scale: int, num_scales: int) -> float:
+        return self.cfg * scale / max(1, num_scales - 1)
+
+
+class ConstantGuidance(GuidanceSchedule):
+    """t = cfg at every scale."""
+
+    def __init__(self, cfg: float = 1.5) -> None:
+        self.cfg = _checked(cfg)
+
+    def strength(self, scale: int, num_scales: int) -> float:
+        return self.cfg
+
+
+class CutoffGuidance(GuidanceSchedule):
+    """Guidance in a range of scales only; after it the unconditional half is not computed any more.
+
+    Args:
+        cfg: its strength.
+        first_scale, last_scale: both guided, counted from 0; None means the pyramid's last.
+        linear: inside the range, grow as `LinearGuidance` does, or else be ``cfg`` throughout.
+    """
+
+    def __init__(
+        self, cfg: float = 1.5, first_scale: int = 0, last_scale: int | None = None, linear: bool = True
+    ) -> None:
+        if first_scale < 0 or (last_scale is not None and last_scale < first_scale):
+            raise UserError(
+                f"CutoffGuidance: first_scale={first_scale}, last_scale={last_scale}; "
+                "scales are counted from 0, and the last must not come before the first"
+            )
+        self.cfg = _checked(cfg)
+        self.first_scale = first_scale
+        self.last_scale = last_scale
+        self.linear = linear
+
+    def strength(self, scale: int, num_scales: int) -> float:
+        last = num_scales - 1 if self.last_scale is None else self.last_scale
+        if not self.first_scale <= scale <= last:
+            return 0.0
+        return LinearGuidance(self.cfg).strength(scale, num_scales) if self.linear else self.cfg
+
+    def check(self, num_scales: int) -> None:
+        for name in ("first_scale", "last_scale"):
+            scale = getattr(self, name)
+            if scale is not None and scale >= num_scales:
+                raise UserError(f"CutoffGuidance: {name}={scale}; the model has scales 0 to {num_scales - 1}")
+
+
+def as_schedule(cfg: float | GuidanceSchedule | None) -> GuidanceSchedule:
+    """A number is the published linear schedule; None and 0 switch guidance off."""
+    return cfg if isinstance(cfg, GuidanceSchedule) else LinearGuidance(0.0 if cfg is None else cfg)
+
+
+def unconditional_scales(strengths: list[float], crosses_scales: bool) -> range:
+    """The scales at which the unconditional rows are run.
+
+    They end where guidance ends. Where keys are read across scales they begin with the first scale, or the keys
+    would be missing later; else with the first guided scale.
+    """
+    guided = [scale for scale, strength in enumerate(strengths) if strength != 0]
+    if not guided:
+        return range(0)
+    # to spare one small scale is not worth a second start (its modulations are a third of the weights)
+    first = 0 if crosses_scales or guided[0] <= 1 else guided[0]
+    return range(first, guided[-1] + 1)
+
+
+class GuidedRows:
+    """Runs the conditional rows and, while guidance needs them, as many unconditional ones below them.
+
+    Args:
+        label_B: int64, the model's "no class" (index num_classes) allowed.
+        schedule: 0 everywhere runs B rows throughout.
+    """
+
+    def __init__(self, model: NextScaleTransformer, label_B: Tensor, schedule: GuidanceSchedule) -> None:
+        num_scales = model.pyramid.num_scales
+        schedule.check(num_scales)
+        self.model = model
+        self.label_B = label_B
+        self.strengths = [schedule.strength(scale, num_scales) for scale in range(num_scales)]
+        self.unconditional = unconditional_scales(self.strengths, model.backend.plan.crosses_scales)
+        self.state = model.begin(self._labels(0), images=len(label_B))
+
+    def step(self, scale: int, x_BlZ: Tensor | None) -> Tensor:
+        """Guided logits of ``scale``, float32 (B, l, V)."""
+        self._fit_rows(scale)
+        logits_RlV = self.model.step(self.state, scale, x_BlZ)
+        images, strength = len(self.label_B), self.strengths[scale]
+        logits_BlV = logits_RlV[:images]
+        if strength == 0:
+            return logits_BlV
+        # in place: these are the largest tensors of sampling, and nobody else holds them
+        return logits_BlV.mul_(1 + strength).sub_(logits_RlV[images:], alpha=strength)
+
+    def _labels(self, scale: int) -> Tensor:
+        if scale not in self.unconditional:
+            return self.label_B
+        return torch.cat([self.label_B, torch.full_like(self.label_B, self.model.num_classes)])
+
+    def _fit_rows(self, scale: int) -> None:
+        """Take up the unconditional rows, or drop them, where their range begins or ends."""
+        if scale == 0 or not self.unconditional:
+            return
+        if scale == self.unconditional.start:
+            history = self.state.history  # it is of images, not of rows, so it serves both halves
+            self.state = self.model.begin(self._labels(scale), images=len(self.label_B))
+            self.state.history = history
+        elif scale == self.unconditional.stop:
+            self.state.keep_rows(len(self.label_B))
+
+
+def _checked(cfg: float) -> float:
+    if not (math.isfinite(cfg) and cfg >= 0):
+        raise UserError(f"cfg {cfg}: must be 0 (no guidance) or a positive number (published: 1.5)")
+    return float(cfg)

@@ -1,0 +1,209 @@
+"""Convolutional encoder and decoder of the tokenizer: image <-> latent map.
+
+The architecture is the f16 autoencoder of taming-transformers in the form that VAR uses (``models/basic_vae.py`` of the
+reference): residual blocks with group normalization, one halving of the map per level, attention at the lowest level
+and in the middle.
+
+Shapes: B batch, C width, Z code dim, HW pixels, hw latent map; n tokens of an attention map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mvar_lightning.errors import UserError
+
+NORM_EPS = 1e-6
+
+
+def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
+    """A 3x3 convolution that keeps the map's size."""
+    return nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
+
+
+class ResidualBlock(nn.Module):
+    """Two normalized 3x3 convolutions beside a shortcut (1x1 where the width changes)."""
+
+    def __init__(self, in_channels: int, out_channels: int, norm_groups: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(norm_groups, in_channels, eps=NORM_EPS)
+        self.conv1 = conv3x3(in_channels, out_channels)
+        self.norm2 = nn.GroupNorm(norm_groups, out_channels, eps=NORM_EPS)
+        self.conv2 = conv3x3(out_channels, out_channels)
+        same_width = in_channels == out_channels
+        self.shortcut = nn.Identity() if same_width else nn.Conv2d(in_channels, out_channels, kernel_size=1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        h_BCHW = self.conv1(F.silu(self.norm1(x_BCHW)))
+        h_BCHW = self.conv2(F.silu(self.norm2(h_BCHW)))
+        return self.shortcut(x_BCHW) + h_BCHW
+
+
+class AttentionBlock(nn.Module):
+    """Single-head self-attention over all positions of the map, with a residual connection."""
+
+    def __init__(self, channels: int, norm_groups: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(norm_groups, channels, eps=NORM_EPS)
+        self.qkv = nn.Conv2d(channels, 3 * channels, kernel_size=1)
+        self.proj = nn.Conv2d(channels, channels, kernel_size=1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        qkv_Bn3C = self.qkv(self.norm(x_BCHW)).flatten(2).transpose(1, 2).contiguous()
+        q_B1nC, k_B1nC, v_B1nC = qkv_Bn3C.unsqueeze(1).chunk(3, dim=-1)
+        out_B1nC = F.scaled_dot_product_attention(q_B1nC, k_B1nC, v_B1nC)
+        out_BCHW = out_B1nC.squeeze(1).transpose(1, 2).reshape(x_BCHW.shape)
+        return x_BCHW + self.proj(out_BCHW)
+
+
+class Downsample(nn.Module):
+    """Halve the map: stride-2 convolution, padded at the right and bottom only."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, kernel_size=3, stride=2)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.conv(F.pad(x_BCHW, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Double the map: nearest neighbor, then a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = conv3x3(channels, channels)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x_BCHW, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """Residual blocks at one resolution, each followed by attention at the lowest, then a change of resolution."""
+
+    def __init__(
+        self, in_channels: int, channels: int, num_blocks: int, attend: bool, resample: nn.Module, norm_groups: int
+    ) -> None:
+        super().__init__()
+        widths = [in_channels] + [channels] * num_blocks
+        self.blocks = nn.ModuleList(ResidualBlock(a, b, norm_groups) for a, b in pairwise(widths))
+        self.attentions = nn.ModuleList(
+            AttentionBlock(channels, norm_groups) if attend else nn.Identity() for _ in range(num_blocks)
+        )
+        self.resample = resample
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        for block, attention in zip(self.blocks, self.attentions, strict=True):
+            x_BCHW = attention(block(x_BCHW))
+        return self.resample(x_BCHW)
+
+
+class Middle(nn.Module):
+    """Block, attention, block at the latent's resolution."""
+
+    def __init__(self, channels: int, norm_groups: int) -> None:
+        super().__init__()
+        self.block1 = ResidualBlock(channels, channels, norm_groups)
+        self.attention = AttentionBlock(channels, norm_groups)
+        self.block2 = ResidualBlock(channels, channels, norm_groups)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.block2(self.attention(self.block1(x_BCHW)))
+
+
+class Encoder(nn.Module):
+    """Image (B, 3, HW) -> latent map (B, Z, hw), smaller by 2 ** (levels - 1); level 0 is the finest."""
+
+    def __init__(
+        self,
+        code_dim: int,
+        channels: int,
+        channel_multipliers: Sequence[int],
+        num_res_blocks: int,
+        norm_groups: int = 32,
+    ) -> None:
+        super().__init__()
+        widths = level_widths(channels, channel_multipliers, norm_groups)
+        last = len(widths) - 1
+        self.conv_in = conv3x3(3, channels)
+        self.levels = nn.ModuleList(
+            Level(
+                in_channels=before,
+                channels=width,
+                num_blocks=num_res_blocks,
+                attend=i == last,
+                resample=nn.Identity() if i == last else Downsample(width),
+                norm_groups=norm_groups,
+            )
+            for i, (before, width) in enumerate(pairwise([channels, *widths]))
+        )
+        self.middle = Middle(widths[last], norm_groups)
+        self.norm_out = nn.GroupNorm(norm_groups, widths[last], eps=NORM_EPS)
+        self.conv_out = conv3x3(widths[last], code_dim)
+
+    def forward(self, image_B3HW: Tensor) -> Tensor:
+        x_BCHW = self.conv_in(image_B3HW)
+        for level in self.levels:
+            x_BCHW = level(x_BCHW)
+        return self.conv_out(F.silu(self.norm_out(self.middle(x_BCHW))))
+
+
+class Decoder(nn.Module):
+    """Latent map (B, Z, hw) -> image (B, 3, HW).
+
+    Level i has the resolution of the encoder's level i (0 the finest), one block more, and runs from the last to 0.
+    """
+
+    def __init__(
+        self,
+        code_dim: int,
+        channels: int,
+        channel_multipliers: Sequence[int],
+        num_res_blocks: int,
+        norm_groups: int = 32,
+    ) -> None:
+        super().__init__()
+        widths = level_widths(channels, channel_multipliers, norm_groups)
+        last = len(widths) - 1
+        self.conv_in = conv3x3(code_dim, widths[last])
+        self.middle = Middle(widths[last], norm_groups)
+        self.levels = nn.ModuleList(
+            Level(
+                in_channels=before,
+                channels=width,
+                num_blocks=num_res_blocks + 1,
+                attend=i == last,
+                resample=nn.Identity() if i == 0 else Upsample(width),
+                norm_groups=norm_groups,
+            )
+            for i, (width, before) in enumerate(pairwise([*widths, widths[last]]))
+        )
+        self.norm_out = nn.GroupNorm(norm_groups, widths[0], eps=NORM_EPS)
+        self.conv_out = conv3x3(widths[0], 3)
+
+    def forward(self, latent_BZhw: Tensor) -> Tensor:
+        x_BCHW = self.middle(self.conv_in(latent_BZhw))
+        for level in reversed(self.levels):
+            x_BCHW = level(x_BCHW)
+        return self.conv_out(F.silu(self.norm_out(x_BCHW)))
+
+
+def level_widths(channels: int, channel_multipliers: Sequence[int], norm_groups: int) -> list[int]:
+    """Width of each level; every width that is normalized must be a multiple of ``norm_groups``.
+
+    Raises:
+        UserError: no level, a multiplier below 1, or a width that ``norm_groups`` does not divide.
+    """
+    if not channel_multipliers or min(channel_multipliers) < 1:
+        raise UserError(f"channel_multipliers {list(channel_multipliers)}: give one positive integer a level")
+    widths = [channels * multiplier for multiplier in channel_multipliers]
+    if channels < 1 or norm_groups < 1 or any(width % norm_groups for width in [channels, *widths]):
+        raise UserError(
+            f"channels {channels} x {list(channel_multipliers)} with norm_groups {norm_groups}: every width must be a "
+            "multiple of norm_groups; choose channels divisible by it or a smaller norm_groups"
+        )
+    return widths

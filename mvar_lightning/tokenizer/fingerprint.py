@@ -1,0 +1,28 @@
+"""A hash that says which tokenizer tokens belong to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import torch
+
+from mvar_lightning.tokenizer.tokenizer import MultiScaleTokenizer
+
+TRAINING_ONLY = frozenset({"beta", "codebook_std"})
+"""Entries of the configuration that change no token and no image once the weights are there."""
+
+
+def fingerprint(tokenizer: MultiScaleTokenizer) -> str:
+    """SHA-256 (64 hexadecimal digits) of what turns images into tokens and back.
+
+    Covers the configuration and the parameters as float32 in the order of their names, so it is the same on any device
+    and for any way of building the module; buffers (running statistics) do not count.
+    """
+    config = {key: value for key, value in tokenizer.config.items() if key not in TRAINING_ONLY}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name, parameter in sorted(tokenizer.named_parameters()):
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        array = parameter.detach().to("cpu", torch.float32).contiguous().numpy()
+        digest.update(array.astype("<f4", copy=False).tobytes())
+    return digest.hexdigest()

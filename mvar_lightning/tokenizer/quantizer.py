@@ -1,0 +1,237 @@
+"""Multi-scale residual quantizer: latent map <-> token pyramid (VAR, section 3.2; the reference's ``models/quant.py``).
+
+Scale after scale, coarse to fine: shrink the rest of the latent to the scale's map, take the nearest code of every
+position, enlarge the codes to the full map, blend them with a convolution (phi), add the result to ``f_hat`` and
+subtract it from the rest.
+
+Everything here computes in float32, outside autocast: residuals of residuals do not survive half precision.
+
+Shapes: B batch, L all tokens, l tokens of one scale, K scales, V vocabulary, Z code dim, s side of a scale's map,
+hw latent map. Public methods take and give channel-first maps (BZhw); inside, maps are channel-last (BhwZ), so that a
+map's positions are token rows without a copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mvar_lightning.errors import UserError
+from mvar_lightning.pyramid import ScalePyramid
+from mvar_lightning.tokenizer.nearest import NearestCode
+from mvar_lightning.tokenizer.resize import resize
+
+P = ParamSpec("P")
+R = TypeVar("R")
+M = TypeVar("M", bound=nn.Module)
+
+
+class QuantizerOutput(NamedTuple):
+    """What a training step needs; ``f_hat_straight_through_BZhw`` has f_hat's values and passes gradients to f."""
+
+    f_hat_straight_through_BZhw: Tensor
+    f_hat_BZhw: Tensor
+    loss: Tensor
+    idx_BL: Tensor
+
+
+def outside_autocast(
+    method: Callable[Concatenate[M, Tensor, P], R],
+) -> Callable[Concatenate[M, Tensor, P], R]:
+    """Run a method with autocast switched off on the device of its first argument."""
+
+    @wraps(method)
+    def run(self: M, first: Tensor, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.autocast(first.device.type, enabled=False):
+            return method(self, first, *args, **kwargs)
+
+    return run
+
+
+class Phi(nn.Conv2d):
+    """phi(h) = (1 - ratio) h + ratio conv3x3(h), on channel-last maps."""
+
+    def __init__(self, code_dim: int, ratio: float) -> None:
+        super().__init__(code_dim, code_dim, kernel_size=3, padding=1)
+        self.ratio = ratio
+
+    def forward(self, h_BhwZ: Tensor) -> Tensor:
+        conv_BhwZ = super().forward(h_BhwZ.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return h_BhwZ.mul(1 - self.ratio).add(conv_BhwZ, alpha=self.ratio)
+
+
+def _channel_first(map_BhwZ: Tensor) -> Tensor:
+    return map_BhwZ.permute(0, 3, 1, 2).contiguous()
+
+
+def phi_of_scales(num_scales: int, num_phi: int) -> list[int]:
+    """Which phi each scale uses: the one whose tick is nearest to the scale's position in [0, 1].
+
+    The ticks are the reference's (``PhiPartiallyShared``), with its two spacings and numpy's rounding: positions
+    halfway between two ticks must fall on the same side as there.
+    """
+    margin = 1 / 3 / num_phi if num_phi == 4 else 1 / 2 / num_phi
+    ticks = np.linspace(margin, 1 - margin, num_phi)
+    positions = [scale / max(num_scales - 1, 1) for scale in range(num_scales)]
+    return [int(np.argmin(np.abs(ticks - position))) for position in positions]
+
+
+class MultiScaleQuantizer(nn.Module):
+    """Residual vector quantization over a pyramid of maps with one codebook.
+
+    Args:
+        pyramid: side lengths of the token maps; the last one is the latent's side.
+        vocab_size: number of codes V.
+        code_dim: length of a code Z.
+        phi_layers: number of phi convolutions that the scales share; 1 is one for all, 0 is one for each scale.
+        phi_ratio: share of the convolution in phi; 0 leaves phi out.
+        beta: weight of the commitment term.
+        codebook_std: standard deviation of the initial codes (normal, truncated at two deviations).
+    """
+
+    ema_hits_KV: Tensor
+
+    def __init__(
+        self,
+        pyramid: ScalePyramid,
+        vocab_size: int,
+        code_dim: int,
+        phi_layers: int = 4,
+        phi_ratio: float = 0.5,
+        beta: float = 0.25,
+        codebook_std: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self._check(vocab_size, code_dim, phi_layers, phi_ratio, codebook_std)
+        self.pyramid = pyramid
+        self.beta = beta
+        self.codebook = nn.Embedding(vocab_size, code_dim)
+        nn.init.trunc_normal_(self.codebook.weight, std=codebook_std, a=-2 * codebook_std, b=2 * codebook_std)
+        num_phi = phi_layers or pyramid.num_scales
+        self.phi = nn.ModuleList(Phi(code_dim, phi_ratio) if phi_ratio else nn.Identity() for _ in range(num_phi))
+        self.phi_index = phi_of_scales(pyramid.num_scales, num_phi)
+        # Running hit counts that the released checkpoints carry; kept so that they leave as they came.
+        self.register_buffer("ema_hits_KV", torch.zeros(pyramid.num_scales, vocab_size))
+
+    @staticmethod
+    def _check(vocab_size: int, code_dim: int, phi_layers: int, phi_ratio: float, codebook_std: float) -> None:
+        if vocab_size < 2:
+            raise UserError(f"vocab_size {vocab_size}: a codebook needs at least 2 codes")
+        if code_dim < 1:
+            raise UserError(f"code_dim {code_dim}: must be at least 1")
+        if phi_layers < 0:
+            raise UserError(f"phi_layers {phi_layers}: give 0 (one for each scale), 1 (shared) or more")
+        if not 0 <= phi_ratio <= 1:
+            raise UserError(f"phi_ratio {phi_ratio}: must be in [0, 1]")
+        if codebook_std <= 0:
+            raise UserError(f"codebook_std {codebook_std}: must be positive")
+
+    @outside_autocast
+    def forward(self, f_BZhw: Tensor) -> QuantizerOutput:
+        """Quantize a latent map for training (the reference's ``forward``).
+
+        The loss is the mean over scales of mse(f_hat, sg f) + beta mse(sg f_hat, f) with the f_hat of that scale.
+        """
+        f_BhwZ = self._channel_last(f_BZhw)
+        target_BhwZ = f_BhwZ.detach()
+        f_hat_BhwZ = torch.zeros_like(target_BhwZ)
+        loss = target_BhwZ.new_zeros(())
+        indices: list[Tensor] = []
+        for idx_Bl, h_BhwZ in self._residual_steps(target_BhwZ):
+            f_hat_BhwZ = f_hat_BhwZ + h_BhwZ
+            loss = loss + F.mse_loss(f_hat_BhwZ, target_BhwZ) + self.beta * F.mse_loss(f_hat_BhwZ.detach(), f_BhwZ)
+            indices.append(idx_Bl)
+        f_hat_BhwZ = f_hat_BhwZ.detach()
+        straight_through_BhwZ = (f_hat_BhwZ - target_BhwZ) + f_BhwZ
+        return QuantizerOutput(
+            f_hat_straight_through_BZhw=_channel_first(straight_through_BhwZ),
+            f_hat_BZhw=_channel_first(f_hat_BhwZ),
+            loss=loss / self.pyramid.num_scales,
+            idx_BL=torch.cat(indices, dim=1),
+        )
+
+    @torch.no_grad()
+    @outside_autocast
+    def encode(self, f_BZhw: Tensor) -> Tensor:
+        """Token pyramid of a latent map: int64 (B, L), coarse to fine."""
+        return torch.cat([idx_Bl for idx_Bl, _ in self._residual_steps(self._channel_last(f_BZhw))], dim=1)
+
+    def f_hat(self, idx_BL: Tensor) -> Tensor:
+        """The quantized latent of a token pyramid: float32 (B, Z, h, w)."""
+        return self.f_hats(idx_BL)[-1]
+
+    def f_hats(self, idx_BL: Tensor) -> list[Tensor]:
+        """The quantized latent after each scale: K maps (B, Z, h, w)."""
+        f_hat_BZhw, maps = self.empty_f_hat(idx_BL.shape[0]), []
+        for scale, idx_Bl in enumerate(self.pyramid.split(idx_BL)):
+            f_hat_BZhw = self.accumulate(f_hat_BZhw, self.lookup(idx_Bl), scale)
+            maps.append(f_hat_BZhw)
+        return maps
+
+    def empty_f_hat(self, batch_size: int) -> Tensor:
+        """The quantized latent before the first scale: zeros (B, Z, h, w), on the codebook's device."""
+        side, codes_VZ = self.pyramid.last_side, self.codebook.weight
+        maps_BhwZ = codes_VZ.new_zeros(batch_size, side, side, codes_VZ.shape[1], dtype=torch.float32)
+        return _channel_first(maps_BhwZ)
+
+    def lookup(self, idx_Bl: Tensor) -> Tensor:
+        """Codes of token indices: (B, l) -> (B, l, Z)."""
+        return self.codebook(idx_Bl)
+
+    @outside_autocast
+    def accumulate(self, f_hat_BZhw: Tensor, codes_BlZ: Tensor, scale: int) -> Tensor:
+        """Add one scale's codes (or mixtures of codes) to the quantized latent; gives a new map."""
+        h_BhwZ = self._contribution(codes_BlZ.float(), scale)
+        return f_hat_BZhw + _channel_first(h_BhwZ)
+
+    @outside_autocast
+    def next_input(self, f_hat_BZhw: Tensor, scale: int) -> Tensor:
+        """What the transformer reads for ``scale``: f_hat averaged down to its map, (B, l, Z) float32."""
+        return self._rows(self._channel_last(f_hat_BZhw), scale)
+
+    def teacher_input(self, idx_BL: Tensor) -> Tensor:
+        """Inputs of all scales but the first, given the right tokens: (B, L - first, Z) float32.
+
+        A pyramid of one scale has none: (B, 0, Z).
+        """
+        f_hat_BZhw = self.empty_f_hat(idx_BL.shape[0])
+        inputs = [f_hat_BZhw.new_zeros(idx_BL.shape[0], 0, self.codebook.embedding_dim)]
+        for scale, idx_Bl in enumerate(self.pyramid.split(idx_BL)[:-1]):
+            f_hat_BZhw = self.accumulate(f_hat_BZhw, self.lookup(idx_Bl), scale)
+            inputs.append(self.next_input(f_hat_BZhw, scale + 1))
+        return torch.cat(inputs, dim=1)
+
+    def _residual_steps(self, f_BhwZ: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Tokens (B, l) and contribution (B, h, w, Z) of each scale; the rest itself carries no gradient."""
+        rest_BhwZ = f_BhwZ
+        nearest = NearestCode(self.codebook.weight.float())
+        for scale in range(self.pyramid.num_scales):
+            rows_BlZ = self._rows(rest_BhwZ, scale)
+            idx_Bl = nearest(rows_BlZ.flatten(0, 1)).view(rows_BlZ.shape[:2])
+            h_BhwZ = self._contribution(self.lookup(idx_Bl), scale)
+            yield idx_Bl, h_BhwZ
+            rest_BhwZ = rest_BhwZ - h_BhwZ.detach()
+
+    def _rows(self, map_BhwZ: Tensor, scale: int) -> Tensor:
+        return resize(map_BhwZ, self.pyramid.sides[scale], "area").flatten(1, 2)
+
+    def _contribution(self, codes_BlZ: Tensor, scale: int) -> Tensor:
+        side = self.pyramid.sides[scale]
+        map_BssZ = codes_BlZ.unflatten(1, (side, side))
+        return self.phi[self.phi_index[scale]](resize(map_BssZ, self.pyramid.last_side, "bicubic"))
+
+    def _channel_last(self, f_BZhw: Tensor) -> Tensor:
+        B, Z, h, w = f_BZhw.shape
+        side = self.pyramid.last_side
+        if (Z, h, w) != (self.codebook.embedding_dim, side, side):
+            raise UserError(
+                f"latent of shape {tuple(f_BZhw.shape)}: this quantizer takes (B, {self.codebook.embedding_dim}, "
+                f"{side}, {side}), the code length and the last of the scales {list(self.pyramid.sides)}"
+            )
+        return f_BZhw.float().permute(0, 2, 3, 1).contiguous()

@@ -1,0 +1,185 @@
+"""The tokenizer: image <-> token pyramid (VAR's multi-scale VQ-VAE, ``models/vqvae.py`` of the reference).
+
+    image --encoder, quant_conv--> latent --quantizer--> tokens --quantizer--> f_hat --post_quant_conv, decoder--> image
+
+Shapes: B batch, L all tokens, K scales, V vocabulary, Z code dim, HW pixels, hw latent map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mvar_lightning.errors import UserError
+from mvar_lightning.pyramid import ScalePyramid
+from mvar_lightning.tokenizer.autoencoder import Decoder, Encoder, conv3x3
+from mvar_lightning.tokenizer.quantizer import MultiScaleQuantizer
+
+
+class TokenizerOutput(NamedTuple):
+    """A training forward: the reconstruction is not clamped, ``quantizer_loss`` is a scalar."""
+
+    reconstruction_B3HW: Tensor
+    quantizer_loss: Tensor
+    idx_BL: Tensor
+    latent_BZhw: Tensor
+    f_hat_BZhw: Tensor
+
+
+class MultiScaleTokenizer(nn.Module):
+    """Convolutional autoencoder around a multi-scale residual quantizer.
+
+    Args:
+        scales: side lengths of the token maps, coarse to fine; the last is the latent's side.
+        vocab_size: number of codes V.
+        code_dim: length of a code Z.
+        channels: width of the finest level.
+        channel_multipliers: width of each level in units of ``channels``; n levels shrink the image by 2 ** (n - 1).
+        num_res_blocks: residual blocks of a level (the decoder has one more).
+        phi_layers, phi_ratio, beta, codebook_std: see ``MultiScaleQuantizer``.
+        norm_groups: groups of every group normalization.
+
+    The defaults are VAR's released tokenizer for 256 x 256 pixels when ``scales`` is 1 2 3 4 5 6 8 10 13 16.
+    """
+
+    def __init__(
+        self,
+        scales: Sequence[int],
+        vocab_size: int = 4096,
+        code_dim: int = 32,
+        channels: int = 160,
+        channel_multipliers: Sequence[int] = (1, 1, 2, 2, 4),
+        num_res_blocks: int = 2,
+        phi_layers: int = 4,
+        phi_ratio: float = 0.5,
+        beta: float = 0.25,
+        codebook_std: float = 0.1,
+        norm_groups: int = 32,
+    ) -> None:
+        super().__init__()
+        if num_res_blocks < 1:
+            raise UserError(f"num_res_blocks {num_res_blocks}: must be at least 1")
+        self.pyramid = ScalePyramid(scales)
+        self.config: dict[str, Any] = {
+            "scales": list(self.pyramid.sides),
+            "vocab_size": vocab_size,
+            "code_dim": code_dim,
+            "channels": channels,
+            "channel_multipliers": list(channel_multipliers),
+            "num_res_blocks": num_res_blocks,
+            "phi_layers": phi_layers,
+            "phi_ratio": phi_ratio,
+            "beta": beta,
+            "codebook_std": codebook_std,
+            "norm_groups": norm_groups,
+        }
+        self.vocab_size, self.code_dim = vocab_size, code_dim
+        self.downsampling = 2 ** (len(channel_multipliers) - 1)
+        self.encoder = Encoder(code_dim, channels, channel_multipliers, num_res_blocks, norm_groups)
+        self.quant_conv = conv3x3(code_dim, code_dim)
+        self.quantizer = MultiScaleQuantizer(
+            self.pyramid, vocab_size, code_dim, phi_layers, phi_ratio, beta=beta, codebook_std=codebook_std
+        )
+        self.post_quant_conv = conv3x3(code_dim, code_dim)
+        self.decoder = Decoder(code_dim, channels, channel_multipliers, num_res_blocks, norm_groups)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images in pixels."""
+        return self.pyramid.last_side * self.downsampling
+
+    def forward(self, image_B3HW: Tensor) -> TokenizerOutput:
+        """Reconstruct images in [-1, 1] for training."""
+        latent_BZhw = self.latent(image_B3HW)
+        quantized = self.quantizer(latent_BZhw)
+        return TokenizerOutput(
+            reconstruction_B3HW=self._reconstruct(quantized.f_hat_straight_through_BZhw),
+            quantizer_loss=quantized.loss,
+            idx_BL=quantized.idx_BL,
+            latent_BZhw=latent_BZhw,
+            f_hat_BZhw=quantized.f_hat_BZhw,
+        )
+
+    def latent(self, image_B3HW: Tensor) -> Tensor:
+        """The continuous latent (B, Z, h, w) of images in [-1, 1].
+
+        Raises:
+            UserError: the images are not floats of shape (B, 3, image_size, image_size).
+        """
+        self._check_image(image_B3HW)
+        return self.quant_conv(self.encoder(image_B3HW))
+
+    @torch.no_grad()
+    def encode(self, image_B3HW: Tensor) -> Tensor:
+        """Token pyramid of images in [-1, 1]: int64 (B, L), coarse to fine.
+
+        Raises:
+            UserError: a wrong shape or type of image, or pixels that are not finite.
+        """
+        self._check_image(image_B3HW)
+        if not torch.isfinite(image_B3HW).all():
+            raise UserError("image: some pixels are NaN or infinite; give finite values in [-1, 1]")
+        return self.quantizer.encode(self.latent(image_B3HW))
+
+    @torch.no_grad()
+    def decode(self, idx_BL: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] of a token pyramid.
+
+        Raises:
+            UserError: a wrong number of tokens, indices outside the codebook, or not integers.
+        """
+        self._check_tokens(idx_BL)
+        return self.decode_latent(self.quantizer.f_hat(idx_BL))
+
+    def decode_latent(self, f_hat_BZhw: Tensor) -> Tensor:
+        """Images in [-1, 1] of a quantized latent."""
+        return self._reconstruct(f_hat_BZhw).clamp(-1, 1)
+
+    @torch.no_grad()
+    def teacher_input(self, idx_BL: Tensor) -> Tensor:
+        """The transformer's inputs for all scales but the first: float32 (B, L - first_tokens, Z).
+
+        Raises:
+            UserError: as ``decode``.
+        """
+        self._check_tokens(idx_BL)
+        return self.quantizer.teacher_input(idx_BL)
+
+    @torch.no_grad()
+    def progressive(self, idx_BL: Tensor) -> list[Tensor]:
+        """The image (B, 3, H, W) in [-1, 1] after each scale, coarse to fine.
+
+        Raises:
+            UserError: as ``decode``.
+        """
+        self._check_tokens(idx_BL)
+        return [self.decode_latent(f_hat_BZhw) for f_hat_BZhw in self.quantizer.f_hats(idx_BL)]
+
+    def _reconstruct(self, f_hat_BZhw: Tensor) -> Tensor:
+        return self.decoder(self.post_quant_conv(f_hat_BZhw))
+
+    def _check_image(self, image_B3HW: Tensor) -> None:
+        size = self.image_size
+        if image_B3HW.ndim != 4 or image_B3HW.shape[1:] != (3, size, size):
+            raise UserError(
+                f"image of shape {tuple(image_B3HW.shape)}: this tokenizer takes (B, 3, {size}, {size}), "
+                f"its last scale {self.pyramid.last_side} times its downsampling {self.downsampling}"
+            )
+        if not image_B3HW.is_floating_point():
+            raise UserError(f"image of type {image_B3HW.dtype}: give floats in [-1, 1]")
+
+    def _check_tokens(self, idx_BL: Tensor) -> None:
+        if idx_BL.ndim != 2 or idx_BL.shape[1] != self.pyramid.num_tokens:
+            raise UserError(
+                f"tokens of shape {tuple(idx_BL.shape)}: scales {self.pyramid} need (B, {self.pyramid.num_tokens})"
+            )
+        if idx_BL.dtype not in (torch.int32, torch.int64):
+            raise UserError(f"tokens of type {idx_BL.dtype}: give int64 indices")
+        if idx_BL.numel() and not 0 <= int(idx_BL.min()) <= int(idx_BL.max()) < self.vocab_size:
+            raise UserError(
+                f"token indices from {int(idx_BL.min())} to {int(idx_BL.max())}: "
+                f"the codebook has 0 to {self.vocab_size - 1}"
+            )

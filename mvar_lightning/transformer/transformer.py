@@ -1,0 +1,236 @@
+"""The next-scale transformer: token pyramid inputs and a class in, logits over the codebook out.
+
+It knows no tokenizer, no trainer, no distribution and no global device. Three objects made at construction say
+what varies: the attention strategy, the history and the block design.
+
+B images, R rows (B, or 2B in guided sampling), L tokens, l tokens of some scales, C width, Z code dim, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mvar_lightning.attention import AttentionStrategy, FullAttention, KVCache, choose_backend
+from mvar_lightning.errors import UserError
+from mvar_lightning.pyramid import ScalePyramid
+from mvar_lightning.transformer.blocks import BlockDesign, VARBlocks
+from mvar_lightning.transformer.history import History, HistoryState, NoHistory
+from mvar_lightning.transformer.init import init_weights
+from mvar_lightning.transformer.layers import ModulatedHead
+
+
+@dataclass
+class SamplingState:
+    """What sampling carries from scale to scale for R rows."""
+
+    class_RC: Tensor
+    fused_class_RC: Tensor
+    modulations: list[Tensor]
+    head_modulation: Tensor
+    cache: KVCache
+    history: HistoryState
+
+    def keep_rows(self, rows: int) -> None:
+        """Go on with the first ``rows`` rows only (guidance has been switched off)."""
+        self.class_RC, self.fused_class_RC = self.class_RC[:rows], self.fused_class_RC[:rows]
+        self.modulations = [modulation[:rows] for modulation in self.modulations]
+        self.head_modulation = self.head_modulation[:rows]
+        self.cache.keep_batch(rows)
+
+
+class NextScaleTransformer(nn.Module):
+    """VAR, MVAR or Markov-VAR, by the axes chosen.
+
+    Args:
+        scales: side lengths of the token maps, coarse to fine.
+        vocab_size, code_dim: V and Z of the tokenizer.
+        num_classes: labels are 0 .. num_classes - 1; one more embedding stands for "no class".
+        depth: d; by default width is 64 d, heads d and drop path 0.1 d / 24 (the papers' one dial).
+        attention, history, blocks: the axes of variation.
+        label_drop: share of labels replaced by "no class" in training, for classifier-free guidance.
+        gamma_init: see `init_weights`.
+        backend: how attention is computed: auto, dense, per_scale, flex, natten.
+        checkpoint_activations: recompute each block in the backward pass to save memory.
+
+    Raises:
+        UserError: sizes that do not fit together, or an attention strategy that does not fit the scales.
+    """
+
+    def __init__(
+        self,
+        scales: Sequence[int],
+        *,
+        vocab_size: int,
+        code_dim: int,
+        num_classes: int,
+        depth: int = 16,
+        attention: AttentionStrategy | None = None,
+        history: History | None = None,
+        blocks: BlockDesign | None = None,
+        width: int | None = None,
+        heads: int | None = None,
+        drop_path: float | None = None,
+        label_drop: float = 0.1,
+        gamma_init: float = 1e-3,
+        backend: str = "auto",
+        checkpoint_activations: bool = False,
+    ) -> None:
+        super().__init__()
+        width = 64 * depth if width is None else width
+        heads = depth if heads is None else heads
+        if depth < 1 or width % heads or (width // heads) % 4:
+            raise UserError(
+                f"depth {depth}, width {width}, heads {heads}: width must be heads times a multiple of 4 (VAR: 64)"
+            )
+        self.pyramid = ScalePyramid(scales)
+        self.vocab_size, self.code_dim, self.num_classes = vocab_size, code_dim, num_classes
+        self.depth, self.width, self.heads = depth, width, heads
+        self.label_drop, self.gamma_init = label_drop, gamma_init
+        self.drop_path = 0.1 * depth / 24 if drop_path is None else drop_path
+        self.checkpoint_activations = checkpoint_activations
+        self.strategy = attention or FullAttention()
+        self.history_design = history or NoHistory()
+        self.block_design = blocks or VARBlocks()
+        self.backend = choose_backend(backend, self.strategy, self.pyramid)
+
+        self.word_embedding = nn.Linear(code_dim, width)
+        self.class_embedding = nn.Embedding(num_classes + 1, width)
+        self.history = self.history_design.make(width)
+        self.positions = self.block_design.make_positions(self.pyramid, width)
+        self.condition = self.block_design.make_condition(width)
+        rates = torch.linspace(0, self.drop_path, depth, device="cpu").tolist()
+        self.blocks = nn.ModuleList([self.block_design.make_block(width, heads, self.backend, rate) for rate in rates])
+        self.head = ModulatedHead(width, vocab_size, self.block_design.make_norm(width))
+        init_weights(self, width=width, depth=depth, gamma_init=gamma_init)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Plain values from which `from_config` builds this architecture again (not its weights)."""
+        return {
+            "scales": list(self.pyramid.sides),
+            "vocab_size": self.vocab_size,
+            "code_dim": self.code_dim,
+            "num_classes": self.num_classes,
+            "depth": self.depth,
+            "width": self.width,
+            "heads": self.heads,
+            "drop_path": self.drop_path,
+            "label_drop": self.label_drop,
+            "gamma_init": self.gamma_init,
+            "attention": self.strategy.config(),
+            "history": self.history_design.config(),
+            "blocks": self.block_design.config(),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], **overrides: Any) -> NextScaleTransformer:
+        """Build from `config`; ``overrides`` replace constructor arguments (a backend, an attention strategy)."""
+        arguments = dict(config)
+        for name, axis in (("attention", AttentionStrategy), ("history", History), ("blocks", BlockDesign)):
+            arguments[name] = axis.from_config(arguments[name])
+        return cls(**{**arguments, **overrides})
+
+    def mask(self) -> Tensor:
+        """The strategy's boolean (L, L) mask, for plots."""
+        return self.strategy.mask(self.pyramid)
+
+    def forward(self, x_BLZ: Tensor, label_B: Tensor) -> Tensor:
+        """Teacher forcing.
+
+        Args:
+            x_BLZ: inputs of all scales but the first, float32 (`MultiScaleTokenizer.teacher_input`).
+            label_B: int64 class indices; in training mode a share of them is dropped.
+
+        Returns:
+            Logits (B, L, V), float32.
+        """
+        class_BC = self.class_embedding(self._drop_labels(label_B))
+        return self.transform(self.embed(x_BLZ, class_BC), class_BC, range(self.pyramid.num_scales))
+
+    def embed(self, x_BLZ: Tensor, class_BC: Tensor) -> Tensor:
+        """Inputs of all tokens (B, L, C), in float32 whatever the precision of the run."""
+        expected = self.pyramid.num_tokens - self.pyramid.first_tokens
+        if x_BLZ.shape[1:] != (expected, self.code_dim):
+            raise UserError(
+                f"teacher input of shape {tuple(x_BLZ.shape)}: scales {self.pyramid} and code dim {self.code_dim} "
+                f"need (B, {expected}, {self.code_dim})"
+            )
+        with torch.autocast(x_BLZ.device.type, enabled=False):
+            counts = [side * side for side in self.pyramid.sides[1:]]
+            later = self.history(self.word_embedding(x_BLZ.float()).split(counts, dim=1), class_BC)
+            start = class_BC[:, None].expand(-1, self.pyramid.first_tokens, -1)
+            return torch.cat([start, *later], dim=1) + self.positions(range(self.pyramid.num_scales))
+
+    def transform(self, x_BlC: Tensor, class_BC: Tensor, scales: range) -> Tensor:
+        """Logits (B, l, V) of the tokens of ``scales`` from their inputs (and those of no other scale)."""
+        condition = self.condition(class_BC)
+        x_BlC = _to_compute_dtype(x_BlC)
+        for block in self.blocks:
+            modulation = block.modulation(condition)
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                x_BlC = checkpoint(block, x_BlC, modulation, scales, use_reentrant=False)
+            else:
+                x_BlC = block(x_BlC, modulation, scales)
+        return self.head(x_BlC, self.head.modulation(class_BC))
+
+    def begin(self, label_R: Tensor, images: int) -> SamplingState:
+        """Start sampling R rows: the labels of ``images`` images, then perhaps as many unconditional rows."""
+        class_RC = self.class_embedding(label_R)
+        condition = self.condition(class_RC)
+        fused = class_RC[:images].repeat(len(label_R) // images, 1) if self._fuses_conditional_class else class_RC
+        modulations = [_to_compute_dtype(block.modulation(condition)) for block in self.blocks]
+        cache = KVCache(
+            self.backend.plan,
+            layers=self.depth,
+            batch=len(label_R),
+            heads=self.heads,
+            head_dim=self.width // self.heads,
+            device=class_RC.device,
+            dtype=_to_compute_dtype(class_RC[:0]).dtype,
+        )
+        head_modulation = self.head.modulation(class_RC)
+        return SamplingState(class_RC, fused, modulations, head_modulation, cache, self.history.begin())
+
+    def step(self, state: SamplingState, scale: int, x_BlZ: Tensor | None) -> Tensor:
+        """Logits (R, l, V) of one scale.
+
+        Args:
+            state: from `begin`; steps must come in the order of the scales.
+            scale: its index.
+            x_BlZ: input of the scale for B images (R is a multiple of B), None for the first scale.
+        """
+        scales = range(scale, scale + 1)
+        with torch.autocast(state.class_RC.device.type, enabled=False):
+            if x_BlZ is None:
+                assert scale == 0, "only the first scale has no input"
+                x_RlC = state.class_RC[:, None].expand(-1, self.pyramid.first_tokens, -1)
+            else:
+                x_BlZ = x_BlZ.to(self.word_embedding.weight.dtype)
+                x_RlC = self.history.step(self.word_embedding(x_BlZ), state.fused_class_RC, state.history)
+            x_RlC = x_RlC + self.positions(scales)
+        x_RlC = _to_compute_dtype(x_RlC)
+        for block, modulation, cache in zip(self.blocks, state.modulations, state.cache.layers, strict=True):
+            x_RlC = block(x_RlC, modulation, scales, cache)
+        return self.head(x_RlC, state.head_modulation)
+
+    @property
+    def _fuses_conditional_class(self) -> bool:
+        return self.history_design.fuses_conditional_class
+
+    def _drop_labels(self, label_B: Tensor) -> Tensor:
+        if not self.training or self.label_drop == 0.0:
+            return label_B
+        dropped_B = torch.rand(len(label_B), device=label_B.device) < self.label_drop
+        return torch.where(dropped_B, self.num_classes, label_B)
+
+
+def _to_compute_dtype(x: Tensor) -> Tensor:
+    """The residual stream runs in the precision of the matrix products, as in the references."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
