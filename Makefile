@@ -9,7 +9,7 @@ FRESH ?=
 PORT ?= 6006
 
 .DEFAULT_GOAL := help
-.PHONY: help install train compare test test-fast test-gpu lint types format natten tensorboard bench clean
+.PHONY: help install train compare test test-fast test-gpu lint types format natten tensorboard bench figures clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -57,6 +57,9 @@ tensorboard: install  ## open the runs (PORT=6006)
 
 bench: install  ## time attention per scale against attention with a mask, at VAR-d16 shapes
 	$(BIN)/python -m mvar_lightning.benchmarks.attention
+
+figures: install  ## draw the pictures of the docs
+	$(BIN)/python docs/figures.py
 
 clean:  ## remove the environment and caches (not data, not runs)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

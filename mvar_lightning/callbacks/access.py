@@ -49,6 +49,17 @@ def is_rehearsal(trainer: pl.Trainer) -> bool:
     return bool(cast(Any, trainer).fast_dev_run)
 
 
+@contextlib.contextmanager
+def loading(loader: Any) -> Iterator[Any]:
+    """A loader for a pass that may stop early: its worker processes end with the block, not when memory is tidied."""
+    try:
+        yield loader
+    finally:
+        close = getattr(loader, "close", None)
+        if close is not None:
+            close()
+
+
 def images_of(batch: Any, who: str) -> tuple[Tensor, Tensor]:
     """Images (B, 3, H, W) in [0, 1] and labels (B,) of a batch."""
     if not isinstance(batch, dict) or "image" not in batch or "label" not in batch:

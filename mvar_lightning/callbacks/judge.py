@@ -13,9 +13,11 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from mvar_lightning.callbacks.access import is_rehearsal
+from mvar_lightning.callbacks.access import is_rehearsal, loading
 from mvar_lightning.errors import UserError
 from mvar_lightning.metrics.classifier import DatasetClassifier, load_classifier, save_classifier, train_classifier
+
+STEPS = 300
 
 TRUSTED_ACCURACY = 0.9
 """Below this validation accuracy the log warns that class consistency says little."""
@@ -35,9 +37,15 @@ def classifier_of(trainer: pl.Trainer, who: str) -> DatasetClassifier:
     It lies in ``classifier/`` beside the shards, or in the run's folder where the data may not be written, under a
     name made of the index's hash and the image size: other data or another size makes another classifier.
     """
-    data = data_module_of(trainer, who)
+    # building a network draws random weights, even if they are replaced: training must not notice
+    with isolate_rng():
+        return _load_or_train(trainer, data_module_of(trainer, who))
+
+
+def _load_or_train(trainer: pl.Trainer, data: Any) -> DatasetClassifier:
     if is_rehearsal(trainer):
-        return _rehearse(trainer, data)
+        # seen two batches, kept nowhere
+        return _fit(trainer, data, steps=2)
     file: Path | None = None
     if trainer.is_global_zero:
         places = _places(trainer, data)
@@ -47,12 +55,10 @@ def classifier_of(trainer: pl.Trainer, who: str) -> DatasetClassifier:
     return load_classifier(cast(Path, file)).to(trainer.strategy.root_device)
 
 
-def _rehearse(trainer: pl.Trainer, data: Any) -> DatasetClassifier:
-    """A classifier that has seen two batches, for ``fast_dev_run``; kept nowhere."""
+def _fit(trainer: pl.Trainer, data: Any, steps: int) -> DatasetClassifier:
     device = trainer.strategy.root_device
-    return train_classifier(
-        data.train_dataloader(), data.val_dataloader(), data.num_classes, data.image_size, steps=2, device=device
-    )
+    with loading(data.train_dataloader()) as train, loading(data.val_dataloader()) as val:
+        return train_classifier(train, val, data.num_classes, data.image_size, steps=steps, device=device)
 
 
 def _places(trainer: pl.Trainer, data: Any) -> list[Path]:
@@ -67,11 +73,7 @@ def _places(trainer: pl.Trainer, data: Any) -> list[Path]:
 def _train(trainer: pl.Trainer, data: Any, places: list[Path]) -> Path:
     rank_zero_info(f"Training a small classifier on {data.path} (once; metrics use its features) ...")
     start = time.perf_counter()
-    device = trainer.strategy.root_device
-    with isolate_rng():
-        classifier = train_classifier(
-            data.train_dataloader(), data.val_dataloader(), data.num_classes, data.image_size, device=device
-        )
+    classifier = _fit(trainer, data, steps=STEPS)
     accuracy, images = classifier.score.accuracy, classifier.score.images
     seconds = time.perf_counter() - start
     rank_zero_info(f"... {seconds:.0f} s, {accuracy:.1%} of {images} validation images right")

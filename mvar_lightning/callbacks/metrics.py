@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from mvar_lightning.callbacks.access import ValidationCallback, images_of, is_rehearsal, reconstruct
+from mvar_lightning.callbacks.access import ValidationCallback, images_of, is_rehearsal, loading, reconstruct
 from mvar_lightning.callbacks.judge import classifier_of, data_module_of
 from mvar_lightning.errors import UserError
 from mvar_lightning.metrics.classifier import DatasetClassifier, class_consistency
@@ -289,8 +289,8 @@ def training_images(trainer: pl.Trainer, who: str, count: int) -> Iterator[Tenso
     wanted = len(range(trainer.global_rank, count, trainer.world_size))
     if wanted == 0:
         return
-    with isolate_rng():
-        for batch in data_module_of(trainer, who).train_dataloader():
+    with isolate_rng(), loading(data_module_of(trainer, who).train_dataloader()) as loader:
+        for batch in loader:
             image_B3HW = images_of(batch, who)[0][:wanted]
             wanted -= len(image_B3HW)
             yield image_B3HW

@@ -76,7 +76,7 @@ def to_png(picture_3HW: Tensor, file: Path) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         to_image(picture_3HW).save(aside, format="PNG")
-        os.replace(aside, file)
+        aside.replace(file)
     except OSError as error:
         raise UserError(f"picture {file}: cannot be written ({error.strerror}); choose another run folder") from error
 
@@ -109,8 +109,7 @@ def _framed(cells: Image.Image, sides: Sequence[int], pixels_per_token: float) -
     picture = Image.new("RGB", (cells.width + margin + 8, cells.height + margin + 8), "white")
     picture.paste(cells, (margin, margin))
     draw = ImageDraw.Draw(picture)
-    draw.text((margin, 4), "keys", INK, font)
-    draw.text((4, 4), "queries", INK, font)
+    draw.text((margin, 4), "queries down, keys across; numbers are the scales' sides", INK, font)
     start, last_label = 0, -20.0
     for side in sides:
         low, high = (round(margin + token * pixels_per_token) for token in (start, start + side * side))
@@ -119,7 +118,7 @@ def _framed(cells: Image.Image, sides: Sequence[int], pixels_per_token: float) -
         draw.line([(margin, high), (margin + cells.width, high)], BORDER)
         # labels of the first, tiny scales would lie on one another
         middle = (low + high) / 2
-        if middle - last_label >= 16:
+        if middle - last_label >= 20:
             draw.text((middle, margin - 4), str(side), INK, font, anchor="mb")
             draw.text((margin - 6, middle), str(side), INK, font, anchor="rm")
             last_label = middle

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,9 @@ CONFIG, MODEL, TOKENIZER = "config.json", "model.safetensors", "tokenizer.safete
 
 COMPILED = "_orig_mod."
 """What ``torch.compile`` puts into the names of parameters."""
+
+AVERAGING = "averaging_state"
+"""Lightning's entry in checkpoints of a run that averages its weights."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,7 @@ def save(path: str | Path, model: NextScaleTransformer | None, tokenizer: MultiS
         if model is not None:
             write_tensors(new / MODEL, _state(model))
         (new / CONFIG).write_text(json.dumps(record.as_plain(), indent=2) + "\n", encoding="utf-8")
-        if path.exists():
-            path.rename(old)
-        new.rename(path)
+        _swap(path, new, old)
 
 
 def load(
@@ -132,6 +133,18 @@ def check_pair(model: NextScaleTransformer, tokenizer: MultiScaleTokenizer) -> N
             raise UserError(f"{name}: the model has {value}, the tokenizer {theirs[name]}; they do not belong together")
 
 
+def _swap(path: Path, new: Path, old: Path) -> None:
+    """Put ``new`` in the place of ``path``, which goes to ``old``; it comes back where that fails."""
+    if path.exists():
+        path.rename(old)
+    try:
+        new.rename(path)
+    except OSError:
+        if old.exists():
+            old.rename(path)
+        raise
+
+
 def _open_folder(path: Path) -> Opened:
     if not (path / CONFIG).is_file():
         raise UserError(f"{path}: not a checkpoint folder, it has no {CONFIG}")
@@ -149,6 +162,10 @@ def _open_lightning(path: Path) -> Opened:
     record = Record.parse(content[LIBRARY], str(path))
     state = {key.replace(COMPILED, ""): tensor for key, tensor in content["state_dict"].items()}
     parts = {part: _part(state, part) for part in ("tokenizer", "model")}
+    if record.kind == "tokenizer" and AVERAGING in content:
+        # the run recorded the hash of the weights it trains, but wrote the averaged ones into the state dict
+        averaged = _filled(record.build_tokenizer(str(path)), parts["tokenizer"], str(path), "tokenizer")
+        record = replace(record, tokenizer_hash=fingerprint(averaged))
     return Opened(str(path), record, parts)
 
 

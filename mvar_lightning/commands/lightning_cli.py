@@ -10,7 +10,6 @@ import torch
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
 
 import mvar_lightning.callbacks
 import mvar_lightning.data.modules
@@ -72,7 +71,10 @@ def trainer_defaults(run_folder: Path) -> dict[str, Any]:
     checkpoint = ModelCheckpoint(
         dirpath=run_folder / "checkpoints", filename="step={step}", auto_insert_metric_name=False, save_last=True
     )
-    logger = TensorBoardLogger(save_dir=run_folder, name="tensorboard", version="")
+    logger = {
+        "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+        "init_args": {"save_dir": str(run_folder), "name": "tensorboard", "version": ""},
+    }
     callbacks = [
         WritableRunFolder(),
         checkpoint,

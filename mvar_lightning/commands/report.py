@@ -20,6 +20,9 @@ def write_report(run: Run, cli: SuiteCLI, seconds: float) -> None:
     module: Any = cli.model
     trainer = cli.trainer
     metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+    latest: dict[str, float] = {}
+    for callback in trainer.callbacks:
+        latest |= getattr(callback, "latest", {})
     core = getattr(module, "model", module.tokenizer)
     report = {
         "recipe": str(run.recipe),
@@ -27,6 +30,7 @@ def write_report(run: Run, cli: SuiteCLI, seconds: float) -> None:
         "steps": trainer.global_step,
         "seconds": round(seconds, 1),
         "parameters": sum(parameter.numel() for parameter in core.parameters()),
+        "seconds_per_step": latest.get("speed/step_seconds"),
         "peak_memory_bytes": peak_memory_bytes(),
         "metrics": metrics,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from lightning.pytorch.utilities.combined_loader import _shutdown_workers_and_reset_iterator
 from torch.utils.data import DataLoader
 
 from mvar_lightning.data.streaming import Batch, Failure, ShardStream, TrainStream
@@ -39,9 +40,23 @@ class StreamLoader:
         # Not a generator: worker processes start here, and with them the next epoch's first batches.
         return self._unwrapped(iter(self._loader))
 
+    @property
+    def _iterator(self) -> Any:
+        """Lightning looks here for worker processes to end. Left to the garbage collector they can take 5 s each."""
+        return self._loader._iterator
+
+    @_iterator.setter
+    def _iterator(self, iterator: Any) -> None:
+        self._loader._iterator = iterator
+
+    def close(self) -> None:
+        """End the worker processes; the next pass starts new ones."""
+        _shutdown_workers_and_reset_iterator(self)
+
     def _unwrapped(self, batches: Iterator[Any]) -> Iterator[Batch]:
         for batch in batches:
             if isinstance(batch, Failure):
+                self.close()
                 raise UserError(batch.message)
             yield batch
 

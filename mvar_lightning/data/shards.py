@@ -87,7 +87,7 @@ def written_aside(destination: Path) -> Iterator[Path]:
     try:
         yield aside
         aside.chmod(0o777 & ~_umask())
-        os.rename(aside, destination)
+        aside.rename(destination)
     except OSError as error:
         raise UserError(f"destination {destination}: writing failed ({error.strerror}); nothing was kept") from error
     finally:

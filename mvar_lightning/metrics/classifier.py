@@ -28,6 +28,9 @@ FORMAT = "mvar-lightning classifier 1"
 MAX_SIDE = 64
 """Larger images are averaged down to this side first: class is visible there, and the cost stays that of a toy."""
 
+STEP_IMAGES = 64
+"""Images of a training step at most, whatever the loader's batches: cost and result do not hang on the recipe's."""
+
 Batches = Iterable[Mapping[str, Any]]
 """Batches as the data modules give them: ``image`` (B, 3, H, W) in [-1, 1] and ``label`` (B,)."""
 
@@ -118,14 +121,16 @@ def train_classifier(
 
 def _endless(loader: Batches) -> Iterator[tuple[Tensor, Tensor]]:
     while True:
-        empty = True
+        usable = False
         for batch in loader:
-            empty = False
-            # a single image has no batch statistics
-            if len(batch["label"]) > 1:
-                yield batch["image"].float(), batch["label"]
-        if empty:
-            raise UserError("classifier: the training data is empty; fill the data folder first")
+            parts = zip(batch["image"].float().split(STEP_IMAGES), batch["label"].split(STEP_IMAGES), strict=True)
+            for image_B3HW, label_B in parts:
+                # a single image has no batch statistics
+                if len(label_B) > 1:
+                    usable = True
+                    yield image_B3HW, label_B
+        if not usable:
+            raise UserError("classifier: the training data has no batch of two images; add images or raise batch_size")
 
 
 def _shift(image_B3HW: Tensor) -> Tensor:
@@ -169,10 +174,10 @@ def save_classifier(model: DatasetClassifier, file: Path) -> None:
     # the weights go last: whoever sees them finds the description already there
     aside = _aside(file.with_suffix(".json"))
     aside.write_text(json.dumps(about, indent=2) + "\n")
-    os.replace(aside, file.with_suffix(".json"))
+    aside.replace(file.with_suffix(".json"))
     aside = _aside(file)
     save_file(tensors, aside)
-    os.replace(aside, file)
+    aside.replace(file)
 
 
 def _aside(file: Path) -> Path:

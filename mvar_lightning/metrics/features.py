@@ -87,16 +87,15 @@ class TorchScriptFeatures(FeatureExtractor):
             network = torch.jit.load(str(file), map_location="cpu").eval()
         except RuntimeError as error:
             raise UserError(f"feature file {path}: not a TorchScript file; write it with torch.jit.save") from error
-        self_size, scale = size, 255.0 if as_bytes else 1.0
         probe = torch.zeros(2, 3, size or 64, size or 64)
         with torch.no_grad():
             features: Any = network(probe)
-        if not isinstance(features, Tensor) or features.shape[0] != 2:
+        if not isinstance(features, Tensor) or features.shape[:1] != (2,):
             raise UserError(
                 f"feature file {path}: maps two images to {_describe(features)}; it must give (2, features)"
             )
         super().__init__(name or file.stem, features.flatten(1).shape[1])
-        self.network, self.size, self.scale = network, self_size, scale
+        self.network, self.size, self.scale = network, size, 255.0 if as_bytes else 1.0
 
     def extract(self, image_B3HW: Tensor) -> Tensor:
         if self.size is not None:

@@ -122,26 +122,29 @@ def kept(mask_BHW: Tensor, tokenizer: MultiScaleTokenizer) -> Tensor:
     return (1 - F.adaptive_avg_pool2d(paint_BHW, side)).gt(0.5)
 
 
-def inpaint_mask(box: Sequence[float], size: int) -> Tensor:
-    """Boolean (size, size): True, to be painted, inside the box.
+def inpaint_mask(box: Sequence[float], size: int | tuple[int, int]) -> Tensor:
+    """Boolean (H, W): True, to be painted, inside the box.
 
     Args:
-        box: x0, y0, x1, y1 as fractions of the side, from the upper left corner.
-        size: the side of the image, or of the last token map (as the reference's `get_edit_mask`).
+        box: x0, y0, x1, y1 as fractions of width and height, from the upper left corner.
+        size: side, or height and width, of the image or of the last token map (as the reference's `get_edit_mask`).
 
     Raises:
         UserError: a box outside [0, 1], or with nothing inside.
     """
+    height, width = (size, size) if isinstance(size, int) else size
     if len(box) != 4 or not all(0 <= edge <= 1 for edge in box):
         raise UserError(f"box {list(box)}: give x0, y0, x1, y1 as fractions from 0 to 1")
-    x0, y0, x1, y1 = (round(edge * size) for edge in box)
+    (x0, x1), (y0, y1) = ([round(edge * n) for edge in edges] for edges, n in ((box[::2], width), (box[1::2], height)))
     if x0 >= x1 or y0 >= y1:
-        raise UserError(f"box {list(box)}: holds nothing at size {size}; x1 must lie right of x0, and y1 below y0")
-    mask = torch.zeros(size, size, dtype=torch.bool)
-    mask[y0:y1, x0:x1] = True
-    return mask
+        raise UserError(
+            f"box {list(box)}: holds nothing of {width} x {height}; x1 must lie right of x0, and y1 below y0"
+        )
+    mask_HW = torch.zeros(height, width, dtype=torch.bool)
+    mask_HW[y0:y1, x0:x1] = True
+    return mask_HW
 
 
-def outpaint_mask(box: Sequence[float], size: int) -> Tensor:
-    """Boolean (size, size): True, to be painted, outside the box; see `inpaint_mask`."""
+def outpaint_mask(box: Sequence[float], size: int | tuple[int, int]) -> Tensor:
+    """Boolean (H, W): True, to be painted, outside the box; see `inpaint_mask`."""
     return ~inpaint_mask(box, size)

@@ -132,4 +132,5 @@ class ModulatedHead(nn.Module):
 
     def forward(self, x_BlC: Tensor, modulation_B12C: Tensor) -> Tensor:
         scale, shift = modulation_B12C.unbind(2)
-        return self.linear(self.norm(x_BlC.float()) * (1 + scale) + shift).float()
+        h_BlC = self.norm(x_BlC.float()) * (1 + scale) + shift
+        return self.linear(h_BlC.to(self.linear.weight.dtype)).float()

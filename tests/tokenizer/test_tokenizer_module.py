@@ -35,9 +35,9 @@ def module(**changes: Any) -> TokenizerModule:
 
 
 def loader(count: int = 64) -> DataLoader[dict[str, Tensor]]:
-    coarse = torch.rand(count, 3, 2, 2, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    coarse = torch.rand(count, 1, 2, 2, generator=torch.Generator().manual_seed(1)).expand(-1, 3, -1, -1) * 2 - 1
     smooth = F.interpolate(coarse, size=(8, 8), mode="bilinear")
-    return DataLoader([{"image": image} for image in smooth], batch_size=16)  # type: ignore[arg-type]
+    return DataLoader([{"image": image} for image in smooth], batch_size=16)
 
 
 def trainer(tmp_path: Path, **changes: Any) -> L.Trainer:

@@ -1,0 +1,1 @@
+"""Benchmarks: both sides of a comparison in one run, figures as JSON."""

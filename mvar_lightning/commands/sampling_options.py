@@ -1,0 +1,152 @@
+"""What `mvar sample` and `mvar edit` share: where the model comes from, how tokens are chosen, which classes."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mvar_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from mvar_lightning.tokenizer import MultiScaleTokenizer
+    from mvar_lightning.transformer import NextScaleTransformer
+
+NO_CLASS = -1
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model is read from: a checkpoint of ours, or a released pair of files."""
+
+    checkpoint: str | None
+    official: str | None
+    model: str | None
+    tokenizer: str | None
+
+    def load(self, device: torch.device) -> tuple[NextScaleTransformer, MultiScaleTokenizer]:
+        """The pair on ``device``. Raises `UserError` for a missing, damaged or unsuitable file."""
+        from mvar_lightning import checkpoints
+
+        if self.checkpoint is not None:
+            model, tokenizer = checkpoints.load(self.checkpoint, device)
+            if model is None:
+                raise UserError(f"checkpoint {self.checkpoint}: holds a tokenizer alone; give one of a trained model")
+            return model, tokenizer
+        assert self.model is not None and self.tokenizer is not None and self.official is not None
+        model, tokenizer = checkpoints.import_official(self.model, self.tokenizer, self.official)
+        return model.to(device), tokenizer.to(device)
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """Arguments that say which model."""
+    source = parser.add_argument_group("model", "a checkpoint, or --official with both released files")
+    source.add_argument("--checkpoint", metavar="PATH", help="a folder that was saved, or a Lightning checkpoint")
+    source.add_argument("--official", choices=("var", "mvar", "markov_var"), help="architecture of released files")
+    source.add_argument("--model", metavar="FILE", help="released transformer, e.g. var_d16.pth")
+    source.add_argument("--tokenizer", metavar="FILE", help="released tokenizer, e.g. vae_ch160v4096z32.pth")
+    source.add_argument("--data", metavar="FOLDER", help="shard folder whose class names may be used for classes")
+    source.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto: cuda where there is")
+    source.add_argument(
+        "--precision", default="auto", choices=("auto", "32", "bf16"), help="auto: bf16 on a GPU, 32 on a CPU"
+    )
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Arguments that say how tokens are chosen."""
+    settings = parser.add_argument_group("sampling")
+    settings.add_argument("--cfg", type=float, default=1.5, help="guidance at the last scale; 0 is off (1.5)")
+    settings.add_argument("--top-k", type=int, default=900, help="most probable tokens kept; 0 is off (900)")
+    settings.add_argument("--top-p", type=float, default=0.96, help="share of probability kept; 1 is off (0.96)")
+    settings.add_argument("--temperature", type=float, default=1.0, help="divides the logits (1.0)")
+    settings.add_argument("--more-smooth", action="store_true", help="mix codes: nicer to look at, not for FID")
+    settings.add_argument("--seed", type=int, default=0, help="another one gives other images (0)")
+
+
+def source_of(args: argparse.Namespace) -> Source:
+    """The source that the arguments name. Raises `UserError` where they name none or two."""
+    if (args.checkpoint is None) == (args.official is None):
+        raise UserError("model: give either --checkpoint PATH or --official var|mvar|markov_var with its files")
+    if args.official is not None and (args.model is None or args.tokenizer is None):
+        raise UserError(f"--official {args.official}: give both files, --model FILE and --tokenizer FILE")
+    return Source(args.checkpoint, args.official, args.model, args.tokenizer)
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of `generate` and `edit`. Raises `UserError` for values out of range."""
+    from mvar_lightning.sampling import LinearGuidance, SamplingSettings
+
+    top_k = None if args.top_k == 0 else args.top_k
+    SamplingSettings(LinearGuidance(args.cfg), top_k, args.top_p, args.temperature, args.more_smooth)
+    return {
+        "cfg": args.cfg,
+        "top_k": top_k,
+        "top_p": args.top_p,
+        "temperature": args.temperature,
+        "more_smooth": args.more_smooth,
+    }
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called ``name``. Raises `UserError` for a GPU that is not there."""
+    import torch
+
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise UserError("--device cuda: there is no usable GPU here; use --device cpu")
+    return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """``32`` or ``bf16``; auto is bf16 on a GPU."""
+    return name if name != "auto" else "bf16" if device.type == "cuda" else "32"
+
+
+def computing(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """A context in which the model computes in ``precision``."""
+    import torch
+
+    return contextlib.nullcontext() if precision == "32" else torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def class_names(data: str | None, num_classes: int) -> Sequence[str]:
+    """Class names of a shard folder, none without one. Raises `UserError` where they do not fit the model."""
+    from mvar_lightning.data.index import read_index
+
+    if data is None:
+        return ()
+    names = read_index(data).class_names
+    if len(names) != num_classes:
+        raise UserError(f"--data {data}: has {len(names)} classes, the model {num_classes}; give its own data folder")
+    return names
+
+
+def class_indices(text: str | None, num_classes: int, names: Sequence[str] = ()) -> list[int]:
+    """Classes from text such as ``3,7``, ``0-9``, ``cat,dog`` or ``none``; all of them where there is no text.
+
+    Raises:
+        UserError: a class that the model does not have, or a name that is not known.
+    """
+    if text is None:
+        return list(range(num_classes))
+    indices = [index for part in text.split(",") for index in _class_part(part.strip(), num_classes, names)]
+    return list(dict.fromkeys(indices))
+
+
+def _class_part(part: str, num_classes: int, names: Sequence[str]) -> Sequence[int]:
+    if part in names:
+        return [names.index(part)]
+    if part == "none":
+        return [NO_CLASS]
+    first, dash, last = part.partition("-")
+    if not first.isdecimal() or (dash and not last.isdecimal()):
+        known = f"--data names {', '.join(names[:5])}, ..." if names else "to use names give --data FOLDER"
+        raise UserError(f"class {part!r}: must be an index from 0 to {num_classes - 1} or a known name; {known}")
+    chosen = range(int(first), int(last if dash else first) + 1)
+    if not chosen or chosen[-1] >= num_classes:
+        raise UserError(f"class {part}: the model knows classes 0 to {num_classes - 1}")
+    return chosen

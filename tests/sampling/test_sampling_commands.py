@@ -1,0 +1,245 @@
+"""`mvar sample` and `mvar edit` on a tiny saved checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mvar_lightning import MultiScaleTokenizer, NextScaleTransformer, edit, generate, save
+from mvar_lightning.callbacks.pictures import from_image
+from mvar_lightning.cli import main
+from mvar_lightning.commands.sample import _run_processes
+from mvar_lightning.commands.sampling_jobs import Task, list_jobs
+from mvar_lightning.commands.sampling_options import Source, class_indices
+from mvar_lightning.errors import UserError
+
+Run = Callable[..., int]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(
+    tmp_path_factory: pytest.TempPathFactory, model: NextScaleTransformer, tokenizer: MultiScaleTokenizer
+) -> Path:
+    folder = tmp_path_factory.mktemp("sampling") / "checkpoint"
+    save(folder, model, tokenizer)
+    return folder
+
+
+@pytest.fixture
+def sample(checkpoint: Path) -> Run:
+    def run(out: Path, *arguments: str) -> int:
+        return main(["sample", "--checkpoint", str(checkpoint), "--out", str(out), "--device", "cpu", *arguments])
+
+    return run
+
+
+def pngs(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("[0-9n]*.png"))}
+
+
+def test_writes_what_generate_makes(
+    sample: Run, tmp_path: Path, model: NextScaleTransformer, tokenizer: MultiScaleTokenizer
+) -> None:
+    assert sample(tmp_path, "--classes", "3,none", "--count", "3", "--cfg", "2", "--batch-size", "4") == 0
+    jobs = list_jobs([3, -1], 3, seed=0)
+    assert sorted(pngs(tmp_path)) == sorted(job.file for job in jobs)
+    for job in (jobs[1], jobs[4]):
+        with Image.open(tmp_path / job.file) as image:
+            made = from_image(image)
+        expected = generate(model, tokenizer, [job.label], cfg=2.0, seeds=[job.seed], return_tokens=False)[0]
+        assert (made - expected).abs().max() <= 0.6 / 255
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.width > 3 * 64 and grid.height > 2 * 64
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_makes_only_what_is_missing(sample: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--classes", "0-1", "--count", "2", "--batch-size", "3")
+    assert sample(tmp_path, *arguments) == 0
+    first = pngs(tmp_path)
+    kept, lost, *_ = sorted(first)
+    (tmp_path / lost).unlink()
+    (tmp_path / kept).write_bytes(marked := first[kept] + b" ")
+    assert sample(tmp_path, *arguments) == 0
+    assert "1 made now" in capsys.readouterr().out
+    assert pngs(tmp_path) == {**first, kept: marked}
+    assert sample(tmp_path, "--classes", "0-1", "--count", "3") == 0
+    assert len(pngs(tmp_path)) == 6 and first.keys() <= pngs(tmp_path).keys()
+
+
+def test_folder_of_other_settings_is_refused(sample: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sample(tmp_path, "--classes", "0", "--count", "1") == 0
+    before = pngs(tmp_path)
+    assert sample(tmp_path, "--classes", "1", "--count", "1", "--cfg", "3") == 2
+    assert "cfg 1.5" in capsys.readouterr().err and pngs(tmp_path) == before
+
+
+def test_npz_is_what_the_evaluator_reads(sample: Run, tmp_path: Path) -> None:
+    arguments = ("--classes", "4,0", "--count", "2", "--format", "npz")
+    assert sample(tmp_path, *arguments) == 0
+    file = tmp_path / "samples.npz"
+    with np.load(file, allow_pickle=False) as archive:
+        pixels, labels = archive["arr_0"], archive["arr_1"]
+    assert pixels.dtype == np.uint8 and pixels.shape == (4, 10, 10, 3) and labels.tolist() == [4, 4, 0, 0]
+    for job, image in zip(list_jobs([4, 0], 2, 0), pixels, strict=True):
+        assert np.array_equal(np.asarray(Image.open(tmp_path / job.file)), image)
+    written = file.stat().st_mtime_ns
+    assert sample(tmp_path, *arguments) == 0 and file.stat().st_mtime_ns == written
+    assert sample(tmp_path, "--classes", "4", "--format", "npz", "--count", "1") == 0
+    with np.load(file, allow_pickle=False) as archive:
+        assert len(archive["arr_0"]) == 1
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_same_images(sample: Run, tmp_path: Path) -> None:
+    arguments = ("--classes", "0,2", "--count", "3", "--batch-size", "2")
+    assert sample(tmp_path / "one", *arguments) == 0
+    assert sample(tmp_path / "two", *arguments, "--devices", "2") == 0
+    one, two = pngs(tmp_path / "one"), pngs(tmp_path / "two")
+    assert one.keys() == two.keys()
+    for name in one:
+        pixels = [np.asarray(Image.open(tmp_path / folder / name)).astype(int) for folder in ("one", "two")]
+        assert np.abs(pixels[0] - pixels[1]).max() <= 1
+
+
+def test_seeds_belong_to_class_and_index() -> None:
+    assert list_jobs([3], 4, 0)[:2] == list_jobs([1, 3], 2, 0)[2:]
+    seeds = [{job.seed for job in list_jobs([3], 100, seed)} for seed in (0, 1)]
+    assert len(seeds[0]) == 100 and not seeds[0] & seeds[1]
+
+
+def test_classes_by_index_range_and_name() -> None:
+    names = ["ant", "bee", "2"]
+    assert class_indices(None, 3) == [0, 1, 2]
+    assert class_indices("2, 0-1,0", 3) == [2, 0, 1]
+    assert class_indices("bee,2,none", 3, names) == [1, 2, -1]
+    for text, said in (("3", "0 to 2"), ("1-9", "0 to 2"), ("cat", "'cat'"), ("", "''"), ("2-1", "2-1")):
+        with pytest.raises(UserError, match=said):
+            class_indices(text, 3, names[:2])
+
+
+def test_class_names_come_from_the_data_folder(sample: Run, tmp_path: Path) -> None:
+    index = {"format": "mvar-shards-1", "class_names": ["a", "b", "c", "d", "e"], "splits": {}}
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    assert sample(tmp_path / "out", "--classes", "d", "--count", "1", "--data", str(tmp_path)) == 0
+    assert [name[:4] for name in pngs(tmp_path / "out")] == ["0003"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--classes", "5"), "class 5: the model knows classes 0 to 4"),
+        (("--count", "0"), "--count 0"),
+        (("--top-p", "0"), "top_p 0.0"),
+        (("--cfg", "-1"), "cfg -1"),
+        (("--official", "var"), "either --checkpoint"),
+        (("--data", "nowhere"), "nowhere"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    arguments: tuple[str, ...], said: str, sample: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sample(tmp_path / "out", *arguments) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_released_pair_needs_both_files(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", "--official", "var", "--model", "x.pth"]) == 2
+    assert "--tokenizer FILE" in capsys.readouterr().err
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    return tmp_path / "picture.png"
+
+
+@pytest.fixture
+def run_edit(checkpoint: Path, picture: Path, tmp_path: Path) -> Run:
+    def run(*arguments: str) -> int:
+        given = ["--checkpoint", str(checkpoint), "--image", str(picture), "--out", str(tmp_path / "out")]
+        return main(["edit", *given, "--device", "cpu", "--count", "2", *arguments])
+
+    return run
+
+
+def test_edit_writes_results_grid_and_strips(
+    run_edit: Run, picture: Path, tmp_path: Path, model: NextScaleTransformer, tokenizer: MultiScaleTokenizer
+) -> None:
+    # the right half of the middle square, columns 5 to 25 of 30
+    assert run_edit("--box", "15,0,25,20", "--class", "2") == 0
+    out, jobs = tmp_path / "out", list_jobs([2], 2, 0)
+    names = {"before_after.png", "coarse_to_fine.png", *(job.file for job in jobs)}
+    assert {path.name for path in out.iterdir()} == names
+    with Image.open(picture) as image:
+        square = image.resize((15, 10), Image.Resampling.LANCZOS).crop((2, 0, 12, 10))
+    image_B3HW = from_image(square)[None] * 2 - 1
+    mask = torch.zeros(5, 5)
+    mask[:, 3:] = 1
+    # the crop starts at column 2 of 15, so the box begins at 5.5 of 10: the third token of five is hardly touched
+    expected, _ = edit(model, tokenizer, image_B3HW, mask, [2, 2], seeds=[job.seed for job in jobs])
+    with Image.open(out / jobs[1].file) as result:
+        assert (from_image(result) - expected[1]).abs().max() <= 0.6 / 255
+
+
+def test_mask_file_equals_its_box_and_outpaint_inverts(run_edit: Run, tmp_path: Path) -> None:
+    pixels = np.zeros((20, 30), dtype=np.uint8)
+    pixels[:, :15] = 255
+    Image.fromarray(pixels).save(tmp_path / "mask.png")
+    results = []
+    for arguments in (
+        ("--mask", str(tmp_path / "mask.png")),
+        ("--box", "0,0,0.5,1"),
+        ("--box", "0.5,0,1,1", "--outpaint"),
+        ("--box", "0.5,0,1,1"),
+    ):
+        assert run_edit(*arguments) == 0
+        results.append(pngs(tmp_path / "out"))
+    assert results[0] == results[1] == results[2] != results[3]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--box", "0,0,31,5"), "30 x 20"),
+        (("--box", "0.5,0.5,0.5,1"), "holds nothing"),
+        (("--box", "0,0,0.05,1"), "paints no token"),
+        (("--mask", "picture.png"), "cannot be read"),
+        (("--box", "0,0,1,1", "--class", "0-2"), "give one class"),
+        (("--box", "0,0,1,1", "--class", "9"), "0 to 4"),
+        (("--box", "0,0,1,1", "--image", __file__), "not a readable"),
+    ],
+)
+def test_bad_edits(
+    arguments: tuple[str, ...],
+    said: str,
+    run_edit: Run,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(Path(__file__).parent)
+    assert run_edit(*arguments) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_mask_of_another_size(run_edit: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("L", (20, 20), 255).save(tmp_path / "mask.png")
+    assert run_edit("--mask", str(tmp_path / "mask.png")) == 2
+    assert "20 x 20 pixels, the picture 30 x 20" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_mistake_in_a_process_is_told_as_one(tmp_path: Path) -> None:
+    task = Task(Source(str(tmp_path / "nothing"), None, None, None), {}, "32", 2, "cpu", tmp_path)
+    with pytest.raises(UserError, match="no such checkpoint"):
+        _run_processes(task, list_jobs([0], 4, 0), 2, lambda report: None)
