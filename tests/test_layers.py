@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "mvar_lightning"
 LAYERS = {
     "errors": -1,
     "axis": 0,
+    "evaluating": 0,
     "pyramid": 0,
     "attention": 1,
     "tokenizer": 1,

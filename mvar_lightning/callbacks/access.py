@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from mvar_lightning.callbacks.pictures import to_png
 from mvar_lightning.errors import UserError
+from mvar_lightning.evaluating import evaluating
 
 
 class ValidationCallback(pl.Callback):
@@ -76,19 +76,6 @@ def to_unit(image_B3HW: Tensor) -> Tensor:
 
 def tokenizer_of(pl_module: pl.LightningModule) -> nn.Module:
     return cast(nn.Module, pl_module.tokenizer)
-
-
-@contextlib.contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradient; every submodule's own mode is restored afterwards."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
 
 
 def reconstruct(pl_module: pl.LightningModule, image_B3HW: Tensor) -> Tensor:

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from mvar_lightning.callbacks.access import (
     ValidationCallback,
-    evaluating,
     images_of,
     publish,
     reconstruct,
@@ -25,6 +24,7 @@ from mvar_lightning.callbacks.access import (
 )
 from mvar_lightning.callbacks.pictures import enlarge, from_image, make_grid, make_strips, mask_picture
 from mvar_lightning.errors import UserError
+from mvar_lightning.evaluating import evaluating
 
 
 class Picture(ValidationCallback):

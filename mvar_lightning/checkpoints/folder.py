@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,13 @@ from mvar_lightning.checkpoints.assign import M, check_fit, fill, shapes_of
 from mvar_lightning.checkpoints.files import read_json, read_safetensors, read_torch, write_tensors
 from mvar_lightning.checkpoints.record import LIBRARY, Record
 from mvar_lightning.errors import UserError
-from mvar_lightning.tokenizer import MultiScaleTokenizer, fingerprint
+from mvar_lightning.tokenizer import MultiScaleTokenizer, check_pair, fingerprint
 from mvar_lightning.transformer import NextScaleTransformer
 
 CONFIG, MODEL, TOKENIZER = "config.json", "model.safetensors", "tokenizer.safetensors"
 
 COMPILED = "_orig_mod."
 """What ``torch.compile`` puts into the names of parameters."""
-
-AVERAGING = "averaging_state"
-"""Lightning's entry in checkpoints of a run that averages its weights."""
 
 
 @dataclass(frozen=True)
@@ -124,15 +121,6 @@ def open_checkpoint(path: str | Path) -> Opened:
     return _open_folder(path) if path.is_dir() else _open_lightning(path)
 
 
-def check_pair(model: NextScaleTransformer, tokenizer: MultiScaleTokenizer) -> None:
-    """Raise `UserError` where a model does not speak a tokenizer's tokens."""
-    ours = {"scales": model.pyramid.sides, "vocab_size": model.vocab_size, "code_dim": model.code_dim}
-    theirs = {"scales": tokenizer.pyramid.sides, "vocab_size": tokenizer.vocab_size, "code_dim": tokenizer.code_dim}
-    for name, value in ours.items():
-        if value != theirs[name]:
-            raise UserError(f"{name}: the model has {value}, the tokenizer {theirs[name]}; they do not belong together")
-
-
 def _swap(path: Path, new: Path, old: Path) -> None:
     """Put ``new`` in the place of ``path``, which goes to ``old``; it comes back where that fails."""
     if path.exists():
@@ -162,10 +150,6 @@ def _open_lightning(path: Path) -> Opened:
     record = Record.parse(content[LIBRARY], str(path))
     state = {key.replace(COMPILED, ""): tensor for key, tensor in content["state_dict"].items()}
     parts = {part: _part(state, part) for part in ("tokenizer", "model")}
-    if record.kind == "tokenizer" and AVERAGING in content:
-        # the run recorded the hash of the weights it trains, but wrote the averaged ones into the state dict
-        averaged = _filled(record.build_tokenizer(str(path)), parts["tokenizer"], str(path), "tokenizer")
-        record = replace(record, tokenizer_hash=fingerprint(averaged))
     return Opened(str(path), record, parts)
 
 

@@ -18,7 +18,7 @@ SHOWN = ("val/", "codebook/usage")
 def write_report(run: Run, cli: SuiteCLI, seconds: float) -> None:
     """Write ``metrics.json``: last validation metrics, sizes, speed and memory of the run."""
     module: Any = cli.model
-    trainer = cli.trainer
+    trainer: Any = cli.trainer
     metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
     latest: dict[str, float] = {}
     for callback in trainer.callbacks:

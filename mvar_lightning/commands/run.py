@@ -42,7 +42,7 @@ def run_stage(stage: str, arguments: argparse.Namespace) -> int:
         raise UserError(f"checkpoint {checkpoint}: no such file")
     run = run_of(arguments.config, arguments.overrides, arguments.run_folder)
     cli = SuiteCLI(["--config", arguments.config, *arguments.overrides], run.folder)
-    stage_of = {"fit": cli.trainer.fit, "validate": cli.trainer.validate, "test": cli.trainer.test}
+    stage_of: dict[str, Any] = {"fit": cli.trainer.fit, "validate": cli.trainer.validate, "test": cli.trainer.test}
     stage_of[stage](cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
     return 0
 

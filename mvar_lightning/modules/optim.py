@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -73,7 +73,7 @@ class ScheduledAdamW(LRScheduler):
         self.schedule = schedule
         super().__init__(optimizer, last_epoch)
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         for group in self.optimizer.param_groups:
             group["weight_decay"] = self.schedule.weight_decay_at(self.last_epoch) * group["decay_scale"]
         factor = self.schedule.learning_rate_factor(self.last_epoch)

@@ -23,7 +23,7 @@ from mvar_lightning.tokenizer import (
     LossPart,
     MultiScaleTokenizer,
     QuantizerLoss,
-    fingerprint,
+    fingerprint_of,
 )
 from mvar_lightning.tokenizer.losses import WeightedLoss
 
@@ -142,7 +142,7 @@ class TokenizerModule(L.LightningModule):
         decayed = [p for p in self.tokenizer.parameters() if p.requires_grad and p.ndim == 4]
         rest = [p for p in self.tokenizer.parameters() if p.requires_grad and p.ndim != 4]
         groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas)
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, fused=True)
         total_steps = self.trainer.estimated_stepping_batches
         warmup_steps = 0 if math.isinf(total_steps) else round(self.warmup * total_steps)
         schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -151,12 +151,16 @@ class TokenizerModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write what rebuilds the tokenizer, in plain values."""
+        """Write what rebuilds the tokenizer, in plain values.
+
+        The hash is that of the weights in the file: with averaging on they are not the ones in training.
+        """
+        state = {key.removeprefix("tokenizer."): tensor for key, tensor in checkpoint["state_dict"].items()}
         checkpoint["mvar_lightning"] = {
             "format": CHECKPOINT_FORMAT,
             "kind": "tokenizer",
             "tokenizer": self.tokenizer.config,
-            "tokenizer_hash": fingerprint(self.tokenizer),
+            "tokenizer_hash": fingerprint_of(self.tokenizer, state),
         }
 
     def _check_finite(self, total: Tensor, terms: dict[str, Tensor]) -> None:

@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mvar_lightning.errors import UserError
+from mvar_lightning.evaluating import evaluating
 from mvar_lightning.pyramid import ScalePyramid
 from mvar_lightning.sampling.generate import (
     Replace,
     check_labels,
-    check_pair,
+    check_together,
     decode_in_chunks,
-    evaluating,
     sample_pyramid,
 )
 from mvar_lightning.sampling.guidance import GuidanceSchedule, as_schedule
@@ -64,7 +64,7 @@ def edit(
     Raises:
         UserError: as for `generate`; a mask or image of the wrong size.
     """
-    check_pair(model, tokenizer)
+    check_together(model, tokenizer)
     settings = SamplingSettings(as_schedule(cfg), top_k, top_p, temperature, more_smooth)
     images = max(len(image_B3HW), 1 if seeds is None else len(seeds), 1 if isinstance(label_B, int) else len(label_B))
     label_B = check_labels([label_B] * images if isinstance(label_B, int) else label_B, model)

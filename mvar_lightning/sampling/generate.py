@@ -7,19 +7,19 @@ B batch, l tokens of one scale, L all tokens, K scales, V vocabulary, Z code dim
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from mvar_lightning.errors import UserError
+from mvar_lightning.evaluating import evaluating
 from mvar_lightning.sampling.filters import draw, filter_logits
 from mvar_lightning.sampling.guidance import GuidanceSchedule, GuidedRows, as_schedule
 from mvar_lightning.sampling.noise import ImageNoise, check_seeds
 from mvar_lightning.sampling.settings import SamplingSettings
-from mvar_lightning.tokenizer import MultiScaleTokenizer
+from mvar_lightning.tokenizer import MultiScaleTokenizer, check_pair
 from mvar_lightning.transformer import NextScaleTransformer
 
 Replace = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -102,7 +102,7 @@ def generate(
     Raises:
         UserError: a label, seed or setting out of range, or a model and tokenizer that do not belong together.
     """
-    check_pair(model, tokenizer)
+    check_together(model, tokenizer)
     settings = SamplingSettings(as_schedule(cfg), top_k, top_p, temperature, more_smooth)
     if isinstance(label_B, int):
         label_B = [label_B] * (1 if seeds is None else len(seeds))
@@ -188,17 +188,9 @@ def decode_in_chunks(tokenizer: MultiScaleTokenizer, f_hat_BZhw: Tensor, chunk: 
     return images_B3HW.add_(1).mul_(0.5)
 
 
-def check_pair(model: NextScaleTransformer, tokenizer: MultiScaleTokenizer) -> None:
-    """Raise `UserError` where the tokenizer is not of the kind that the model was made for."""
-    for name, ours, theirs in (
-        ("scales", list(model.pyramid.sides), list(tokenizer.pyramid.sides)),
-        ("vocabulary", model.vocab_size, tokenizer.vocab_size),
-        ("code dim", model.code_dim, tokenizer.code_dim),
-    ):
-        if ours != theirs:
-            raise UserError(
-                f"{name}: the model has {ours}, the tokenizer {theirs}; take the tokenizer it was trained with"
-            )
+def check_together(model: NextScaleTransformer, tokenizer: MultiScaleTokenizer) -> None:
+    """Raise `UserError` where model and tokenizer cannot work together: other tokens, or another device."""
+    check_pair(model, tokenizer)
     if _device(model) != _device(tokenizer):
         raise UserError(f"device: the model is on {_device(model)}, the tokenizer on {_device(tokenizer)}; move one")
 
@@ -222,19 +214,6 @@ def check_labels(label_B: Tensor | Sequence[int], model: NextScaleTransformer) -
                 f"(and {model.num_classes} or -1 for no class)"
             )
     return torch.where(label_B < 0, model.num_classes, label_B)
-
-
-@contextlib.contextmanager
-def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards every submodule has its own mode again."""
-    training = [part for module in modules for part in module.modules() if part.training]
-    for module in modules:
-        module.eval()
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
 
 
 def _device(module: nn.Module) -> torch.device:

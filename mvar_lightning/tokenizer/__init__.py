@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from mvar_lightning.tokenizer.fingerprint import fingerprint
+from mvar_lightning.tokenizer.fingerprint import fingerprint, fingerprint_of
 from mvar_lightning.tokenizer.losses import L1Loss, L2Loss, LossPart, QuantizerLoss
+from mvar_lightning.tokenizer.pairing import check_pair
 from mvar_lightning.tokenizer.quantizer import MultiScaleQuantizer, QuantizerOutput
 from mvar_lightning.tokenizer.tokenizer import MultiScaleTokenizer, TokenizerOutput
 from mvar_lightning.tokenizer.usage import CodebookUsage
@@ -18,5 +19,7 @@ __all__ = [
     "QuantizerLoss",
     "QuantizerOutput",
     "TokenizerOutput",
+    "check_pair",
     "fingerprint",
+    "fingerprint_of",
 ]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from mvar_lightning.tokenizer.tokenizer import MultiScaleTokenizer
 
@@ -19,9 +21,15 @@ def fingerprint(tokenizer: MultiScaleTokenizer) -> str:
     Covers the configuration and the parameters as float32 in the order of their names, so it is the same on any device
     and for any way of building the module; buffers (running statistics) do not count.
     """
+    return fingerprint_of(tokenizer, dict(tokenizer.named_parameters()))
+
+
+def fingerprint_of(tokenizer: MultiScaleTokenizer, state: Mapping[str, Tensor]) -> str:
+    """The fingerprint that ``tokenizer`` would have with the parameters in ``state`` (which may hold more)."""
     config = {key: value for key, value in tokenizer.config.items() if key not in TRAINING_ONLY}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for name, parameter in sorted(tokenizer.named_parameters()):
+    for name in sorted(name for name, _ in tokenizer.named_parameters()):
+        parameter = state[name]
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         array = parameter.detach().to("cpu", torch.float32).contiguous().numpy()
         digest.update(array.astype("<f4", copy=False).tobytes())

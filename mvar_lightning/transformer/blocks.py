@@ -33,7 +33,12 @@ class AdaLNBlock(nn.Module):
     """
 
     def __init__(
-        self, norm: nn.Module, attention: SelfAttention, mlp: nn.Module, modulation: nn.Module, drop_path: float
+        self,
+        norm: nn.Module,
+        attention: SelfAttention,
+        mlp: GeluMLP | SwiGLU,
+        modulation: Modulation | ModulationOffset,
+        drop_path: float,
     ) -> None:
         super().__init__()
         self.norm = norm

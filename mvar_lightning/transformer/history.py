@@ -191,6 +191,7 @@ class PooledFusion(HistoryFusion):
         e_BlC = self.norm_words(words_BlC)
         pooled = []
         for pool, window, seen in zip(self.pools, self.windows, state.pools, strict=True):
+            assert isinstance(pool, AttentivePool)
             seen.append(pool.observe(e_BlC))
             if window is not None:
                 del seen[:-window]

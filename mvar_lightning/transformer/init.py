@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import nn
 
 from mvar_lightning.transformer.blocks import AdaLNBlock
 from mvar_lightning.transformer.history import AttentivePool
-from mvar_lightning.transformer.layers import Modulation, ModulationOffset, SelfAttention
+from mvar_lightning.transformer.layers import ModulatedHead, Modulation, ModulationOffset
 from mvar_lightning.transformer.positions import LearnedPositions
 
 HEAD_SCALE = 0.02
@@ -17,12 +18,16 @@ ADALN_SCALE = 0.5
 
 
 @torch.no_grad()
-def init_weights(model: nn.Module, *, width: int, depth: int, gamma_init: float) -> None:
-    """Initialize a `NextScaleTransformer` in place.
+def init_weights(
+    model: nn.Module, blocks: Iterable[AdaLNBlock], head: ModulatedHead, *, width: int, gamma_init: float
+) -> None:
+    """Initialize a transformer in place.
 
     Args:
+        model: everything, the blocks and the head included.
+        blocks: outputs into the residual stream are divided by sqrt(2 x their number).
+        head: starts near zero.
         width: C; the base deviation is sqrt(1 / 3C).
-        depth: number of blocks; outputs into the residual stream are divided by sqrt(2 depth).
         gamma_init: factor on the AdaLN rows that gate the branches (1e-3 at d16 to 5e-6 at d36).
     """
     std = math.sqrt(1 / width / 3)
@@ -39,20 +44,20 @@ def init_weights(model: nn.Module, *, width: int, depth: int, gamma_init: float)
         elif isinstance(module, ModulationOffset):
             nn.init.normal_(module.offset, std=width**-0.5)
     # second pass: factors on what the first one drew
-    model.head.linear.weight.mul_(HEAD_SCALE)
-    model.head.modulation.linear.weight.mul_(ADALN_SCALE)
-    for block in model.blocks:
-        _scale_block(block, width, depth, gamma_init)
+    head.linear.weight.mul_(HEAD_SCALE)
+    head.modulation.linear.weight.mul_(ADALN_SCALE)
+    blocks = list(blocks)
+    for block in blocks:
+        _scale_block(block, width, len(blocks), gamma_init)
 
 
 def _scale_block(block: AdaLNBlock, width: int, depth: int, gamma_init: float) -> None:
-    assert isinstance(block.attention, SelfAttention)
     block.attention.proj.weight.div_(math.sqrt(2 * depth))
     block.mlp.down.weight.div_(math.sqrt(2 * depth))
     if isinstance(block.modulation, Modulation):
         rows = block.modulation.linear.weight
         rows[: 2 * width].mul_(gamma_init)
         rows[2 * width :].mul_(ADALN_SCALE)
-    else:
+    elif isinstance(block.modulation, ModulationOffset):
         block.modulation.offset[:, :, :2].mul_(gamma_init)
         block.modulation.offset[:, :, 2:].mul_(ADALN_SCALE)

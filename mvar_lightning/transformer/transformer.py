@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from mvar_lightning.attention import AttentionStrategy, FullAttention, KVCache, choose_backend
 from mvar_lightning.errors import UserError
 from mvar_lightning.pyramid import ScalePyramid
-from mvar_lightning.transformer.blocks import BlockDesign, VARBlocks
+from mvar_lightning.transformer.blocks import AdaLNBlock, BlockDesign, VARBlocks
 from mvar_lightning.transformer.history import History, HistoryState, NoHistory
 from mvar_lightning.transformer.init import init_weights
 from mvar_lightning.transformer.layers import ModulatedHead
@@ -107,7 +107,11 @@ class NextScaleTransformer(nn.Module):
         rates = torch.linspace(0, self.drop_path, depth, device="cpu").tolist()
         self.blocks = nn.ModuleList([self.block_design.make_block(width, heads, self.backend, rate) for rate in rates])
         self.head = ModulatedHead(width, vocab_size, self.block_design.make_norm(width))
-        init_weights(self, width=width, depth=depth, gamma_init=gamma_init)
+        init_weights(self, self._blocks, self.head, width=width, gamma_init=gamma_init)
+
+    @property
+    def _blocks(self) -> list[AdaLNBlock]:
+        return cast(list[AdaLNBlock], list(self.blocks))
 
     @property
     def config(self) -> dict[str, Any]:
@@ -171,7 +175,7 @@ class NextScaleTransformer(nn.Module):
         """Logits (B, l, V) of the tokens of ``scales`` from their inputs (and those of no other scale)."""
         condition = self.condition(class_BC)
         x_BlC = _to_compute_dtype(x_BlC)
-        for block in self.blocks:
+        for block in self._blocks:
             modulation = block.modulation(condition)
             if self.checkpoint_activations and torch.is_grad_enabled():
                 x_BlC = checkpoint(block, x_BlC, modulation, scales, use_reentrant=False)
@@ -184,7 +188,7 @@ class NextScaleTransformer(nn.Module):
         class_RC = self.class_embedding(label_R)
         condition = self.condition(class_RC)
         fused = class_RC[:images].repeat(len(label_R) // images, 1) if self._fuses_conditional_class else class_RC
-        modulations = [_to_compute_dtype(block.modulation(condition)) for block in self.blocks]
+        modulations = [_to_compute_dtype(block.modulation(condition)) for block in self._blocks]
         cache = KVCache(
             self.backend.plan,
             layers=self.depth,
@@ -215,7 +219,7 @@ class NextScaleTransformer(nn.Module):
                 x_RlC = self.history.step(self.word_embedding(x_BlZ), state.fused_class_RC, state.history)
             x_RlC = x_RlC + self.positions(scales)
         x_RlC = _to_compute_dtype(x_RlC)
-        for block, modulation, cache in zip(self.blocks, state.modulations, state.cache.layers, strict=True):
+        for block, modulation, cache in zip(self._blocks, state.modulations, state.cache.layers, strict=True):
             x_RlC = block(x_RlC, modulation, scales, cache)
         return self.head(x_RlC, state.head_modulation)
 
