@@ -10,9 +10,7 @@ class CoarseFullAttention(AttentionStrategy):
 
     def __init__(self, until: int = 4) -> None:
         if until < 1:
-            raise UserError(
-                f"CoarseFullAttention: until={until}; the number of scales must be at least 1"
-            )
+            raise UserError(f"CoarseFullAttention: until={until}; the number of scales must be at least 1")
         self.until = until
 
     def first_key_scale(self, scale: int, pyramid: ScalePyramid) -> int:

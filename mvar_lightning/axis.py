@@ -25,17 +25,23 @@ class AxisMember:
             cls.members[cls.__name__] = cls
 
     def config(self) -> dict[str, Any]:
-        """Plain values from which `from_config` makes this object again."""
-        return {"class": type(self).__name__, **vars(self)}
+        """Plain values from which `from_config` makes this object again; of a class from elsewhere, its module too."""
+        cls = type(self)
+        home = {} if cls.__module__.split(".")[0] == "mvar_lightning" else {"module": cls.__module__}
+        return {"class": cls.__name__, **home, **vars(self)}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
-        """The member that `config` described. Raises `UserError` for an unknown class or argument."""
+        """The member that `config` described. Raises `UserError` for an unknown class or argument.
+
+        A file never decides what is imported: a class from elsewhere has to be there already.
+        """
         arguments = dict(config)
-        name = arguments.pop("class", None)
+        name, module = arguments.pop("class", None), arguments.pop("module", None)
         if name not in cls.members:
             known = ", ".join(sorted(cls.members))
-            raise UserError(f"{cls.__name__} {name!r} is unknown (known: {known}); import the module that defines it")
+            way_out = f"import it first: mvar --import {module} ..." if module else f"known: {known}"
+            raise UserError(f"{cls.__name__} {name!r} is unknown here; {way_out}")
         try:
             return cls.members[name](**arguments)  # type: ignore[return-value]
         except TypeError as error:

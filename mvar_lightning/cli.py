@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from mvar_lightning import __version__
 from mvar_lightning.commands import compare, edit, export, import_, info, run, sample, shards, train
@@ -19,6 +21,14 @@ def build_parser() -> argparse.ArgumentParser:
         prog="mvar", description="Train, sample and study next-scale (visual autoregressive) image models."
     )
     parser.add_argument("--version", action="version", version=f"mvar_lightning {__version__}")
+    parser.add_argument(
+        "--import",
+        dest="modules",
+        metavar="MODULE",
+        action="append",
+        default=[],
+        help="import a module of your own first, for its strategies and histories (from the current folder, too)",
+    )
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
@@ -33,16 +43,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"mvar: error: unknown arguments: {' '.join(rest)} (see mvar --help)", file=sys.stderr)
         return 2
     arguments.overrides = rest
+    # recipes may name classes of the user's own; last in the path, so that nothing installed is shadowed
+    sys.path.append(str(Path.cwd()))
     try:
+        for module in arguments.modules:
+            _import(module)
         return int(arguments.run(arguments))
     except UserError as error:
         if arguments.traceback or os.environ.get("MVAR_TRACEBACK"):
             raise
         print(f"mvar: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader, `head` for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("mvar: interrupted", file=sys.stderr)
         return 130
+
+
+def _import(module: str) -> None:
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(f"--import {module}: {error}; give the name of a module here or on PYTHONPATH") from error
 
 
 if __name__ == "__main__":

@@ -194,9 +194,11 @@ def test_tokenizer_recipe_trains_what_the_recipe_reads(path: Path) -> None:
     if "tokenizer_recipe" in raw:
         tokenizer = Path(raw["tokenizer_recipe"])
         assert (ROOT / tokenizer).is_file()
-        assert Path(raw["model"]["init_args"]["tokenizer"]) == "runs" / tokenizer.with_suffix("").relative_to(
-            "recipes"
-        ) / "model"
-        assert yaml.safe_load((ROOT / tokenizer).read_text())["data"]["init_args"]["path"] == (
-            raw["data"]["init_args"]["path"]
+        assert (
+            Path(raw["model"]["init_args"]["tokenizer"])
+            == "runs" / tokenizer.with_suffix("").relative_to("recipes") / "model"
+        )
+        assert (
+            yaml.safe_load((ROOT / tokenizer).read_text())["data"]["init_args"]["path"]
+            == (raw["data"]["init_args"]["path"])
         )

@@ -25,7 +25,7 @@ class LayerCache:
 
     def extend(self, k_BHlD: Tensor, v_BHlD: Tensor, scale: int) -> tuple[Tensor, Tensor]:
         """Add the keys and values of ``scale``; return all that its queries read, as views (B, H, S, D)."""
-        if self._buffer.shape[3] == 0:
+        if not self._plan.is_cached(scale):
             return k_BHlD, v_BHlD
         self._forget_before(self._plan.cache_start(scale))
         end = self._length + k_BHlD.shape[2]
@@ -42,8 +42,9 @@ class LayerCache:
 
     def _forget_before(self, scale: int) -> None:
         offsets = self._plan.pyramid.offsets
-        dropped = offsets[scale] - offsets[self._first_scale]
+        dropped = min(self._length, offsets[scale] - offsets[self._first_scale])
         if dropped <= 0:
+            self._first_scale = max(self._first_scale, scale)
             return
         kept = self._length - dropped
         # clone: source and target overlap where more is kept than dropped

@@ -57,13 +57,17 @@ class AttentionPlan:
         """
         return min(read.first_key_scale for read in self.reads[scale:])
 
+    def is_cached(self, scale: int) -> bool:
+        """Whether the keys of ``scale`` go through a cache: it reads earlier ones, or a later scale reads its own."""
+        last = scale + 1 == self.pyramid.num_scales
+        return self.reads[scale].first_key_scale < scale or (not last and self.cache_start(scale + 1) <= scale)
+
     @property
     def cache_tokens(self) -> int:
         """Most tokens a key-value cache has to hold at a time; 0 where no scale reads an earlier one."""
-        if not self.crosses_scales:
-            return 0
-        spans = (self.pyramid.span(range(self.cache_start(read.scale), read.scale + 1)) for read in self.reads)
-        return max(span.stop - span.start for span in spans)
+        cached = [read.scale for read in self.reads if self.is_cached(read.scale)]
+        spans = [self.pyramid.span(range(self.cache_start(scale), scale + 1)) for scale in cached]
+        return max((span.stop - span.start for span in spans), default=0)
 
     def _pairs_of(self, read: ScaleRead) -> int:
         queries = self.pyramid.tokens_of(read.scale)

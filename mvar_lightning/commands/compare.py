@@ -32,8 +32,13 @@ def add_parser(subparsers: Any) -> None:
 
 def run_compare(arguments: argparse.Namespace) -> int:
     from mvar_lightning.commands.comparison import Row, write_comparison
+    from mvar_lightning.commands.lightning_cli import RecipeCheck
+    from mvar_lightning.commands.runs import run_of
 
     out = Path(arguments.out)
+    for name, overrides in STRATEGIES.items():  # a mistake is told once, before the first run
+        run = run_of(arguments.recipe, [*overrides, *arguments.overrides], out / name)
+        RecipeCheck(["--config", str(run.recipe), *run.overrides], run.folder)
     rows = []
     for name, overrides in STRATEGIES.items():
         folder = out / name

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,28 @@ import torch
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import mvar_lightning.callbacks
 import mvar_lightning.data.modules
 import mvar_lightning.modules  # noqa: F401 (recipes name these classes, so they must be known by name)
 from mvar_lightning.callbacks import GradientNorm, NonFiniteLossGuard, Throughput, WritableRunFolder
+from mvar_lightning.commands.recipe_errors import explain
 from mvar_lightning.errors import UserError
+
+NOISE = (
+    "LightningCLI's args parameter",  # we do give both, on purpose
+    r"Found \d+ module\(s\) in eval mode",  # the frozen tokenizer
+    r"`isinstance\(treespec, LeafSpec\)`",  # torch to Lightning
+)
+"""Warnings of the libraries that a user can do nothing about."""
+
+
+def hush_noise() -> None:
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message=message)
+    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    log.addFilter(lambda record: "litlogger" not in record.getMessage())  # an advertisement
 
 
 class SaveRecipe(SaveConfigCallback):
@@ -36,6 +54,7 @@ class SuiteCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str], run_folder: Path) -> None:
         self.run_folder = run_folder
+        hush_noise()
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -63,7 +82,28 @@ class SuiteCLI(LightningCLI):
         try:
             super().parse_arguments(parser, args)
         except Exception as error:  # jsonargparse raises many kinds, all of them about the recipe or the overrides
-            raise UserError(_one_line(error)) from error
+            raise UserError(explain(str(error), args)) from error
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except Exception as error:
+            if mistake := _user_error_in(error):
+                raise UserError(str(mistake)) from error
+            raise
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError) as error:
+            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+class RecipeCheck(SuiteCLI):
+    """Parses recipe and overrides and builds nothing: finds most mistakes before a tokenizer is trained."""
+
+    def instantiate_classes(self) -> None:
+        """Not here."""
 
 
 def trainer_defaults(run_folder: Path) -> dict[str, Any]:
@@ -91,7 +131,8 @@ def trainer_defaults(run_folder: Path) -> dict[str, Any]:
     }
 
 
-def _one_line(error: BaseException) -> str:
-    """The gist of a parser's report, which can run over many lines with the help of every class it tried."""
-    lines = [line.strip(" -\t") for line in str(error).splitlines() if line.strip(" -\t")]
-    return " ".join(lines) if len(lines) < 6 else " ".join(lines[:6])
+def _user_error_in(error: BaseException | None) -> UserError | None:
+    """The user's mistake at the bottom of what the parser wrapped around it."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error

@@ -27,6 +27,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run_stage(stage: str, arguments: argparse.Namespace) -> int:
+    from mvar_lightning.checkpoints.folder import open_checkpoint
     from mvar_lightning.commands.lightning_cli import SuiteCLI
     from mvar_lightning.commands.runs import run_of
 
@@ -36,14 +37,17 @@ def run_stage(stage: str, arguments: argparse.Namespace) -> int:
     if arguments.config is None:
         raise UserError(f"mvar {stage}: --config is missing; name a recipe, for example recipes/var/digits.yaml")
     checkpoint = arguments.ckpt_path
-    if stage != "fit" and checkpoint is None:
-        raise UserError(f"mvar {stage}: --ckpt-path is missing; name the checkpoint to evaluate")
     if checkpoint is not None and not Path(checkpoint).is_file():
         raise UserError(f"checkpoint {checkpoint}: no such file")
     run = run_of(arguments.config, arguments.overrides, arguments.run_folder)
     cli = SuiteCLI(["--config", arguments.config, *arguments.overrides], run.folder)
+    if stage != "fit" and checkpoint is None and getattr(cli.model, "init_from", None) is None:
+        raise UserError(f"mvar {stage}: no weights; name a checkpoint with --ckpt-path or set model.init_from")
     stage_of: dict[str, Any] = {"fit": cli.trainer.fit, "validate": cli.trainer.validate, "test": cli.trainer.test}
-    stage_of[stage](cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+    if checkpoint is not None:
+        open_checkpoint(checkpoint)  # a foreign or damaged one is told in one line
+    with run.started(cli.trainer):
+        stage_of[stage](cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
     return 0
 
 

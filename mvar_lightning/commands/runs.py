@@ -5,12 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mvar_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from lightning import Trainer
 
 RUNS = Path("runs")
 
@@ -53,19 +58,43 @@ class Run:
         Raises `UserError` if the folder cannot be written or belongs to another version of the recipe.
         """
         stamp = self.folder / "run.json"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+        with self._writing():
             if not stamp.exists():
                 write_json(stamp, self.identity())
-        except OSError as error:
-            raise UserError(
-                f"run folder {self.folder}: cannot be written ({error.strerror}); choose another with --run-folder"
-            ) from error
         if read_json(stamp) != self.identity():
             raise UserError(
                 f"run folder {self.folder} belongs to another version of {self.recipe} or other overrides; "
                 "remove it, or train anew with --fresh (make train FRESH=1), or name another with --run-folder"
             )
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            yield
+        except OSError as error:
+            raise UserError(
+                f"run folder {self.folder}: cannot be written ({error.strerror}); choose another with --run-folder"
+            ) from error
+
+    @contextmanager
+    def started(self, trainer: Trainer) -> Iterator[None]:
+        """Around the trainer's work: a run that fails before its first step leaves no new folder behind.
+
+        Raises `UserError` if the folder cannot be written.
+        """
+        new = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
+        with self._writing():
+            pass
+        try:
+            yield
+        except Exception:
+            if new and trainer.global_step == 0:
+                shutil.rmtree(self.folder, ignore_errors=True)
+                with suppress(OSError):
+                    for parent in new[1:]:
+                        parent.rmdir()
+            raise
 
 
 def run_of(recipe: str | Path, overrides: Sequence[str], folder: str | Path | None = None) -> Run:

@@ -70,6 +70,9 @@ def _train_tokenizer(run: Run) -> Path | None:
     tokenizer_recipe = recipe.get("tokenizer_recipe")
     if tokenizer_recipe is None or any(o.startswith("--model.tokenizer=") for o in run.overrides):
         return None
+    from mvar_lightning.commands.lightning_cli import RecipeCheck
+
+    RecipeCheck(["--config", str(run.recipe), *run.overrides], run.folder)  # now, not once the tokenizer is trained
     data = [override for override in run.overrides if override.startswith("--data.path=")]
     return train(tokenizer_recipe, data).model_folder
 
@@ -87,16 +90,19 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _fit(run: Run, extra: list[str]) -> None:
+    from mvar_lightning.checkpoints.folder import open_checkpoint
     from mvar_lightning.commands.lightning_cli import SuiteCLI
     from mvar_lightning.commands.report import write_report
 
     cli = SuiteCLI(["--config", str(run.recipe), *run.overrides, *extra], run.folder)
-    run.claim()
     checkpoint = str(run.last_checkpoint) if run.last_checkpoint.is_file() else None
     if checkpoint is not None:
+        open_checkpoint(checkpoint)  # a damaged one is told in one line
         print(f"{run.folder}: continuing from {checkpoint}")
     started = time.monotonic()
-    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+    with run.started(cli.trainer):
+        run.claim()
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
     if cli.trainer.interrupted:
         raise KeyboardInterrupt
     seconds = time.monotonic() - started

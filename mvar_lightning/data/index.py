@@ -90,7 +90,7 @@ def read_index(folder: str | Path) -> ShardIndex:
     path = Path(folder) / INDEX_NAME
     try:
         return ShardIndex.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(_no_index(Path(folder))) from None
     except OSError as error:
         raise UserError(f"shard index {path}: cannot be read ({error.strerror})") from None

@@ -63,6 +63,7 @@ class ShardsDataModule(lightning.LightningDataModule):
         self.train_transform: Transform = build_transform(crop, image_size, resize_ratio, flip)
         self.val_transform: Transform = build_transform(val_crop, image_size, resize_ratio)
         self.seed = seed
+        self._resume_at: dict[str, int] | None = None
 
     @cached_property
     def index(self) -> ShardIndex:
@@ -90,6 +91,7 @@ class ShardsDataModule(lightning.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Every shard must be there in full length before the first step, not hours into the run."""
+        self._resume_at = None
         for split in self.index.splits.values():
             for shard in split.shards:
                 if problem := presence_problem(Path(self.path) / shard.name, shard):
@@ -98,7 +100,25 @@ class ShardsDataModule(lightning.LightningDataModule):
     def train_dataloader(self) -> TrainLoader:
         stream = TrainStream(self._config("train", self.train_transform), self._epoch_batches(), self.shuffle_buffer)
         epoch = self.trainer.current_epoch if self.trainer is not None else 0
-        return TrainLoader(stream, self.num_workers, _pin_memory(), epoch)
+        loader = TrainLoader(stream, self.num_workers, _pin_memory(), epoch)
+        if self._resume_at is not None and self._resume_at["epoch"] >= epoch:
+            loader.load_state_dict(self._resume_at)
+        return loader
+
+    def state_dict(self) -> dict[str, int]:
+        """Place of the next training batch, for checkpoints.
+
+        Lightning keeps it too, but gives it only to a loader that is made after the checkpoint was read, and a module
+        that asks for the number of steps (`trainer.estimated_stepping_batches`) has it made before.
+        """
+        loader = self.trainer.train_dataloader if self.trainer is not None else None
+        return loader.state_dict() if isinstance(loader, TrainLoader) else {}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self._resume_at = dict(state_dict)
+        loader = self.trainer.train_dataloader if self.trainer is not None else None
+        if isinstance(loader, TrainLoader):
+            loader.load_state_dict(self._resume_at)
 
     def val_dataloader(self) -> StreamLoader:
         return StreamLoader(ValidationStream(self._config("val", self.val_transform)), self.num_workers, _pin_memory())

@@ -105,6 +105,7 @@ class NextScaleModule(L.LightningModule):
             backend=backend,
             checkpoint_activations=checkpoint_activations,
         )
+        self.init_from = init_from
         if init_from is not None:
             load_initial_weights(self.model, init_from)
         if compile_blocks:

@@ -102,6 +102,16 @@ class TokenizerModule(L.LightningModule):
         self.ssim = StructuralSimilarityIndexMeasure(data_range=1.0)
         self.usage = CodebookUsage(self.tokenizer.pyramid, vocab_size)
 
+    def setup(self, stage: str) -> None:
+        size = self.tokenizer.image_size
+        image_size = getattr(getattr(self.trainer, "datamodule", None), "image_size", size)
+        if image_size != size:
+            raise UserError(
+                f"scales {self.tokenizer.pyramid}: with downsampling {self.tokenizer.downsampling} they make images of "
+                f"{size} pixels, but data.image_size is {image_size}; change the scales, the number of "
+                "channel_multipliers or image_size"
+            )
+
     def forward(self, image_B3HW: Tensor) -> Tensor:
         """Reconstructions in [-1, 1]."""
         return self.tokenizer(image_B3HW).reconstruction_B3HW.clamp(-1, 1)

@@ -20,12 +20,22 @@ from mvar_lightning.errors import UserError
 from mvar_lightning.pyramid import ScalePyramid
 
 PYRAMID = ScalePyramid([1, 2, 3, 5, 7])
+
+
+class GroupedAttention(AttentionStrategy):
+    """Scales 0 and 1 see each other, 2 stands alone, 3 and 4 see each other: a cache that empties in between."""
+
+    def first_key_scale(self, scale: int, pyramid: ScalePyramid) -> int:
+        return (0, 0, 2, 3, 3)[scale]
+
+
 # a new strategy is one row here
 STRATEGIES = [
     FullAttention(),
     AdjacentAttention(),
     SlidingWindowAttention(2),
     SlidingWindowAttention(3),
+    GroupedAttention(),
     SpatialAttention(3),
     SpatialAttention([3, 5], scales=[3, 4]),
 ]

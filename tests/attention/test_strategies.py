@@ -111,6 +111,17 @@ def test_strategies_survive_their_config(strategy: AttentionStrategy) -> None:
     assert AttentionStrategy.from_config(strategy.config()) == strategy
 
 
+class FromElsewhere(AdjacentAttention):
+    """Stands for a user's own class."""
+
+
+def test_a_class_from_elsewhere_names_its_module() -> None:
+    config = FromElsewhere().config()
+    assert AttentionStrategy.from_config(config) == FromElsewhere()
+    with pytest.raises(UserError, match="mvar --import their_module"):
+        AttentionStrategy.from_config({"class": "NotHere", "module": "their_module"})
+
+
 def test_unknown_strategy_lists_the_known() -> None:
     with pytest.raises(UserError, match="AdjacentAttention"):
         AttentionStrategy.from_config({"class": "NoSuch"})

@@ -82,8 +82,9 @@ class Interrupt(L.Callback):
             raise RuntimeError("power failure")
 
 
+@pytest.mark.slow
 def test_a_run_that_broke_off_goes_on_from_its_last_checkpoint(shards: Path, tokenizer: Path, tmp_path: Path) -> None:
-    """With accumulated gradients, a run that ends in the middle of an epoch, and loader workers."""
+    """With accumulated gradients, and a power failure some steps after the checkpoint."""
     make = FAMILIES["var"]
     changes: dict[str, Any] = {"accumulate_grad_batches": 2, "max_epochs": 4}
     whole, expected = fit(make, tokenizer, shards, tmp_path / "whole", **changes)
@@ -103,3 +104,25 @@ def fit_interrupted(make: Make, tokenizer: Path, shards: Path, folder: Path, **c
     keep = ModelCheckpoint(folder / "checkpoints", save_last=True, every_n_train_steps=4, filename="{step}")
     run = trainer(folder, EMA(decay=0.9), keep, Interrupt(), enable_checkpointing=True, **changes)
     run.fit(make(tokenizer), datamodule=data_module(shards, shuffle_buffer=30))
+
+
+class FirstBatch(L.Callback):
+    """Keeps the first images of a fit."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, n: int) -> None:
+        self.image = getattr(self, "image", batch["image"])
+
+
+def test_a_data_module_that_resumed_once_starts_a_new_run_at_its_start(
+    shards: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    data, path = data_module(shards), str(tmp_path / "two.ckpt")
+    first, resumed, new = FirstBatch(), FirstBatch(), FirstBatch()
+    run = trainer(tmp_path, first, max_steps=2, limit_val_batches=0)
+    run.fit(FAMILIES["var"](tokenizer), datamodule=data)
+    run.save_checkpoint(path)
+    run = trainer(tmp_path, resumed, max_steps=3, limit_val_batches=0)
+    run.fit(FAMILIES["var"](tokenizer), datamodule=data, ckpt_path=path, weights_only=True)
+    run = trainer(tmp_path, new, max_steps=1, limit_val_batches=0)
+    run.fit(FAMILIES["var"](tokenizer), datamodule=data)
+    assert torch.equal(new.image, first.image) and not torch.equal(resumed.image, first.image)

@@ -20,7 +20,9 @@ from mvar_lightning.tokenizer import fingerprint
 EPOCH = TRAIN // BATCH
 
 # torch 2.13 on an x86 CPU with one thread; other machines and versions stay within the tolerance
-TEN_LOSSES = ()
+TEN_LOSSES = (
+    3.466734, 3.372705, 3.280163, 3.171213, 3.083812, 3.003695, 2.933185, 2.886491, 2.838364, 2.807865,
+)
 
 
 def module(tokenizer: Path, **changes: Any) -> VARModule:
@@ -187,7 +189,7 @@ def test_a_checkpoint_of_another_architecture_is_refused_by_its_field(
         )
 
 
-def test_a_tokenizer_of_other_scales_is_refused_where_the_kernel_does_not_fit(tokenizer: Path) -> None:
+def test_a_kernel_larger_than_every_map_of_the_tokenizer_is_refused(tokenizer: Path) -> None:
     with pytest.raises(UserError, match="kernel_size=7 is larger than every map"):
         MVARModule(str(tokenizer), **MODEL_SIZES)
 

@@ -1,0 +1,183 @@
+"""A recipe's mistake in one line: what the parser reports over many, with every class and type it tried.
+
+The parser's report is a tree, indented and in words; its first branch that says something is the mistake. Where it
+has none of the known forms, its first lines are told as they are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from importlib import import_module
+from inspect import signature
+from typing import Any
+
+SECTIONS = ("seed_everything", "tokenizer_recipe", "model", "data", "trainer")
+PUBLIC = ("mvar_lightning", "mvar_lightning.callbacks")
+WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null"}
+OPTIONS = "`mvar fit --options` lists all"
+
+
+def explain(report: str, args: Sequence[str]) -> str:
+    """One line that names the setting, its value and the way out.
+
+    Args:
+        report: the text of the parser's error.
+        args: what was parsed: ``--config FILE`` and overrides; the line says where the mistake stands.
+    """
+    place = _Place()
+    for line in report.splitlines():
+        told = place.read(line.strip(" -"))
+        if told:
+            return f"{_source(place.name, args)}: {told}"
+    lines = [line.strip() for line in report.splitlines() if line.strip()]
+    return f"{_source('', args)}: {' '.join(lines[:3])} ({OPTIONS})"
+
+
+@dataclass
+class _Place:
+    """How far the reader has come: the setting, whose it is, which class was wanted, which types were tried."""
+
+    keys: list[str] = field(default_factory=list)
+    owner: str = "lightning.Trainer"
+    base: str = ""
+    tried: list[str] = field(default_factory=list)
+    name: str = ""
+
+    def read(self, line: str) -> str:
+        """Take one line in; the mistake in words once it is known, else nothing."""
+        for pattern, reader in READERS:
+            if found := re.fullmatch(pattern, line):
+                return reader(self, *found.groups()) or ""
+        return ""
+
+    def key(self, name: str) -> None:
+        self.keys.append(name)
+        self.tried, self.name = [], ".".join(self.keys)
+
+    def of_class(self, path: str) -> None:
+        self.owner = path
+
+    def subtypes(self, path: str) -> None:
+        self.base, self.tried = path, []
+
+    def expected(self, kind: str) -> None:
+        self.tried.append(kind)
+
+    def value(self, text: str) -> str:
+        return f"{self.name} {text}: must be {_kinds(self.tried)}" if self.tried else ""
+
+    def wrong_value(self, kind: str, text: str) -> str:
+        self.tried.append(kind)
+        return self.value(text)
+
+    def unknown(self, option: str) -> str:
+        if not self.keys:
+            return self.unknown_section(option.split(".")[0])
+        self.name = f"{'.'.join(self.keys)}.{option}"
+        known = signature(_imported(self.owner)).parameters
+        return f"{self.name} is not a setting of {_short(self.owner)} ({_suggest(option, list(known), OPTIONS)})"
+
+    def unknown_in_group(self, group: str, option: str) -> str:
+        self.keys = [group]
+        return self.unknown(option)
+
+    def unknown_section(self, name: str) -> str:
+        return f"{name} is not a section of a recipe ({_suggest(name, SECTIONS, 'they are ' + ', '.join(SECTIONS))})"
+
+    def unrecognized(self, arguments: str) -> str:
+        self.name = _setting(arguments.split()[0])
+        return f"{self.name} is no setting (overrides look like --model.depth=8; {OPTIONS})"
+
+    def missing(self, names: str) -> str:
+        where = ".".join([*self.keys, names])
+        return f"{where} is missing ({_short(self.owner) if self.keys else 'a recipe'} needs it)"
+
+    def unknown_class(self, path: str) -> str:
+        known = [name for name in _public_names() if _is_a(name, self.base)]
+        wanted = _short(self.base) if self.base else "class"
+        hint = _suggest(_short(path), known, f"known: {', '.join(known)}" if known else "give its full import path")
+        return f"{self.name}: {path} is no {wanted} ({hint})"
+
+    def not_a_subclass(self) -> str:
+        self.tried = ["class_path with init_args"]
+        return ""
+
+
+READERS: tuple[tuple[str, Callable[..., str | None]], ...] = (
+    (r'Parser key "(.+)":', _Place.key),
+    (r"Subtypes: \[(?:list\[)?(?:<class ')?([\w.]+).*", _Place.subtypes),
+    (r"Problem with given class_path '(.+)':", _Place.of_class),
+    (r"Group '(.+)' does not accept option '(.+)'", _Place.unknown_in_group),
+    (r"Option '(.+)' is not accepted", _Place.unknown),
+    (r"unrecognized arguments: (.+)", _Place.unrecognized),
+    (r"the following arguments are required: (.+)", _Place.missing),
+    (r"module '.+' has no attribute '(.+)'", _Place.unknown_class),
+    (r"No module named '.+'", lambda place: place.unknown_class(place.owner)),
+    (r"Expected a dot import path string: (.+)", _Place.unknown_class),
+    (r"Import path does not correspond to a subclass of .+", lambda place: place.expected(_short(place.base))),
+    (r"Not a valid subclass of .+", _Place.not_a_subclass),
+    (r"Expected a path but .+", lambda place: None),
+    (r"Expected an? (.+?)\. Got value: (.+)", _Place.wrong_value),
+    (r"Expected an? (.+)", _Place.expected),
+    (r"Given value: (.+)", _Place.value),
+)
+"""Forms of the parser's lines, and what each tells."""
+
+
+def _source(name: str, args: Sequence[str]) -> str:
+    """Where the mistake stands: an override that sets ``name`` or a part of it, else the recipe."""
+    setters = [a for a in args if name and a.startswith("--") and f"{name}.".startswith(f"{_setting(a)}.")]
+    if setters:
+        return f"override {max(setters, key=lambda argument: len(_setting(argument)))}"
+    following = dict(zip(args, args[1:], strict=False))
+    return f"recipe {following['--config']}" if "--config" in following else "arguments"
+
+
+def _setting(argument: str) -> str:
+    """``model.depth`` of ``--model.depth=8``."""
+    return argument.removeprefix("--").partition("=")[0]
+
+
+def _suggest(name: str, known: Sequence[str], otherwise: str) -> str:
+    close = get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}?" if close else otherwise
+
+
+def _kinds(tried: Sequence[str]) -> str:
+    """Types in words, each once, values of literals flat."""
+    words: list[str] = []
+    for kind in tried:
+        literal = re.fullmatch(r"typing\.Literal\[(.+)\]", kind)
+        short = _short(kind.removeprefix("<class '").removesuffix("'>"))
+        words += [v.strip("' ") for v in literal[1].split(",")] if literal else [WORDS.get(short, _with_article(short))]
+    *others, last = dict.fromkeys(words)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _with_article(noun: str) -> str:
+    return f"an {noun}" if noun[0] in "AEIOUaeiou" else f"a {noun}"
+
+
+def _short(path: str) -> str:
+    return path.rsplit(".", 1)[-1]
+
+
+def _imported(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
+
+
+def _public_names() -> list[str]:
+    return sorted({name for module in PUBLIC for name in import_module(module).__all__})
+
+
+def _is_a(name: str, base: str) -> bool:
+    found = next(getattr(module, name) for module in map(import_module, PUBLIC) if hasattr(module, name))
+    try:
+        wanted = _imported(base)
+    except (ImportError, AttributeError, ValueError):
+        return False
+    return isinstance(found, type) and issubclass(found, wanted) and found is not wanted
