@@ -50,7 +50,9 @@ def run_compare(arguments: argparse.Namespace) -> int:
 
 def _train_in_its_own_process(arguments: argparse.Namespace, folder: Path, overrides: list[str]) -> None:
     """One process a run, so that its peak memory is its own."""
-    command = [sys.executable, "-m", "mvar_lightning.cli", "train", arguments.recipe, "--run-folder", str(folder)]
+    imports = [word for module in arguments.modules for word in ("--import", module)]
+    program = [sys.executable, "-m", "mvar_lightning.cli", *imports]
+    command = [*program, "train", arguments.recipe, "--run-folder", str(folder)]
     fresh = ["--fresh"] if arguments.fresh else []
     if subprocess.run([*command, *fresh, *overrides], check=False).returncode:
         raise UserError(

@@ -66,7 +66,7 @@ class SuiteCLI(LightningCLI):
             save_config_callback=SaveRecipe,
             save_config_kwargs={"save_to_log_dir": False},
             trainer_defaults=trainer_defaults(run_folder),
-            parser_kwargs={"parser_mode": "omegaconf", "prog": "mvar fit", "exit_on_error": False},
+            parser_kwargs={"parser_mode": "omegaconf", "prog": "mvar fit", "exit_on_error": False, "allow_abbrev": False},
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

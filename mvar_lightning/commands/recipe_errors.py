@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import import_module
 from inspect import signature
+from itertools import pairwise
 from typing import Any
 
 SECTIONS = ("seed_everything", "tokenizer_recipe", "model", "data", "trainer")
@@ -132,7 +133,7 @@ def _source(name: str, args: Sequence[str]) -> str:
     setters = [a for a in args if name and a.startswith("--") and f"{name}.".startswith(f"{_setting(a)}.")]
     if setters:
         return f"override {max(setters, key=lambda argument: len(_setting(argument)))}"
-    following = dict(zip(args, args[1:], strict=False))
+    following = dict(pairwise(args))
     return f"recipe {following['--config']}" if "--config" in following else "arguments"
 
 

@@ -67,6 +67,17 @@ class Run:
                 "remove it, or train anew with --fresh (make train FRESH=1), or name another with --run-folder"
             )
 
+    def forget(self) -> None:
+        """Remove the folder of an earlier run. Raises `UserError` where it is no run's folder."""
+        if not self.folder.exists():
+            return
+        if [*self.folder.rglob("run.json")] != [self.folder / "run.json"]:
+            raise UserError(
+                f"run folder {self.folder}: is not the folder of one run alone, so it is not removed; "
+                "name another with --run-folder, or remove it yourself"
+            )
+        shutil.rmtree(self.folder)
+
     @contextmanager
     def _writing(self) -> Iterator[None]:
         try:
@@ -103,9 +114,9 @@ def run_of(recipe: str | Path, overrides: Sequence[str], folder: str | Path | No
     if not recipe.is_file():
         raise UserError(f"recipe {recipe}: no such file; see the folder recipes/ for those that ship")
     if folder is None:
-        name = Path(*recipe.with_suffix("").parts[1:]) if recipe.parts[0] == "recipes" else Path(recipe.stem)
         suffix = f"+{hashlib.sha256(json.dumps(list(overrides)).encode()).hexdigest()[:6]}" if overrides else ""
-        folder = RUNS / name.with_name(name.name + suffix)
+        # recipes/var/digits.yaml and mine/var/digits.yaml both are var/digits; their contents tell them apart
+        folder = RUNS / recipe.parent.name / f"{recipe.stem}{suffix}"
     return Run(recipe, tuple(overrides), Path(folder))
 
 

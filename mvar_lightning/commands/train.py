@@ -7,7 +7,6 @@ same data, it is trained first.
 from __future__ import annotations
 
 import argparse
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,8 +51,8 @@ def train(recipe: str | Path, overrides: Sequence[str], folder: str | Path | Non
     from mvar_lightning.commands.runs import run_of
 
     run = run_of(recipe, overrides, folder)
-    if fresh and run.folder.exists():
-        shutil.rmtree(run.folder)
+    if fresh:
+        run.forget()
     if run.metrics_file.exists():
         run.claim()
         print(f"{run.folder}: already trained (train anew with --fresh)")

@@ -189,6 +189,7 @@ def lightning_checkpoint(module: L.LightningModule, shards: Path, folder: Path) 
     return folder / "one.ckpt"
 
 
+@pytest.mark.slow
 def test_checkpoints_of_something_else(
     recipe: Recipe, tokenizer: Path, other_tokenizer: Path, shards: Path, tmp_path_factory: Any, fails: Fails
 ) -> None:

@@ -1,6 +1,6 @@
 """Fits two steps and writes what came of them: run by `test_two_processes.py`, once for each number of processes.
 
-    python two_process_run.py TOKENIZER OUT.pt PROCESSES
+python two_process_run.py TOKENIZER OUT.pt PROCESSES
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from small_run import MODEL_SIZES, trainer  # noqa: E402 (the folder above is not a package)
+from small_run import MODEL_SIZES, trainer
 
-from mvar_lightning import MarkovVARModule  # noqa: E402
+from mvar_lightning import MarkovVARModule
 
 GLOBAL_BATCH, STEPS = 16, 2
 

@@ -163,5 +163,5 @@ def test_bad_input(
 def test_another_tokenizer_is_refused(make_model: MakeModel, tokenizer: MultiScaleTokenizer) -> None:
     with pytest.raises(UserError, match=r"scales: the model has \[1, 2, 3\]"):
         generate(make_model(scales=(1, 2, 3)), tokenizer, [0])
-    with pytest.raises(UserError, match="vocabulary: the model has 49"):
+    with pytest.raises(UserError, match="vocab_size: the model has 49"):
         generate(make_model(vocab_size=49), tokenizer, [0])

@@ -70,7 +70,8 @@ def test_deviations_of_shared_adaln() -> None:
 
 
 def test_drop_path_rises_with_depth() -> None:
-    model = NextScaleTransformer([1, 2], vocab_size=8, code_dim=4, num_classes=2, depth=24)
+    with torch.device("meta"):
+        model = NextScaleTransformer([1, 2], vocab_size=8, code_dim=4, num_classes=2, depth=24)
     rates = [block.drop_path.probability for block in model.blocks]
     assert rates[0] == 0
     assert rates[-1] == pytest.approx(0.1)
