@@ -28,11 +28,14 @@ train: install  ## run a recipe from data to report (RECIPE=, DATA=, ARGS="--mod
 compare: install  ## train the four attention strategies under one budget and print one table
 	$(BIN)/mvar compare $(if $(FRESH),--fresh) $(ARGS)
 
+# tests are many and small: one thread in each of two processes beats two threads in one
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+
 test: lint types  ## lint, types and all tests that need no GPU
-	$(BIN)/python -m pytest -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 test-fast: install  ## the fast tests alone
-	$(BIN)/python -m pytest -m "not gpu and not slow"
+	$(PYTEST) -m "not gpu and not slow"
 
 test-gpu: install  ## bf16 parity and everything else that needs a GPU
 	$(BIN)/python -m pytest -m gpu

@@ -57,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, `head` for one, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
-        print("mvar: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"mvar: {stop or 'interrupted'}", file=sys.stderr)
         return 130
 
 

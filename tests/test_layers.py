@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from mvar_lightning import _ROOM_OF as ROOM_OF
+
 PACKAGE = Path(__file__).parents[1] / "mvar_lightning"
 LAYERS = {
     "errors": -1,
@@ -27,7 +29,6 @@ LAYERS = {
     "commands": 7,
     "cli": 8,
 }
-# rooms of one layer that may not know each other at all
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py" or path.parent != PACKAGE)
 
 
@@ -38,6 +39,8 @@ def imports_of(path: Path) -> set[str]:
         names = []
         if isinstance(node, ast.ImportFrom) and node.module:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
+            if node.module == "mvar_lightning":  # public names load their room
+                names = [ROOM_OF.get(alias.name, name) for alias, name in zip(node.names, names, strict=True)]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         rooms |= {name.split(".")[1] for name in names if name.startswith("mvar_lightning.")}

@@ -73,13 +73,7 @@ class KVCache:
         dtype: torch.dtype,
     ) -> None:
         shape = (2, batch, heads, plan.cache_tokens, head_dim)
-        self._buffers = [torch.empty(shape, device=device, dtype=dtype) for _ in range(layers)]
-        self.layers = [LayerCache(plan, buffer) for buffer in self._buffers]
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes held by all buffers."""
-        return sum(buffer.nbytes for buffer in self._buffers)
+        self.layers = [LayerCache(plan, torch.empty(shape, device=device, dtype=dtype)) for _ in range(layers)]
 
     def keep_batch(self, batch: int) -> None:
         for layer in self.layers:

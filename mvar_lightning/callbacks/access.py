@@ -13,7 +13,7 @@ from typing import Any, cast
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor, nn
+from torch import Tensor
 
 from mvar_lightning.callbacks.pictures import to_png
 from mvar_lightning.errors import UserError
@@ -72,10 +72,6 @@ def images_of(batch: Any, who: str) -> tuple[Tensor, Tensor]:
 def to_unit(image_B3HW: Tensor) -> Tensor:
     """Pixels from [-1, 1] to [0, 1]."""
     return image_B3HW.float().add(1).div(2).clamp(0, 1)
-
-
-def tokenizer_of(pl_module: pl.LightningModule) -> nn.Module:
-    return cast(nn.Module, pl_module.tokenizer)
 
 
 def reconstruct(pl_module: pl.LightningModule, image_B3HW: Tensor) -> Tensor:

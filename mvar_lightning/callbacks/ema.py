@@ -140,6 +140,10 @@ class EMA(WeightAveraging):
         if not self._in_place:
             self._swap(pl_module)
 
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The same where there was nothing left to train: a run resumed at its end has no ``on_train_end``."""
+        self.on_train_end(trainer, pl_module)
+
     def _swap(self, pl_module: pl.LightningModule) -> None:
         if not self._in_place:
             self.average.copy_untrained(pl_module)

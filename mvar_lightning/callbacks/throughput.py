@@ -123,8 +123,13 @@ def batch_size_of(batch: Any) -> int:
 
 def peak_memory(device: torch.device) -> dict[str, float]:
     """Peak memory so far, in MB of 10^6 bytes, by its logged name."""
+    name = "memory/peak_gpu_mb" if device.type == "cuda" else "memory/peak_resident_mb"
+    return {name: peak_memory_bytes(device) / 1e6}
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Peak memory so far: the allocator's on a GPU, the resident set of this process on a CPU."""
     if device.type == "cuda":
-        return {"memory/peak_gpu_mb": torch.cuda.max_memory_allocated(device) / 1e6}
+        return torch.cuda.max_memory_allocated(device)
     # kilobytes on Linux, bytes on macOS
-    unit = 1 if sys.platform == "darwin" else 1024
-    return {"memory/peak_resident_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6}
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -27,18 +27,18 @@ from mvar_lightning.checkpoints.key_maps import (
 )
 from mvar_lightning.checkpoints.sizes import (
     ARCHITECTURES,
+    HITS,
     attention_of,
     check_architecture,
     pyramid_of,
     tokenizer_arguments,
     transformer_arguments,
+    vocab_size_of,
 )
 from mvar_lightning.errors import UserError
 from mvar_lightning.pyramid import ScalePyramid
 from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.transformer import LlamaBlocks, NextScaleTransformer, NoHistory, SlidingWindowHistory, VARBlocks
-
-HITS = "quantize.ema_vocab_hit_SV"
 
 MODEL_PLACES = ((), ("trainer", "var_wo_ddp"), ("trainer", "mvar_wo_ddp"), ("mvar_wo_ddp",), ("var_wo_ddp",))
 TOKENIZER_PLACES = ((), ("trainer", "vae_local"), ("vae_local",))
@@ -72,7 +72,7 @@ def import_official(
     check_architecture(state, architecture, str(model_path))
     pyramid = pyramid_of(state, patch_nums, str(model_path))
     attention = attention_of(architecture, pyramid, kernel_size, first_neighborhood_scale)
-    tokenizer = import_tokenizer(tokenizer_path, pyramid)
+    tokenizer = import_tokenizer(tokenizer_path, pyramid, vocab_size_of(state))
     arguments = transformer_arguments(
         state, architecture, pyramid, tokenizer.vocab_size, tokenizer.code_dim, str(model_path)
     )
@@ -90,17 +90,22 @@ def import_transformer(model: NextScaleTransformer, state: Mapping[str, Tensor],
     return fill(model, _to_ours(weights, table), dtype=torch.float32)
 
 
-def import_tokenizer(path: str | Path, pyramid: ScalePyramid) -> MultiScaleTokenizer:
+def import_tokenizer(path: str | Path, pyramid: ScalePyramid, vocab_size: int | None = None) -> MultiScaleTokenizer:
     """The published tokenizer in float32, in eval mode, on a pyramid of scales.
 
     The file's running hit counts are of the scales it was trained on. As in the reference they are left out where
     their number differs (the released tokenizer has 10, the 1024-pixel pyramid 14).
 
+    Args:
+        path: a released file.
+        pyramid: the model's scales.
+        vocab_size: what the transformer's weights tell; helps to say which tensor is damaged.
+
     Raises:
         UserError: as `import_official`.
     """
     state = dict(read_state(path, TOKENIZER_PLACES))
-    arguments = tokenizer_arguments(state, pyramid, str(path))
+    arguments = tokenizer_arguments(state, pyramid, str(path), vocab_size)
     tokenizer = on_meta(lambda: MultiScaleTokenizer(**arguments))
     if HITS in state and len(state[HITS]) != pyramid.num_scales:
         del state[HITS]

@@ -21,6 +21,7 @@ from mvar_lightning.transformer import LlamaBlocks, NoHistory, SlidingWindowHist
 State = Mapping[str, Tensor]
 
 ARCHITECTURES = ("var", "mvar", "markov_var")
+HITS = "quantize.ema_vocab_hit_SV"
 
 _SIGNS = {
     "markov_var": (r"blocks\.\d+\.attn\.qkv_proj\.weight", r"context_pool\..*", r"lvl_embed\.mlp\..*"),
@@ -66,6 +67,11 @@ def pyramid_of(state: State, patch_nums: Sequence[int] | None, source: str) -> S
     return pyramid
 
 
+def vocab_size_of(state: State) -> int | None:
+    """The number of codes that a transformer predicts."""
+    return _vote([_size(state, "head.weight"), _size(state, "head.bias")])
+
+
 def transformer_arguments(
     state: State, architecture: str, pyramid: ScalePyramid, vocab_size: int, code_dim: int, source: str
 ) -> dict[str, Any]:
@@ -103,19 +109,23 @@ def attention_of(
     return SpatialAttention(kernel_size, scales=list(range(first, total)))
 
 
-def tokenizer_arguments(state: State, pyramid: ScalePyramid, source: str) -> dict[str, Any]:
-    """Arguments of `MultiScaleTokenizer`."""
+def tokenizer_arguments(
+    state: State, pyramid: ScalePyramid, source: str, vocab_size: int | None = None
+) -> dict[str, Any]:
+    """Arguments of `MultiScaleTokenizer`; ``vocab_size`` is what the transformer tells, one vote among others."""
     if looks_like(state) != "the tokenizer (vqvae)":
         raise UserError(f"{source}: looks like {looks_like(state) or 'no known model'}, not like the tokenizer (vqvae)")
     votes = [_size(state, key) for key in ("encoder.conv_in.weight", "encoder.conv_in.bias", "decoder.norm_out.bias")]
     channels = _need(votes, "the channels (encoder.conv_in.weight)", source)
     levels = _need([_count(state, r"encoder\.down\.(\d+)\..*")], "the levels (encoder.down.0...)", source)
     widths = [_need(_level_votes(state, i), f"the width of encoder.down.{i}", source) for i in range(levels)]
+    codes = state.get("quantize.embedding.weight")
+    vocab_votes = [len(codes) if codes is not None and codes.ndim == 2 else None, _size(state, HITS, 1), vocab_size]
     code_votes = [_size(state, "quantize.embedding.weight", 1), _size(state, "quant_conv.bias")]
     code_votes += [_size(state, "encoder.conv_out.bias"), _size(state, "post_quant_conv.bias")]
     return {
         "scales": pyramid.sides,
-        "vocab_size": _need([_size(state, "quantize.embedding.weight")], "the codes (quantize.embedding)", source),
+        "vocab_size": _need(vocab_votes, "the number of codes (quantize.embedding.weight)", source),
         "code_dim": _need(code_votes, "the code length (quantize.embedding.weight)", source),
         "channels": channels,
         "channel_multipliers": [max(width // channels, 1) for width in widths],

@@ -41,7 +41,7 @@ class SaveRecipe(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         path = Path(trainer.default_root_dir) / "config.yaml"
-        self.parser.save(self.config, str(path), skip_none=False, overwrite=True, multifile=False)
+        self.parser.save(self.config, str(path), skip_unset=False, overwrite=True, multifile=False)
 
 
 class SuiteCLI(LightningCLI):
@@ -66,7 +66,12 @@ class SuiteCLI(LightningCLI):
             save_config_callback=SaveRecipe,
             save_config_kwargs={"save_to_log_dir": False},
             trainer_defaults=trainer_defaults(run_folder),
-            parser_kwargs={"parser_mode": "omegaconf", "prog": "mvar fit", "exit_on_error": False, "allow_abbrev": False},
+            parser_kwargs={
+                "parser_mode": "omegaconf",
+                "prog": "mvar fit",
+                "exit_on_error": False,
+                "allow_abbrev": False,
+            },
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -109,7 +114,11 @@ class RecipeCheck(SuiteCLI):
 def trainer_defaults(run_folder: Path) -> dict[str, Any]:
     """What every run has, unless its recipe says otherwise: device and precision, logger, checkpoints, guards."""
     checkpoint = ModelCheckpoint(
-        dirpath=run_folder / "checkpoints", filename="step={step}", auto_insert_metric_name=False, save_last=True
+        dirpath=run_folder / "checkpoints",
+        filename="step={step}",
+        auto_insert_metric_name=False,
+        save_last=True,
+        save_on_train_epoch_end=True,  # else an interrupted run goes back to its last validation
     )
     logger = {
         "class_path": "lightning.pytorch.loggers.TensorBoardLogger",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +15,8 @@ SHOWN = ("val/", "codebook/usage")
 
 def write_report(run: Run, cli: SuiteCLI, seconds: float) -> None:
     """Write ``metrics.json``: last validation metrics, sizes, speed and memory of the run."""
+    from mvar_lightning.callbacks.throughput import peak_memory_bytes
+
     module: Any = cli.model
     trainer: Any = cli.trainer
     metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
@@ -31,7 +31,7 @@ def write_report(run: Run, cli: SuiteCLI, seconds: float) -> None:
         "seconds": round(seconds, 1),
         "parameters": sum(parameter.numel() for parameter in core.parameters()),
         "seconds_per_step": latest.get("speed/step_seconds"),
-        "peak_memory_bytes": peak_memory_bytes(),
+        "peak_memory_bytes": peak_memory_bytes(trainer.strategy.root_device),
         "metrics": metrics,
     }
     if hasattr(module, "model"):
@@ -43,16 +43,6 @@ def write_report(run: Run, cli: SuiteCLI, seconds: float) -> None:
 def kv_cache_bytes(model: Any) -> int:
     """Bytes of keys and values that sampling one unguided image holds, in the model's precision."""
     return 2 * model.backend.plan.cache_tokens * model.width * model.depth * next(model.parameters()).element_size()
-
-
-def peak_memory_bytes() -> int:
-    """Peak memory of this process: the GPU's allocator where there is one, else the resident set."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    # kilobytes on Linux, bytes on macOS
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def print_report(run: Run) -> None:

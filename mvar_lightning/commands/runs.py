@@ -48,9 +48,22 @@ class Run:
         return self.folder / "checkpoints" / "last.ckpt"
 
     def identity(self) -> dict[str, Any]:
-        """What must be the same for this folder to be continued or reused."""
-        text = self.recipe.read_bytes()
-        return {"recipe_sha256": hashlib.sha256(text).hexdigest(), "overrides": list(self.overrides)}
+        """What must be the same for this folder to be continued or reused: what the recipe says, not its comments."""
+        content = json.dumps(read_recipe(self.recipe), sort_keys=True)
+        return {"recipe_sha256": hashlib.sha256(content.encode()).hexdigest(), "overrides": list(self.overrides)}
+
+    def check(self) -> None:
+        """Refuse a folder that cannot be written or is another run's, leaving nothing behind."""
+        new = self._missing()
+        with self._writing():
+            pass
+        self._remove(new)
+        stamp = self.folder / "run.json"
+        if stamp.exists() and read_json(stamp) != self.identity():
+            raise UserError(
+                f"run folder {self.folder} belongs to another version of {self.recipe} or other overrides; "
+                "remove it, or train anew with --fresh (make train FRESH=1), or name another with --run-folder"
+            )
 
     def claim(self) -> None:
         """Make the folder this run's, or check that it is.
@@ -61,11 +74,7 @@ class Run:
         with self._writing():
             if not stamp.exists():
                 write_json(stamp, self.identity())
-        if read_json(stamp) != self.identity():
-            raise UserError(
-                f"run folder {self.folder} belongs to another version of {self.recipe} or other overrides; "
-                "remove it, or train anew with --fresh (make train FRESH=1), or name another with --run-folder"
-            )
+        self.check()
 
     def forget(self) -> None:
         """Remove the folder of an earlier run. Raises `UserError` where it is no run's folder."""
@@ -92,32 +101,65 @@ class Run:
     def started(self, trainer: Trainer) -> Iterator[None]:
         """Around the trainer's work: a run that fails before its first step leaves no new folder behind.
 
-        Raises `UserError` if the folder cannot be written.
+        Raises `UserError` if the folder cannot be written, `KeyboardInterrupt` if the run was told to stop.
         """
-        new = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
+        new = self._missing()
         with self._writing():
             pass
         try:
             yield
+        except SystemExit as stop:  # Lightning's answer to Ctrl-C and to SIGTERM; of the latter the status would be 0
+            raise KeyboardInterrupt(f"{self.folder}: interrupted; {self._way_on()}") from stop
         except Exception:
-            if new and trainer.global_step == 0:
-                shutil.rmtree(self.folder, ignore_errors=True)
-                with suppress(OSError):
-                    for parent in new[1:]:
-                        parent.rmdir()
+            if trainer.global_step == 0:
+                self._remove(new)
             raise
+
+    def _way_on(self) -> str:
+        if self.last_checkpoint.is_file():
+            return f"the same command continues from {self.last_checkpoint}"
+        return "there is no checkpoint yet, the same command starts anew"
+
+    def _missing(self) -> list[Path]:
+        """The folder and its parents, those that do not exist."""
+        return [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
+
+    def _remove(self, new: list[Path]) -> None:
+        """Remove the folder and its parents, those that were made here."""
+        if not new:
+            return
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(OSError):
+            for parent in new[1:]:
+                parent.rmdir()
 
 
 def run_of(recipe: str | Path, overrides: Sequence[str], folder: str | Path | None = None) -> Run:
     """The run of a recipe with these overrides, in its usual place unless a folder is given."""
     recipe = Path(recipe)
+    if folder == "":
+        raise UserError("run folder '': the name is empty; give a folder, or leave the option out")
     if not recipe.is_file():
         raise UserError(f"recipe {recipe}: no such file; see the folder recipes/ for those that ship")
     if folder is None:
         suffix = f"+{hashlib.sha256(json.dumps(list(overrides)).encode()).hexdigest()[:6]}" if overrides else ""
         # recipes/var/digits.yaml and mine/var/digits.yaml both are var/digits; their contents tell them apart
-        folder = RUNS / recipe.parent.name / f"{recipe.stem}{suffix}"
+        family = "" if recipe.parent.name == "recipes" else recipe.parent.name
+        folder = RUNS / family / f"{recipe.stem}{suffix}"
     return Run(recipe, tuple(overrides), Path(folder))
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """What a recipe says. Raises `UserError` where it is not YAML or not a mapping."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"recipe {path}: not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"recipe {path}: must be a mapping with trainer, model and data")
+    return content
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -23,13 +23,14 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
 
 from mvar_lightning.callbacks.pictures import enlarge, from_image, make_grid, to_png
 from mvar_lightning.commands.sampling_options import NO_CLASS, Source, computing
 from mvar_lightning.errors import UserError
 from mvar_lightning.sampling import generate
 from mvar_lightning.sampling.noise import NUM_SEEDS
+from mvar_lightning.tokenizer import MultiScaleTokenizer
+from mvar_lightning.transformer import NextScaleTransformer
 
 SETTINGS_FILE, GRID_FILE, ARCHIVE_FILE = "sampling.json", "grid.png", "samples.npz"
 GRID_CLASSES, GRID_COLUMNS = 10, 8
@@ -106,10 +107,11 @@ def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
             )
 
 
-def weights_hash(*modules: nn.Module) -> str:
-    """SHA-256 over all parameters as they are stored."""
+def weights_hash(*modules: NextScaleTransformer | MultiScaleTokenizer) -> str:
+    """SHA-256 over all parameters as they are stored, and over what has none: attention, kernel size, scales."""
     digest = hashlib.sha256()
     for module in modules:
+        digest.update(json.dumps(module.config, sort_keys=True).encode())
         for name, parameter in sorted(module.named_parameters()):
             digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
             digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)

@@ -1,11 +1,11 @@
-"""What `mvar sample` and `mvar edit` share: where the model comes from, how tokens are chosen, which classes."""
+"""What `mvar sample`, `edit` and `import` share: where the model comes from, how tokens are chosen, which classes."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mvar_lightning.errors import UserError
@@ -27,6 +27,7 @@ class Source:
     official: str | None
     model: str | None
     tokenizer: str | None
+    untold: dict[str, Any] = field(default_factory=dict)
 
     def load(self, device: torch.device) -> tuple[NextScaleTransformer, MultiScaleTokenizer]:
         """The pair on ``device``. Raises `UserError` for a missing, damaged or unsuitable file."""
@@ -38,7 +39,7 @@ class Source:
                 raise UserError(f"checkpoint {self.checkpoint}: holds a tokenizer alone; give one of a trained model")
             return model, tokenizer
         assert self.model is not None and self.tokenizer is not None and self.official is not None
-        model, tokenizer = checkpoints.import_official(self.model, self.tokenizer, self.official)
+        model, tokenizer = checkpoints.import_official(self.model, self.tokenizer, self.official, **self.untold)
         return model.to(device), tokenizer.to(device)
 
 
@@ -49,11 +50,39 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--official", choices=("var", "mvar", "markov_var"), help="architecture of released files")
     source.add_argument("--model", metavar="FILE", help="released transformer, e.g. var_d16.pth")
     source.add_argument("--tokenizer", metavar="FILE", help="released tokenizer, e.g. vae_ch160v4096z32.pth")
+    add_untold(source)
     source.add_argument("--data", metavar="FOLDER", help="shard folder whose class names may be used for classes")
     source.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto: cuda where there is")
     source.add_argument(
         "--precision", default="auto", choices=("auto", "32", "bf16"), help="auto: bf16 on a GPU, 32 on a CPU"
     )
+
+
+def add_untold(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Arguments for what the weights of released files do not tell."""
+    parser.add_argument(
+        "--patch-nums", type=side_lengths, metavar="1,2,3", help="its scales (known for 680, 2240 and 9451 tokens)"
+    )
+    parser.add_argument("--kernel-size", type=int, default=7, metavar="K", help="MVAR's neighborhood (7)")
+    parser.add_argument(
+        "--first-neighborhood-scale",
+        type=int,
+        metavar="N",
+        help="MVAR's first scale with a neighborhood, counted from 0 (default: the last but one)",
+    )
+
+
+def untold_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of `import_official`."""
+    return {name: getattr(args, name) for name in ("patch_nums", "kernel_size", "first_neighborhood_scale")}
+
+
+def side_lengths(text: str) -> tuple[int, ...]:
+    """Side lengths from a list like 1,2,3."""
+    try:
+        return tuple(int(part) for part in text.replace(" ", "").split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: give whole numbers with commas between them, like 1,2,3") from None
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +102,7 @@ def source_of(args: argparse.Namespace) -> Source:
         raise UserError("model: give either --checkpoint PATH or --official var|mvar|markov_var with its files")
     if args.official is not None and (args.model is None or args.tokenizer is None):
         raise UserError(f"--official {args.official}: give both files, --model FILE and --tokenizer FILE")
-    return Source(args.checkpoint, args.official, args.model, args.tokenizer)
+    return Source(args.checkpoint, args.official, args.model, args.tokenizer, untold_of(args))
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def run_make(args: argparse.Namespace) -> int:
     limits = ShardLimits(args.samples_per_shard, args.mb_per_shard * 1024**2)
     source = load_source(args.source, args.val_fraction, args.seed)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as bar:
+    with Progress(*columns, transient=True) as bar:  # a mistake is one line
         task = bar.add_task("images", total=len(source.train) + len(source.val))
         index = write_shards(
             source, args.destination, limits, args.resize, args.seed, lambda count: bar.advance(task, count)

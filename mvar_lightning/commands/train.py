@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mvar_lightning.errors import UserError
-
 if TYPE_CHECKING:
     from mvar_lightning.commands.lightning_cli import SuiteCLI
     from mvar_lightning.commands.runs import Run
@@ -51,44 +49,42 @@ def train(recipe: str | Path, overrides: Sequence[str], folder: str | Path | Non
     from mvar_lightning.commands.runs import run_of
 
     run = run_of(recipe, overrides, folder)
-    if fresh:
-        run.forget()
-    if run.metrics_file.exists():
-        run.claim()
+    if run.metrics_file.exists() and not fresh:
+        run.check()
         print(f"{run.folder}: already trained (train anew with --fresh)")
         return run
-    trained_here = _train_tokenizer(run)
+    tokenizer_recipe = _checked(run).get("tokenizer_recipe")
+    if fresh:
+        run.forget()
+    run.check()
+    trained_here = _train_tokenizer(run, tokenizer_recipe)
     extra = [f"--model.tokenizer={trained_here}"] if trained_here is not None else []
     _fit(run, extra)
     return run
 
 
-def _train_tokenizer(run: Run) -> Path | None:
-    """Folder of a tokenizer trained for this run, or None where the recipe names none or it is given."""
-    recipe = _read_yaml(run.recipe)
-    tokenizer_recipe = recipe.get("tokenizer_recipe")
-    if tokenizer_recipe is None or any(o.startswith("--model.tokenizer=") for o in run.overrides):
-        return None
+def _checked(run: Run) -> dict[str, Any]:
+    """The recipe, its mistakes and those of the overrides found: before anything is removed or trained."""
+    from mvar_lightning.commands.runs import read_recipe
+
+    recipe = read_recipe(run.recipe)
     from mvar_lightning.commands.lightning_cli import RecipeCheck
 
-    RecipeCheck(["--config", str(run.recipe), *run.overrides], run.folder)  # now, not once the tokenizer is trained
+    RecipeCheck(["--config", str(run.recipe), *run.overrides], run.folder)
+    return recipe
+
+
+def _train_tokenizer(run: Run, tokenizer_recipe: str | None) -> Path | None:
+    """Folder of a tokenizer trained for this run, or None where the recipe names none or it is given."""
+    if tokenizer_recipe is None or any(o.startswith("--model.tokenizer=") for o in run.overrides):
+        return None
     data = [override for override in run.overrides if override.startswith("--data.path=")]
     return train(tokenizer_recipe, data).model_folder
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise UserError(f"recipe {path}: not valid YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"recipe {path}: must be a mapping with trainer, model and data")
-    return content
-
-
 def _fit(run: Run, extra: list[str]) -> None:
+    from lightning.pytorch.callbacks import LambdaCallback
+
     from mvar_lightning.checkpoints.folder import open_checkpoint
     from mvar_lightning.commands.lightning_cli import SuiteCLI
     from mvar_lightning.commands.report import write_report
@@ -98,14 +94,17 @@ def _fit(run: Run, extra: list[str]) -> None:
     if checkpoint is not None:
         open_checkpoint(checkpoint)  # a damaged one is told in one line
         print(f"{run.folder}: continuing from {checkpoint}")
+    validated: list[int] = []
+    trainer: Any = cli.trainer
+    trainer.callbacks.append(LambdaCallback(on_validation_end=lambda trainer, _: validated.append(trainer.global_step)))
     started = time.monotonic()
-    with run.started(cli.trainer):
+    with run.started(trainer):
         run.claim()
-        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
-    if cli.trainer.interrupted:
-        raise KeyboardInterrupt
+        trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+        if validated[-1:] != [trainer.global_step]:  # the report is about the final weights
+            trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
     seconds = time.monotonic() - started
-    if cli.trainer.is_global_zero:
+    if trainer.is_global_zero:
         _save_weights(run, cli)
         write_report(run, cli, seconds)
 

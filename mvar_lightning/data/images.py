@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 """Formats that shards hold, and the suffix of each inside a shard."""
@@ -24,6 +24,8 @@ def open_image(data: bytes) -> Image.Image:
     """Read the header only. Raises ImageError for other formats and for more than MAX_PIXELS pixels."""
     try:
         image = Image.open(io.BytesIO(data), formats=tuple(FORMATS))
+    except UnidentifiedImageError as error:  # its message names our buffer by address
+        raise ImageError("not a readable JPEG, PNG or WebP") from error
     except Exception as error:  # Pillow's plugins raise many kinds on damaged bytes
         raise ImageError(f"not a readable JPEG, PNG or WebP ({_reason(error)})") from error
     if image.width * image.height > MAX_PIXELS:

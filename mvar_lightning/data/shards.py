@@ -39,7 +39,10 @@ class ShardLimits:
 
     def __post_init__(self) -> None:
         if self.samples < 1 or self.bytes < 1 or self.min_shards < 1:
-            raise UserError(f"shard limits {self}: samples, bytes and number of shards must be 1 or more")
+            raise UserError(
+                f"shard limits: {self.samples} samples, {self.bytes} bytes, {self.min_shards} shards; "
+                "each must be 1 or more (--samples-per-shard, --mb-per-shard)"
+            )
 
     def samples_per_shard(self, total: int) -> int:
         """Samples a shard, evened out so that the last shard is not a stub."""

@@ -64,7 +64,8 @@ class NoHistory(History):
     """The input of a scale is its word embedding alone (VAR and MVAR; for Markov-VAR the ablation "none").
 
     The Markov-VAR paper does not say whether its ablation keeps the LayerNorm after the word embedding; here it
-    goes with the rest of the fusion.
+    goes with the rest of the fusion. At d16 that makes 315M parameters (300M in the paper, whose own count of the
+    window, 329M, is also above the 320M of its code).
     """
 
     def make(self, width: int) -> HistoryFusion:
@@ -104,7 +105,11 @@ class SlidingWindowHistory(_PooledHistory):
 
 
 class GlobalHistory(_PooledHistory):
-    """A pool over the inputs of all scales so far (the paper's ablation "global")."""
+    """A pool over the inputs of all scales so far (the paper's ablation "global").
+
+    The paper does not say more; here all is as in the window: the current scale is included, the start token is not,
+    and pool and fusion have the window's sizes (320M parameters at d16; 324M in the paper).
+    """
 
     def __init__(self, queries: int = 1, conditional_class_when_guided: bool = False) -> None:
         super().__init__(queries, conditional_class_when_guided)
@@ -117,7 +122,8 @@ class MixedHistory(_PooledHistory):
     """A sliding window and a global pool side by side (the paper's ablation "mixed").
 
     The paper does not say how the two are joined; here each has its own pool and both vectors enter the fusion:
-    input = Linear([E, c_window, c_global]).
+    input = Linear([E, c_window, c_global]). At d16 that makes 324M parameters; the paper's has 359M, so its join is
+    another, larger one.
     """
 
     def __init__(self, size: int = 3, queries: int = 1, conditional_class_when_guided: bool = False) -> None:

@@ -149,11 +149,16 @@ class NextScaleTransformer(nn.Module):
 
         Args:
             x_BLZ: inputs of all scales but the first, float32 (`MultiScaleTokenizer.teacher_input`).
-            label_B: int64 class indices; in training mode a share of them is dropped.
+            label_B: int64 class indices, num_classes for "no class"; in training mode a share of them is dropped.
 
         Returns:
             Logits (B, L, V), float32.
+
+        Raises:
+            UserError: inputs or labels of another shape, or a label out of range (in training on a GPU the lookup of
+                the embedding tells instead: reading labels back would make every step wait).
         """
+        self._check_labels(label_B, images=len(x_BLZ))
         class_BC = self.class_embedding(self._drop_labels(label_B))
         return self.transform(self.embed(x_BLZ, class_BC), class_BC, range(self.pyramid.num_scales))
 
@@ -226,6 +231,18 @@ class NextScaleTransformer(nn.Module):
     @property
     def _fuses_conditional_class(self) -> bool:
         return self.history_design.fuses_conditional_class
+
+    def _check_labels(self, label_B: Tensor, images: int) -> None:
+        if tuple(label_B.shape) != (images,):
+            raise UserError(f"labels of shape {tuple(label_B.shape)}: {images} teacher inputs need ({images},)")
+        if label_B.is_meta or (self.training and label_B.device.type != "cpu") or not images:
+            return
+        for label in (int(label_B.min()), int(label_B.max())):
+            if not 0 <= label <= self.num_classes:
+                raise UserError(
+                    f"label {label}: the model knows classes 0 to {self.num_classes - 1} "
+                    f"(and {self.num_classes} for no class)"
+                )
 
     def _drop_labels(self, label_B: Tensor) -> Tensor:
         if not self.training or self.label_drop == 0.0:

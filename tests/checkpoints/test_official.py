@@ -143,6 +143,7 @@ def test_any_missing_weight_is_named(data: st.DataObject, released: Files, tmp_p
         ("model", "blocks.0.attn.zero_k_bias"),
         ("tokenizer", "quant_conv.weight"),
         ("tokenizer", "encoder.conv_in.weight"),
+        ("tokenizer", "quantize.embedding.weight"),
     ],
 )
 def test_wrong_shape_is_named(part: str, key: str, released: Files, tmp_path: Path) -> None:

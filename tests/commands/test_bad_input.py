@@ -171,6 +171,21 @@ def test_a_run_folder_that_cannot_be_written(
     assert "run folder file/run: cannot be written (Not a directory); choose another with --run-folder" in said
 
 
+def test_a_run_folder_is_tried_before_the_tokenizer_is_trained(
+    tokenizer_recipe: Recipe, recipe: Recipe, rewrite: Callable[[Recipe], None], workplace: Path, fails: Fails
+) -> None:
+    rewrite({**recipe, "tokenizer_recipe": "recipes/tok.yaml"})
+    (workplace / "file").touch()
+    assert "cannot be written" in fails("train", "recipes/var.yaml", "--run-folder", "file/run")
+
+
+def test_a_wrong_override_does_not_cost_the_earlier_run(recipe: Recipe, workplace: Path, fails: Fails) -> None:
+    folder = workplace / "runs" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text("{}")
+    fails("train", "recipes/var.yaml", "--run-folder", "runs/mine", "--fresh", "--model.depht=3")
+
+
 def test_an_output_folder_that_cannot_be_written(checkpoint: Path, workplace: Path, fails: Fails) -> None:
     (workplace / "file").touch()
     said = fails("sample", "--checkpoint", checkpoint, "--classes", "1", "--out", "file/samples")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from small_run import MODEL_SIZES, TOKENIZER_SIZES
 
-from mvar_lightning import load
+from mvar_lightning import VARModule, load
 from mvar_lightning.cli import main
 from mvar_lightning.commands.runs import run_of
 from mvar_lightning.data.embedded import digits
@@ -90,14 +93,49 @@ def test_a_changed_recipe_does_not_take_over_the_folder(
 
 
 def test_a_run_without_its_report_continues_from_its_checkpoint(
-    recipe: Recipe, capsys: pytest.CaptureFixture[str]
+    recipe: Recipe, rewrite: Callable[[Recipe], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    recipe["trainer"]["callbacks"] = [{"class_path": "mvar_lightning.callbacks.EMA", "init_args": {"decay": 0.5}}]
+    rewrite(recipe)
     assert main(["train", "recipes/var.yaml"]) == 0
+    first, weights = json.loads(Path("runs/var/metrics.json").read_text()), load("runs/var/model")[0].state_dict()
     Path("runs/var/metrics.json").unlink()
     capsys.readouterr()
     assert main(["train", "recipes/var.yaml"]) == 0
     assert "runs/var: continuing from runs/var/checkpoints/last.ckpt" in capsys.readouterr().out
-    assert json.loads(Path("runs/var/metrics.json").read_text())["steps"] == 6
+    again = json.loads(Path("runs/var/metrics.json").read_text())
+    assert again["steps"] == 6 and again["metrics"]["val/loss"] == first["metrics"]["val/loss"]
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in load("runs/var/model")[0].state_dict().items())
+
+
+@pytest.mark.slow
+def test_a_run_told_to_stop_says_so_and_continues(
+    recipe: Recipe, rewrite: Callable[[Recipe], None], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """The run is validated at its end alone, in an epoch that is none of its validations'."""
+    recipe["trainer"] |= {"max_epochs": 3, "check_val_every_n_epoch": 2}
+    rewrite(recipe)
+    step = VARModule.training_step
+
+    def stopped(module: VARModule, batch: Any, batch_idx: int) -> Any:
+        if module.global_step == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(module, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VARModule, "training_step", stopped)
+        assert main(["train", "recipes/var.yaml"]) == 130
+    last = "runs/var/checkpoints/last.ckpt"
+    assert f"mvar: runs/var: interrupted; the same command continues from {last}\n" in capsys.readouterr().err
+    assert torch.load(last, weights_only=True)["global_step"] == 6 and not Path("runs/var/metrics.json").exists()
+    assert main(["train", "recipes/var.yaml"]) == 0
+    assert f"runs/var: continuing from {last}" in capsys.readouterr().out
+    report = json.loads(Path("runs/var/metrics.json").read_text())
+    assert report["steps"] == 18
+    model = load("runs/var/model")[0]
+    again = ["--ckpt-path", last, "--run-folder", "runs/again"]
+    assert main(["validate", "--config", "recipes/var.yaml", *again]) == 0
+    assert model is not None and f"{report['metrics']['val/loss']:.6f}"[:6] in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ from mvar_lightning.sampling import ConstantGuidance, ImageNoise, SamplingSettin
 MakeModel = Callable[..., NextScaleTransformer]
 
 STRATEGIES = (FullAttention(), AdjacentAttention(), SlidingWindowAttention(2), SpatialAttention(3))
-HISTORIES = (None, SlidingWindowHistory(2), GlobalHistory(), MixedHistory(2))
+HISTORIES = (None, SlidingWindowHistory(2), GlobalHistory(queries=2), MixedHistory(2, queries=3))
 BLOCKS = (VARBlocks(), VARBlocks(shared_adaln=True), LlamaBlocks())
 
 

@@ -9,9 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from golden_formula import load_case
 from PIL import Image
+from reference_files import write_case
 
-from mvar_lightning import MultiScaleTokenizer, NextScaleTransformer, edit, generate, save
+from mvar_lightning import (
+    AdjacentAttention,
+    MultiScaleTokenizer,
+    NextScaleTransformer,
+    edit,
+    generate,
+    import_official,
+    save,
+)
 from mvar_lightning.callbacks.pictures import from_image
 from mvar_lightning.cli import main
 from mvar_lightning.commands.sample import _run_processes
@@ -78,6 +88,18 @@ def test_folder_of_other_settings_is_refused(sample: Run, tmp_path: Path, capsys
     before = pngs(tmp_path)
     assert sample(tmp_path, "--classes", "1", "--count", "1", "--cfg", "3") == 2
     assert "cfg 1.5" in capsys.readouterr().err and pngs(tmp_path) == before
+
+
+def test_folder_of_another_attention_is_refused(
+    sample: Run, tmp_path: Path, model: NextScaleTransformer, tokenizer: MultiScaleTokenizer
+) -> None:
+    """The same weights under another strategy make other images."""
+    arguments = ("--classes", "0", "--count", "1")
+    assert sample(tmp_path / "out", *arguments) == 0
+    other = NextScaleTransformer.from_config(model.config, attention=AdjacentAttention())
+    other.load_state_dict(model.state_dict())
+    save(tmp_path / "other", other, tokenizer)
+    assert sample(tmp_path / "out", *arguments, "--checkpoint", str(tmp_path / "other")) == 2
 
 
 def test_npz_is_what_the_evaluator_reads(sample: Run, tmp_path: Path) -> None:
@@ -153,6 +175,20 @@ def test_bad_input_is_one_line_and_nothing_is_written(
 def test_released_pair_needs_both_files(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sample", "--official", "var", "--model", "x.pth"]) == 2
     assert "--tokenizer FILE" in capsys.readouterr().err
+
+
+def test_released_pair_with_scales_and_kernel_of_its_own(tmp_path: Path) -> None:
+    """What the weights do not tell is given, as for `mvar import`."""
+    case, files = load_case("mvar_tiny")[0], write_case("mvar_tiny", tmp_path)
+    sizes = {name: case[name] for name in ("patch_nums", "kernel_size", "first_neighborhood_scale")}
+    pair = ["--official", "mvar", "--model", str(files[0]), "--tokenizer", str(files[1]), "--kernel-size", "3"]
+    pair += ["--patch-nums", ",".join(map(str, sizes["patch_nums"])), "--first-neighborhood-scale", "4"]
+    arguments = ["--classes", "1", "--count", "1", "--device", "cpu", "--out", str(tmp_path / "out")]
+    assert main(["sample", *pair, *arguments]) == 0
+    job = list_jobs([1], 1, seed=0)[0]
+    expected = generate(*import_official(*files, "mvar", **sizes), [1], seeds=[job.seed], return_tokens=False)[0]
+    with Image.open(tmp_path / "out" / job.file) as image:
+        assert (from_image(image) - expected).abs().max() <= 0.6 / 255
 
 
 @pytest.fixture

@@ -61,6 +61,17 @@ def test_deviations_of_positions() -> None:
         assert deviation(tensor) == pytest.approx(STD, rel=0.15)
 
 
+def test_deviations_of_markov_var() -> None:
+    model = make(LlamaBlocks())
+    pool = model.history.pools[0]
+    for tensor in (pool.query, pool.kv.weight, pool.proj.weight, model.history.fuse.weight):
+        assert deviation(tensor) == pytest.approx(STD, rel=0.15)
+    for tensor in (model.positions.up.weight, model.positions.down.weight, model.blocks[2].mlp.gate.weight):
+        assert deviation(tensor) == pytest.approx(STD, rel=0.05)
+    norms = (model.history.norm_words, model.history.norm_context, model.blocks[2].norm, model.head.norm)
+    assert all((norm.weight == 1).all() for norm in norms)
+
+
 def test_deviations_of_shared_adaln() -> None:
     model = make(VARBlocks(shared_adaln=True))
     offsets = torch.cat([block.modulation.offset for block in model.blocks])

@@ -166,6 +166,16 @@ def test_bad_sizes_are_named(kwargs, words: str) -> None:
         NextScaleTransformer(SCALES, **{**SIZES, **kwargs})
 
 
+@pytest.mark.parametrize("mode", [True, False])
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [([0, -1], "label -1: "), ([0, 100], "label 100: "), ([0], r"labels of shape \(1,\): 2 teacher inputs")],
+)
+def test_labels_out_of_range_are_refused(labels: list[int], words: str, mode: bool) -> None:
+    with pytest.raises(UserError, match=words):
+        randomized().train(mode)(torch.randn(2, 13, 4), torch.tensor(labels))
+
+
 def test_teacher_input_of_another_shape_is_refused() -> None:
     with pytest.raises(UserError, match=r"\(B, 13, 4\)"):
         randomized()(torch.randn(2, 14, 4), torch.tensor([0, 1]))
