@@ -60,7 +60,10 @@ def pyramid_of(state: State, patch_nums: Sequence[int] | None, source: str) -> S
     if patch_nums is None:
         if tokens is None:
             raise UserError(f"{source}: the file does not tell its number of tokens; give patch_nums=(...)")
-        return ScalePyramid.from_num_tokens(tokens)
+        try:
+            return ScalePyramid.from_num_tokens(tokens)
+        except UserError as error:
+            raise UserError(f"{source}: {error}") from error
     pyramid = ScalePyramid(patch_nums)
     if tokens is not None and tokens != pyramid.num_tokens:
         raise UserError(f"{source}: patch_nums {pyramid} have {pyramid.num_tokens} tokens, the weights have {tokens}")

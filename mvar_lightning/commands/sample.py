@@ -45,7 +45,9 @@ def run(args: argparse.Namespace) -> int:
     names = options.class_names(args.data, model.num_classes)
     jobs = sampling_jobs.list_jobs(options.class_indices(args.classes, model.num_classes, names), args.count, args.seed)
     folder = Path(args.out)
-    identity = {**settings, "precision": precision, "weights": sampling_jobs.weights_hash(model, tokenizer)}
+    weights = sampling_jobs.weights_hash(model, tokenizer)
+    guidance = {"cfg": args.cfg, "guidance": repr(settings["cfg"])}
+    identity = {**settings, **guidance, "precision": precision, "weights": weights}
     del model, tokenizer  # each process reads its own
     sampling_jobs.claim_folder(folder, identity)
     task = sampling_jobs.Task(source, settings, precision, args.batch_size, device.type, folder)

@@ -13,6 +13,7 @@ from mvar_lightning.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+    from mvar_lightning.sampling import GuidanceSchedule
     from mvar_lightning.tokenizer import MultiScaleTokenizer
     from mvar_lightning.transformer import NextScaleTransformer
 
@@ -89,11 +90,25 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     """Arguments that say how tokens are chosen."""
     settings = parser.add_argument_group("sampling")
     settings.add_argument("--cfg", type=float, default=1.5, help="guidance at the last scale; 0 is off (1.5)")
+    settings.add_argument(
+        "--guidance", default="linear", choices=("linear", "constant"), help="over the scales: growing, or the same"
+    )
+    settings.add_argument(
+        "--guided-scales", type=scale_range, metavar="A-B", help="guide these alone, counted from 0 (all of them)"
+    )
     settings.add_argument("--top-k", type=int, default=900, help="most probable tokens kept; 0 is off (900)")
     settings.add_argument("--top-p", type=float, default=0.96, help="share of probability kept; 1 is off (0.96)")
     settings.add_argument("--temperature", type=float, default=1.0, help="divides the logits (1.0)")
     settings.add_argument("--more-smooth", action="store_true", help="mix codes: nicer to look at, not for FID")
     settings.add_argument("--seed", type=int, default=0, help="another one gives other images (0)")
+
+
+def scale_range(text: str) -> tuple[int, int]:
+    """First and last scale from text like 2-7."""
+    first, dash, last = text.partition("-")
+    if not (dash and first.isdecimal() and last.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r}: give the first and the last scale, like 2-7")
+    return int(first), int(last)
 
 
 def source_of(args: argparse.Namespace) -> Source:
@@ -107,17 +122,27 @@ def source_of(args: argparse.Namespace) -> Source:
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of `generate` and `edit`. Raises `UserError` for values out of range."""
-    from mvar_lightning.sampling import LinearGuidance, SamplingSettings
+    from mvar_lightning.sampling import SamplingSettings
 
-    top_k = None if args.top_k == 0 else args.top_k
-    SamplingSettings(LinearGuidance(args.cfg), top_k, args.top_p, args.temperature, args.more_smooth)
+    top_k, guidance = None if args.top_k == 0 else args.top_k, _guidance_of(args)
+    SamplingSettings(guidance, top_k, args.top_p, args.temperature, args.more_smooth)
     return {
-        "cfg": args.cfg,
+        "cfg": guidance,
         "top_k": top_k,
         "top_p": args.top_p,
         "temperature": args.temperature,
         "more_smooth": args.more_smooth,
     }
+
+
+def _guidance_of(args: argparse.Namespace) -> GuidanceSchedule:
+    from mvar_lightning.sampling import ConstantGuidance, CutoffGuidance, LinearGuidance
+
+    linear = args.guidance == "linear"
+    if args.guided_scales is not None:
+        first, last = args.guided_scales
+        return CutoffGuidance(args.cfg, first, last, linear=linear)
+    return LinearGuidance(args.cfg) if linear else ConstantGuidance(args.cfg)
 
 
 def choose_device(name: str) -> torch.device:

@@ -201,7 +201,10 @@ def check_labels(label_B: Tensor | Sequence[int], model: NextScaleTransformer) -
     Raises:
         UserError: labels of another shape, none at all, not whole numbers, or out of range.
     """
-    label_B = torch.as_tensor(label_B)
+    try:
+        label_B = torch.as_tensor(label_B)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"labels {label_B!r}: give a list of class indices, (B,)") from error
     if label_B.ndim != 1 or len(label_B) == 0:
         raise UserError(f"labels of shape {tuple(label_B.shape)}: give a list of at least one class index, (B,)")
     if label_B.is_floating_point() or label_B.dtype == torch.bool:

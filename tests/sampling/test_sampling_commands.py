@@ -28,6 +28,7 @@ from mvar_lightning.commands.sample import _run_processes
 from mvar_lightning.commands.sampling_jobs import Task, list_jobs
 from mvar_lightning.commands.sampling_options import Source, class_indices
 from mvar_lightning.errors import UserError
+from mvar_lightning.sampling import ConstantGuidance, CutoffGuidance, GuidanceSchedule
 
 Run = Callable[..., int]
 
@@ -88,6 +89,30 @@ def test_folder_of_other_settings_is_refused(sample: Run, tmp_path: Path, capsys
     before = pngs(tmp_path)
     assert sample(tmp_path, "--classes", "1", "--count", "1", "--cfg", "3") == 2
     assert "cfg 1.5" in capsys.readouterr().err and pngs(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "schedule"),
+    [
+        (("--guidance", "constant"), ConstantGuidance(4.0)),
+        (("--guided-scales", "0-1"), CutoffGuidance(4.0, 0, 1)),
+        (("--guidance", "constant", "--guided-scales", "1-2"), CutoffGuidance(4.0, 1, 2, linear=False)),
+    ],
+)
+def test_guidance_schedules(
+    sample: Run,
+    tmp_path: Path,
+    model: NextScaleTransformer,
+    tokenizer: MultiScaleTokenizer,
+    arguments: tuple[str, ...],
+    schedule: GuidanceSchedule,
+) -> None:
+    assert sample(tmp_path, "--classes", "3", "--count", "2", "--cfg", "4", *arguments) == 0
+    for job in list_jobs([3], 2, seed=0):
+        with Image.open(tmp_path / job.file) as image:
+            made = from_image(image)
+        expected = generate(model, tokenizer, [3], cfg=schedule, seeds=[job.seed], return_tokens=False)[0]
+        assert (made - expected).abs().max() <= 0.6 / 255
 
 
 def test_folder_of_another_attention_is_refused(
