@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import importlib.util
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +24,9 @@ from mvar_lightning.attention.plan import AttentionPlan, ScaleRead
 from mvar_lightning.attention.strategies import AttentionStrategy
 from mvar_lightning.errors import UserError
 from mvar_lightning.pyramid import ScalePyramid
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 
 class AttentionBackend(ABC):
@@ -177,15 +182,16 @@ def _strategy_mask(strategy: AttentionStrategy, pyramid: ScalePyramid, device: t
 
 
 @lru_cache(maxsize=2)
-def _flex_attention(device_type: str):  # type: ignore[no-untyped-def]
+def _flex_attention(device_type: str) -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
     # only the compiled form is fused; on a CPU the plain form is the one that always runs
-    return torch.compile(flex_attention, dynamic=False) if device_type == "cuda" else flex_attention
+    chosen: Any = torch.compile(flex_attention, dynamic=False) if device_type == "cuda" else flex_attention
+    return chosen
 
 
 @lru_cache(maxsize=8)
-def _flex_block_mask(strategy: AttentionStrategy, pyramid: ScalePyramid, device: torch.device):  # type: ignore[no-untyped-def]
+def _flex_block_mask(strategy: AttentionStrategy, pyramid: ScalePyramid, device: torch.device) -> BlockMask:
     from torch.nn.attention.flex_attention import create_block_mask
 
     plan = strategy.plan(pyramid)

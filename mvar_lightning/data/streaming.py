@@ -12,6 +12,7 @@ needs. Consumers differ by one sample at most and have equally many batches.
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice, pairwise
@@ -65,7 +66,7 @@ class StreamConfig:
         return sum(shard.samples for shard in self.shards)
 
 
-class ShardStream(IterableDataset):
+class ShardStream(IterableDataset, ABC):
     """Batches for one DataLoader worker; subclasses say which, in `batches(worker, workers)`."""
 
     def __init__(self, config: StreamConfig) -> None:
@@ -76,12 +77,13 @@ class ShardStream(IterableDataset):
         self.config = config
         self.memory = SmallSetMemory(config.folder, sum(shard.bytes for shard in config.shards))
 
+    @abstractmethod
     def batches(self, worker: int, workers: int) -> Iterator[Batch]:
-        raise NotImplementedError
+        """Batches of one worker of this rank."""
 
+    @abstractmethod
     def num_batches(self, workers: int) -> int:
         """Batches of an epoch on this rank."""
-        raise NotImplementedError
 
     def __iter__(self) -> Iterator[Any]:
         info = get_worker_info()

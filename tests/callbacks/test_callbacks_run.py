@@ -100,5 +100,7 @@ def test_unwritable_run_folder(make_trainer: Any, module: Any, data: Any, tmp_pa
 
 @pytest.mark.parametrize("callback", [Throughput, GradientNorm, NonFiniteLossGuard, WritableRunFolder])
 def test_fast_dev_run_and_validate(make_trainer: Any, module: Any, data: Any, callback: Any) -> None:
-    make_trainer(callback(), fast_dev_run=True).fit(module, datamodule=data)
-    make_trainer(callback()).validate(module, datamodule=data, verbose=False)
+    rehearsal, evaluation = make_trainer(callback(), fast_dev_run=True), make_trainer(callback())
+    rehearsal.fit(module, datamodule=data)
+    evaluation.validate(module, datamodule=data, verbose=False)
+    assert rehearsal.state.finished and evaluation.state.finished

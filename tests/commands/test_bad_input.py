@@ -184,6 +184,7 @@ def test_a_wrong_override_does_not_cost_the_earlier_run(recipe: Recipe, workplac
     folder.mkdir(parents=True)
     (folder / "run.json").write_text("{}")
     fails("train", "recipes/var.yaml", "--run-folder", "runs/mine", "--fresh", "--model.depht=3")
+    assert (folder / "run.json").exists()
 
 
 def test_an_output_folder_that_cannot_be_written(checkpoint: Path, workplace: Path, fails: Fails) -> None:
