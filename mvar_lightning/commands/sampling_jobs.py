@@ -33,7 +33,7 @@ from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.transformer import NextScaleTransformer
 
 SETTINGS_FILE, GRID_FILE, ARCHIVE_FILE = "sampling.json", "grid.png", "samples.npz"
-GRID_CLASSES, GRID_COLUMNS = 10, 8
+GRID_CLASSES, GRID_COLUMNS = 16, 16
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def write_grid(folder: Path, jobs: Sequence[Job]) -> Path:
-    """The first images of the first classes, a row for each class."""
+    """The first images of the first classes (16 x 16 at most), a row for each class."""
     rows: dict[int, list[Job]] = {}
     for job in jobs:
         rows.setdefault(job.label, []).append(job)
