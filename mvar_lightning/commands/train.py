@@ -67,7 +67,7 @@ def _checked(run: Run) -> dict[str, Any]:
     """The recipe, its mistakes and those of the overrides found: before anything is removed or trained."""
     from mvar_lightning.commands.runs import read_recipe
 
-    recipe = read_recipe(run.recipe)
+    recipe = read_recipe(run.recipe)  # told before the slow imports below
     from mvar_lightning.commands.lightning_cli import RecipeCheck
 
     RecipeCheck(["--config", str(run.recipe), *run.overrides], run.folder)

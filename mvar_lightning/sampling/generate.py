@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mvar_lightning.errors import UserError
 from mvar_lightning.evaluating import evaluating
-from mvar_lightning.sampling.filters import draw, filter_logits
+from mvar_lightning.sampling.filters import filter_logits, sample_tokens
 from mvar_lightning.sampling.guidance import GuidanceSchedule, GuidedRows, as_schedule
 from mvar_lightning.sampling.noise import ImageNoise, check_seeds
 from mvar_lightning.sampling.settings import SamplingSettings
@@ -155,16 +155,12 @@ def choose(
     logits_BlV: Tensor, scale: int, settings: SamplingSettings, noise: ImageNoise, tokenizer: MultiScaleTokenizer
 ) -> tuple[Tensor, Tensor]:
     """Tokens (B, l) of one scale and the codes (B, l, Z) that go on: those tokens' own, or mixtures."""
-    if settings.top_k == 1 and not settings.more_smooth:
-        idx_Bl = logits_BlV.argmax(dim=-1)
+    filters = settings.top_k, settings.top_p
+    idx_Bl = sample_tokens(logits_BlV, noise.uniform(scale), *filters, settings.temperature)
+    if not settings.more_smooth:
         return idx_Bl, tokenizer.quantizer.lookup(idx_Bl)
-    if settings.temperature != 1.0:
-        logits_BlV = logits_BlV / settings.temperature
-    logits_BlV = filter_logits(logits_BlV, settings.top_k, settings.top_p)
-    idx_Bl = logits_BlV.argmax(dim=-1) if settings.top_k == 1 else draw(logits_BlV, noise.uniform(scale))
-    if settings.more_smooth:
-        return idx_Bl, _smooth_codes(logits_BlV, scale, noise, tokenizer)
-    return idx_Bl, tokenizer.quantizer.lookup(idx_Bl)
+    filtered_BlV = filter_logits(logits_BlV / settings.temperature, *filters)
+    return idx_Bl, _smooth_codes(filtered_BlV, scale, noise, tokenizer)
 
 
 def _smooth_codes(logits_BlV: Tensor, scale: int, noise: ImageNoise, tokenizer: MultiScaleTokenizer) -> Tensor:

@@ -27,10 +27,6 @@ class HistoryState:
 
     pools: list[list[tuple[Tensor, Tensor]]] = field(default_factory=list)
 
-    @property
-    def num_bytes(self) -> int:
-        return sum(tensor.nbytes for pool in self.pools for pair in pool for tensor in pair)
-
 
 class HistoryFusion(nn.Module, ABC):
     """The module behind a history: makes the input of a scale from its word embeddings."""

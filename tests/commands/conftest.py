@@ -9,27 +9,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from small_run import MODEL_SIZES, TOKENIZER_SIZES, write_digits, write_tokenizer
+from small_run import MODEL_SIZES, TOKENIZER_SIZES
 
 from mvar_lightning import NextScaleTransformer, load, save
 from mvar_lightning.cli import main
 
 Recipe = dict[str, Any]
-
-
-@pytest.fixture(scope="session")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_digits(tmp_path_factory.mktemp("commands") / "shards")
-
-
-@pytest.fixture(scope="session")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tokenizer(tmp_path_factory.mktemp("commands") / "tokenizer")
-
-
-@pytest.fixture(scope="session")
-def other_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tokenizer(tmp_path_factory.mktemp("commands") / "other", seed=1)
 
 
 @pytest.fixture(scope="session")
