@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mvar_lightning.data.index import INDEX_NAME, ShardIndex, read_index
+from mvar_lightning.data.photos import photos
 from mvar_lightning.data.sources import Example, Source, scan_folder
 from mvar_lightning.errors import UserError
 
@@ -52,7 +53,7 @@ def _png(scan: Any) -> bytes:
     return buffer.getvalue()
 
 
-EMBEDDED: dict[str, Callable[[], Source]] = {"digits": digits}
+EMBEDDED: dict[str, Callable[[], Source]] = {"digits": digits, "photos": photos}
 """Data sets by name: `mvar shards make NAME DST`, or just a missing folder `data/NAME`."""
 
 

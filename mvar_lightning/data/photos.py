@@ -1,0 +1,136 @@
+"""Ten color photographs that ship inside scikit-learn and scikit-image, cut into crops: no download.
+
+The third quarter of every photograph, a band of its full height, is held out for validation; training crops come from
+the rest and never touch it. Which crops are cut is a function of the photograph's name and the crop's number alone.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+from functools import lru_cache, partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from mvar_lightning.data.sources import Example, Source
+from mvar_lightning.errors import UserError
+
+CROP_SIDE = 96
+"""Side of a stored crop in pixels."""
+
+TRAIN_CROPS, VAL_CROPS = 300, 40
+"""Crops of each photograph."""
+
+LARGEST_WINDOW = 192
+"""Windows are this wide at most, or a third of the photograph where that is more."""
+
+JPEG_QUALITY = 88
+
+
+class Photo(NamedTuple):
+    package: str
+    file: str
+
+    def path(self) -> Path:
+        """Raises UserError where the package or the file is missing."""
+        spec = find_spec(self.package)  # found, not imported: scikit-image alone takes a second
+        folders = list(spec.submodule_search_locations or ()) if spec is not None else []
+        for folder in folders:
+            if (path := Path(folder) / self.file).is_file():
+                return path
+        name = {"skimage": "scikit-image", "sklearn": "scikit-learn"}[self.package]
+        raise UserError(
+            f"data set photos: {self.file} of {name} is not there; run pip install --force-reinstall {name}"
+        )
+
+
+PHOTOS: dict[str, Photo] = {
+    "astronaut": Photo("skimage", "data/astronaut.png"),
+    "cat": Photo("skimage", "data/chelsea.png"),
+    "coffee": Photo("skimage", "data/coffee.png"),
+    "flower": Photo("sklearn", "datasets/images/flower.jpg"),
+    "galaxies": Photo("skimage", "data/hubble_deep_field.jpg"),
+    "motorcycle": Photo("skimage", "data/motorcycle_left.png"),
+    "pagoda": Photo("sklearn", "datasets/images/china.jpg"),
+    "retina": Photo("skimage", "data/retina.jpg"),
+    "rocket": Photo("skimage", "data/rocket.jpg"),
+    "tissue": Photo("skimage", "data/ihc.png"),
+}
+"""Class name to photograph, in the order of the labels."""
+
+
+class Window(NamedTuple):
+    """A square of a photograph, in pixels."""
+
+    left: int
+    top: int
+    side: int
+
+
+def photos() -> Source:
+    """Crops of 96 x 96 pixels as JPEG, 10 classes of one photograph each: 3,000 for training, 400 for validation."""
+    train, val = [], []
+    for label, (name, photo) in enumerate(PHOTOS.items()):
+        path = photo.path()
+        width, height = _size(path)
+        for number in range(TRAIN_CROPS):
+            window = train_window(width, height, random.Random(f"{name}/train/{number}"))
+            train.append(Example(f"{name}, training crop {number}", label, partial(_crop, path, window)))
+        for number in range(VAL_CROPS):
+            window = val_window(width, height, random.Random(f"{name}/val/{number}"))
+            val.append(Example(f"{name}, validation crop {number}", label, partial(_crop, path, window)))
+    return Source(tuple(PHOTOS), tuple(train), tuple(val))
+
+
+def train_window(width: int, height: int, rng: random.Random) -> Window:
+    """A window in the left half or in the right quarter, either as often as it is wide."""
+    first, end = held_out(width)
+    left_end, right_first = first, end
+    if rng.random() < left_end / (left_end + width - right_first):
+        return _window(0, left_end, height, _largest(width, height), rng)
+    return _window(right_first, width, height, _largest(width, height), rng)
+
+
+def val_window(width: int, height: int, rng: random.Random) -> Window:
+    """A window inside the held-out band."""
+    first, end = held_out(width)
+    return _window(first, end, height, _largest(width, height), rng)
+
+
+def held_out(width: int) -> tuple[int, int]:
+    """First column of the validation band, and the first one after it."""
+    return width // 2, width * 3 // 4
+
+
+def _largest(width: int, height: int) -> int:
+    return max(LARGEST_WINDOW, min(width, height) // 3)
+
+
+def _window(first: int, end: int, height: int, largest: int, rng: random.Random) -> Window:
+    """Any square of CROP_SIDE to `largest` pixels between two columns."""
+    side = rng.randint(CROP_SIDE, min(largest, end - first, height))
+    return Window(rng.randint(first, end - side), rng.randint(0, height - side), side)
+
+
+def _crop(path: Path, window: Window) -> bytes:
+    """Bytes of a JPEG: the window, reduced to CROP_SIDE with Lanczos."""
+    left, top, side = window
+    box = (left, top, left + side, top + side)
+    crop = _photo(path).resize((CROP_SIDE, CROP_SIDE), Image.Resampling.LANCZOS, box)
+    buffer = io.BytesIO()
+    crop.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return buffer.getvalue()
+
+
+def _size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
+
+
+@lru_cache(maxsize=len(PHOTOS))  # crops are written in a shuffled order; all together take 16 MB
+def _photo(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        return image.convert("RGB")
