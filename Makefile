@@ -3,13 +3,14 @@ PYTHON ?= $(shell command -v python3.12 2>/dev/null >/dev/null && python3.12 -c 
 VENV ?= .venv
 BIN := $(VENV)/bin
 RECIPE ?= recipes/var/digits.yaml
+SWEEP ?= recipes/ablations/strategies.yaml
 DATA ?=
 ARGS ?=
 FRESH ?=
 PORT ?= 6006
 
 .DEFAULT_GOAL := help
-.PHONY: help install train compare test test-fast test-gpu lint types format natten tensorboard bench figures clean
+.PHONY: help install train sweep test test-fast test-gpu lint types format natten tensorboard bench figures clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -25,8 +26,8 @@ $(VENV)/.installed: pyproject.toml
 train: install  ## run a recipe from data to report (RECIPE=, DATA=, ARGS="--model.depth=8", FRESH=1)
 	$(BIN)/mvar train $(RECIPE) $(if $(DATA),--data $(DATA)) $(if $(FRESH),--fresh) $(ARGS)
 
-compare: install  ## train the four attention strategies under one budget and print one table
-	$(BIN)/mvar compare $(if $(FRESH),--fresh) $(ARGS)
+sweep: install  ## train the variants of a recipe and tabulate them (SWEEP=, ARGS=, FRESH=1)
+	$(BIN)/mvar sweep $(SWEEP) $(if $(FRESH),--fresh) $(ARGS)
 
 # tests are many and small: one thread in each of two processes beats two threads in one
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2

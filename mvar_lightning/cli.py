@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mvar_lightning import __version__
-from mvar_lightning.commands import compare, edit, export, import_, info, run, sample, shards, train
+from mvar_lightning.commands import edit, export, import_, info, run, sample, shards, sweep, train
 from mvar_lightning.errors import UserError
 
-COMMANDS = (train, compare, run, sample, edit, import_, export, info, shards)
+COMMANDS = (train, sweep, run, sample, edit, import_, export, info, shards)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -20,7 +20,8 @@ from mvar_lightning.modules import next_scale
 from mvar_lightning.pyramid import PUBLISHED_SIDES
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+SWEEPS = sorted((ROOT / "recipes/ablations").glob("*.yaml"))
+RECIPES = [path for path in sorted((ROOT / "recipes").rglob("*.yaml")) if path not in SWEEPS]
 DIGITS, IMAGENET = 10, 1000
 
 

@@ -130,13 +130,9 @@ def test_a_broken_recipe(content: str, said: str, workplace: Path, fails: Fails)
     assert said in fails("train", "recipes/bad.yaml")
 
 
-@pytest.mark.parametrize("command", [("train",), ("fit", "--config"), ("compare", "--recipe")])
+@pytest.mark.parametrize("command", [("train",), ("fit", "--config")])
 def test_a_missing_recipe(command: tuple[str, ...], fails: Fails) -> None:
     assert "recipe recipes/none.yaml: no such file" in fails(*command, "recipes/none.yaml")
-
-
-def test_a_comparison_finds_a_wrong_override_before_its_first_run(recipe: Recipe, fails: Fails) -> None:
-    assert "model.depht is not a setting" in fails("compare", "--recipe", "recipes/var.yaml", "--model.depht=3")
 
 
 def test_stages_without_what_they_need(recipe: Recipe, workplace: Path, fails: Fails) -> None:

@@ -26,12 +26,12 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert time.monotonic() - start < 2
     assert done.stdout.splitlines()[-1] == "heavy: []"
-    for command in ("train", "compare", "fit", "validate", "test", "sample", "edit", "import", "export", "info"):
+    for command in ("train", "sweep", "fit", "validate", "test", "sample", "edit", "import", "export", "info"):
         assert f"    {command} " in done.stdout
 
 
 def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    names = ["train", "compare", "fit", "validate", "test", "sample", "edit", "import", "export", "info", "shards"]
+    names = ["train", "sweep", "fit", "validate", "test", "sample", "edit", "import", "export", "info", "shards"]
     for name in names:
         with pytest.raises(SystemExit) as end:
             main([name, "--help"])

@@ -1,4 +1,4 @@
-"""`mvar train` from data to report, what a second run reuses, and `mvar compare`."""
+"""`mvar train` from data to report, and what a second run reuses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from small_run import MODEL_SIZES, TOKENIZER_SIZES
 
 from mvar_lightning import VARModule, load
 from mvar_lightning.cli import main
@@ -174,26 +173,3 @@ def test_a_folder_of_images_of_ones_own(
     assert str(run / "metrics.json") in capsys.readouterr().out
     assert main(["sample", "--checkpoint", str(run / "model"), "--data", "mine", "--classes", "digit 2"]) == 0
     assert len(list(Path("samples").glob("0002_*.png"))) == 16
-
-
-@pytest.mark.slow
-def test_compare_trains_four_strategies_and_tabulates_them(
-    recipe: Recipe, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert main(["compare", "--recipe", "recipes/var.yaml", "--out", "cmp", "--trainer.limit_train_batches=4"]) == 0
-    table = Path("cmp/comparison.md").read_text()
-    rows = json.loads(Path("cmp/comparison.json").read_text())
-    assert [row["strategy"] for row in rows] == ["full", "adjacent", "sliding-window-2", "spatial-3"]
-    assert [row["strategy"] in table for row in rows] == [True] * 4 and "4 steps each" in table
-    width, depth, tokens = MODEL_SIZES["width"], MODEL_SIZES["depth"], sum(s**2 for s in TOKENIZER_SIZES["scales"])
-    kept = [row["kv_cache_bytes_per_image"] / (2 * 4 * width * depth) for row in rows]
-    assert kept[1] == kept[3] == 0 and 0 < kept[2] <= kept[0] <= tokens
-    assert len({row["parameters"] for row in rows}) == 1
-    with Image.open("cmp/comparison.png") as plot:
-        assert plot.width > 1000
-    capsys.readouterr()
-    before = stamp("cmp/full/metrics.json")
-    assert main(["compare", "--recipe", "recipes/var.yaml", "--out", "cmp", "--trainer.limit_train_batches=4"]) == 0
-    assert stamp("cmp/full/metrics.json") == before

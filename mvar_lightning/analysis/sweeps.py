@@ -1,0 +1,136 @@
+"""What a sweep file says: one recipe, its variants and seeds, and the columns of the table they end in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from mvar_lightning.errors import UserError
+
+MEASURES = ("last", "fall")
+REDUCTIONS: dict[str, Callable[..., float]] = {"min": min, "max": max}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One number of each run.
+
+    Args:
+        metric: name in the run's ``metrics.json``; with ``*`` or ``[1-9]`` it may stand for several.
+        title: heading; the metric's name if not given.
+        measure: `last`, the final value; or `fall`, the largest value logged in the run less the final one.
+        reduce: `min` or `max` of the metrics that the name stands for.
+        format: Python's format of one value.
+        divide: the value is divided by this first (1048576 makes MiB of bytes).
+    """
+
+    metric: str
+    title: str = ""
+    measure: str = "last"
+    reduce: str = "min"
+    format: str = ".3g"
+    divide: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.measure not in MEASURES or self.reduce not in REDUCTIONS:
+            raise UserError(
+                f"column {self.metric!r}: measure {self.measure!r}, reduce {self.reduce!r}; "
+                f"they can be {', '.join(MEASURES)} and {', '.join(REDUCTIONS)}"
+            )
+        try:
+            format(0.5, self.format)
+        except ValueError:
+            raise UserError(f"column {self.metric!r}: {self.format!r} formats no number; try .3f or .1%") from None
+
+    @property
+    def heading(self) -> str:
+        return self.title or self.metric
+
+    def write(self, value: float) -> str:
+        return format(value, self.format)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A recipe trained in several variants, each with every seed.
+
+    Args:
+        recipe: the YAML file that the variants change.
+        variants: name of each -> settings that replace the recipe's (`model.depth: 4`).
+        columns: what the table shows.
+        overrides: settings of every variant.
+        seeds: values of ``seed_everything``.
+        plot: metrics of the columns that are drawn as bars; all columns if not given.
+        curves: logged metrics drawn over the steps of the run.
+    """
+
+    recipe: str
+    variants: dict[str, dict[str, Any]]
+    columns: tuple[Column, ...]
+    overrides: dict[str, Any]
+    seeds: tuple[int, ...] = (0,)
+    plot: tuple[str, ...] = ()
+    curves: tuple[str, ...] = ()
+
+    def arguments(self, variant: str, seed: int) -> list[str]:
+        """Command-line overrides of one run."""
+        settings = {**self.overrides, **self.variants[variant], "seed_everything": seed}
+        return [
+            f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in settings.items()
+        ]
+
+    @property
+    def plotted(self) -> tuple[Column, ...]:
+        chosen = tuple(column for column in self.columns if column.metric in self.plot)
+        return chosen or self.columns
+
+
+def read_sweep(path: str | Path) -> Sweep:
+    """A sweep file. Raises UserError where it is missing, not YAML, or says something else than a sweep."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"sweep {path}: cannot be read ({error.strerror}); see recipes/ablations/") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"sweep {path}: not valid YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(content, Mapping):
+        raise UserError(f"sweep {path}: must be a mapping with recipe, variants and columns")
+    known = [field.name for field in fields(Sweep)]
+    if unknown := sorted(set(map(str, content)) - set(known)):
+        raise UserError(f"sweep {path}: {unknown[0]!r} is not known; it can have {', '.join(known)}")
+    return _sweep(path, content)
+
+
+def _sweep(path: str | Path, content: Mapping[str, Any]) -> Sweep:
+    for needed in ("recipe", "variants", "columns"):
+        if not content.get(needed):
+            raise UserError(f"sweep {path}: {needed} is missing or empty")
+    variants, columns = content["variants"], content["columns"]
+    if not isinstance(variants, Mapping) or not all(isinstance(v, Mapping | None) for v in variants.values()):
+        raise UserError(f"sweep {path}: variants must map each name to its settings, such as {{model.depth: 4}}")
+    if not isinstance(columns, list) or not all(isinstance(column, Mapping) for column in columns):
+        raise UserError(f"sweep {path}: columns must be a list of mappings with a metric")
+    for name in map(str, variants):
+        if not name or name[0] == "." or "/" in name:
+            raise UserError(f"sweep {path}: variant {name!r} is also a folder's name; use letters, digits and - alone")
+    seeds = content.get("seeds", [0])
+    if not isinstance(seeds, list) or not seeds or not all(isinstance(seed, int) for seed in seeds):
+        raise UserError(f"sweep {path}: seeds {seeds!r} must be a list of whole numbers")
+    try:
+        made = tuple(Column(**column) for column in columns)
+    except TypeError as error:
+        raise UserError(f"sweep {path}: columns: {str(error).split(') ')[-1]}") from None
+    return Sweep(
+        recipe=str(content["recipe"]),
+        variants={str(name): dict(settings or {}) for name, settings in variants.items()},
+        columns=made,
+        overrides=dict(content.get("overrides") or {}),
+        seeds=tuple(dict.fromkeys(seeds)),
+        plot=tuple(content.get("plot") or ()),
+        curves=tuple(content.get("curves") or ()),
+    )

@@ -1,0 +1,123 @@
+"""`mvar sweep FILE`: one recipe in several variants and seeds, trained or continued, and their table."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mvar_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from mvar_lightning.analysis.sweep_results import SweepResults
+    from mvar_lightning.analysis.sweeps import Sweep
+    from mvar_lightning.commands.runs import Run
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "sweep",
+        help="train the variants of a recipe and tabulate them",
+        description="Finished runs are kept, broken ones continued. Other arguments override the recipe in every run.",
+    )
+    parser.add_argument("sweep", metavar="FILE", help="a YAML file under recipes/ablations/")
+    parser.add_argument("--out", metavar="DIR", help="where to write (default: runs/sweeps/ and the file's name)")
+    parser.add_argument("--only", metavar="VARIANT", nargs="+", help="these variants alone, in a table of their own")
+    parser.add_argument("--fresh", action="store_true", help="forget earlier runs of this sweep")
+    parser.set_defaults(run=run_sweep, takes_overrides=True)
+
+
+def run_sweep(arguments: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from mvar_lightning.analysis.sweeps import read_sweep
+    from mvar_lightning.commands.runs import RUNS
+
+    sweep = read_sweep(arguments.sweep)
+    if unknown := set(arguments.only or ()) - set(sweep.variants):
+        raise UserError(f"--only {min(unknown)}: no such variant; this sweep has {', '.join(sweep.variants)}")
+    if arguments.only:
+        sweep = replace(sweep, variants={name: sweep.variants[name] for name in arguments.only})
+    out = Path(arguments.out or RUNS / "sweeps" / Path(arguments.sweep).stem)
+    runs = list(_runs(sweep, out, arguments.overrides))
+    _check(runs)
+    for _, _, run in runs:
+        _train_in_its_own_process(arguments, run)
+    _write(_results(sweep, runs), out)
+    return 0
+
+
+def _runs(sweep: Sweep, out: Path, overrides: list[str]) -> Iterator[tuple[str, int, Run]]:
+    from mvar_lightning.commands.runs import run_of
+
+    for variant in sweep.variants:
+        for seed in sweep.seeds:
+            folder = out / variant / f"seed{seed}"
+            yield variant, seed, run_of(sweep.recipe, [*sweep.arguments(variant, seed), *overrides], folder)
+
+
+def _check(runs: list[tuple[str, int, Run]]) -> None:
+    """A mistake is told before the first run. Seeds differ in a number alone: one run of a variant stands for all."""
+    from mvar_lightning.commands.lightning_cli import RecipeCheck
+
+    seen = set()
+    for variant, _, run in runs:
+        if variant not in seen:
+            seen.add(variant)
+            try:
+                RecipeCheck(["--config", str(run.recipe), *run.overrides], run.folder)
+            except UserError as error:
+                raise UserError(f"variant {variant}: {error}") from error
+
+
+def _train_in_its_own_process(arguments: argparse.Namespace, run: Run) -> None:
+    """One process a run, so that its peak memory is its own."""
+    imports = [word for module in arguments.modules for word in ("--import", module)]
+    program = [sys.executable, "-m", "mvar_lightning.cli", *imports]
+    command = [*program, "train", str(run.recipe), "--run-folder", str(run.folder)]
+    fresh = ["--fresh"] if arguments.fresh else []
+    if subprocess.run([*command, *fresh, *run.overrides], check=False).returncode:
+        raise UserError(f"sweep: the run {run.folder} failed (see above); mend it and sweep again, the others are kept")
+
+
+def _results(sweep: Sweep, runs: list[tuple[str, int, Run]]) -> SweepResults:
+    from mvar_lightning.analysis.curves import read_curves
+    from mvar_lightning.analysis.sweep_results import SweepResults, SweepRun
+    from mvar_lightning.commands.runs import read_json
+
+    return SweepResults(
+        sweep,
+        [
+            SweepRun(variant, seed, read_json(run.metrics_file), read_curves(run.folder / "tensorboard"))
+            for variant, seed, run in runs
+        ],
+    )
+
+
+def _write(results: SweepResults, out: Path) -> None:
+    """The table on screen, and ``sweep.json``, ``sweep.md``, ``sweep.png`` and ``curves.png`` in the folder."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from mvar_lightning.commands.runs import write_json
+
+    head, *body = results.rows()
+    table = Table()
+    for number, heading in enumerate(head):
+        table.add_column(heading, justify="right" if number else "left")
+    for row in body:
+        table.add_row(*row)
+    Console(width=160).print(table)
+    print(results.footnote())
+    write_json(out / "sweep.json", results.content())
+    (out / "sweep.md").write_text(results.markdown(), encoding="utf-8")
+    results.plot(out / "sweep.png")
+    written = ["sweep.json", "sweep.md", "sweep.png"]
+    if results.sweep.curves:
+        results.plot_curves(out / "curves.png")
+        written.append("curves.png")
+    for name in written:
+        print(f"  {out / name}")

@@ -1,0 +1,129 @@
+"""Sweep files and the table their runs end in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+from mvar_lightning.analysis.curves import Curve, read_curves
+from mvar_lightning.analysis.sweep_results import SweepResults, SweepRun
+from mvar_lightning.analysis.sweeps import Column, Sweep, read_sweep
+from mvar_lightning.errors import UserError
+
+CONTENT: dict[str, Any] = {
+    "recipe": "recipes/var.yaml",
+    "seeds": [0, 1],
+    "overrides": {"trainer.max_epochs": 2},
+    "variants": {"shallow": {"model.depth": 2}, "plain": None},
+    "columns": [{"metric": "val/loss", "title": "loss"}, {"metric": "use_[1-9]", "title": "use", "format": ".0%"}],
+    "curves": ["val/loss"],
+}
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    path = folder / "sweep.yaml"
+    path.write_text(yaml.safe_dump({**CONTENT, **changes}, sort_keys=False))
+    return path
+
+
+def run(variant: str, seed: int, loss: float) -> SweepRun:
+    report = {"steps": 10, "metrics": {"val/loss": loss, "use_0": 0.1, "use_1": 0.5, "use_2": 0.9}}
+    return SweepRun(variant, seed, report, {"val/loss": Curve((1, 2, 3), (2.0, 3.0, loss))})
+
+
+def results(folder: Path) -> SweepResults:
+    runs = [run("shallow", 0, 1.0), run("shallow", 1, 2.0), run("plain", 0, 4.0), run("plain", 1, 4.0)]
+    return SweepResults(read_sweep(write(folder)), runs)
+
+
+def test_settings_become_overrides_variant_over_common_ones(tmp_path: Path) -> None:
+    sweep = read_sweep(
+        write(tmp_path, variants={"a": {"trainer.max_epochs": 5, "model.losses": [{"class_path": "L1Loss"}], "x": "y"}})
+    )
+    assert sweep.arguments("a", 3) == [
+        "--trainer.max_epochs=5",
+        '--model.losses=[{"class_path": "L1Loss"}]',
+        "--x=y",
+        "--seed_everything=3",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"variants": {}}, "variants is missing or empty"),
+        ({"variants": ["a"]}, "variants must map each name"),
+        ({"variants": {"../a": None}}, "also a folder's name"),
+        ({"seeds": "0"}, "must be a list of whole numbers"),
+        ({"colums": []}, "'colums' is not known; it can have recipe"),
+        ({"columns": [{"metric": "a", "measure": "mean"}]}, "measure 'mean'"),
+        ({"columns": [{"metric": "a", "format": "%d"}]}, "'%d' formats no number"),
+        ({"columns": [{"metric": "a", "tilte": "b"}]}, "unexpected keyword argument 'tilte'"),
+        ({"columns": ["val/loss"]}, "columns must be a list of mappings"),
+    ],
+)
+def test_a_wrong_sweep_is_told(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"sweep|column") as error:
+        read_sweep(write(tmp_path, **changes))
+    assert said in str(error.value)
+
+
+def test_a_missing_or_broken_sweep_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        read_sweep(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(UserError, match="not valid YAML"):
+        read_sweep(tmp_path / "bad.yaml")
+
+
+def test_cells_are_means_with_their_spread(tmp_path: Path) -> None:
+    head, shallow, plain = results(tmp_path).rows()
+    assert head == ["variant", "loss", "use"]
+    assert shallow == ["shallow", "1.5 ± 0.707", "50% ± 0%"]
+    assert plain == ["plain", "4 ± 0", "50% ± 0%"]
+
+
+def test_columns_measure_the_end_or_the_fall_of_one_or_several_metrics() -> None:
+    one = run("a", 0, 1.0)
+    assert one.value(Column("val/loss", measure="fall")) == 2.0
+    assert one.value(Column("use_*", reduce="max")) == 0.9
+    assert one.value(Column("steps", divide=5)) == 2.0
+    assert one.value(Column("none")) != one.value(Column("none")), "a missing number is NaN"
+
+
+def test_pictures_are_drawn(tmp_path: Path) -> None:
+    drawn = results(tmp_path)
+    drawn.plot(tmp_path / "bars.png")
+    drawn.plot_curves(tmp_path / "curves.png")
+    for name in ("bars.png", "curves.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert len(picture.convert("RGB").getcolors(100_000) or []) > 20
+
+
+def test_the_footnote_says_steps_and_seeds(tmp_path: Path) -> None:
+    assert "10 steps; mean ± standard deviation over seeds 0, 1" in results(tmp_path).markdown()
+
+
+def test_curves_are_read_back_and_a_continued_run_replaces_what_it_repeats(tmp_path: Path) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    for values in ({1: 5.0, 2: 4.0, 3: 9.0}, {3: 3.0, 4: 2.0}):
+        with SummaryWriter(str(tmp_path)) as writer:
+            for step, value in values.items():
+                writer.add_scalar("loss", value, step)
+    assert read_curves(tmp_path) == {"loss": Curve((1, 2, 3, 4), (5.0, 4.0, 3.0, 2.0))}
+    assert read_curves(tmp_path / "none") == {}
+
+
+def test_every_sweep_that_ships_reads_and_names_a_recipe_that_ships() -> None:
+    root = Path(__file__).parents[2]
+    found = sorted((root / "recipes" / "ablations").glob("*.yaml"))
+    assert found
+    for path in found:
+        sweep = read_sweep(path)
+        assert isinstance(sweep, Sweep) and (root / sweep.recipe).is_file()
+        assert f"mvar sweep {path.relative_to(root)}" in path.read_text()
