@@ -1,0 +1,168 @@
+"""The papers' analyses, on models whose answers are known."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mvar_lightning import (
+    AdjacentAttention,
+    FullAttention,
+    MultiScaleTokenizer,
+    NextScaleTransformer,
+    ScalePyramid,
+    SlidingWindowAttention,
+    SpatialAttention,
+)
+from mvar_lightning.analysis.alignment import alignment_of, residual_feature_alignment
+from mvar_lightning.analysis.attention_mass import attention_mass
+from mvar_lightning.analysis.perturbation import Perturbation, perturb
+from mvar_lightning.errors import UserError
+from mvar_lightning.sampling.settings import SamplingSettings
+
+SCALES = [1, 2, 4]
+Batches = list[tuple[Tensor, Tensor]]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> MultiScaleTokenizer:
+    torch.manual_seed(0)
+    made = MultiScaleTokenizer(
+        SCALES, vocab_size=16, code_dim=8, channels=8, channel_multipliers=[1, 2], num_res_blocks=1, norm_groups=4
+    )
+    torch.nn.init.normal_(made.quantizer.codebook.weight)
+    return made.eval()
+
+
+def model_of(attention: Any, **changes: Any) -> NextScaleTransformer:
+    torch.manual_seed(1)
+    sizes = {"vocab_size": 16, "code_dim": 8, "num_classes": 3, "depth": 2, "width": 32, "heads": 2}
+    return NextScaleTransformer(SCALES, attention=attention, gamma_init=0.5, **{**sizes, **changes})
+
+
+@pytest.fixture(scope="module")
+def batches() -> Batches:
+    generator = torch.Generator().manual_seed(2)
+    images = torch.rand(6, 3, 8, 8, generator=generator) * 2 - 1
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    return [(images[:4], labels[:4]), (images[4:], labels[4:])]
+
+
+# -- attention mass
+
+
+def test_mass_of_a_query_sums_to_one_and_stays_where_it_may_look(
+    tokenizer: MultiScaleTokenizer, batches: Batches
+) -> None:
+    mass = attention_mass(model_of(SlidingWindowAttention(scales=2)), tokenizer, batches)
+    assert mass.images == 6
+    torch.testing.assert_close(mass.on_scale.sum(dim=2), torch.ones(2, 3, dtype=torch.float64), check_dtype=False)
+    assert (mass.on_scale[:, 2, 0] == 0).all(), "two scales are seen, the third back is not"
+    assert (mass.on_scale[:, 2, 1] > 0).all()
+
+
+def test_equal_scores_give_every_key_the_same_share(tokenizer: MultiScaleTokenizer, batches: Batches) -> None:
+    model = model_of(FullAttention())
+    for block in model.blocks:
+        torch.nn.init.zeros_(block.attention.qkv.weight)
+    mass = attention_mass(model, tokenizer, batches, kernels=(1, 3))
+    expected = torch.tensor([[1, 0, 0], [1 / 5, 4 / 5, 0], [1 / 21, 4 / 21, 16 / 21]], dtype=torch.float64)
+    torch.testing.assert_close(mass.on_scale.mean(dim=0), expected)
+    within = mass.within.mean(dim=0)
+    torch.testing.assert_close(within[2], torch.tensor([1 / 16, 9 / 16], dtype=torch.float64))
+    assert within[0, 0] == 1 and math.isnan(within[0, 1]), "no 3 x 3 window in a map of one token"
+
+
+def test_a_neighborhood_holds_all_mass_of_spatial_attention(tokenizer: MultiScaleTokenizer, batches: Batches) -> None:
+    mass = attention_mass(model_of(SpatialAttention(kernel_size=3, scales=1)), tokenizer, batches, kernels=(1, 3))
+    torch.testing.assert_close(mass.within[:, 2, 1], torch.ones(2, dtype=torch.float64))
+    assert (mass.within[:, 2, 0] < 1).all()
+
+
+def test_measuring_attention_leaves_the_model_as_it_was(tokenizer: MultiScaleTokenizer, batches: Batches) -> None:
+    model = model_of(FullAttention()).train()
+    backends = [block.attention.backend for block in model.blocks]
+    attention_mass(model, tokenizer, batches)
+    assert [block.attention.backend for block in model.blocks] == backends and model.training
+
+
+def test_attention_does_not_depend_on_how_images_are_batched(tokenizer: MultiScaleTokenizer, batches: Batches) -> None:
+    model = model_of(FullAttention())
+    joined = [(torch.cat([image for image, _ in batches]), torch.cat([label for _, label in batches]))]
+    one, other = attention_mass(model, tokenizer, batches), attention_mass(model, tokenizer, joined)
+    torch.testing.assert_close(one.on_scale, other.on_scale, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(one.within, other.within, rtol=1e-5, atol=1e-7, equal_nan=True)
+
+
+def test_attention_of_nothing_is_told(tokenizer: MultiScaleTokenizer, batches: Batches) -> None:
+    with pytest.raises(UserError, match="not one image"):
+        attention_mass(model_of(FullAttention()), tokenizer, [])
+    with pytest.raises(UserError, match="odd sides"):
+        attention_mass(model_of(FullAttention()), tokenizer, batches, kernels=(2,))
+
+
+# -- alignment
+
+
+def test_residuals_that_repeat_an_input_are_aligned_with_it() -> None:
+    pyramid = ScalePyramid([1, 2])
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randn(64, 1, 16, generator=generator)
+    fine = torch.randn(64, 4, 16, generator=generator)
+    x_BLC = torch.cat([coarse, fine], dim=1) + 10.0  # what all features share does not count
+    residual_BLC = torch.cat([torch.randn(64, 1, 16, generator=generator), -3 * coarse.expand(-1, 4, -1)], dim=1)
+    rfa = alignment_of(x_BLC, residual_BLC, pyramid)
+    assert rfa[1, 0] == pytest.approx(-1, abs=1e-5), "the finer scale takes back what the coarse input says"
+    assert abs(rfa[1, 1]) < 0.1 and abs(rfa[0, 0]) < 0.1
+    assert math.isnan(rfa[0, 1])
+
+
+def test_alignment_of_a_model(tokenizer: MultiScaleTokenizer, batches: Batches) -> None:
+    found = residual_feature_alignment(model_of(AdjacentAttention()), tokenizer, batches)
+    lower = found.rfa_KK[*torch.tril_indices(3, 3)]
+    assert found.images == 6 and (lower.abs() <= 1).all()
+    assert [len(row) for row in found.content()["rfa"]] == [1, 2, 3]
+    with pytest.raises(UserError, match="at least two"):
+        residual_feature_alignment(model_of(AdjacentAttention()), tokenizer, [])
+
+
+# -- perturbation
+
+
+def test_one_token_of_one_scale_is_replaced_by_another_code(tokenizer: MultiScaleTokenizer) -> None:
+    idx_Bl = torch.randint(16, (5, 4))
+    change = Perturbation(tokenizer, 1, seeds=[7, 8, 9, 10, 11])
+    same, _ = change(0, idx_Bl, torch.zeros(5, 4, 8))
+    assert same is idx_Bl
+    changed, codes = change(1, idx_Bl, torch.zeros(5, 4, 8))
+    assert (changed != idx_Bl).sum(dim=1).tolist() == [1] * 5
+    assert torch.equal(codes, tokenizer.quantizer.lookup(changed))
+    again, _ = Perturbation(tokenizer, 1, seeds=[9])(1, idx_Bl[2:3], torch.zeros(1, 4, 8))
+    assert torch.equal(again, changed[2:3]), "the place and the code depend on the seed alone"
+
+
+def test_damage_of_every_scale_against_the_clean_images(tokenizer: MultiScaleTokenizer) -> None:
+    settings = SamplingSettings(top_k=None, top_p=None)
+    model = model_of(AdjacentAttention())
+    damages, pictures = perturb(model, tokenizer, settings, count=5, batch_size=2, keep=3)
+    assert [damage.scale for damage in damages] == [None, 0, 1, 2]
+    assert damages[0].mse == damages[0].l1 == 0 and damages[0].fid is None
+    assert all(damage.mse > 0 and damage.l1 > 0 for damage in damages[1:])
+    assert [tuple(picture.shape) for picture in pictures] == [(3, 3, 8, 8)] * 4
+    other, _ = perturb(model, tokenizer, settings, count=5, batch_size=5, keep=3)
+    assert [damage.mse for damage in other] == pytest.approx([damage.mse for damage in damages], rel=1e-4)
+
+
+def test_a_perceptual_distance_is_averaged_over_images(tokenizer: MultiScaleTokenizer) -> None:
+    damages, _ = perturb(
+        model_of(AdjacentAttention()),
+        tokenizer,
+        SamplingSettings(),
+        count=3,
+        perceptual=lambda a, b: (a - b).abs().amax(dim=(1, 2, 3)),
+    )
+    assert damages[0].lpips == 0 and all((damage.lpips or 0) > 0 for damage in damages[1:])
