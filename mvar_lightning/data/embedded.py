@@ -57,14 +57,24 @@ EMBEDDED: dict[str, Callable[[], Source]] = {"digits": digits, "photos": photos}
 """Data sets by name: `mvar shards make NAME DST`, or just a missing folder `data/NAME`."""
 
 
-def load_source(name_or_folder: str | Path, val_fraction: float = 0.1, seed: int = 0) -> Source:
-    """An embedded data set by its name (with its own fixed split), or a folder of images.
+def load_source(
+    name_or_path: str | Path, val_fraction: float = 0.1, seed: int = 0, ground_truth: str | Path | None = None
+) -> Source:
+    """An embedded data set by its name (with its own fixed split), ImageNet's archives, a list, or a folder of images.
 
-    A folder that has an embedded name is reached as `./digits`.
+    A folder that has an embedded name is reached as `./digits`. Raises UserError where there is nothing to read.
     """
-    if str(name_or_folder) in EMBEDDED:
-        return EMBEDDED[str(name_or_folder)]()
-    return scan_folder(name_or_folder, val_fraction, seed)
+    from mvar_lightning.data import imagenet, listing
+
+    if str(name_or_path) in EMBEDDED:
+        return EMBEDDED[str(name_or_path)]()
+    if imagenet.is_imagenet(name_or_path):
+        return imagenet.read_imagenet(name_or_path, ground_truth)
+    if ground_truth is not None:
+        raise UserError(f"--ground-truth: is for ImageNet's archives, and {name_or_path} holds no {imagenet.TRAIN}")
+    if Path(name_or_path).suffix.lower() in listing.SUFFIXES and not Path(name_or_path).is_dir():
+        return listing.read_list(name_or_path, val_fraction, seed)
+    return scan_folder(name_or_path, val_fraction, seed)
 
 
 def ensure(path: str | Path) -> ShardIndex:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -112,30 +113,49 @@ def _no_index(folder: Path) -> str:
     return f"data folder {folder}: has no {INDEX_NAME}; if it holds images, run `mvar shards make {folder} DST`"
 
 
-def check(folder: str | Path) -> list[str]:
-    """Compare shards with the index: one line for each that is missing, damaged or not listed; empty when sound."""
+def check(folder: str | Path, workers: int = 1, decode: bool = False) -> list[str]:
+    """Compare shards with the index: one line for each that is missing, damaged or not listed; empty when sound.
+
+    Args:
+        folder: what `mvar shards make` wrote.
+        workers: shards that are read at a time.
+        decode: also decode every image, and name those that cannot be.
+    """
     folder = Path(folder)
     index = read_index(folder)
-    listed = {shard.name for split in index.splits.values() for shard in split.shards}
+    listed = [shard for split in index.splits.values() for shard in split.shards]
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*.tar")}
-    problems = [
-        problem
-        for split in index.splits.values()
-        for shard in split.shards
-        if (problem := _problem(folder / shard.name, shard))
+    with ThreadPoolExecutor(max(1, workers)) as pool:  # hashing and decoding let other threads run
+        problems = list(pool.map(lambda shard: _problems(folder / shard.name, shard, decode), listed))
+    extra = sorted(found - {shard.name for shard in listed})
+    return [problem for of_shard in problems for problem in of_shard] + [
+        f"{name}: not in {INDEX_NAME}" for name in extra
     ]
-    return problems + [f"{name}: not in {INDEX_NAME}" for name in sorted(found - listed)]
 
 
-def _problem(path: Path, shard: ShardInfo) -> str | None:
+def _problems(path: Path, shard: ShardInfo, decode: bool) -> list[str]:
     if problem := presence_problem(path, shard):
-        return problem
+        return [problem]
     if sha256_of(path) != shard.sha256:
-        return f"{shard.name}: damaged (its content does not match the checksum in {INDEX_NAME})"
+        return [f"{shard.name}: damaged (its content does not match the checksum in {INDEX_NAME})"]
     samples = count_samples(path)
     if samples != shard.samples:
-        return f"{shard.name}: {samples} samples instead of {shard.samples}"
-    return None
+        return [f"{shard.name}: {samples} samples instead of {shard.samples}"]
+    return list(_undecodable(path, shard)) if decode else []
+
+
+def _undecodable(path: Path, shard: ShardInfo) -> Iterator[str]:
+    import tarfile
+
+    from mvar_lightning.data.images import SUFFIXES, ImageError, decode_rgb
+
+    with tarfile.open(path) as tar:
+        for member in tar:
+            if member.name.rpartition(".")[2] in SUFFIXES and (file := tar.extractfile(member)) is not None:
+                try:
+                    decode_rgb(file.read())
+                except ImageError as error:
+                    yield f"{shard.name}, {member.name}: {error}"
 
 
 def presence_problem(path: Path, shard: ShardInfo) -> str | None:

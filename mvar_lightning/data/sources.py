@@ -1,14 +1,18 @@
-"""Where images come from before they are shards: a folder with one subfolder for each class."""
+"""Where images come from before they are shards: a folder with one subfolder for each class.
+
+`listing.py` and `imagenet.py` hold the other sources.
+"""
 
 from __future__ import annotations
 
 import os
 import random
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, overload
 
 from mvar_lightning.data.images import SUFFIXES
 from mvar_lightning.errors import UserError
@@ -27,11 +31,32 @@ class Example:
 
 @dataclass(frozen=True)
 class Source:
-    """Everything that a shard folder is made from."""
+    """Everything that a shard folder is made from. Splits may make examples on demand: ImageNet has 1.3 million."""
 
     class_names: tuple[str, ...]
-    train: tuple[Example, ...]
-    val: tuple[Example, ...]
+    train: Sequence[Example]
+    val: Sequence[Example]
+
+
+class FileExamples(Sequence[Example]):
+    """Image files as examples, made on demand: a path and a number each are all that is kept."""
+
+    def __init__(self, paths: Sequence[str], labels: Sequence[int]) -> None:
+        assert len(paths) == len(labels)
+        self.paths, self.labels = paths, array("l", labels)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @overload
+    def __getitem__(self, place: int) -> Example: ...
+    @overload
+    def __getitem__(self, place: slice) -> FileExamples: ...
+    def __getitem__(self, place: int | slice) -> Example | FileExamples:
+        if isinstance(place, slice):
+            return FileExamples(self.paths[place], self.labels[place])
+        path = self.paths[place]
+        return Example(path, self.labels[place], partial(read_bytes, path))
 
 
 def scan_folder(folder: str | Path, val_fraction: float = 0.1, seed: int = 0) -> Source:
@@ -49,12 +74,24 @@ def scan_folder(folder: str | Path, val_fraction: float = 0.1, seed: int = 0) ->
     if not 0 < val_fraction < 1:
         raise UserError(f"validation fraction {val_fraction}: must lie between 0 and 1, for instance 0.1")
     names = tuple(files)
-    parts = [split_class(paths, val_fraction, f"{seed}/{name}") for name, paths in files.items()]
-    train = [_example(path, label) for label, (kept, _) in enumerate(parts) for path in kept]
-    val = [_example(path, label) for label, (_, held) in enumerate(parts) for path in held]
+    train, val = split_by_class(list(files.values()), names, val_fraction, seed)
     if not val:
         raise UserError(f"image folder {folder}: each class has one image, so none is left for validation; add images")
-    return Source(names, tuple(train), tuple(val))
+    return Source(names, train, val)
+
+
+def split_by_class(
+    paths: Sequence[Sequence[str]], names: Sequence[str], val_fraction: float, seed: int
+) -> tuple[FileExamples, FileExamples]:
+    """(train, validation) of the paths of each class in turn; a class's split depends on its name and the seed."""
+    parts = [split_class(of_class, val_fraction, f"{seed}/{name}") for name, of_class in zip(names, paths, strict=True)]
+    return _labeled([kept for kept, _ in parts]), _labeled([held for _, held in parts])
+
+
+def _labeled(paths_of_classes: Sequence[Sequence[str]]) -> FileExamples:
+    """Examples of the paths of class 0, class 1, ..."""
+    paths = [path for paths in paths_of_classes for path in paths]
+    return FileExamples(paths, [label for label, paths in enumerate(paths_of_classes) for _ in paths])
 
 
 def split_class(items: Sequence[T], val_fraction: float, seed: str) -> tuple[list[T], list[T]]:
@@ -71,15 +108,10 @@ def _scan_given_splits(folder: Path) -> Source:
     if unknown:
         raise UserError(f"class {unknown[0]!r}: is in {folder / 'val'} but not in {folder / 'train'}")
     names = tuple(train)
-    label_of = {name: label for label, name in enumerate(names)}
-    examples = [
-        tuple(_example(path, label_of[name]) for name, paths in files.items() for path in paths)
-        for files in (train, val)
-    ]
-    return Source(names, *examples)
+    return Source(names, _labeled(list(train.values())), _labeled([val.get(name, []) for name in names]))
 
 
-def _files_by_class(folder: Path) -> dict[str, list[Path]]:
+def _files_by_class(folder: Path) -> dict[str, list[str]]:
     classes = _subfolders(folder)
     if not classes:
         hint = "it holds files only" if any(folder.iterdir()) else "it is empty"
@@ -97,23 +129,20 @@ def _subfolders(folder: Path) -> list[Path]:
     return sorted((path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."), key=lambda p: p.name)
 
 
-def _images(folder: Path) -> list[Path]:
+def _images(folder: Path) -> list[str]:
     """All images below a folder, in an order that depends on their names alone."""
     found = [
-        Path(root, name)
+        os.path.join(root, name)  # noqa: PTH118 (a million Path objects are a gigabyte)
         for root, _, names in os.walk(folder)
         for name in names
         if name[0] != "." and name.rpartition(".")[2].lower() in SUFFIXES
     ]
-    return sorted(found, key=lambda path: path.as_posix())
+    return sorted(found, key=lambda path: path.replace(os.sep, "/"))
 
 
-def _example(path: Path, label: int) -> Example:
-    return Example(str(path), label, partial(read_bytes, path))
-
-
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: str | Path) -> bytes:
+    """Content of a file. Raises UserError where it cannot be read."""
     try:
-        return path.read_bytes()
+        return Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"image {path}: cannot be read ({error.strerror})") from None
