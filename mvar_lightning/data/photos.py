@@ -21,7 +21,7 @@ from mvar_lightning.errors import UserError
 CROP_SIDE = 96
 """Side of a stored crop in pixels."""
 
-TRAIN_CROPS, VAL_CROPS = 300, 40
+TRAIN_CROPS, VAL_CROPS = 300, 100
 """Crops of each photograph."""
 
 LARGEST_WINDOW = 192
@@ -71,7 +71,7 @@ class Window(NamedTuple):
 
 
 def photos() -> Source:
-    """Crops of 96 x 96 pixels as JPEG, 10 classes of one photograph each: 3,000 for training, 400 for validation."""
+    """Crops of 96 x 96 pixels as JPEG, 10 classes of one photograph each: 3,000 for training, 1,000 for validation."""
     train, val = [], []
     for label, (name, photo) in enumerate(PHOTOS.items()):
         path = photo.path()

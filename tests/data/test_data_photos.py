@@ -31,8 +31,8 @@ def test_ten_classes_of_one_photograph_each() -> None:
     source = photos()
     assert len(source.class_names) == 10
     assert [sum(example.label == label for example in source.train) for label in range(10)] == [300] * 10
-    assert [sum(example.label == label for example in source.val) for label in range(10)] == [40] * 10
-    assert len({example.name for example in (*source.train, *source.val)}) == 3400
+    assert [sum(example.label == label for example in source.val) for label in range(10)] == [100] * 10
+    assert len({example.name for example in (*source.train, *source.val)}) == 4000
 
 
 def test_crops_are_color_jpegs_that_repeat_byte_for_byte() -> None:
