@@ -20,7 +20,22 @@ _ROOMS = {
         "SlidingWindowAttention",
         "SpatialAttention",
     ),
-    "mvar_lightning.tokenizer": ("MultiScaleTokenizer",),
+    "mvar_lightning.tokenizer": (
+        "AdversarialLoss",
+        "DataDependentInit",
+        "DeadCodeRestart",
+        "DiffAugment",
+        "EntropyLoss",
+        "FrozenFeatureDiscriminator",
+        "HingeLoss",
+        "L1Loss",
+        "L2Loss",
+        "MultiScaleTokenizer",
+        "NonSaturatingLoss",
+        "PatchDiscriminator",
+        "PerceptualLoss",
+        "QuantizerLoss",
+    ),
     "mvar_lightning.transformer": (
         "BlockDesign",
         "GlobalHistory",
@@ -35,6 +50,7 @@ _ROOMS = {
     "mvar_lightning.sampling": ("edit", "generate"),
     "mvar_lightning.checkpoints": ("export_official", "import_official", "load", "save"),
     "mvar_lightning.data.modules": ("ShardsDataModule",),
+    "mvar_lightning.data.token_shards": ("TokenShards", "TokenShardsDataModule"),
     "mvar_lightning.modules": ("MarkovVARModule", "MVARModule", "TokenizerModule", "VARModule"),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}

@@ -10,10 +10,40 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mvar_lightning import __version__
-from mvar_lightning.commands import edit, export, import_, info, run, sample, shards, sweep, train
+from mvar_lightning.commands import (
+    analyze,
+    bench,
+    edit,
+    evaluate,
+    export,
+    import_,
+    info,
+    reconstruct,
+    run,
+    sample,
+    shards,
+    sweep,
+    tokens,
+    train,
+)
 from mvar_lightning.errors import UserError
 
-COMMANDS = (train, sweep, run, sample, edit, import_, export, info, shards)
+COMMANDS = (
+    train,
+    sweep,
+    run,
+    sample,
+    edit,
+    evaluate,
+    analyze,
+    reconstruct,
+    import_,
+    export,
+    info,
+    shards,
+    tokens,
+    bench,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -29,10 +29,10 @@ MODEL_SIZES: dict[str, Any] = {"num_classes": 10, "depth": 2, "width": 32, "head
 BATCH, TRAIN, VAL = 16, 96, 32
 
 
-def write_digits(folder: Path) -> Path:
+def write_digits(folder: Path, val: int = VAL) -> Path:
     """Shards of a few of the embedded digits."""
     whole = digits()
-    few = Source(whole.class_names, whole.train[:TRAIN], whole.val[:VAL])
+    few = Source(whole.class_names, whole.train[:TRAIN], whole.val[:val])
     write_shards(few, folder, ShardLimits(samples=40))
     return folder
 

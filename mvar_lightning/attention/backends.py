@@ -166,17 +166,27 @@ def natten_has_kernels() -> bool:
 
 # Masks are made on first use, not in constructors: a model built on the meta device has nothing to hold them.
 # They are made outside inference mode, or a validation run before training would leave tensors that autograd
-# refuses.
+# refuses. A compiler takes them as they are, as constants, instead of tracing how they are made.
+
+
+@torch.compiler.assume_constant_result
+def _window_mask(side: int, kernel_size: int, device: torch.device) -> Tensor:
+    return _cached_window_mask(side, kernel_size, device)
 
 
 @lru_cache(maxsize=64)
-def _window_mask(side: int, kernel_size: int, device: torch.device) -> Tensor:
+def _cached_window_mask(side: int, kernel_size: int, device: torch.device) -> Tensor:
     with torch.inference_mode(False), torch.device("cpu"):
         return neighborhood_mask(side, kernel_size).to(device)
 
 
-@lru_cache(maxsize=8)
+@torch.compiler.assume_constant_result
 def _strategy_mask(strategy: AttentionStrategy, pyramid: ScalePyramid, device: torch.device) -> Tensor:
+    return _cached_strategy_mask(strategy, pyramid, device)
+
+
+@lru_cache(maxsize=8)
+def _cached_strategy_mask(strategy: AttentionStrategy, pyramid: ScalePyramid, device: torch.device) -> Tensor:
     with torch.inference_mode(False), torch.device("cpu"):
         return strategy.mask(pyramid).to(device)
 

@@ -8,48 +8,60 @@ B batch, H heads, l tokens of one scale, S tokens held, D head dim.
 
 from __future__ import annotations
 
+from copy import copy
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from mvar_lightning.attention.plan import AttentionPlan
 
 
+@dataclass
+class Held:
+    """Which part of the buffers is in use, the same in all layers: scales from ``first_scale`` on, in ``tokens``."""
+
+    first_scale: int = 0
+    tokens: int = 0
+
+
 class LayerCache:
     """Keys and values of one attention layer: a buffer of (2, B, H, S, D)."""
 
-    def __init__(self, plan: AttentionPlan, buffer: Tensor) -> None:
+    def __init__(self, plan: AttentionPlan, buffer: Tensor, held: Held) -> None:
         self._plan = plan
         self._buffer = buffer
-        self._first_scale = 0
-        self._length = 0
+        self._held = held
 
     def extend(self, k_BHlD: Tensor, v_BHlD: Tensor, scale: int) -> tuple[Tensor, Tensor]:
-        """Add the keys and values of ``scale``; return all that its queries read, as views (B, H, S, D)."""
+        """Add the keys and values of ``scale``; return all that its queries read, as views (B, H, S, D).
+
+        `KVCache.advance` ends the scale: until then other layers and other rows add theirs at the same place.
+        """
         if not self._plan.is_cached(scale):
             return k_BHlD, v_BHlD
-        self._forget_before(self._plan.cache_start(scale))
-        end = self._length + k_BHlD.shape[2]
-        self._buffer[0, :, :, self._length : end] = k_BHlD
-        self._buffer[1, :, :, self._length : end] = v_BHlD
-        self._length = end
+        dropped, kept = _forgotten(self._plan, self._held, scale)
+        if dropped:
+            # clone: source and target overlap where more is kept than dropped
+            self._buffer[:, :, :, :kept] = self._buffer[:, :, :, dropped : dropped + kept].clone()
+        end = kept + k_BHlD.shape[2]
+        self._buffer[0, :, :, kept:end] = k_BHlD
+        self._buffer[1, :, :, kept:end] = v_BHlD
         keys = self._plan.keys_of(scale)
-        held = self._buffer[:, :, :, end - (keys.stop - keys.start) : end]
-        return held[0], held[1]
+        read = self._buffer[:, :, :, end - (keys.stop - keys.start) : end]
+        return read[0], read[1]
 
-    def keep_batch(self, batch: int) -> None:
-        """Hold only the first ``batch`` rows from now on (guidance has been switched off)."""
-        self._buffer = self._buffer[:, :batch]
+    def rows(self, rows: slice) -> LayerCache:
+        """A view of some rows."""
+        return LayerCache(self._plan, self._buffer[:, rows], self._held)
 
-    def _forget_before(self, scale: int) -> None:
-        offsets = self._plan.pyramid.offsets
-        dropped = min(self._length, offsets[scale] - offsets[self._first_scale])
-        if dropped <= 0:
-            self._first_scale = max(self._first_scale, scale)
-            return
-        kept = self._length - dropped
-        # clone: source and target overlap where more is kept than dropped
-        self._buffer[:, :, :, :kept] = self._buffer[:, :, :, dropped : self._length].clone()
-        self._first_scale, self._length = scale, kept
+
+def _forgotten(plan: AttentionPlan, held: Held, scale: int) -> tuple[int, int]:
+    """Tokens that are not read from ``scale`` on, and those that stay."""
+    offsets = plan.pyramid.offsets
+    first = max(held.first_scale, plan.cache_start(scale))
+    dropped = min(held.tokens, offsets[first] - offsets[held.first_scale])
+    return dropped, held.tokens - dropped
 
 
 class KVCache:
@@ -73,8 +85,20 @@ class KVCache:
         dtype: torch.dtype,
     ) -> None:
         shape = (2, batch, heads, plan.cache_tokens, head_dim)
-        self.layers = [LayerCache(plan, torch.empty(shape, device=device, dtype=dtype)) for _ in range(layers)]
+        self._plan = plan
+        self._held = Held()
+        buffers = [torch.empty(shape, device=device, dtype=dtype) for _ in range(layers)]
+        self.layers = [LayerCache(plan, buffer, self._held) for buffer in buffers]
 
-    def keep_batch(self, batch: int) -> None:
-        for layer in self.layers:
-            layer.keep_batch(batch)
+    def advance(self, scale: int) -> None:
+        """All layers and rows have added ``scale``."""
+        if self._plan.is_cached(scale):
+            _, kept = _forgotten(self._plan, self._held, scale)
+            first = max(self._held.first_scale, self._plan.cache_start(scale))
+            self._held.first_scale, self._held.tokens = first, kept + self._plan.pyramid.tokens_of(scale)
+
+    def rows(self, rows: slice) -> KVCache:
+        """A view of some rows: what they add is added here."""
+        view = copy(self)
+        view.layers = [layer.rows(rows) for layer in self.layers]
+        return view

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mvar_lightning.callbacks.ema import EMA
 from mvar_lightning.callbacks.guards import NonFiniteLossGuard, WritableRunFolder
+from mvar_lightning.callbacks.last_checkpoint import LastCheckpoint
 from mvar_lightning.callbacks.metrics import ReconstructionMetrics, SampleMetrics
 from mvar_lightning.callbacks.samples import (
     AttentionMaskPicture,
@@ -19,6 +20,7 @@ __all__ = [
     "AttentionMaskPicture",
     "CoarseToFine",
     "GradientNorm",
+    "LastCheckpoint",
     "NonFiniteLossGuard",
     "ReconstructionGrid",
     "ReconstructionMetrics",

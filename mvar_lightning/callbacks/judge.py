@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from mvar_lightning.callbacks.access import is_rehearsal, loading
+from mvar_lightning.callbacks.access import image_data_of, is_rehearsal, loading
 from mvar_lightning.errors import UserError
 from mvar_lightning.metrics.classifier import DatasetClassifier, load_classifier, save_classifier, train_classifier
 
@@ -21,14 +21,6 @@ STEPS = 300
 
 TRUSTED_ACCURACY = 0.9
 """Below this validation accuracy the log warns that class consistency says little."""
-
-
-def data_module_of(trainer: pl.Trainer, who: str) -> Any:
-    """The run's data module; ``UserError`` for runs that were given bare loaders."""
-    data = getattr(trainer, "datamodule", None)
-    if data is None:
-        raise UserError(f"{who}: needs the run's data module, not bare loaders; pass datamodule=ShardsDataModule(...)")
-    return data
 
 
 def classifier_of(trainer: pl.Trainer, who: str) -> DatasetClassifier:
@@ -39,41 +31,47 @@ def classifier_of(trainer: pl.Trainer, who: str) -> DatasetClassifier:
     """
     # building a network draws random weights, even if they are replaced: training must not notice
     with isolate_rng():
-        return _load_or_train(trainer, data_module_of(trainer, who))
+        return _load_or_train(trainer, image_data_of(trainer, who))
 
 
 def _load_or_train(trainer: pl.Trainer, data: Any) -> DatasetClassifier:
+    device = trainer.strategy.root_device
     if is_rehearsal(trainer):
         # seen two batches, kept nowhere
-        return _fit(trainer, data, steps=2)
+        return _fit(data, device, steps=2)
     file: Path | None = None
     if trainer.is_global_zero:
-        places = _places(trainer, data)
-        file = next((place for place in places if place.is_file()), None) or _train(trainer, data, places)
+        file = classifier_file(data, Path(trainer.default_root_dir), device)
     file = trainer.strategy.broadcast(file)
     trainer.strategy.barrier("classifier")
-    return load_classifier(cast(Path, file)).to(trainer.strategy.root_device)
+    return load_classifier(cast(Path, file)).to(device)
 
 
-def _fit(trainer: pl.Trainer, data: Any, steps: int) -> DatasetClassifier:
-    device = trainer.strategy.root_device
+def classifier_file(data: Any, fallback: Path, device: torch.device) -> Path:
+    """The file of a data set's classifier, trained in this process if it is not there; ``fallback`` is a folder for it
+    where the data may not be written. Draws random numbers."""
+    places = _places(data, fallback)
+    return next((place for place in places if place.is_file()), None) or _train(data, device, places)
+
+
+def _fit(data: Any, device: torch.device, steps: int) -> DatasetClassifier:
     with loading(data.train_dataloader()) as train, loading(data.val_dataloader()) as val:
         return train_classifier(train, val, data.num_classes, data.image_size, steps=steps, device=device)
 
 
-def _places(trainer: pl.Trainer, data: Any) -> list[Path]:
+def _places(data: Any, fallback: Path) -> list[Path]:
     index = Path(data.path) / "index.json"
     if not index.is_file():
         raise UserError(f"data {data.path}: no index.json; make the shards first (mvar shards make SRC {data.path})")
     key = hashlib.sha256(index.read_bytes()).hexdigest()[:16]
     name = f"{key}-{data.image_size}.safetensors"
-    return [Path(data.path) / "classifier" / name, Path(trainer.default_root_dir) / "classifier" / name]
+    return [Path(data.path) / "classifier" / name, fallback / "classifier" / name]
 
 
-def _train(trainer: pl.Trainer, data: Any, places: list[Path]) -> Path:
+def _train(data: Any, device: torch.device, places: list[Path]) -> Path:
     rank_zero_info(f"Training a small classifier on {data.path} (once; metrics use its features) ...")
     start = time.perf_counter()
-    classifier = _fit(trainer, data, steps=STEPS)
+    classifier = _fit(data, device, steps=STEPS)
     accuracy, images = classifier.score.accuracy, classifier.score.images
     seconds = time.perf_counter() - start
     rank_zero_info(f"... {seconds:.0f} s, {accuracy:.1%} of {images} validation images right")

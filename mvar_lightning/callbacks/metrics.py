@@ -16,8 +16,18 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from mvar_lightning.callbacks.access import ValidationCallback, images_of, is_rehearsal, loading, reconstruct
-from mvar_lightning.callbacks.judge import classifier_of, data_module_of
+from mvar_lightning.callbacks.access import (
+    ValidationCallback,
+    gives_tokens,
+    holds_tokens,
+    image_data_of,
+    images_of,
+    is_rehearsal,
+    loading,
+    real_images,
+    reconstruct,
+)
+from mvar_lightning.callbacks.judge import classifier_of
 from mvar_lightning.errors import UserError
 from mvar_lightning.metrics.classifier import DatasetClassifier, class_consistency
 from mvar_lightning.metrics.features import ClassifierFeatures, FeatureExtractor
@@ -93,6 +103,7 @@ class ImageMetrics(ValidationCallback):
         if self._distance is not None:
             return
         device = trainer.strategy.root_device
+        image_data_of(trainer, type(self).__name__)  # told now if there are none, not after the first epoch
         if self.extractor is None or self.consistency:
             self._classifier = classifier_of(trainer, type(self).__name__)
         extractor = self.extractor or ClassifierFeatures(cast(DatasetClassifier, self._classifier))
@@ -129,7 +140,12 @@ class ImageMetrics(ValidationCallback):
     ) -> None:
         if not self.due(trainer) or dataloader_idx != 0:
             return
-        self.see(pl_module, *images_of(batch, type(self).__name__))
+        if not holds_tokens(batch):
+            self.see(pl_module, *images_of(batch, type(self).__name__))
+
+    def looks(self) -> bool:
+        """Whether `see` does something with the images of this validation."""
+        return self._collecting
 
     def see(self, pl_module: pl.LightningModule, image_B3HW: Tensor, label_B: Tensor) -> None:
         """A batch of real images in [0, 1] passes by."""
@@ -152,6 +168,9 @@ class ImageMetrics(ValidationCallback):
     def _finish(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self.due(trainer):
             return
+        if gives_tokens(trainer) and self.looks():
+            for image_B3HW, label_B in real_images(trainer, type(self).__name__):
+                self.see(pl_module, image_B3HW, label_B)
         numbers = self.measure(trainer, pl_module, self.distance)
         if not self._once:
             self._once = self._references(trainer)
@@ -199,6 +218,9 @@ class ReconstructionMetrics(ImageMetrics):
         super()._begin(trainer, prefix)
         self.distance.reset_generated()
         self._kept = 0
+
+    def looks(self) -> bool:
+        return True
 
     def see(self, pl_module: pl.LightningModule, image_B3HW: Tensor, label_B: Tensor) -> None:
         super().see(pl_module, image_B3HW, label_B)
@@ -264,16 +286,22 @@ class SampleMetrics(ImageMetrics):
         return numbers | self._rfid
 
     def _samples(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[tuple[Tensor, Tensor]]:
-        """This rank's share of the images, batch by batch."""
-        module = cast(Any, pl_module)
-        seeds = list(range(trainer.global_rank, self.count(trainer), trainer.world_size))
+        """This rank's share of the images, batch by batch.
+
+        Ranks whose share is smaller draw one image more and leave it out: of a sharded model all must run as often.
+        """
+        module, count = cast(Any, pl_module), self.count(trainer)
+        share = -(-count // trainer.world_size)
+        seeds = [trainer.global_rank + place * trainer.world_size for place in range(share)]
         start = last = time.perf_counter()
         for first in range(0, len(seeds), self.batch_size):
             batch = seeds[first : first + self.batch_size]
             label_B = torch.tensor(batch, device=pl_module.device) % module.model.num_classes
             with isolate_rng():
                 image_B3HW, _ = module.generate(label_B, batch)
-            yield image_B3HW, label_B
+            counted = sum(seed < count for seed in batch)
+            if counted:
+                yield image_B3HW[:counted], label_B[:counted]
             now = time.perf_counter()
             if now - last > LOG_SECONDS:
                 done = first + len(batch)
@@ -289,7 +317,7 @@ def training_images(trainer: pl.Trainer, who: str, count: int) -> Iterator[Tenso
     wanted = len(range(trainer.global_rank, count, trainer.world_size))
     if wanted == 0:
         return
-    with isolate_rng(), loading(data_module_of(trainer, who).train_dataloader()) as loader:
+    with isolate_rng(), loading(image_data_of(trainer, who).train_dataloader()) as loader:
         for batch in loader:
             image_B3HW = images_of(batch, who)[0][:wanted]
             wanted -= len(image_B3HW)

@@ -58,6 +58,14 @@ def make_strips(image_RN3HW: Tensor, padding: int = 2) -> Tensor:
     return make_grid(enlarge(image_RN3HW.flatten(0, 1)), columns=count, padding=padding)
 
 
+def make_pairs(image_N3HW: Tensor, again_N3HW: Tensor, columns: int = 8) -> Tensor:
+    """N images in [0, 1], each above its reconstruction, enlarged if small, in one picture."""
+    bands = []
+    for originals, copies in zip(image_N3HW.split(columns), again_N3HW.split(columns), strict=True):
+        bands += [make_grid(enlarge(images), columns=columns) for images in (originals, copies)]
+    return torch.cat(bands, dim=1)
+
+
 def to_image(picture_3HW: Tensor) -> Image.Image:
     """(3, H, W) in [0, 1] to a PIL image, rounded to the nearest of 256 levels."""
     levels_HW3 = picture_3HW.detach().float().cpu().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0)

@@ -17,12 +17,21 @@ from torch import Tensor
 
 from mvar_lightning.callbacks.access import (
     ValidationCallback,
+    holds_tokens,
     images_of,
     publish,
+    real_images,
     reconstruct,
     to_unit,
 )
-from mvar_lightning.callbacks.pictures import enlarge, from_image, make_grid, make_strips, mask_picture
+from mvar_lightning.callbacks.pictures import (
+    enlarge,
+    from_image,
+    make_grid,
+    make_pairs,
+    make_strips,
+    mask_picture,
+)
 from mvar_lightning.errors import UserError
 from mvar_lightning.evaluating import evaluating
 
@@ -134,7 +143,11 @@ class ImagePicture(Picture):
         dataloader_idx: int = 0,
     ) -> None:
         if batch_idx == 0 and dataloader_idx == 0:
-            self._image_B3HW = images_of(batch, type(self).__name__)[0][: self.num_images].clone()
+            who = type(self).__name__
+            if not holds_tokens(batch):
+                self._image_B3HW = images_of(batch, who)[0][: self.num_images].clone()
+            elif self._image_B3HW is None:
+                self._image_B3HW = next(real_images(trainer, who))[0][: self.num_images]
 
     def draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Tensor | None:
         return None if self._image_B3HW is None else self.draw_images(pl_module, self._image_B3HW)
@@ -154,11 +167,7 @@ class ReconstructionGrid(ImagePicture):
         super().__init__(num_images, every_n_epochs, file)
 
     def draw_images(self, pl_module: pl.LightningModule, image_B3HW: Tensor) -> Tensor:
-        again_B3HW = reconstruct(pl_module, image_B3HW)
-        bands = []
-        for originals, copies in zip(image_B3HW.split(self.columns), again_B3HW.split(self.columns), strict=True):
-            bands += [make_grid(enlarge(images), columns=self.columns) for images in (originals, copies)]
-        return torch.cat(bands, dim=1)
+        return make_pairs(image_B3HW, reconstruct(pl_module, image_B3HW), self.columns)
 
 
 class ReconstructionStrips(ImagePicture):

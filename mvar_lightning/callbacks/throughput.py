@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
@@ -112,6 +113,8 @@ class GradientNorm(pl.Callback):
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if gradients:
             norm: Tensor = get_total_norm(gradients)
+            if isinstance(norm, DTensor):  # of sharded gradients: summed over the ranks
+                norm = norm.full_tensor()
             pl_module.log("train/gradient_norm", norm.detach(), on_step=True, on_epoch=False, rank_zero_only=True)
 
 

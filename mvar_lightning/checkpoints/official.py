@@ -141,7 +141,7 @@ def reference_state(model: NextScaleTransformer) -> dict[str, Tensor]:
 
 def tokenizer_reference_state(tokenizer: MultiScaleTokenizer) -> dict[str, Tensor]:
     """The reference's state dict of a tokenizer. Raises `UserError` where the reference cannot express it."""
-    fixed = {"norm_groups": 32, "phi_ratio": 0.5}
+    fixed = {"norm_groups": 32, "phi_ratio": 0.5, "codes": "euclidean"}
     for name, value in fixed.items():
         if tokenizer.config[name] != value:
             raise UserError(f"export: {name} {tokenizer.config[name]}: the published tokenizer has {value}")

@@ -10,21 +10,32 @@ from typing import Any
 
 import torch
 from lightning import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-import mvar_lightning.callbacks
-import mvar_lightning.data.modules
-import mvar_lightning.modules  # noqa: F401 (recipes name these classes, so they must be known by name)
-from mvar_lightning.callbacks import GradientNorm, NonFiniteLossGuard, Throughput, WritableRunFolder
+import mvar_lightning.data.modules  # noqa: F401 (recipes name its class, as those below, so it must be known by name)
+from mvar_lightning.callbacks import (
+    GradientNorm,
+    LastCheckpoint,
+    NonFiniteLossGuard,
+    Throughput,
+    WritableRunFolder,
+)
+from mvar_lightning.callbacks.checkpoint_io import DurableCheckpointIO
 from mvar_lightning.commands.recipe_errors import explain
 from mvar_lightning.errors import UserError
+from mvar_lightning.modules import TokenizerModule
 
 NOISE = (
     "LightningCLI's args parameter",  # we do give both, on purpose
     r"Found \d+ module\(s\) in eval mode",  # the frozen tokenizer
     r"`isinstance\(treespec, LeafSpec\)`",  # torch to Lightning
+    r"It is recommended to use `self.log\(.*sync_dist=True\)`",  # said of numbers that are reduced already
+    r"Using ModelCheckpoint with manual optimization",  # it saves what a step left, as everywhere else
+    r"FSDP2-wrapped module .* returned a view tensor",  # nothing here writes into it
 )
 """Warnings of the libraries that a user can do nothing about."""
 
@@ -81,6 +92,7 @@ class SuiteCLI(LightningCLI):
             default=None,
             help="recipe that trains the tokenizer if it is missing",
         )
+        parser.add_lightning_class_args(LastCheckpoint, "checkpoint")
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -96,12 +108,19 @@ class SuiteCLI(LightningCLI):
             if mistake := _user_error_in(error):
                 raise UserError(str(mistake)) from error
             raise
+        strategy: Any = self.trainer.strategy
+        if isinstance(strategy, DDPStrategy) and isinstance(self.model, TokenizerModule):
+            # a discriminator and a generator in turn, and of n shared phi maybe not all: each backward has its own
+            strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError) as error:
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the recipe names no other
+            trainer.strategy.checkpoint_io = DurableCheckpointIO()
+        return trainer
 
 
 class RecipeCheck(SuiteCLI):
@@ -113,20 +132,12 @@ class RecipeCheck(SuiteCLI):
 
 def trainer_defaults(run_folder: Path) -> dict[str, Any]:
     """What every run has, unless its recipe says otherwise: device and precision, logger, checkpoints, guards."""
-    checkpoint = ModelCheckpoint(
-        dirpath=run_folder / "checkpoints",
-        filename="step={step}",
-        auto_insert_metric_name=False,
-        save_last=True,
-        save_on_train_epoch_end=True,  # else an interrupted run goes back to its last validation
-    )
     logger = {
         "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
         "init_args": {"save_dir": str(run_folder), "name": "tensorboard", "version": ""},
     }
     callbacks = [
         WritableRunFolder(),
-        checkpoint,
         LearningRateMonitor("step"),
         Throughput(),
         GradientNorm(),

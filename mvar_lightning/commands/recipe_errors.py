@@ -15,7 +15,7 @@ from inspect import signature
 from itertools import pairwise
 from typing import Any
 
-SECTIONS = ("seed_everything", "tokenizer_recipe", "model", "data", "trainer")
+SECTIONS = ("seed_everything", "tokenizer_recipe", "model", "data", "trainer", "checkpoint")
 PUBLIC = ("mvar_lightning", "mvar_lightning.callbacks")
 WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null"}
 OPTIONS = "`mvar fit --options` lists all"

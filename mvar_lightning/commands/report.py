@@ -13,14 +13,19 @@ if TYPE_CHECKING:
 SHOWN = ("val/", "codebook/usage")
 
 
-def write_report(run: Run, cli: SuiteCLI, seconds: float) -> None:
-    """Write ``metrics.json``: last validation metrics, sizes, speed and memory of the run."""
+def write_report(run: Run, cli: SuiteCLI) -> None:
+    """Write ``metrics.json``: last validation metrics, sizes, speed and memory of the run.
+
+    The seconds are those of training with its validations, over all the times that the run was taken up again.
+    """
+    from mvar_lightning.callbacks import LastCheckpoint
     from mvar_lightning.callbacks.throughput import peak_memory_bytes
 
     module: Any = cli.model
     trainer: Any = cli.trainer
     metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
     latest: dict[str, float] = {}
+    seconds = sum(c.state_dict()["seconds"] for c in trainer.callbacks if isinstance(c, LastCheckpoint))
     for callback in trainer.callbacks:
         latest |= getattr(callback, "latest", {})
     core = getattr(module, "model", module.tokenizer)

@@ -29,6 +29,7 @@ def add_parser(subparsers: Any) -> None:
 def run_stage(stage: str, arguments: argparse.Namespace) -> int:
     from mvar_lightning.checkpoints.folder import open_checkpoint
     from mvar_lightning.commands.lightning_cli import SuiteCLI
+    from mvar_lightning.commands.processes import check_number
     from mvar_lightning.commands.runs import run_of
 
     if arguments.options:
@@ -43,10 +44,11 @@ def run_stage(stage: str, arguments: argparse.Namespace) -> int:
     cli = SuiteCLI(["--config", arguments.config, *arguments.overrides], run.folder)
     if stage != "fit" and checkpoint is None and getattr(cli.model, "init_from", None) is None:
         raise UserError(f"mvar {stage}: no weights; name a checkpoint with --ckpt-path or set model.init_from")
+    check_number(cli.trainer.world_size)
     stage_of: dict[str, Any] = {"fit": cli.trainer.fit, "validate": cli.trainer.validate, "test": cli.trainer.test}
     if checkpoint is not None:
         open_checkpoint(checkpoint)  # a foreign or damaged one is told in one line
-    with run.started(cli.trainer):
+    with run.started(cli.trainer, alone=stage == "fit"):
         stage_of[stage](cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
     return 0
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -12,12 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mvar_lightning.commands.folder_lock import FolderLock, check_free
+from mvar_lightning.commands.processes import is_lost_process, is_main, started_by_lightning
 from mvar_lightning.errors import UserError
 
 if TYPE_CHECKING:
     from lightning import Trainer
 
 RUNS = Path("runs")
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 
 
 @dataclass(frozen=True)
@@ -53,11 +59,17 @@ class Run:
         return {"recipe_sha256": hashlib.sha256(content.encode()).hexdigest(), "overrides": list(self.overrides)}
 
     def check(self) -> None:
-        """Refuse a folder that cannot be written or is another run's, leaving nothing behind."""
+        """Refuse a folder that cannot be written, is another run's or in use, leaving nothing behind.
+
+        Of several processes rank zero looks, before any of them has begun to work; so do `claim` and `forget`.
+        """
+        if not is_main():
+            return
         new = self._missing()
         with self._writing():
             pass
         self._remove(new)
+        check_free(self.folder)
         stamp = self.folder / "run.json"
         if stamp.exists() and read_json(stamp) != self.identity():
             raise UserError(
@@ -70,6 +82,8 @@ class Run:
 
         Raises `UserError` if the folder cannot be written or belongs to another version of the recipe.
         """
+        if not is_main():
+            return
         stamp = self.folder / "run.json"
         with self._writing():
             if not stamp.exists():
@@ -78,8 +92,9 @@ class Run:
 
     def forget(self) -> None:
         """Remove the folder of an earlier run. Raises `UserError` where it is no run's folder."""
-        if not self.folder.exists():
+        if not is_main() or not self.folder.exists():
             return
+        check_free(self.folder)
         if [*self.folder.rglob("run.json")] != [self.folder / "run.json"]:
             raise UserError(
                 f"run folder {self.folder}: is not the folder of one run alone, so it is not removed; "
@@ -98,22 +113,50 @@ class Run:
             ) from error
 
     @contextmanager
-    def started(self, trainer: Trainer) -> Iterator[None]:
+    def started(self, trainer: Trainer, alone: bool = True) -> Iterator[None]:
         """Around the trainer's work: a run that fails before its first step leaves no new folder behind.
 
-        Raises `UserError` if the folder cannot be written, `KeyboardInterrupt` if the run was told to stop.
+        Args:
+            trainer: the one at work.
+            alone: no other run may be at work in the folder.
+
+        Raises:
+            UserError: the folder cannot be written or is in use, the disk is full, or another process of the run died.
+            KeyboardInterrupt: the run was told to stop.
         """
-        new = self._missing()
-        with self._writing():
-            pass
+        new = self._missing() if is_main() else []
+        lock = FolderLock(self.folder)
+        if is_main():
+            with self._writing():
+                if alone:
+                    lock.take()
         try:
             yield
-        except SystemExit as stop:  # Lightning's answer to Ctrl-C and to SIGTERM; of the latter the status would be 0
-            raise KeyboardInterrupt(f"{self.folder}: interrupted; {self._way_on()}") from stop
-        except Exception:
+        except SystemExit as stop:  # ours and Lightning's answer to Ctrl-C; its status could be 0
+            if started_by_lightning():
+                raise SystemExit(0) from stop  # with another status the first process would be killed from behind
+            why = str(stop) if isinstance(stop.code, str) else "interrupted"
+            raise KeyboardInterrupt(f"{self.folder}: {why}; {self._way_on()}") from stop
+        except Exception as error:
             if trainer.global_step == 0:
                 self._remove(new)
+            if told := self._told(error):
+                raise UserError(told) from error
             raise
+        finally:
+            lock.release()
+
+    def _told(self, error: Exception) -> str:
+        """What happened to the machines rather than to the program, in one line; else nothing."""
+        if is_lost_process(error):
+            reason = re.sub(r"^\[\S+:\d+\] ", "", str(error).strip().splitlines()[0])[:160]  # not where in whose source
+            return (
+                f"{self.folder}: another process of this run has ended, so this one ends too ({reason}); "
+                f"its own message tells why (none: it was killed, often for memory); {self._way_on()}"
+            )
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            return f"{self.folder}: {error.strerror} ({error.filename or 'while writing'}); {self._way_on()}"
+        return ""
 
     def _way_on(self) -> str:
         if self.last_checkpoint.is_file():

@@ -7,7 +7,6 @@ same data, it is trained first.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mvar_lightning.commands.lightning_cli import SuiteCLI
     from mvar_lightning.commands.runs import Run
+
+MACHINES = ("--trainer.accelerator=", "--trainer.devices=", "--trainer.num_nodes=", "--trainer.strategy=ddp")
+"""Overrides that a tokenizer's recipe needs as well when a launcher has started the processes."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -31,27 +33,35 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run_train(arguments: argparse.Namespace) -> int:
+    from mvar_lightning.commands.processes import is_main
     from mvar_lightning.commands.report import print_report
 
     overrides = list(arguments.overrides)
     if arguments.data is not None:
         overrides.append(f"--data.path={arguments.data}")
-    print_report(train(arguments.recipe, overrides, folder=arguments.run_folder, fresh=arguments.fresh))
+    run = train(arguments.recipe, overrides, folder=arguments.run_folder, fresh=arguments.fresh)
+    if is_main():
+        print_report(run)
     return 0
 
 
 def train(recipe: str | Path, overrides: Sequence[str], folder: str | Path | None = None, fresh: bool = False) -> Run:
     """Run a recipe to its end and write its report; a finished run is returned as it is.
 
+    Of several processes all come here with the same arguments. They decide alike: what they ask of the folder does
+    not change before all of them have begun to train, except by `fresh`, which none of them asks it about.
+
     Raises:
         UserError: a wrong recipe or override, missing data, or a folder of another run.
     """
+    from mvar_lightning.commands.processes import is_main
     from mvar_lightning.commands.runs import run_of
 
     run = run_of(recipe, overrides, folder)
     if run.metrics_file.exists() and not fresh:
         run.check()
-        print(f"{run.folder}: already trained (train anew with --fresh)")
+        if is_main():
+            print(f"{run.folder}: already trained (train anew with --fresh)")
         return run
     tokenizer_recipe = _checked(run).get("tokenizer_recipe")
     if fresh:
@@ -59,7 +69,7 @@ def train(recipe: str | Path, overrides: Sequence[str], folder: str | Path | Non
     run.check()
     trained_here = _train_tokenizer(run, tokenizer_recipe)
     extra = [f"--model.tokenizer={trained_here}"] if trained_here is not None else []
-    _fit(run, extra)
+    _fit(run, extra, None if fresh or not run.last_checkpoint.is_file() else run.last_checkpoint)
     return run
 
 
@@ -78,38 +88,62 @@ def _train_tokenizer(run: Run, tokenizer_recipe: str | None) -> Path | None:
     """Folder of a tokenizer trained for this run, or None where the recipe names none or it is given."""
     if tokenizer_recipe is None or any(o.startswith("--model.tokenizer=") for o in run.overrides):
         return None
+    from mvar_lightning.commands.processes import launched
+    from mvar_lightning.commands.runs import run_of
+
     data = [override for override in run.overrides if override.startswith("--data.path=")]
-    return train(tokenizer_recipe, data).model_folder
+    if not launched() or run_of(tokenizer_recipe, data).metrics_file.exists():
+        return train(tokenizer_recipe, data).model_folder
+    # all processes that a launcher started train it, so its trainer must hear of them too
+    machines = [override for override in run.overrides if override.startswith(MACHINES)]
+    return train(tokenizer_recipe, [*data, *machines]).model_folder
 
 
-def _fit(run: Run, extra: list[str]) -> None:
+def _fit(run: Run, extra: list[str], checkpoint: Path | None) -> None:
     from lightning.pytorch.callbacks import LambdaCallback
 
-    from mvar_lightning.checkpoints.folder import open_checkpoint
     from mvar_lightning.commands.lightning_cli import SuiteCLI
+    from mvar_lightning.commands.processes import check_number, wait_until_visible
     from mvar_lightning.commands.report import write_report
 
     cli = SuiteCLI(["--config", str(run.recipe), *run.overrides, *extra], run.folder)
-    checkpoint = str(run.last_checkpoint) if run.last_checkpoint.is_file() else None
-    if checkpoint is not None:
-        open_checkpoint(checkpoint)  # a damaged one is told in one line
-        print(f"{run.folder}: continuing from {checkpoint}")
-    validated: list[int] = []
     trainer: Any = cli.trainer
+    check_number(trainer.world_size)
+    if checkpoint is not None:
+        _tell_where(run, checkpoint)
+    validated: list[int] = []
     trainer.callbacks.append(LambdaCallback(on_validation_end=lambda trainer, _: validated.append(trainer.global_step)))
-    started = time.monotonic()
     with run.started(trainer):
         run.claim()
         trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
         if validated[-1:] != [trainer.global_step]:  # the report is about the final weights
             trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
-    seconds = time.monotonic() - started
-    if trainer.is_global_zero:
         _save_weights(run, cli)
-        write_report(run, cli, seconds)
+        if trainer.is_global_zero:
+            write_report(run, cli)
+        trainer.strategy.barrier()
+    wait_until_visible(run.metrics_file)
+
+
+def _tell_where(run: Run, checkpoint: Path) -> None:
+    """Say what the run goes on from; a damaged checkpoint is told in one line."""
+    from mvar_lightning.checkpoints.files import read_torch
+    from mvar_lightning.checkpoints.folder import open_checkpoint
+    from mvar_lightning.commands.processes import is_main
+
+    open_checkpoint(checkpoint)
+    if is_main():
+        content = read_torch(checkpoint)
+        print(f"{run.folder}: continuing from {checkpoint} (epoch {content['epoch']}, step {content['global_step']})")
 
 
 def _save_weights(run: Run, cli: SuiteCLI) -> None:
+    """The trained weights as a folder of the suite's own; sharded ones are gathered by all ranks first."""
     from mvar_lightning.checkpoints import save
+    from mvar_lightning.modules.sharding import gathered
 
-    save(run.model_folder, getattr(cli.model, "model", None), cli.model.tokenizer)
+    model = getattr(cli.model, "model", None)
+    model = None if model is None else gathered(model)
+    trainer: Any = cli.trainer
+    if trainer.is_global_zero:
+        save(run.model_folder, model, cli.model.tokenizer)

@@ -68,13 +68,21 @@ def load_source(
 
     if str(name_or_path) in EMBEDDED:
         return EMBEDDED[str(name_or_path)]()
-    if imagenet.is_imagenet(name_or_path):
-        return imagenet.read_imagenet(name_or_path, ground_truth)
-    if ground_truth is not None:
-        raise UserError(f"--ground-truth: is for ImageNet's archives, and {name_or_path} holds no {imagenet.TRAIN}")
-    if Path(name_or_path).suffix.lower() in listing.SUFFIXES and not Path(name_or_path).is_dir():
-        return listing.read_list(name_or_path, val_fraction, seed)
-    return scan_folder(name_or_path, val_fraction, seed)
+    path = Path(name_or_path)
+    if (folder := imagenet.archives_of(path)) is not None:
+        return imagenet.read_imagenet(folder, ground_truth)
+    if not path.is_dir() and path.suffix.lower() in listing.SUFFIXES:
+        if ground_truth is not None:
+            raise UserError(
+                f"--ground-truth: is for ImageNet's validation images, and the list {path} tells the labels"
+            )
+        return listing.read_list(path, val_fraction, seed)
+    if path.is_file():
+        raise UserError(
+            f"source {path}: is neither a list ({', '.join(listing.SUFFIXES)}) nor {imagenet.TRAIN}; "
+            "give a folder with a subfolder for each class"
+        )
+    return scan_folder(path, val_fraction, seed, ground_truth)
 
 
 def ensure(path: str | Path) -> ShardIndex:

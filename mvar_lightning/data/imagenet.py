@@ -1,34 +1,27 @@
 """ImageNet's archives as distributed (ILSVRC 2012), read in place: nothing is unpacked.
 
 `ILSVRC2012_img_train.tar` holds a tar file for each class, named by its WordNet id; `ILSVRC2012_img_val.tar` holds the
-validation images, and what they show stands elsewhere. Labels number the sorted WordNet ids, as in every published
-model. The development kit numbers classes in another order, so its ground truth is of use only beside its `meta.mat`.
+validation images, and what they show stands elsewhere (`ground_truth.py`). Labels number the sorted WordNet ids, as in
+every published model.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import os
-import re
 import tarfile
 from array import array
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import IO, Any, cast, overload
+from typing import IO, NamedTuple, overload
 
+from mvar_lightning.data.ground_truth import WNID, find_ground_truth
 from mvar_lightning.data.images import SUFFIXES
 from mvar_lightning.data.sources import Example, Source
 from mvar_lightning.errors import UserError
 
-TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
-GROUND_TRUTHS = (DEVKIT, "LOC_val_solution.csv", "ILSVRC2012_validation_ground_truth.txt")
-"""Found by themselves beside the archives, in this order."""
-
-WAYS = f"give --ground-truth with {DEVKIT}, Kaggle's LOC_val_solution.csv, or a text file with one WordNet id a line"
-_WNID = re.compile(r"n\d{8}")
-_NUMBER = re.compile(r"_(\d{8})\.")
+TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
+_BLOCK = tarfile.BLOCKSIZE
 
 
 class TarExamples(Sequence[Example]):
@@ -51,32 +44,43 @@ class TarExamples(Sequence[Example]):
         return Example(f"{self.names[place]} in {self.tar}", self.labels[place], load)
 
 
-def is_imagenet(folder: str | Path) -> bool:
-    """Whether a folder holds the training archive."""
-    return (Path(folder) / TRAIN).is_file()
+def archives_of(path: str | Path) -> Path | None:
+    """The folder that holds the training archive, where `path` is that folder or the archive itself."""
+    path = Path(path)
+    if path.name == TRAIN and path.is_file():
+        return path.parent
+    return path if (path / TRAIN).is_file() else None
 
 
 def read_imagenet(folder: str | Path, ground_truth: str | Path | None = None) -> Source:
     """Both archives of a folder; ``ground_truth`` says where the validation labels stand, if not beside them.
 
     Raises:
-        UserError: an archive or the ground truth is missing or damaged, or does not tell the classes.
+        UserError: an archive or the ground truth is missing or damaged, or they do not belong together.
     """
     folder = Path(folder)
-    names, train = _train(folder / TRAIN)
     if not (folder / VAL).is_file():
-        raise UserError(f"ImageNet {folder}: {VAL} is not there; put it beside {TRAIN}")
-    return Source(names, train, _val(folder / VAL, _ground_truth(folder, ground_truth), names))
+        raise UserError(f"ImageNet {folder}: {VAL} is not there; put it (or a link to it) beside {TRAIN}")
+    truth = find_ground_truth([folder], ground_truth)  # before the archive of 138 GB is walked through
+    names, train = _train(folder / TRAIN)
+    rows = sorted(_images(folder / VAL))
+    if not rows:
+        raise UserError(f"archive {folder / VAL}: holds no images; copy it again")
+    labels = truth.labels([row.name for row in rows], names, folder / VAL)
+    of_classes = sorted(zip(labels, rows, strict=True))  # the order of class folders, so that bytes agree with theirs
+    val = _examples(folder / VAL, [row for _, row in of_classes], [label for label, _ in of_classes])
+    return Source(names, train, val)
 
 
 def read_range(path: str, start: int, size: int) -> bytes:
     """Bytes of a file. Raises UserError where they are not there."""
     try:
         data = os.pread(_opened(path), size, start)
+        end = os.fstat(_opened(path)).st_size
     except OSError as error:
         raise UserError(f"archive {path}: cannot be read ({error.strerror})") from None
     if len(data) != size:
-        raise UserError(f"archive {path}: ends at {start + len(data)} bytes, an image reaches beyond; copy it again")
+        raise UserError(f"archive {path}: ends at {end} bytes, an image reaches beyond; copy it again")
     return data
 
 
@@ -85,162 +89,88 @@ def _opened(path: str) -> int:
     return os.open(path, os.O_RDONLY)
 
 
-class _Part(io.RawIOBase):
-    """A stretch of a file as a file of its own: a tar file inside a tar file."""
+class Member(NamedTuple):
+    """A file in a tar file: its bytes lie from `start` on."""
 
-    def __init__(self, file: IO[bytes], start: int, size: int) -> None:
-        super().__init__()
-        self.file, self.start, self.size, self.place = file, start, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self.place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.place, os.SEEK_END: self.size}[whence]
-        return self.place
-
-    def tell(self) -> int:
-        return self.place
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        self.file.seek(self.start + self.place)
-        data = self.file.read(min(len(buffer), max(0, self.size - self.place)))
-        buffer[: len(data)] = data
-        self.place += len(data)
-        return len(data)
+    name: str
+    start: int
+    size: int
 
 
-def _images(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    for member in tar:
-        if member.isfile() and member.name.rpartition(".")[2].lower() in SUFFIXES:
-            yield member
-        cast(Any, tar).members = []  # tarfile keeps every header it has seen
+def members(path: Path, file: IO[bytes], start: int, end: int) -> Iterator[Member]:
+    """Files of the tar file that lies at bytes `start` to `end` of an open file.
 
-
-def _train(path: Path) -> tuple[tuple[str, ...], TarExamples]:
-    """Class names, and all images class by class in the order of their names."""
-    found: dict[str, list[tuple[str, int, int]]] = {}
+    tarfile takes a header that it cannot read, and an end that comes too soon, for the end of the archive; here
+    they are errors. Raises UserError.
+    """
+    after = start
     try:
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as outer:
-            for member in outer:
-                wnid = Path(member.name).stem
-                if not (member.isfile() and _WNID.fullmatch(wnid) and member.name.endswith(".tar")):
-                    continue
-                with tarfile.open(fileobj=_Part(file, member.offset_data, member.size), mode="r:") as inner:
-                    found[wnid] = sorted(
-                        (image.name, member.offset_data + image.offset_data, image.size) for image in _images(inner)
-                    )
+        file.seek(start)
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            while after < end and (member := tar.next()) is not None and member.offset < end:
+                after = member.offset_data + (-(-member.size // _BLOCK) * _BLOCK if member.isfile() else 0)
+                if member.offset_data + member.size > end:
+                    raise tarfile.ReadError(f"{member.name} reaches beyond its end")
+                tar.members.clear()  # type: ignore[attr-defined]  # it keeps every header it has seen
+                if member.isfile():
+                    yield Member(member.name, member.offset_data, member.size)
+        file.seek(after)
+        if after < end and any(file.read(min(_BLOCK, end - after))):
+            raise tarfile.ReadError(f"no header at byte {after}")
     except (OSError, tarfile.TarError) as error:
         raise UserError(
             f"archive {path}: is damaged or cut off ({error}); compare its checksum, copy it again"
         ) from None
+
+
+def _images(path: Path) -> Iterator[Member]:
+    """Images of a plain archive, by the names of their files."""
+    with _open(path) as file:
+        for member in _whole(path, file):
+            if is_image(member.name):
+                yield Member(Path(member.name).name, member.start, member.size)
+
+
+def _train(path: Path) -> tuple[tuple[str, ...], TarExamples]:
+    """Class names, and all images class by class in the order of their names."""
+    found: dict[str, list[Member]] = {}
+    with _open(path) as file, _open(path) as inside:
+        for archive in _whole(path, file):
+            wnid = Path(archive.name).stem
+            if not (WNID.fullmatch(wnid) and archive.name.endswith(".tar")):
+                continue
+            inner = members(path, inside, archive.start, archive.start + archive.size)
+            found[wnid] = sorted(member for member in inner if is_image(member.name))
     if not found:
         raise UserError(f"archive {path}: holds no tar files named by WordNet ids; give the archive as distributed")
     names = tuple(sorted(found))
     if empty := [name for name in names if not found[name]]:
         raise UserError(f"archive {path}: {empty[0]}.tar holds no images; copy it again")
-    rows = [(row, label) for label, name in enumerate(names) for row in found.pop(name)]
-    return names, _tar_examples(path, rows)
+    labels = array("l", (label for label, name in enumerate(names) for _ in found[name]))
+    return names, _examples(path, [member for name in names for member in found.pop(name)], labels)
 
 
-def _val(path: Path, wnid_of: dict[int, str] | dict[str, str], names: tuple[str, ...]) -> TarExamples:
-    label_of = {name: label for label, name in enumerate(names)}
-    rows = []
+def _open(path: Path) -> IO[bytes]:
     try:
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in _images(tar):
-                label = label_of.get(_wnid(path, Path(member.name).name, wnid_of), -1)
-                if label < 0:
-                    raise UserError(f"archive {path}: {member.name} shows a class that {TRAIN} does not have")
-                rows.append(((Path(member.name).name, member.offset_data, member.size), label))
-    except (OSError, tarfile.TarError) as error:
-        raise UserError(
-            f"archive {path}: is damaged or cut off ({error}); compare its checksum, copy it again"
-        ) from None
-    if not rows:
-        raise UserError(f"archive {path}: holds no images; copy it again")
-    return _tar_examples(path, sorted(rows))
+        return path.open("rb")
+    except OSError as error:
+        raise UserError(f"archive {path}: cannot be read ({error.strerror})") from None
 
 
-def _tar_examples(path: Path, rows: Sequence[tuple[tuple[str, int, int], int]]) -> TarExamples:
-    return TarExamples(
-        str(path),
-        [name for (name, _, _), _ in rows],
-        [label for _, label in rows],
-        array("q", (start for (_, start, _), _ in rows)),
-        array("q", (size for (_, _, size), _ in rows)),
-    )
+def _whole(path: Path, file: IO[bytes]) -> Iterator[Member]:
+    """Files of an archive of its own, which must have its end mark: without it, it was cut between two files."""
+    size = os.fstat(file.fileno()).st_size
+    last = Member("", 0, 0)
+    for last in members(path, file, 0, size):
+        yield last
+    if last.start + last.size + _BLOCK > size:
+        raise UserError(f"archive {path}: is cut off (no end mark); compare its checksum, copy it again")
 
 
-def _wnid(path: Path, name: str, wnid_of: dict[int, str] | dict[str, str]) -> str:
-    known = cast(dict[int | str, str], wnid_of)
-    number = _NUMBER.search(name)
-    wnid = known.get(Path(name).stem) or (known.get(int(number[1])) if number else None)
-    if wnid is None:
-        raise UserError(f"archive {path}: the ground truth has no line for {name}; {WAYS}")
-    return wnid
+def is_image(name: str) -> bool:
+    return name.rpartition(".")[2].lower() in SUFFIXES
 
 
-# -- what the validation images show: WordNet ids by image number (from 1), or by the file's stem
-
-
-def _ground_truth(folder: Path, given: str | Path | None) -> dict[int, str] | dict[str, str]:
-    places = [Path(given)] if given is not None else [folder / name for name in GROUND_TRUTHS]
-    path = next((place for place in places if place.is_file()), None)
-    if path is None:
-        missing = f"{places[0]} does not exist" if given is not None else "no ground truth beside the archives"
-        raise UserError(f"ImageNet {folder}: {missing}; {WAYS}")
-    if path.name.endswith((".tar.gz", ".tgz", ".tar")):
-        return _from_devkit(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"ground truth {path}: cannot be read ({error}); {WAYS}") from None
-    if path.suffix.lower() == ".csv":
-        return _from_kaggle(path, text)
-    return _from_lines(path, text.split())
-
-
-def _from_kaggle(path: Path, text: str) -> dict[str, str]:
-    """Lines `ILSVRC2012_val_00048981,n03995372 85 1 499 272 ...` (the id of the first box)."""
-    found = {}
-    for number, row in enumerate(csv.reader(text.splitlines()), start=1):
-        if number == 1 and row[:1] == ["ImageId"]:
-            continue
-        if len(row) != 2 or not _WNID.fullmatch(row[1].split(" ")[0]):
-            raise UserError(f"ground truth {path}, line {number}: is not an image and its WordNet ids; {WAYS}")
-        found[row[0]] = row[1].split(" ")[0]
-    return found
-
-
-def _from_lines(path: Path, words: list[str]) -> dict[int, str]:
-    if words and all(word.isdecimal() for word in words):
-        raise UserError(
-            f"ground truth {path}: has numbers, and the development kit numbers classes in an order of its own; "
-            f"give --ground-truth {DEVKIT}, which says what they mean"
-        )
-    if bad := [word for word in words if not _WNID.fullmatch(word)]:
-        raise UserError(f"ground truth {path}: {bad[0]!r} is not a WordNet id such as n01440764; {WAYS}")
-    return dict(enumerate(words, start=1))
-
-
-def _from_devkit(path: Path) -> dict[int, str]:
-    """The numbers of the ground truth, told as WordNet ids by `meta.mat`."""
-    from scipy.io import loadmat
-
-    try:
-        with tarfile.open(path) as tar:
-            files = {Path(member.name).name: member for member in tar if member.isfile()}
-            meta, truth = (tar.extractfile(files[name]) for name in ("meta.mat", GROUND_TRUTHS[2]))
-            assert meta is not None and truth is not None
-            synsets = loadmat(io.BytesIO(meta.read()), squeeze_me=True)["synsets"]
-            wnid_of = {int(number): str(wnid) for number, wnid in zip(synsets["ILSVRC2012_ID"], synsets["WNID"],
-                                                                      strict=True)}  # fmt: skip
-            return {place: wnid_of[int(word)] for place, word in enumerate(truth.read().split(), start=1)}
-    except KeyError as error:
-        raise UserError(f"ground truth {path}: lacks {error}; give the development kit as distributed") from None
-    except (OSError, tarfile.TarError, ValueError) as error:
-        raise UserError(f"ground truth {path}: is damaged ({error}); copy it again") from None
+def _examples(path: Path, rows: Sequence[Member], labels: Sequence[int]) -> TarExamples:
+    starts, sizes = array("q", (row.start for row in rows)), array("q", (row.size for row in rows))
+    return TarExamples(str(path), [row.name for row in rows], labels, starts, sizes)

@@ -6,6 +6,8 @@ import io
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from mvar_lightning.data.faults import SampleError
+
 FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 """Formats that shards hold, and the suffix of each inside a shard."""
 
@@ -16,7 +18,7 @@ MAX_PIXELS = 100_000_000
 """Pictures with more pixels than this are refused before they are decoded (a decompression bomb fits in a few kB)."""
 
 
-class ImageError(Exception):
+class ImageError(SampleError):
     """These bytes are not a picture that can be used; the message says why. Callers add which one it was."""
 
 
@@ -39,15 +41,42 @@ def suffix_of(data: bytes) -> str:
         return FORMATS[str(image.format)]
 
 
-def decode_rgb(data: bytes) -> Image.Image:
+def decode_rgb(data: bytes, draft_side: int | None = None) -> Image.Image:
     """The whole picture upright in RGB: EXIF rotation applied, transparency laid on white, CMYK, palette and
-    grayscale (8 or 16 bits) converted. Raises ImageError for damaged or truncated bytes."""
+    grayscale (8 or 16 bits) converted.
+
+    A JPEG whose sides are both at least 2 x `draft_side` is decoded at 1/2, 1/4 or 1/8 of its size, so that both are
+    still at least `draft_side`; `full_size` then tells the size before.
+
+    Raises:
+        ImageError: damaged or truncated bytes, and what `open_image` refuses.
+    """
     image = open_image(data)
     try:
+        full = image.size
+        if draft_side is not None:
+            image.draft(None, (draft_side, draft_side))  # other formats than JPEG do nothing
         image.load()
-        return to_rgb(ImageOps.exif_transpose(image))
+        drafted, turned = image.size != full, image.getexif().get(ORIENTATION, 1) >= 5
+        ImageOps.exif_transpose(image, in_place=True)  # the other way copies
+        picture = to_rgb(image)
+        if drafted:
+            picture.info[_FULL_SIZE] = full[::-1] if turned else full
+        return picture
     except Exception as error:  # see open_image
         raise ImageError(f"damaged picture ({_reason(error)})") from error
+
+
+ORIENTATION = 0x0112
+"""EXIF tag; from 5 on width and height change places."""
+
+_FULL_SIZE = (-1, -1)
+"""Key in a picture's `info`; what comes from files has text as keys, or sizes."""
+
+
+def full_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of the picture as it was stored, though upright."""
+    return image.info.get(_FULL_SIZE, image.size)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

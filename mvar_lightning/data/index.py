@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -113,47 +113,63 @@ def _no_index(folder: Path) -> str:
     return f"data folder {folder}: has no {INDEX_NAME}; if it holds images, run `mvar shards make {folder} DST`"
 
 
-def check(folder: str | Path, workers: int = 1, decode: bool = False) -> list[str]:
+def check(
+    folder: str | Path, workers: int = 1, decode: bool = False, progress: Callable[[int], None] | None = None
+) -> list[str]:
     """Compare shards with the index: one line for each that is missing, damaged or not listed; empty when sound.
 
     Args:
         folder: what `mvar shards make` wrote.
         workers: shards that are read at a time.
-        decode: also decode every image, and name those that cannot be.
+        decode: also decode every image and label, and name those that cannot be.
+        progress: told the number of shards just checked.
     """
     folder = Path(folder)
     index = read_index(folder)
     listed = [shard for split in index.splits.values() for shard in split.shards]
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*.tar")}
+    problems = []
     with ThreadPoolExecutor(max(1, workers)) as pool:  # hashing and decoding let other threads run
-        problems = list(pool.map(lambda shard: _problems(folder / shard.name, shard, decode), listed))
+        classes = index.num_classes if decode else None
+        for of_shard in pool.map(lambda shard: _problems(folder / shard.name, shard, classes), listed):
+            problems += of_shard
+            if progress is not None:
+                progress(1)
     extra = sorted(found - {shard.name for shard in listed})
-    return [problem for of_shard in problems for problem in of_shard] + [
-        f"{name}: not in {INDEX_NAME}" for name in extra
-    ]
+    return problems + [f"{name}: not in {INDEX_NAME}" for name in extra]
 
 
-def _problems(path: Path, shard: ShardInfo, decode: bool) -> list[str]:
-    if problem := presence_problem(path, shard):
-        return [problem]
-    if sha256_of(path) != shard.sha256:
-        return [f"{shard.name}: damaged (its content does not match the checksum in {INDEX_NAME})"]
-    samples = count_samples(path)
-    if samples != shard.samples:
-        return [f"{shard.name}: {samples} samples instead of {shard.samples}"]
-    return list(_undecodable(path, shard)) if decode else []
+def _problems(path: Path, shard: ShardInfo, classes: int | None) -> list[str]:
+    """What is wrong with a shard; its samples are decoded where the number of classes is given."""
+    try:
+        if problem := presence_problem(path, shard):
+            return [problem]
+        if sha256_of(path) != shard.sha256:
+            return [f"{shard.name}: damaged (its content does not match the checksum in {INDEX_NAME})"]
+        samples = count_samples(path)
+        if samples != shard.samples:
+            return [f"{shard.name}: {samples} samples instead of {shard.samples}"]
+        return [] if classes is None else list(_undecodable(path, shard, classes))
+    except OSError as error:
+        return [f"{shard.name}: cannot be read ({error.strerror})"]
 
 
-def _undecodable(path: Path, shard: ShardInfo) -> Iterator[str]:
+def _undecodable(path: Path, shard: ShardInfo, classes: int) -> Iterator[str]:
     import tarfile
 
     from mvar_lightning.data.images import SUFFIXES, ImageError, decode_rgb
 
     with tarfile.open(path) as tar:
         for member in tar:
-            if member.name.rpartition(".")[2] in SUFFIXES and (file := tar.extractfile(member)) is not None:
+            suffix = member.name.rpartition(".")[2]
+            if suffix not in (*SUFFIXES, "cls") or (file := tar.extractfile(member)) is None:
+                continue
+            data = file.read()
+            if suffix == "cls" and not (data.isdigit() and int(data) < classes):
+                yield f"{shard.name}, {member.name}: label {data[:20]!r} is not one of {classes} classes"
+            elif suffix != "cls":
                 try:
-                    decode_rgb(file.read())
+                    decode_rgb(data)
                 except ImageError as error:
                     yield f"{shard.name}, {member.name}: {error}"
 

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import multiprocessing.connection
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from lightning.pytorch.utilities.combined_loader import _shutdown_workers_and_reset_iterator
 from torch.utils.data import DataLoader
 
-from mvar_lightning.data.streaming import Batch, Failure, ShardStream, TrainStream
+from mvar_lightning.data.faults import hold_worker_deaths, worker_death
+from mvar_lightning.data.reading import Batch
+from mvar_lightning.data.streaming import Failure, ShardStream, TrainStream
+from mvar_lightning.data.transforms import finished
+from mvar_lightning.data.worker_signals import outlive_stop_signals
 from mvar_lightning.errors import UserError
 
 
 class StreamLoader:
-    """Iterates a stream's batches, over worker processes or in this one, and knows their number."""
+    """Iterates a stream's batches, over worker processes or in this one, and knows their number.
+
+    Images come as uint8 from the workers. They are normalized here, unless `leaves_finish(self)` says, when a pass
+    starts, that whoever takes the batches does that (on the device).
+    """
+
+    leaves_finish: Callable[[StreamLoader], bool] = staticmethod(lambda loader: False)
 
     def __init__(self, stream: ShardStream, num_workers: int, pin_memory: bool = False) -> None:
         if num_workers < 0:
@@ -25,6 +36,7 @@ class StreamLoader:
             batch_size=None,  # the stream makes the batches
             num_workers=num_workers,
             collate_fn=_as_it_is,
+            worker_init_fn=outlive_stop_signals,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
         )
@@ -38,7 +50,10 @@ class StreamLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         # Not a generator: worker processes start here, and with them the next epoch's first batches.
-        return self._unwrapped(iter(self._loader))
+        batches = self._unwrapped(iter(self._loader))
+        if self.num_workers:
+            hold_worker_deaths()
+        return batches if self.leaves_finish(self) else map(finished, batches)
 
     @property
     def _iterator(self) -> Any:
@@ -54,11 +69,27 @@ class StreamLoader:
         _shutdown_workers_and_reset_iterator(self)
 
     def _unwrapped(self, batches: Iterator[Any]) -> Iterator[Batch]:
-        for batch in batches:
+        while True:
+            self._check_workers()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except (RuntimeError, EOFError, OSError):  # among others, torch waited for a worker that died
+                self._check_workers(wait=1.0)
+                raise
             if isinstance(batch, Failure):
                 self.close()
                 raise UserError(batch.message)
             yield batch
+
+    def _check_workers(self, wait: float = 0.0) -> None:
+        workers = getattr(self._iterator, "_workers", ())
+        if wait:
+            multiprocessing.connection.wait([worker.sentinel for worker in workers], wait)
+        if died := worker_death(workers):
+            self.close()
+            raise died from None
 
 
 class TrainLoader(StreamLoader):
@@ -77,10 +108,16 @@ class TrainLoader(StreamLoader):
         if self._drawn and self.batch:  # a pass was left early
             self._next_epoch()
         self._drawn = False
-        self.stream.position[0], self.stream.position[1] = self.epoch, self.batch
-        return self._counted(super().__iter__())
+        return self._counted(self._pass(), (self.epoch, self.batch))
 
-    def _counted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def _pass(self) -> Iterator[Batch]:
+        self.stream.position[0], self.stream.position[1] = self.epoch, self.batch
+        return super().__iter__()
+
+    def _counted(self, batches: Iterator[Batch], place: tuple[int, int]) -> Iterator[Batch]:
+        if place != (self.epoch, self.batch):  # a checkpoint was read since: under sharding that comes late
+            self.close()
+            batches = self._pass()
         for batch in batches:
             self._drawn = True
             self.batch += 1

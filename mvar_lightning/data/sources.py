@@ -1,6 +1,6 @@
 """Where images come from before they are shards: a folder with one subfolder for each class.
 
-`listing.py` and `imagenet.py` hold the other sources.
+`listing.py` and `imagenet.py` hold the other sources, `ground_truth.py` the labels of ImageNet's validation images.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar, overload
 
+from mvar_lightning.data.ground_truth import find_ground_truth
 from mvar_lightning.data.images import SUFFIXES
 from mvar_lightning.errors import UserError
 
@@ -59,25 +60,51 @@ class FileExamples(Sequence[Example]):
         return Example(path, self.labels[place], partial(read_bytes, path))
 
 
-def scan_folder(folder: str | Path, val_fraction: float = 0.1, seed: int = 0) -> Source:
+def scan_folder(
+    folder: str | Path, val_fraction: float = 0.1, seed: int = 0, ground_truth: str | Path | None = None
+) -> Source:
     """Images of FOLDER/CLASS/..., split by class with a fixed seed, or of FOLDER/train/CLASS and FOLDER/val/CLASS.
 
-    The order of files on the disk does not matter. Raises UserError when there is nothing to read.
+    FOLDER/val may also hold ImageNet's validation images without class folders, with their ``ground_truth``. Kaggle's
+    folder (`ILSVRC/Data/CLS-LOC` below it) is taken, too. The order of files on the disk does not matter.
+    Raises UserError when there is nothing to read.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"image folder {folder}: does not exist or is not a folder; give one with a subfolder a class")
-    subfolders = [path.name for path in _subfolders(folder)]
-    if set(subfolders) == {"train", "val"}:
-        return _scan_given_splits(folder)
+    kaggle = folder / "ILSVRC" / "Data" / "CLS-LOC"
+    if kaggle.is_dir():
+        return _scan_given_splits(kaggle, ground_truth, [folder, kaggle])
+    if _has_splits(folder):
+        return _scan_given_splits(folder, ground_truth, [folder])
+    if ground_truth is not None:
+        raise UserError(f"--ground-truth: is for ImageNet's validation images, and {folder} holds none in val/")
     files = _files_by_class(folder)
-    if not 0 < val_fraction < 1:
-        raise UserError(f"validation fraction {val_fraction}: must lie between 0 and 1, for instance 0.1")
+    check_fraction(val_fraction)
     names = tuple(files)
     train, val = split_by_class(list(files.values()), names, val_fraction, seed)
     if not val:
         raise UserError(f"image folder {folder}: each class has one image, so none is left for validation; add images")
     return Source(names, train, val)
+
+
+def check_fraction(val_fraction: float) -> None:
+    """Raises UserError where nothing would be left on one side."""
+    if not 0 < val_fraction < 1:
+        raise UserError(f"validation fraction {val_fraction}: must lie between 0 and 1, for instance 0.1")
+
+
+def _has_splits(folder: Path) -> bool:
+    """Whether the subfolders are splits. Classes called `train` beside others would be splits taken for classes."""
+    names = {path.name for path in _subfolders(folder)}
+    if {"train", "val"} <= names <= {"train", "val", "test"}:  # test has no labels where there is a val; it is left out
+        return True
+    if (names and names <= {"train", "val", "valid", "validation", "test"}) or {"train", "val"} <= names:
+        raise UserError(
+            f"image folder {folder}: holds {', '.join(sorted(names))}, which look like splits; name the two to be read "
+            "train and val, and move others away"
+        )
+    return False
 
 
 def split_by_class(
@@ -102,13 +129,22 @@ def split_class(items: Sequence[T], val_fraction: float, seed: str) -> tuple[lis
     return train, [item for number, item in enumerate(items) if number in chosen]
 
 
-def _scan_given_splits(folder: Path) -> Source:
-    train, val = _files_by_class(folder / "train"), _files_by_class(folder / "val")
-    unknown = sorted(set(val) - set(train))
+def _scan_given_splits(folder: Path, ground_truth: str | Path | None, beside: list[Path]) -> Source:
+    train = _files_by_class(folder / "train")
+    names = tuple(train)
+    if not _subfolders(folder / "val") and (flat := _images(folder / "val")):
+        truth = find_ground_truth([*beside, folder / "val"], ground_truth)
+        labels = truth.labels([Path(path).name for path in flat], names, folder / "val")
+        rows = sorted(zip(labels, flat, strict=True))
+        val = FileExamples([path for _, path in rows], [label for label, _ in rows])
+        return Source(names, _labeled(list(train.values())), val)
+    if ground_truth is not None:
+        raise UserError(f"--ground-truth: is not needed, {folder / 'val'} has a subfolder for each class")
+    of_class = _files_by_class(folder / "val")
+    unknown = sorted(set(of_class) - set(train))
     if unknown:
         raise UserError(f"class {unknown[0]!r}: is in {folder / 'val'} but not in {folder / 'train'}")
-    names = tuple(train)
-    return Source(names, _labeled(list(train.values())), _labeled([val.get(name, []) for name in names]))
+    return Source(names, _labeled(list(train.values())), _labeled([of_class.get(name, []) for name in names]))
 
 
 def _files_by_class(folder: Path) -> dict[str, list[str]]:
@@ -116,6 +152,9 @@ def _files_by_class(folder: Path) -> dict[str, list[str]]:
     if not classes:
         hint = "it holds files only" if any(folder.iterdir()) else "it is empty"
         raise UserError(f"image folder {folder}: no class folders ({hint}); put images into {folder}/CLASS/")
+    for path in classes:
+        if os.fsencode(path.name).decode("utf-8", "ignore") != path.name:
+            raise UserError(f"class folder {str(path)!r}: its name is no text that can be written; rename it")
     files = {path.name: _images(path) for path in classes}
     empty = [name for name, paths in files.items() if not paths]
     if len(empty) == len(files):

@@ -1,6 +1,7 @@
-"""Shards to batches: training without end in a seeded order, validation exactly once, over any ranks x workers.
+"""Which samples, in which order: training without end in a seeded order, validation exactly once, over any ranks x
+workers. How a sample is read and decoded is a `SampleReader`'s (`reading`).
 
-Legend: B batch, S side of the image. A consumer is one worker of one rank; there are ranks x workers of them.
+A consumer is one worker of one rank; there are ranks x workers of them.
 
 Training: all consumers share one endless seeded row of shards (permutation after permutation); consumer c takes
 every shard at position c, c + consumers, ... and draws from a shuffle buffer. So every shard is read equally often,
@@ -16,29 +17,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice, pairwise
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.filters import shuffle
 
-from mvar_lightning.data.faults import CHECK, Faults
-from mvar_lightning.data.images import ImageError
+from mvar_lightning.data.faults import CHECK, Faults, SampleError
 from mvar_lightning.data.index import ShardInfo
-from mvar_lightning.data.reading import RawSample, SmallSetMemory
-from mvar_lightning.data.transforms import Transform, to_batch
+from mvar_lightning.data.reading import Batch, SampleReader
 from mvar_lightning.errors import UserError
-
-Batch = dict[str, Tensor]
-"""`image` float32 (B, 3, S, S) in [-1, 1] and `label` int64 (B,)."""
-
-
-class Sample(NamedTuple):
-    pixels_SS3: np.ndarray
-    label: int
 
 
 @dataclass(frozen=True)
@@ -52,10 +40,8 @@ class Failure:
 class StreamConfig:
     """What training and validation streams have in common. `rank` of `world_size` processes reads it."""
 
-    folder: Path
+    reader: SampleReader
     shards: tuple[ShardInfo, ...]
-    transform: Transform
-    num_classes: int
     batch_size: int
     seed: int = 0
     rank: int = 0
@@ -71,11 +57,12 @@ class ShardStream(IterableDataset, ABC):
 
     def __init__(self, config: StreamConfig) -> None:
         if not config.shards:
-            raise UserError(f"data folder {config.folder}: its index lists no shards for this split; make them anew")
+            root = config.reader.place.root
+            raise UserError(f"data folder {root}: its index lists no shards for this split; make them anew")
         if config.batch_size < 1:
             raise UserError(f"batch_size {config.batch_size}: must be 1 or more")
         self.config = config
-        self.memory = SmallSetMemory(config.folder, sum(shard.bytes for shard in config.shards))
+        self.reader = config.reader
 
     @abstractmethod
     def batches(self, worker: int, workers: int) -> Iterator[Batch]:
@@ -95,27 +82,14 @@ class ShardStream(IterableDataset, ABC):
         except UserError as error:
             yield Failure(str(error))
 
-    def _decode(self, raw: RawSample, rng: random.Random, faults: Faults) -> Sample | None:
-        """Pixels and label; None, counted, when the sample is damaged."""
+    def _decode(self, raw: Any, rng: random.Random, faults: Faults) -> list[Any]:
+        """The finished sample; none, counted, when it is damaged."""
         faults.seen += 1
         try:
-            label = self._label(raw)
-            return Sample(np.asarray(self.config.transform(self.memory.picture(raw), rng)), label)
-        except ImageError as error:
+            return [self.reader.decode(raw, rng)]
+        except SampleError as error:
             faults.sample(raw.shard, raw.key, str(error))
-            return None
-
-    def _label(self, raw: RawSample) -> int:
-        try:
-            label = int(raw.label)
-        except ValueError:
-            raise ImageError(f"label {raw.label[:20]!r} is not a number") from None
-        if not 0 <= label < self.config.num_classes:
-            raise UserError(
-                f"shard {raw.shard}, sample {raw.key}: label {label} is outside 0..{self.config.num_classes - 1} "
-                f"of the {self.config.num_classes} classes in the index; make the shards anew"
-            )
-        return label
+            return []
 
 
 class TrainStream(ShardStream):
@@ -148,18 +122,18 @@ class TrainStream(ShardStream):
                 rng = random.Random(f"{self.config.seed}/{epoch}/{self.config.rank}/{number}")
                 yield self._batch(slots, rng, faults)
 
-    def _batch(self, slots: Sequence[RawSample], rng: random.Random, faults: Faults) -> Batch:
+    def _batch(self, slots: Sequence[Any], rng: random.Random, faults: Faults) -> Batch:
         """A damaged sample's place is filled by the others in turn: batches keep their shape, and which samples
         come later does not depend on the damage."""
-        good = [sample for raw in slots if (sample := self._decode(raw, rng, faults)) is not None]
+        good = [sample for raw in slots for sample in self._decode(raw, rng, faults)]
         if not good:
             raise UserError(f"shard {slots[0].shard}: not one sample of a batch of {len(slots)} is readable; {CHECK}")
-        return _collate([good[place % len(good)] for place in range(len(slots))])
+        return self.reader.collate([good[place % len(good)] for place in range(len(slots))])
 
-    def _raw_samples(self, epoch: int, turn: int, workers: int, faults: Faults) -> Iterator[RawSample]:
+    def _raw_samples(self, epoch: int, turn: int, workers: int, faults: Faults) -> Iterator[Any]:
         consumer = self.config.rank * workers + turn
         shards = self._shard_row(epoch, consumer, self.config.world_size * workers)
-        samples = _endless(self.memory, shards, faults)
+        samples = _endless(self.reader, shards, faults)
         if self.shuffle_buffer <= 1:
             return samples
         rng = random.Random(f"{self.config.seed}/{epoch}/{consumer}")
@@ -201,36 +175,30 @@ class ValidationStream(ShardStream):
         samples = self._from(blocks[0].start, blocks[-1].stop, faults)
         waiting = next(samples, None)
         for block in blocks:
-            good: list[Sample] = []
+            good: list[Any] = []
             while waiting is not None and waiting[0] < block.stop:
-                sample = self._decode(waiting[1], rng, faults)
-                good += [sample] if sample is not None else []
+                good += self._decode(waiting[1], rng, faults)
                 waiting = next(samples, None)
             if good:
-                yield _collate(good)
+                yield self.reader.collate(good)
 
-    def _from(self, first: int, end: int, faults: Faults) -> Iterator[tuple[int, RawSample]]:
+    def _from(self, first: int, end: int, faults: Faults) -> Iterator[tuple[int, Any]]:
         """(position, sample) for positions first..end - 1, opening only the shards that hold them."""
         offset = 0
         for shard in self.config.shards:
             if offset < end and first < offset + shard.samples:
                 wanted = slice(max(first - offset, 0), min(end - offset, shard.samples))
-                samples = islice(enumerate(self.memory.samples(shard, faults)), wanted.start, wanted.stop)
+                samples = islice(enumerate(self.reader.read(shard, faults)), wanted.start, wanted.stop)
                 yield from ((offset + place, sample) for place, sample in samples)
             offset += shard.samples
 
 
-def _endless(memory: SmallSetMemory, shards: Iterator[ShardInfo], faults: Faults) -> Iterator[RawSample]:
+def _endless(reader: SampleReader, shards: Iterator[ShardInfo], faults: Faults) -> Iterator[Any]:
     barren = 0
     for shard in shards:
         barren += 1
-        for sample in memory.samples(shard, faults):
+        for sample in reader.read(shard, faults):
             barren = 0
             yield sample
         if barren > 2 * faults.num_shards:
             raise UserError(f"shard {shard.name}: it and all others give no samples; {CHECK}")
-
-
-def _collate(samples: Sequence[Sample]) -> Batch:
-    labels_B = torch.tensor([sample.label for sample in samples], dtype=torch.int64)
-    return {"image": to_batch([sample.pixels_SS3 for sample in samples]), "label": labels_B}

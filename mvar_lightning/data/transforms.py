@@ -1,7 +1,7 @@
 """Pictures to training crops, as published: shorter side to 1.125 x the resolution with Lanczos, then a crop.
 
 Source: VAR, `utils/data.py` (sizes and offsets follow torchvision's integer formulas, so crops agree pixel for pixel).
-Legend: B batch, S side of the crop. Pillow only; torch enters with the finished batch.
+Legend: B batch, S side of the crop.
 """
 
 from __future__ import annotations
@@ -15,38 +15,46 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mvar_lightning.data.images import MAX_PIXELS, ImageError
+from mvar_lightning.data.images import MAX_PIXELS, ImageError, full_size
+from mvar_lightning.data.resizing import Resizer, Size, choose_resizer, exact_window
 from mvar_lightning.errors import UserError
 
-Crop = Callable[[Image.Image, int, random.Random], Image.Image]
-"""Takes an S x S square out of a picture with both sides at least S."""
+Crop = Callable[[Size, int, random.Random], Size]
+"""(width and height, S, rng) -> left and top of an S x S square in a picture with both sides at least S."""
 
 
 def resize_shorter(image: Image.Image, side: int, filter: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
     """Shorter side to `side` pixels, the longer one in proportion, rounded down as torchvision does."""
-    width, height = image.size
+    size = shorter_to(image.size, side)
+    return image if size == image.size else image.resize(size, filter)
+
+
+def shorter_to(size: Size, side: int) -> Size:
+    """Width and height after `resize_shorter`. Raises ImageError where that would be too many pixels."""
+    width, height = size
     if min(width, height) == side:
-        return image
-    size = (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
-    if size[0] * size[1] > MAX_PIXELS:
-        raise ImageError(f"{width}x{height} is too long and thin: resized it has {size[0]}x{size[1]} pixels")
-    return image.resize(size, filter)
+        return size
+    resized = (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
+    if resized[0] * resized[1] > MAX_PIXELS:
+        raise ImageError(f"{width}x{height} is too long and thin: resized it has {resized[0]}x{resized[1]} pixels")
+    return resized
 
 
-def random_crop(image: Image.Image, side: int, rng: random.Random) -> Image.Image:
-    if image.size == (side, side):
-        return image
-    left = rng.randint(0, image.width - side)
-    top = rng.randint(0, image.height - side)
-    return image.crop((left, top, left + side, top + side))
+def random_corner(size: Size, side: int, rng: random.Random) -> Size:
+    if size == (side, side):
+        return 0, 0
+    left = rng.randint(0, size[0] - side)
+    return left, rng.randint(0, size[1] - side)
 
 
-def center_crop(image: Image.Image, side: int, rng: random.Random | None = None) -> Image.Image:
-    """The middle square; odd remainders rounded half to even, as torchvision does. `rng` is not used."""
-    if image.size == (side, side):
-        return image
-    left = round((image.width - side) / 2)
-    top = round((image.height - side) / 2)
+def center_corner(size: Size, side: int, rng: random.Random | None = None) -> Size:
+    """Of the middle square; odd remainders rounded half to even, as torchvision does. `rng` is not used."""
+    return round((size[0] - side) / 2), round((size[1] - side) / 2)
+
+
+def center_crop(image: Image.Image, side: int) -> Image.Image:
+    """The middle square, see `center_corner`."""
+    left, top = center_corner(image.size, side)
     return image.crop((left, top, left + side, top + side))
 
 
@@ -68,13 +76,15 @@ def adm_center_crop(image: Image.Image, side: int) -> Image.Image:
 class ResizeCrop:
     """Resize the shorter side to round(ratio * image_size), crop, and maybe mirror: RGB picture -> S x S picture.
 
-    `ratio` 1.0 leaves a picture that already is S x S unaltered.
+    `ratio` 1.0 leaves a picture that already is S x S unaltered. Where to crop follows from the size of the picture as
+    it was stored, also where it was decoded at a fraction of that.
     """
 
     image_size: int
     ratio: float = 1.125
-    crop: Crop = center_crop
+    crop: Crop = center_corner
     flip: bool = False
+    resizer: Resizer = exact_window
 
     def __post_init__(self) -> None:
         if self.image_size < 1:
@@ -83,11 +93,13 @@ class ResizeCrop:
             raise UserError(f"resize_ratio {self.ratio}: below 1 no crop fits; give 1.0 or more (published: 1.125)")
 
     def __call__(self, image: Image.Image, rng: random.Random) -> Image.Image:
-        cropped = self.crop(self.prepare(image), self.image_size, rng)
-        return _maybe_mirrored(cropped, self.flip, rng)
+        size = shorter_to(full_size(image), self.shorter_side)
+        corner = self.crop(size, self.image_size, rng)
+        return _maybe_mirrored(self.resizer(image, size, corner, self.image_size), self.flip, rng)
 
-    def prepare(self, image: Image.Image) -> Image.Image:
-        return resize_shorter(image, round(self.ratio * self.image_size))
+    @property
+    def shorter_side(self) -> int:
+        return round(self.ratio * self.image_size)
 
 
 @dataclass(frozen=True)
@@ -103,12 +115,18 @@ class ADMCrop:
 
 Transform = Callable[[Image.Image, random.Random], Image.Image]
 
+DRAFT_MARGIN = 2
+"""Fast decoding leaves a JPEG's shorter side at least so many times as long as what it is resized to."""
 
-def build_transform(crop: str, image_size: int, ratio: float = 1.125, flip: bool = False) -> Transform:
-    """The transform a recipe names: `random`, `center` (both after the resize) or `adm`."""
+
+def build_transform(
+    crop: str, image_size: int, ratio: float = 1.125, flip: bool = False, decoding: str = "exact"
+) -> Transform:
+    """The transform a recipe names: `random`, `center` (both after the resize) or `adm`, which is always exact."""
+    resizer = choose_resizer(decoding)
     makers: dict[str, Callable[[], Transform]] = {
-        "random": lambda: ResizeCrop(image_size, ratio, random_crop, flip),
-        "center": lambda: ResizeCrop(image_size, ratio, center_crop, flip),
+        "random": lambda: ResizeCrop(image_size, ratio, random_corner, flip, resizer),
+        "center": lambda: ResizeCrop(image_size, ratio, center_corner, flip, resizer),
         "adm": lambda: ADMCrop(image_size, flip),
     }
     if crop not in makers:
@@ -116,10 +134,37 @@ def build_transform(crop: str, image_size: int, ratio: float = 1.125, flip: bool
     return makers[crop]()
 
 
-def to_batch(pictures: Sequence[Image.Image | np.ndarray]) -> Tensor:
-    """S x S RGB pictures -> (B, 3, S, S) float32 in [-1, 1], by x / 255 * 2 - 1 as the reference computes it."""
-    pixels_BHWC = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
-    return pixels_BHWC.permute(0, 3, 1, 2).float().contiguous().div_(255).mul_(2).sub_(1)
+def planes(picture: Image.Image) -> np.ndarray:
+    """S x S RGB picture -> (3, S, S) uint8."""
+    # Pillow takes a band out faster than numpy turns the axes
+    bands = [np.frombuffer(picture.tobytes("raw", band), np.uint8) for band in picture.getbands()]
+    return np.stack(bands).reshape(len(bands), picture.height, picture.width)
+
+
+def normalize(pixels_B3SS: Tensor) -> Tensor:
+    """(B, 3, S, S) uint8 -> float32 in [-1, 1], by x / 255 * 2 - 1 as the reference computes it, on any device."""
+    if pixels_B3SS.device.type != "cpu":
+        # by a tensor: CUDA divides by a number by multiplying with its inverse, which rounds otherwise
+        by = torch.full((), 255.0, device=pixels_B3SS.device)
+        return pixels_B3SS.float().div_(by).mul_(2).sub_(1)
+    image_B3SS = torch.empty(pixels_B3SS.shape, dtype=torch.float32)
+    # plane by plane, which a processor's cache holds
+    for image_SS, pixels_SS in zip(image_B3SS.flatten(0, 1), pixels_B3SS.flatten(0, 1), strict=True):
+        image_SS.copy_(pixels_SS).div_(255).mul_(2).sub_(1)
+    return image_B3SS
+
+
+def to_batch(pictures: Sequence[Image.Image]) -> Tensor:
+    """S x S RGB pictures -> (B, 3, S, S) float32 in [-1, 1]."""
+    return normalize(torch.from_numpy(np.stack([planes(picture) for picture in pictures])))
+
+
+def finished(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A batch ready for the model: uint8 images normalized, everything else as it is."""
+    image = batch.get("image")
+    if image is None or image.dtype != torch.uint8:
+        return batch
+    return batch | {"image": normalize(image)}
 
 
 def _maybe_mirrored(image: Image.Image, flip: bool, rng: random.Random) -> Image.Image:

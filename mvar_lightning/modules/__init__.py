@@ -2,6 +2,7 @@
 
 from mvar_lightning.modules.families import MarkovVARModule, MVARModule, VARModule
 from mvar_lightning.modules.next_scale import NextScaleModule
+from mvar_lightning.modules.sharding import FullySharded
 from mvar_lightning.modules.tokenizer_module import TokenizerModule
 
-__all__ = ["MVARModule", "MarkovVARModule", "NextScaleModule", "TokenizerModule", "VARModule"]
+__all__ = ["FullySharded", "MVARModule", "MarkovVARModule", "NextScaleModule", "TokenizerModule", "VARModule"]

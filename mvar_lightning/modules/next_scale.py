@@ -16,9 +16,12 @@ from torch import Tensor
 
 from mvar_lightning.attention import AttentionStrategy
 from mvar_lightning.checkpoints import load_initial_weights, load_tokenizer
+from mvar_lightning.data.token_shards import TokenShardsDataModule
 from mvar_lightning.errors import UserError
+from mvar_lightning.modules.means import log_means
 from mvar_lightning.modules.optim import Schedule, ScheduledAdamW, parameter_groups
 from mvar_lightning.modules.reproducible import seed_batch
+from mvar_lightning.modules.sharding import shard_where_asked
 from mvar_lightning.modules.token_loss import TokenLoss, token_loss
 from mvar_lightning.sampling import generate
 from mvar_lightning.tokenizer import CodebookUsage, fingerprint
@@ -28,11 +31,12 @@ CHECKPOINT_FORMAT = 1
 
 
 class NextScaleModule(L.LightningModule):
-    """Fits a `NextScaleTransformer` to the tokens of a frozen tokenizer, encoding images on the fly.
+    """Fits a `NextScaleTransformer` to the tokens of a frozen tokenizer, encoding images on the fly or from a cache.
 
     The families in `families.py` name the defaults of the axes.
 
-    Batches are dictionaries with ``image``, float (B, 3, H, W) in [-1, 1], and ``label``, int64 (B,).
+    Batches are dictionaries with ``image``, float (B, 3, H, W) in [-1, 1], or ``tokens``, int64 (B, L), and with
+    ``label``, int64 (B,).
 
     Args:
         tokenizer: folder or Lightning checkpoint of the tokenizer; scales, V and Z are read from it.
@@ -125,7 +129,10 @@ class NextScaleModule(L.LightningModule):
         return self
 
     def setup(self, stage: str) -> None:
-        image_size = getattr(getattr(self.trainer, "datamodule", None), "image_size", self.tokenizer.image_size)
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, TokenShardsDataModule):
+            data.check_tokenizer(self.tokenizer_hash, self.tokenizer.pyramid.sides, self.tokenizer.vocab_size)
+        image_size = getattr(data, "image_size", self.tokenizer.image_size)
         if image_size != self.tokenizer.image_size:
             raise UserError(
                 f"data.image_size {image_size}: the tokenizer makes images of {self.tokenizer.image_size} pixels "
@@ -133,16 +140,20 @@ class NextScaleModule(L.LightningModule):
             )
         rank_zero_info(f"attention: {self.model.backend!r} rendered by backend {self.model.backend.name!r}")
 
+    def configure_model(self) -> None:
+        """Under `FullySharded` the transformer is divided over the processes; the frozen tokenizer stays whole."""
+        shard_where_asked(self.model, self.trainer.strategy)
+
     @torch.no_grad()
-    def tokens(self, image_B3HW: Tensor) -> tuple[Tensor, Tensor]:
-        """Token indices (B, L) and transformer inputs (B, L - first, Z) of images; float32 in any precision."""
-        with torch.autocast(image_B3HW.device.type, enabled=False):
-            idx_BL = self.tokenizer.encode(image_B3HW.float())
+    def tokens(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Token indices (B, L) and transformer inputs (B, L - first, Z) of a batch; float32 in any precision."""
+        with torch.autocast(batch["label"].device.type, enabled=False):
+            idx_BL = batch["tokens"] if "tokens" in batch else self.tokenizer.encode(batch["image"].float())
             return idx_BL, self.tokenizer.teacher_input(idx_BL)
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[TokenLoss, Tensor]:
         """Loss of a batch and the logits (B, L, V) it came from."""
-        idx_BL, x_BLZ = self.tokens(batch["image"])
+        idx_BL, x_BLZ = self.tokens(batch)
         logits_BLV = self.model(x_BLZ, batch["label"])
         return token_loss(logits_BLV, idx_BL, self.model.pyramid), logits_BLV
 
@@ -159,7 +170,7 @@ class NextScaleModule(L.LightningModule):
         result, logits_BLV = self(batch)
         self.usage.update(logits_BLV.argmax(dim=-1))
         named = {f"val/{name}": value for name, value in result.named().items()}
-        self.log_dict(named, batch_size=len(batch["label"]), sync_dist=True)
+        log_means(self, named, images=len(batch["label"]))
 
     def on_validation_epoch_end(self) -> None:
         """Codebook usage and perplexity of the predictions, over all tokens of the epoch."""
@@ -171,7 +182,7 @@ class NextScaleModule(L.LightningModule):
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         result, _ = self(batch)
         named = {f"test/{name}": value for name, value in result.named().items()}
-        self.log_dict(named, batch_size=len(batch["label"]), sync_dist=True)
+        log_means(self, named, images=len(batch["label"]))
 
     def generate(self, label_B: Tensor, seeds: list[int]) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) in [0, 1] and their tokens (B, L), with this run's sampling settings."""

@@ -5,56 +5,73 @@ Shapes: B batch, L all tokens, K scales, HW pixels.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
 from mvar_lightning.errors import UserError
+from mvar_lightning.modules.manual_steps import (
+    as_list,
+    check_finite,
+    check_trainer,
+    reducing,
+    take_step,
+    take_uncounted_step,
+    total_steps,
+    window_of,
+)
+from mvar_lightning.modules.means import log_means
+from mvar_lightning.modules.reproducible import seed_batch
+from mvar_lightning.modules.tokenizer_checkpoint import check_discriminator, count_earlier_steps, description
+from mvar_lightning.modules.tokenizer_optimizers import OptimizerSettings, tokenizer_optimizers
+from mvar_lightning.modules.tokenizer_start import hold_still, start_from
 from mvar_lightning.tokenizer import (
+    AdversarialLoss,
+    CodebookRemedy,
     CodebookUsage,
     L1Loss,
     L2Loss,
     LossPart,
     MultiScaleTokenizer,
     QuantizerLoss,
-    fingerprint_of,
+    TokenizerOutput,
+    check_scale_dropout,
+    draw_kept_scales,
 )
 from mvar_lightning.tokenizer.losses import WeightedLoss
-
-CHECKPOINT_FORMAT = 1
-
-
-def warmup_cosine(step: int, warmup_steps: int, total_steps: float, final_ratio: float) -> float:
-    """Factor of the learning rate at a step: linear from 1 / warmup_steps to 1, then half a cosine to ``final_ratio``.
-
-    Stays at 1 after the warm-up where the number of steps is not known (infinite).
-    """
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    progress = min(1.0, (step - warmup_steps) / max(1.0, total_steps - warmup_steps))
-    return final_ratio + (1 - final_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 class TokenizerModule(L.LightningModule):
     """Fits a ``MultiScaleTokenizer`` to images.
 
-    Batches are dictionaries with ``image``: float (B, 3, H, W) in [-1, 1].
+    Batches are dictionaries with ``image``: float (B, 3, H, W) in [-1, 1]. The module takes its optimizer steps itself
+    (see ``manual_steps``), with or without a discriminator; ``global_step`` counts those of the tokenizer.
 
     Args:
         scales, vocab_size, code_dim, channels, channel_multipliers, num_res_blocks, phi_layers, phi_ratio, beta,
-            codebook_std, norm_groups: the tokenizer's (see ``MultiScaleTokenizer``).
+            codebook_std, norm_groups, codes: the tokenizer's (see ``MultiScaleTokenizer``).
         losses: parts of the loss; without any, L1, L2 and the quantizer's with weight 1.
         lr: peak learning rate of AdamW.
         betas: AdamW's.
         weight_decay: on convolution weights; none on biases, norms and codes.
         warmup: share of all steps with a rising learning rate.
         final_lr_ratio: last learning rate over the peak.
+        adversarial: a discriminator with its losses; none leaves it out.
+        remedies: what looks after the codebook (see ``CodebookRemedy``).
+        scale_dropout: share of training images that are rebuilt from their first scales alone.
+        accumulate_grad_batches: batches of a step.
+        gradient_clip_val: largest norm of a step's gradient, of tokenizer and discriminator each; none for no limit.
+        init_from: weights to start from: a folder or checkpoint of this suite, or a released file.
+        frozen: parts that keep their weights, of encoder, quant_conv, quantizer, post_quant_conv, decoder.
+
+    Raises:
+        UserError: a value out of its range; at the start of a run, files or images that a loss cannot take.
     """
 
     def __init__(
@@ -76,12 +93,23 @@ class TokenizerModule(L.LightningModule):
         weight_decay: float = 0.0,
         warmup: float = 0.05,
         final_lr_ratio: float = 0.05,
+        codes: str = "euclidean",
+        adversarial: AdversarialLoss | None = None,
+        remedies: list[CodebookRemedy] | None = None,
+        scale_dropout: float = 0.0,
+        accumulate_grad_batches: int = 1,
+        gradient_clip_val: float | None = None,
+        init_from: str | None = None,
+        frozen: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        if lr <= 0:
-            raise UserError(f"lr {lr}: must be positive")
-        if not 0 <= warmup < 1:
-            raise UserError(f"warmup {warmup}: the share of steps with a rising learning rate must be in [0, 1)")
+        self.automatic_optimization = False
+        self.settings = OptimizerSettings(lr, betas, weight_decay, warmup, final_lr_ratio)
+        if accumulate_grad_batches < 1 or (gradient_clip_val is not None and gradient_clip_val <= 0):
+            raise UserError(
+                f"accumulate_grad_batches {accumulate_grad_batches}, gradient_clip_val {gradient_clip_val}: "
+                "give at least 1 batch and a positive norm, or null for no limit"
+            )
         self.tokenizer = MultiScaleTokenizer(
             scales,
             vocab_size=vocab_size,
@@ -94,35 +122,110 @@ class TokenizerModule(L.LightningModule):
             beta=beta,
             codebook_std=codebook_std,
             norm_groups=norm_groups,
+            codes=codes,
         )
+        hold_still(self.tokenizer, frozen)
+        if remedies and "quantizer" in frozen:
+            raise UserError("frozen quantizer: remedies change its codes; leave out one of them")
+        self.init_from, self._started = init_from, False
+        check_scale_dropout(scale_dropout, self.tokenizer.pyramid.num_scales)
         self.loss = WeightedLoss([L1Loss(), L2Loss(), QuantizerLoss()] if losses is None else losses)
-        self.lr, self.betas, self.weight_decay = lr, betas, weight_decay
-        self.warmup, self.final_lr_ratio = warmup, final_lr_ratio
+        self.adversarial = adversarial
+        self.remedies = nn.ModuleList(remedies or [])
+        for remedy in remedies or []:
+            remedy.attach(self.tokenizer)
+        self.scale_dropout = scale_dropout
+        self.accumulate_grad_batches, self.gradient_clip_val = accumulate_grad_batches, gradient_clip_val
         self.psnr = PeakSignalNoiseRatio(data_range=1.0)
         self.ssim = StructuralSimilarityIndexMeasure(data_range=1.0)
         self.usage = CodebookUsage(self.tokenizer.pyramid, vocab_size)
 
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Adds none: this is the one hook before Lightning refuses the trainer's settings in words of its own."""
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            check_trainer(self.trainer)
+        return []
+
     def setup(self, stage: str) -> None:
         size = self.tokenizer.image_size
-        image_size = getattr(getattr(self.trainer, "datamodule", None), "image_size", size)
+        data = getattr(self.trainer, "datamodule", None)
+        if hasattr(data, "tokenizer_hash"):
+            raise UserError("data TokenShards: a tokenizer is trained on images; give ShardsDataModule")
+        image_size = getattr(data, "image_size", size)
         if image_size != size:
             raise UserError(
                 f"scales {self.tokenizer.pyramid}: with downsampling {self.tokenizer.downsampling} they make images of "
                 f"{size} pixels, but data.image_size is {image_size}; change the scales, the number of "
                 "channel_multipliers or image_size"
             )
+        if self.init_from is not None and not self._started:
+            start_from(self.tokenizer, self.init_from)
+        self._started = True
+        device = self.trainer.strategy.root_device
+        for part in self.loss.each():
+            part.prepare(device, size)
+        if self.adversarial is not None and stage == "fit":
+            self.adversarial.discriminator.prepare(device, size)
 
     def forward(self, image_B3HW: Tensor) -> Tensor:
         """Reconstructions in [-1, 1]."""
         return self.tokenizer(image_B3HW).reconstruction_B3HW.clamp(-1, 1)
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        seed_batch(self, batch_idx)
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         image_B3HW = batch["image"]
-        total, terms = self.loss(self.tokenizer(image_B3HW), image_B3HW)
-        self._check_finite(total, terms)
-        self.log("train/loss", total.detach(), prog_bar=True)
+        window = window_of(self.trainer, batch_idx, self.accumulate_grad_batches)
+        output = self._reconstruct(image_B3HW)
+        loss, discriminator_loss, terms = self._losses(output, image_B3HW)
+        check_finite({**terms, "loss": loss}, self.trainer)
+        self.log("train/loss", loss.detach(), prog_bar=True)
         self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()})
-        return total
+        with reducing(self.trainer, window.closes):
+            self.manual_backward((loss + discriminator_loss) / window.size)
+        if window.closes:
+            self._step(output)
+        return loss.detach()
+
+    def _reconstruct(self, image_B3HW: Tensor) -> TokenizerOutput:
+        for remedy in self.remedies:
+            cast(CodebookRemedy, remedy).before_step(self.tokenizer, image_B3HW)
+        num_scales = self.tokenizer.pyramid.num_scales
+        kept_B = draw_kept_scales(len(image_B3HW), num_scales, self.scale_dropout, device=image_B3HW.device)
+        return self.tokenizer(image_B3HW, kept_B)
+
+    def _losses(self, output: TokenizerOutput, image_B3HW: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Loss of the tokenizer, of the discriminator, and every term by name."""
+        loss, terms = self.loss(output, image_B3HW)
+        if self.adversarial is None:
+            return loss, loss.new_zeros(()), terms
+        last_layer = self.tokenizer.decoder.conv_out.weight
+        added = self.adversarial(output.reconstruction_B3HW, image_B3HW, loss, last_layer, self.global_step)
+        return loss + added.generator, added.discriminator, {**terms, **added.log}
+
+    def _step(self, output: TokenizerOutput) -> None:
+        """One step of each optimizer that is on, and of its schedule."""
+        ours, *theirs = as_list(self.optimizers())
+        schedule, *their_schedules = as_list(self.lr_schedulers())
+        if self.adversarial is not None:
+            if self.adversarial.active(self.global_step):
+                take_uncounted_step(self.trainer, theirs[0])
+                self.adversarial.after_step()
+                their_schedules[0].step()
+            theirs[0].zero_grad()
+        take_step(ours)
+        schedule.step()
+        for remedy in self.remedies:
+            cast(CodebookRemedy, remedy).after_step(self.tokenizer, output, ours.optimizer)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip; callbacks have seen the whole gradient by now."""
+        if self.gradient_clip_val is not None:
+            self.clip_gradients(optimizer, self.gradient_clip_val, "norm")
+
+    def on_validation_model_zero_grad(self) -> None:
+        """Validation may come between the batches of a step: their gradients stay."""
 
     def on_validation_epoch_start(self) -> None:
         """Start from zero, with tensors of this loop: those that inference mode left behind take no update in a fit."""
@@ -138,7 +241,7 @@ class TokenizerModule(L.LightningModule):
         self.psnr.update(reconstruction, original)
         self.ssim.update(reconstruction, original)
         self.usage.update(output.idx_BL)
-        self.log("val/loss", total, batch_size=len(image_B3HW), sync_dist=True)
+        log_means(self, {"val/loss": total}, images=len(image_B3HW))
         self.log("val/psnr", self.psnr, prog_bar=True, batch_size=len(image_B3HW))
         self.log("val/ssim", self.ssim, batch_size=len(image_B3HW))
 
@@ -146,39 +249,15 @@ class TokenizerModule(L.LightningModule):
         """Codebook statistics need every token of the epoch, so they come last (reduced over the processes)."""
         for name, value_K in self.usage.compute().items():
             stem = name.removesuffix("_K")
-            self.log_dict({f"codebook/{stem}_scale_{scale}": value for scale, value in enumerate(value_K)})
+            self.log_dict({f"codebook/{stem}_scale_{scale}": value for scale, value in enumerate(value_K.reshape(-1))})
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        decayed = [p for p in self.tokenizer.parameters() if p.requires_grad and p.ndim == 4]
-        rest = [p for p in self.tokenizer.parameters() if p.requires_grad and p.ndim != 4]
-        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, fused=True)
-        total_steps = self.trainer.estimated_stepping_batches
-        warmup_steps = 0 if math.isinf(total_steps) else round(self.warmup * total_steps)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: warmup_cosine(step, warmup_steps, total_steps, self.final_lr_ratio)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        steps = total_steps(self.trainer, self.accumulate_grad_batches)
+        return tokenizer_optimizers(self.tokenizer, self.adversarial, self.settings, steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write what rebuilds the tokenizer, in plain values.
+        checkpoint["mvar_lightning"] = description(self.tokenizer, checkpoint)
 
-        The hash is that of the weights in the file: with averaging on they are not the ones in training.
-        """
-        state = {key.removeprefix("tokenizer."): tensor for key, tensor in checkpoint["state_dict"].items()}
-        checkpoint["mvar_lightning"] = {
-            "format": CHECKPOINT_FORMAT,
-            "kind": "tokenizer",
-            "tokenizer": self.tokenizer.config,
-            "tokenizer_hash": fingerprint_of(self.tokenizer, state),
-        }
-
-    def _check_finite(self, total: Tensor, terms: dict[str, Tensor]) -> None:
-        if torch.isfinite(total):
-            return
-        bad = {name: term.item() for name, term in terms.items() if not torch.isfinite(term)} or {"loss": total.item()}
-        name, value = next(iter(bad.items()))
-        raise UserError(
-            f"loss term {name!r} is {value} at step {self.global_step}: "
-            "check the images for NaN, lower lr, or resume from the last checkpoint with a smaller weight for it"
-        )
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_discriminator(checkpoint, self.adversarial is not None)
+        count_earlier_steps(checkpoint)

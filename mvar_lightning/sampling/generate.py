@@ -28,6 +28,9 @@ Replace = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
 Observe = Callable[[int, Tensor], None]
 """(scale, guided logits_BlV): look, but leave them as they are."""
 
+LOGITS_AT_ONCE = 2**28
+"""So many logits (1 GiB in float32) are held at a time, unless somebody looks at those of all images."""
+
 DECODED_PIXELS = 2**20
 """By default so many pixels are decoded at a time: the decoder's activations, not the model, would peak otherwise."""
 
@@ -137,11 +140,15 @@ def sample_pyramid(
     tokens: list[Tensor] = []
     x_BlZ = None
     for scale in range(pyramid.num_scales):
-        logits_BlV = rows.step(scale, x_BlZ)
-        if observe is not None:
-            observe(scale, logits_BlV)
-        idx_Bl, codes_BlZ = choose(logits_BlV, scale, settings, noise, tokenizer)
-        del logits_BlV  # not held while the next scale, larger, is computed
+        h_RlC = rows.features(scale, x_BlZ)
+        chosen = []
+        for images in _images_at_once(model, len(label_B), scale, whole=observe is not None or settings.more_smooth):
+            logits_blV = rows.logits(h_RlC, scale, images)
+            if observe is not None:
+                observe(scale, logits_blV)
+            chosen.append(choose(logits_blV, scale, settings, noise, tokenizer, images))
+            del logits_blV  # not held while the next ones are computed
+        idx_Bl, codes_BlZ = (torch.cat(parts) for parts in zip(*chosen, strict=True))
         if replace is not None:
             idx_Bl, codes_BlZ = replace(scale, idx_Bl, codes_BlZ)
         tokens.append(idx_Bl)
@@ -151,12 +158,27 @@ def sample_pyramid(
     return f_hat_BZhw, torch.cat(tokens, dim=1)
 
 
+def _images_at_once(model: NextScaleTransformer, batch: int, scale: int, whole: bool) -> list[slice]:
+    """The images whose logits are made together: all of them, or so many that both halves' logits stay bounded."""
+    logits_of_image = 2 * model.pyramid.tokens_of(scale) * model.vocab_size
+    at_once = batch if whole else max(1, LOGITS_AT_ONCE // logits_of_image)
+    return [slice(start, start + at_once) for start in range(0, batch, at_once)]
+
+
 def choose(
-    logits_BlV: Tensor, scale: int, settings: SamplingSettings, noise: ImageNoise, tokenizer: MultiScaleTokenizer
+    logits_BlV: Tensor,
+    scale: int,
+    settings: SamplingSettings,
+    noise: ImageNoise,
+    tokenizer: MultiScaleTokenizer,
+    images: slice = slice(None),
 ) -> tuple[Tensor, Tensor]:
-    """Tokens (B, l) of one scale and the codes (B, l, Z) that go on: those tokens' own, or mixtures."""
+    """Tokens (B, l) of one scale and the codes (B, l, Z) that go on: those tokens' own, or mixtures.
+
+    ``images`` says which of the noise's images these logits are of; mixtures need all of them.
+    """
     filters = settings.top_k, settings.top_p
-    idx_Bl = sample_tokens(logits_BlV, noise.uniform(scale), *filters, settings.temperature)
+    idx_Bl = sample_tokens(logits_BlV, noise.uniform(scale)[images], *filters, settings.temperature)
     if not settings.more_smooth:
         return idx_Bl, tokenizer.quantizer.lookup(idx_Bl)
     filtered_BlV = filter_logits(logits_BlV / settings.temperature, *filters)

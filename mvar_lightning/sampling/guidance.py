@@ -125,14 +125,22 @@ class GuidedRows:
 
     def step(self, scale: int, x_BlZ: Tensor | None) -> Tensor:
         """Guided logits of ``scale``, float32 (B, l, V)."""
+        return self.logits(self.features(scale, x_BlZ), scale, slice(0, len(self.label_B)))
+
+    def features(self, scale: int, x_BlZ: Tensor | None) -> Tensor:
+        """What the head's last product reads at ``scale``, (R, l, C): a fraction of the logits' size."""
         self._fit_rows(scale)
-        logits_RlV = self.model.step(self.state, scale, x_BlZ)
-        images, strength = len(self.label_B), self.strengths[scale]
-        logits_BlV = logits_RlV[:images]
+        return self.model.step_features(self.state, scale, x_BlZ)
+
+    def logits(self, h_RlC: Tensor, scale: int, images: slice) -> Tensor:
+        """Guided logits of some images, float32 (b, l, V)."""
+        conditional_BlC, unconditional_BlC = h_RlC[: len(self.label_B)], h_RlC[len(self.label_B) :]
+        classify, strength = self.model.head.classify, self.strengths[scale]
+        logits_blV = classify(conditional_BlC[images])
         if strength == 0:
-            return logits_BlV
+            return logits_blV
         # in place: these are the largest tensors of sampling, and nobody else holds them
-        return logits_BlV.mul_(1 + strength).sub_(logits_RlV[images:], alpha=strength)
+        return logits_blV.mul_(1 + strength).sub_(classify(unconditional_BlC[images]), alpha=strength)
 
     def _labels(self, scale: int) -> Tensor:
         if scale not in self.unconditional:
@@ -148,7 +156,7 @@ class GuidedRows:
             self.state = self.model.begin(self._labels(scale), images=len(self.label_B))
             self.state.history = history
         elif scale == self.unconditional.stop:
-            self.state.keep_rows(len(self.label_B))
+            self.state = self.state.rows(slice(0, len(self.label_B)))
 
 
 def _checked(cfg: float) -> float:

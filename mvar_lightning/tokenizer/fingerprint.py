@@ -14,6 +14,9 @@ from mvar_lightning.tokenizer.tokenizer import MultiScaleTokenizer
 TRAINING_ONLY = frozenset({"beta", "codebook_std"})
 """Entries of the configuration that change no token and no image once the weights are there."""
 
+UNCHANGED = {"codes": "euclidean"}
+"""Entries that came later, with the value that leaves a tokenizer as it was: old hashes stay valid."""
+
 
 def fingerprint(tokenizer: MultiScaleTokenizer) -> str:
     """SHA-256 (64 hexadecimal digits) of what turns images into tokens and back.
@@ -26,7 +29,11 @@ def fingerprint(tokenizer: MultiScaleTokenizer) -> str:
 
 def fingerprint_of(tokenizer: MultiScaleTokenizer, state: Mapping[str, Tensor]) -> str:
     """The fingerprint that ``tokenizer`` would have with the parameters in ``state`` (which may hold more)."""
-    config = {key: value for key, value in tokenizer.config.items() if key not in TRAINING_ONLY}
+    config = {
+        key: value
+        for key, value in tokenizer.config.items()
+        if key not in TRAINING_ONLY and not (key in UNCHANGED and value == UNCHANGED[key])
+    }
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name in sorted(name for name, _ in tokenizer.named_parameters()):
         parameter = state[name]

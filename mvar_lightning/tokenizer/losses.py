@@ -35,6 +35,13 @@ class LossPart(nn.Module, ABC):
             raise UserError(f"{type(self).__name__}: weight {weight} is negative; give 0 or more")
         self.weight = weight
 
+    def prepare(self, device: torch.device, image_size: int) -> None:
+        """Called once before training or validation: load and check what the term needs.
+
+        Raises:
+            UserError: a missing or wrong file, or images that the term cannot take.
+        """
+
     @abstractmethod
     def forward(self, output: TokenizerOutput, image_B3HW: Tensor) -> Tensor:
         """The term before its weight, a scalar in float32."""

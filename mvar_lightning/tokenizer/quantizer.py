@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from mvar_lightning.errors import UserError
 from mvar_lightning.pyramid import ScalePyramid
-from mvar_lightning.tokenizer.nearest import NearestCode
+from mvar_lightning.tokenizer.nearest import NearestCode, code_metric
 from mvar_lightning.tokenizer.resize import resize
 
 P = ParamSpec("P")
@@ -33,12 +33,16 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class QuantizerOutput(NamedTuple):
-    """What a training step needs; ``f_hat_straight_through_BZhw`` has f_hat's values and passes gradients to f."""
+    """What a training step needs; ``f_hat_straight_through_BZhw`` has f_hat's values and passes gradients to f.
+
+    ``residuals_BlZ`` are the rows that each scale quantized, K tensors; gradients pass through them to f.
+    """
 
     f_hat_straight_through_BZhw: Tensor
     f_hat_BZhw: Tensor
     loss: Tensor
     idx_BL: Tensor
+    residuals_BlZ: tuple[Tensor, ...]
 
 
 def outside_autocast(
@@ -70,6 +74,17 @@ def _channel_first(map_BhwZ: Tensor) -> Tensor:
     return map_BhwZ.permute(0, 3, 1, 2).contiguous()
 
 
+def _scaled(map_BhwZ: Tensor, factor_B: Tensor) -> Tensor:
+    return map_BhwZ * factor_B.view(-1, 1, 1, 1)
+
+
+def _mse(a_BhwZ: Tensor, b_BhwZ: Tensor, weight_B: Tensor | None) -> Tensor:
+    """Mean squared difference, where given with a weight for each image."""
+    if weight_B is None:
+        return F.mse_loss(a_BhwZ, b_BhwZ)
+    return ((a_BhwZ - b_BhwZ).square().mean(dim=(1, 2, 3)) * weight_B).mean()
+
+
 def phi_of_scales(num_scales: int, num_phi: int) -> list[int]:
     """Which phi each scale uses: the one whose tick is nearest to the scale's position in [0, 1].
 
@@ -93,6 +108,8 @@ class MultiScaleQuantizer(nn.Module):
         phi_ratio: share of the convolution in phi; 0 leaves phi out.
         beta: weight of the commitment term.
         codebook_std: standard deviation of the initial codes (normal, truncated at two deviations).
+        codes: ``euclidean`` takes the code at the smallest distance, ``cosine`` the one at the smallest angle. What is
+            added is the code as it is, in both.
     """
 
     ema_hits_KV: Tensor
@@ -106,16 +123,20 @@ class MultiScaleQuantizer(nn.Module):
         phi_ratio: float = 0.5,
         beta: float = 0.25,
         codebook_std: float = 0.1,
+        codes: str = "euclidean",
     ) -> None:
         super().__init__()
         self._check(vocab_size, code_dim, phi_layers, phi_ratio, codebook_std)
         self.pyramid = pyramid
         self.beta = beta
+        self.metric = code_metric(codes)
         self.codebook = nn.Embedding(vocab_size, code_dim)
         nn.init.trunc_normal_(self.codebook.weight, std=codebook_std, a=-2 * codebook_std, b=2 * codebook_std)
         num_phi = phi_layers or pyramid.num_scales
         self.phi = nn.ModuleList(Phi(code_dim, phi_ratio) if phi_ratio else nn.Identity() for _ in range(num_phi))
         self.phi_index = phi_of_scales(pyramid.num_scales, num_phi)
+        # Codes that a remedy wrote anew since weight averaging last asked (remedies/codes.py).
+        self.replaced_codes: set[int] = set()
         # Running hit counts that the released checkpoints carry; kept so that they leave as they came.
         self.register_buffer("ema_hits_KV", torch.zeros(pyramid.num_scales, vocab_size))
 
@@ -133,20 +154,28 @@ class MultiScaleQuantizer(nn.Module):
             raise UserError(f"codebook_std {codebook_std}: must be positive")
 
     @outside_autocast
-    def forward(self, f_BZhw: Tensor) -> QuantizerOutput:
+    def forward(self, f_BZhw: Tensor, kept_scales_B: Tensor | None = None) -> QuantizerOutput:
         """Quantize a latent map for training (the reference's ``forward``).
 
         The loss is the mean over scales of mse(f_hat, sg f) + beta mse(sg f_hat, f) with the f_hat of that scale.
+
+        Args:
+            f_BZhw: latent map.
+            kept_scales_B: where given, image b's f_hat ends with its first ``kept_scales_B[b]`` scales, and its loss is
+                the mean over these. Tokens and residuals are those of all scales.
         """
         f_BhwZ = self._channel_last(f_BZhw)
         target_BhwZ = f_BhwZ.detach()
+        keep_KB = self._keep(kept_scales_B, len(f_BhwZ), f_BhwZ.device)
         f_hat_BhwZ = torch.zeros_like(target_BhwZ)
         loss = target_BhwZ.new_zeros(())
         indices: list[Tensor] = []
-        for idx_Bl, h_BhwZ in self._residual_steps(target_BhwZ):
-            f_hat_BhwZ = f_hat_BhwZ + h_BhwZ
-            loss = loss + F.mse_loss(f_hat_BhwZ, target_BhwZ) + self.beta * F.mse_loss(f_hat_BhwZ.detach(), f_BhwZ)
+        residuals: list[Tensor] = []
+        for keep_B, (idx_Bl, rows_BlZ, h_BhwZ) in zip(keep_KB, self._residual_steps(f_BhwZ), strict=True):
+            f_hat_BhwZ = f_hat_BhwZ + h_BhwZ if keep_B is None else f_hat_BhwZ + _scaled(h_BhwZ, keep_B > 0)
+            loss = loss + _mse(f_hat_BhwZ, target_BhwZ, keep_B) + self.beta * _mse(f_hat_BhwZ.detach(), f_BhwZ, keep_B)
             indices.append(idx_Bl)
+            residuals.append(rows_BlZ)
         f_hat_BhwZ = f_hat_BhwZ.detach()
         straight_through_BhwZ = (f_hat_BhwZ - target_BhwZ) + f_BhwZ
         return QuantizerOutput(
@@ -154,13 +183,14 @@ class MultiScaleQuantizer(nn.Module):
             f_hat_BZhw=_channel_first(f_hat_BhwZ),
             loss=loss / self.pyramid.num_scales,
             idx_BL=torch.cat(indices, dim=1),
+            residuals_BlZ=tuple(residuals),
         )
 
     @torch.no_grad()
     @outside_autocast
     def encode(self, f_BZhw: Tensor) -> Tensor:
         """Token pyramid of a latent map: int64 (B, L), coarse to fine."""
-        return torch.cat([idx_Bl for idx_Bl, _ in self._residual_steps(self._channel_last(f_BZhw))], dim=1)
+        return torch.cat([idx_Bl for idx_Bl, _, _ in self._residual_steps(self._channel_last(f_BZhw))], dim=1)
 
     def f_hat(self, idx_BL: Tensor) -> Tensor:
         """The quantized latent of a token pyramid: float32 (B, Z, h, w)."""
@@ -207,16 +237,32 @@ class MultiScaleQuantizer(nn.Module):
             inputs.append(self.next_input(f_hat_BZhw, scale + 1))
         return torch.cat(inputs, dim=1)
 
-    def _residual_steps(self, f_BhwZ: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Tokens (B, l) and contribution (B, h, w, Z) of each scale; the rest itself carries no gradient."""
+    def _residual_steps(self, f_BhwZ: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Tokens (B, l), the rows they stand for (B, l, Z) and contribution (B, h, w, Z) of each scale.
+
+        The rows carry f's gradient and none of earlier codes.
+        """
         rest_BhwZ = f_BhwZ
-        nearest = NearestCode(self.codebook.weight.float())
+        nearest = NearestCode(self.codebook.weight.float(), self.metric)
         for scale in range(self.pyramid.num_scales):
             rows_BlZ = self._rows(rest_BhwZ, scale)
             idx_Bl = nearest(rows_BlZ.flatten(0, 1)).view(rows_BlZ.shape[:2])
             h_BhwZ = self._contribution(self.lookup(idx_Bl), scale)
-            yield idx_Bl, h_BhwZ
+            yield idx_Bl, rows_BlZ, h_BhwZ
             rest_BhwZ = rest_BhwZ - h_BhwZ.detach()
+
+    def _keep(self, kept_scales_B: Tensor | None, batch: int, device: torch.device) -> list[Tensor | None]:
+        """For each scale the weight of every image in its loss: 0 where the scale is dropped, 1 on average."""
+        num_scales = self.pyramid.num_scales
+        if kept_scales_B is None:
+            return [None] * num_scales
+        kept_B = kept_scales_B.to(device)
+        if kept_B.shape != (batch,) or kept_B.is_floating_point():
+            raise UserError(f"kept_scales_B of shape {tuple(kept_B.shape)}, {kept_B.dtype}: give int64 ({batch},)")
+        if batch and not 1 <= int(kept_B.min()) <= int(kept_B.max()) <= num_scales:
+            raise UserError(f"kept_scales_B {kept_B.tolist()}: each image keeps 1 to {num_scales} scales")
+        scale_K1 = torch.arange(num_scales, device=device).unsqueeze(1)
+        return list((scale_K1 < kept_B) * (num_scales / kept_B))
 
     def _rows(self, map_BhwZ: Tensor, scale: int) -> Tensor:
         return resize(map_BhwZ, self.pyramid.sides[scale], "area").flatten(1, 2)

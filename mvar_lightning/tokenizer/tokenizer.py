@@ -16,17 +16,26 @@ from torch import Tensor, nn
 from mvar_lightning.errors import UserError
 from mvar_lightning.pyramid import ScalePyramid
 from mvar_lightning.tokenizer.autoencoder import Decoder, Encoder, conv3x3
+from mvar_lightning.tokenizer.nearest import CodeMetric
 from mvar_lightning.tokenizer.quantizer import MultiScaleQuantizer
 
 
 class TokenizerOutput(NamedTuple):
-    """A training forward: the reconstruction is not clamped, ``quantizer_loss`` is a scalar."""
+    """A training forward: the reconstruction is not clamped, ``quantizer_loss`` is a scalar.
+
+    ``residuals_BlZ`` holds for each scale the rows (B, l, Z) that were quantized there, float32, with the encoder's
+    gradient: the area average of f - sg(f_hat so far). ``codes_VZ`` is the codebook's weight and
+    ``metric`` what nearest means.
+    """
 
     reconstruction_B3HW: Tensor
     quantizer_loss: Tensor
     idx_BL: Tensor
     latent_BZhw: Tensor
     f_hat_BZhw: Tensor
+    residuals_BlZ: tuple[Tensor, ...]
+    codes_VZ: Tensor
+    metric: CodeMetric
 
 
 class MultiScaleTokenizer(nn.Module):
@@ -41,6 +50,7 @@ class MultiScaleTokenizer(nn.Module):
         num_res_blocks: residual blocks of a level (the decoder has one more).
         phi_layers, phi_ratio, beta, codebook_std: see ``MultiScaleQuantizer``.
         norm_groups: groups of every group normalization.
+        codes: what the nearest code is, ``euclidean`` or ``cosine``; see ``MultiScaleQuantizer``.
 
     The defaults are VAR's released tokenizer for 256 x 256 pixels when ``scales`` is 1 2 3 4 5 6 8 10 13 16.
     """
@@ -58,6 +68,7 @@ class MultiScaleTokenizer(nn.Module):
         beta: float = 0.25,
         codebook_std: float = 0.1,
         norm_groups: int = 32,
+        codes: str = "euclidean",
     ) -> None:
         super().__init__()
         if num_res_blocks < 1:
@@ -75,13 +86,14 @@ class MultiScaleTokenizer(nn.Module):
             "beta": beta,
             "codebook_std": codebook_std,
             "norm_groups": norm_groups,
+            "codes": codes,
         }
         self.vocab_size, self.code_dim = vocab_size, code_dim
         self.downsampling = 2 ** (len(channel_multipliers) - 1)
         self.encoder = Encoder(code_dim, channels, channel_multipliers, num_res_blocks, norm_groups)
         self.quant_conv = conv3x3(code_dim, code_dim)
         self.quantizer = MultiScaleQuantizer(
-            self.pyramid, vocab_size, code_dim, phi_layers, phi_ratio, beta=beta, codebook_std=codebook_std
+            self.pyramid, vocab_size, code_dim, phi_layers, phi_ratio, beta, codebook_std, codes
         )
         self.post_quant_conv = conv3x3(code_dim, code_dim)
         self.decoder = Decoder(code_dim, channels, channel_multipliers, num_res_blocks, norm_groups)
@@ -91,16 +103,24 @@ class MultiScaleTokenizer(nn.Module):
         """Side of the images in pixels."""
         return self.pyramid.last_side * self.downsampling
 
-    def forward(self, image_B3HW: Tensor) -> TokenizerOutput:
-        """Reconstruct images in [-1, 1] for training."""
+    def forward(self, image_B3HW: Tensor, kept_scales_B: Tensor | None = None) -> TokenizerOutput:
+        """Reconstruct images in [-1, 1] for training.
+
+        Args:
+            image_B3HW: the images.
+            kept_scales_B: where given, image b is rebuilt from its first ``kept_scales_B[b]`` scales alone (int64).
+        """
         latent_BZhw = self.latent(image_B3HW)
-        quantized = self.quantizer(latent_BZhw)
+        quantized = self.quantizer(latent_BZhw, kept_scales_B)
         return TokenizerOutput(
             reconstruction_B3HW=self._reconstruct(quantized.f_hat_straight_through_BZhw),
             quantizer_loss=quantized.loss,
             idx_BL=quantized.idx_BL,
             latent_BZhw=latent_BZhw,
             f_hat_BZhw=quantized.f_hat_BZhw,
+            residuals_BlZ=quantized.residuals_BlZ,
+            codes_VZ=self.quantizer.codebook.weight,
+            metric=self.quantizer.metric,
         )
 
     def latent(self, image_B3HW: Tensor) -> Tensor:

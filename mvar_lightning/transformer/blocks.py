@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
 
 from mvar_lightning.attention import AttentionBackend, LayerCache
@@ -49,9 +50,10 @@ class AdaLNBlock(nn.Module):
 
     def forward(self, x_BlC: Tensor, modulation_B16C: Tensor, scales: range, cache: LayerCache | None = None) -> Tensor:
         gate1, gate2, scale1, scale2, shift1, shift2 = modulation_B16C.unbind(2)
-        attended = self.attention(self.norm(x_BlC) * (1 + scale1) + shift1, scales, cache)
-        x_BlC = x_BlC + self.drop_path(attended * gate1)
-        return x_BlC + self.drop_path(self.mlp(self.norm(x_BlC) * (1 + scale2) + shift2) * gate2)
+        attended_BlC = self.attention(torch.addcmul(shift1, self.norm(x_BlC), 1 + scale1), scales, cache)
+        x_BlC = torch.addcmul(x_BlC, attended_BlC, self.drop_path(gate1))
+        mixed_BlC = self.mlp(torch.addcmul(shift2, self.norm(x_BlC), 1 + scale2))
+        return torch.addcmul(x_BlC, mixed_BlC, self.drop_path(gate2))
 
 
 class BlockDesign(AxisMember, ABC):

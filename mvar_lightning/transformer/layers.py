@@ -13,11 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mvar_lightning.attention import AttentionBackend, LayerCache
+from mvar_lightning.transformer.products import Linear, activated_linear, linear, multiplied_linear
 
 MAX_LOG_SCALE = math.log(100.0)
+NORM_FLOOR = 1e-12
+"""Shortest length a query or key is divided by (that of `F.normalize`)."""
 
 Rotation = Callable[[Tensor, range], Tensor]
-"""Rotates queries or keys (B, H, l, D) of a range of scales by their positions."""
+"""Rotates queries and keys (B, l, n, H, D), n = 2 of them, of a range of scales by their positions."""
 
 
 class SelfAttention(nn.Module):
@@ -34,29 +37,38 @@ class SelfAttention(nn.Module):
         self.heads = heads
         self.backend = backend
         self.rotation = rotation
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.qkv = Linear(width, 3 * width, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(width))
         self.v_bias = nn.Parameter(torch.zeros(width))
-        self.proj = nn.Linear(width, width)
+        self.proj = Linear(width, width)
         # without the norm VAR divides the usual 1 / sqrt(D) by four
         self.softmax_scale = 1.0 if qk_norm else 0.25 / math.sqrt(width // heads)
         self.log_scale = nn.Parameter(torch.full((heads, 1, 1), math.log(4.0))) if qk_norm else None
 
     def forward(self, x_BlC: Tensor, scales: range, cache: LayerCache | None = None) -> Tensor:
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(x_BlC, self.qkv.weight, bias).unflatten(2, (3, self.heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # three of (B, H, l, D)
+        qkv_Bl3HD = linear(x_BlC, self.qkv.weight, bias).unflatten(2, (3, self.heads, -1))
+        qk_Bl2HD, v_BlHD = qkv_Bl3HD[:, :, :2], qkv_Bl3HD[:, :, 2]
         if self.log_scale is not None:
-            # in float32: half precision overflows here (NaN in fp16)
-            q = F.normalize(q.float(), dim=-1) * self.log_scale.clamp_max(MAX_LOG_SCALE).exp()
-            k = F.normalize(k.float(), dim=-1)
+            qk_Bl2HD = self._normalized(qk_Bl2HD)
         if self.rotation is not None:
-            q, k = self.rotation(q, scales), self.rotation(k, scales)
-        q, k = q.to(v.dtype), k.to(v.dtype)
+            qk_Bl2HD = self.rotation(qk_Bl2HD, scales)
+        q, k = qk_Bl2HD.to(v_BlHD.dtype).transpose(1, 3).unbind(2)  # two of (B, H, l, D)
+        v = v_BlHD.transpose(1, 2)
         if cache is not None:
             k, v = cache.extend(k, v, scales.start)
         out = self.backend(q, k, v, scales, self.softmax_scale)
         return self.proj(out.transpose(1, 2).flatten(2))
+
+    def _normalized(self, qk_Bl2HD: Tensor) -> Tensor:
+        """Queries and keys of length exp(log_scale) and 1, in one pass over both."""
+        assert self.log_scale is not None
+        # in float32: half precision overflows here (NaN in fp16)
+        qk_Bl2HD = qk_Bl2HD.float()
+        q_length_H1 = self.log_scale[:, :, 0].clamp_max(MAX_LOG_SCALE).exp()
+        length_2H1 = torch.stack([q_length_H1, torch.ones_like(q_length_H1)])
+        norm_Bl2H1 = torch.linalg.vector_norm(qk_Bl2HD, dim=-1, keepdim=True)
+        return qk_Bl2HD * (length_2H1 / norm_Bl2H1.clamp_min(NORM_FLOOR))
 
 
 class GeluMLP(nn.Module):
@@ -64,11 +76,11 @@ class GeluMLP(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.up = nn.Linear(width, hidden)
-        self.down = nn.Linear(hidden, width)
+        self.up = Linear(width, hidden)
+        self.down = Linear(hidden, width)
 
     def forward(self, x_BlC: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x_BlC), approximate="tanh"))
+        return self.down(activated_linear(self.up, x_BlC, "gelu"))
 
 
 class SwiGLU(nn.Module):
@@ -76,12 +88,12 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.gate = nn.Linear(width, hidden, bias=False)
-        self.up = nn.Linear(width, hidden, bias=False)
-        self.down = nn.Linear(hidden, width, bias=False)
+        self.gate = Linear(width, hidden, bias=False)
+        self.up = Linear(width, hidden, bias=False)
+        self.down = Linear(hidden, width, bias=False)
 
     def forward(self, x_BlC: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x_BlC)) * self.up(x_BlC))
+        return self.down(multiplied_linear(self.up, x_BlC, activated_linear(self.gate, x_BlC, "swish")))
 
 
 class Modulation(nn.Module):
@@ -90,7 +102,7 @@ class Modulation(nn.Module):
     def __init__(self, width: int, parts: int) -> None:
         super().__init__()
         self.parts = parts
-        self.linear = nn.Linear(width, parts * width)
+        self.linear = Linear(width, parts * width)
 
     def forward(self, condition_BC: Tensor) -> Tensor:
         return self.linear(F.silu(condition_BC)).unflatten(1, (1, self.parts, -1))
@@ -108,17 +120,20 @@ class ModulationOffset(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: drops a residual branch for whole samples, in training only."""
+    """Stochastic depth: drops a residual branch for whole samples, in training only.
+
+    It scales the branch's gate, (B, 1, C), not the branch: a token's worth of work for each image.
+    """
 
     def __init__(self, probability: float) -> None:
         super().__init__()
         self.probability = probability
 
-    def forward(self, x_BlC: Tensor) -> Tensor:
+    def forward(self, gate_B1C: Tensor) -> Tensor:
         if not self.training or self.probability == 0.0:
-            return x_BlC
+            return gate_B1C
         keep = 1.0 - self.probability
-        return x_BlC * x_BlC.new_empty(x_BlC.shape[0], 1, 1).bernoulli_(keep).div_(keep)
+        return gate_B1C * gate_B1C.new_empty(gate_B1C.shape[0], 1, 1).bernoulli_(keep).div_(keep)
 
 
 class ModulatedHead(nn.Module):
@@ -128,9 +143,17 @@ class ModulatedHead(nn.Module):
         super().__init__()
         self.norm = norm
         self.modulation = Modulation(width, parts=2)
-        self.linear = nn.Linear(width, vocab_size)
+        self.linear = Linear(width, vocab_size)
 
     def forward(self, x_BlC: Tensor, modulation_B12C: Tensor) -> Tensor:
+        return self.classify(self.features(x_BlC, modulation_B12C))
+
+    def features(self, x_BlC: Tensor, modulation_B12C: Tensor) -> Tensor:
+        """What the classifier reads, in its precision."""
         scale, shift = modulation_B12C.unbind(2)
-        h_BlC = self.norm(x_BlC.float()) * (1 + scale) + shift
-        return self.linear(h_BlC.to(self.linear.weight.dtype)).float()
+        h_BlC = torch.addcmul(shift, self.norm(x_BlC.float()), 1 + scale)
+        return h_BlC.to(self.linear.weight.dtype)
+
+    def classify(self, h_BlC: Tensor) -> Tensor:
+        """Logits (B, l, V), float32."""
+        return self.linear(h_BlC).float()

@@ -24,6 +24,10 @@ from mvar_lightning.transformer.history import History, HistoryState, NoHistory
 from mvar_lightning.transformer.init import init_weights
 from mvar_lightning.transformer.layers import ModulatedHead
 
+TOKENS_AT_ONCE = 2**16
+"""So many tokens go through the blocks of a sampling step at a time: enough to fill a GPU, and the activations of a
+1024-pixel scale of 50 rows shrink to a third."""
+
 
 @dataclass
 class SamplingState:
@@ -36,12 +40,16 @@ class SamplingState:
     cache: KVCache
     history: HistoryState
 
-    def keep_rows(self, rows: int) -> None:
-        """Go on with the first ``rows`` rows only (guidance has been switched off)."""
-        self.class_RC, self.fused_class_RC = self.class_RC[:rows], self.fused_class_RC[:rows]
-        self.modulations = [modulation[:rows] for modulation in self.modulations]
-        self.head_modulation = self.head_modulation[:rows]
-        self.cache.keep_batch(rows)
+    def rows(self, rows: slice) -> SamplingState:
+        """The same, of some rows; keys and values are views, the history is that of all images."""
+        return SamplingState(
+            self.class_RC[rows],
+            self.fused_class_RC[rows],
+            [modulation[rows] for modulation in self.modulations],
+            self.head_modulation[rows],
+            self.cache.rows(rows),
+            self.history,
+        )
 
 
 class NextScaleTransformer(nn.Module):
@@ -178,6 +186,10 @@ class NextScaleTransformer(nn.Module):
 
     def transform(self, x_BlC: Tensor, class_BC: Tensor, scales: range) -> Tensor:
         """Logits (B, l, V) of the tokens of ``scales`` from their inputs (and those of no other scale)."""
+        return self.head.classify(self.features(x_BlC, class_BC, scales))
+
+    def features(self, x_BlC: Tensor, class_BC: Tensor, scales: range) -> Tensor:
+        """`transform` before its last product, (B, l, C): what a loss in chunks reads."""
         condition = self.condition(class_BC)
         x_BlC = _to_compute_dtype(x_BlC)
         for block in self._blocks:
@@ -186,7 +198,7 @@ class NextScaleTransformer(nn.Module):
                 x_BlC = checkpoint(block, x_BlC, modulation, scales, use_reentrant=False)
             else:
                 x_BlC = block(x_BlC, modulation, scales)
-        return self.head(x_BlC, self.head.modulation(class_BC))
+        return self.head.features(x_BlC, self.head.modulation(class_BC))
 
     def begin(self, label_R: Tensor, images: int) -> SamplingState:
         """Start sampling R rows: the labels of ``images`` images, then perhaps as many unconditional rows."""
@@ -214,7 +226,21 @@ class NextScaleTransformer(nn.Module):
             scale: its index.
             x_BlZ: input of the scale for B images (R is a multiple of B), None for the first scale.
         """
-        scales = range(scale, scale + 1)
+        return self.head.classify(self.step_features(state, scale, x_BlZ))
+
+    def step_features(self, state: SamplingState, scale: int, x_BlZ: Tensor | None) -> Tensor:
+        """`step` before its last product, (R, l, C): logits can then be made of some rows at a time.
+
+        Rows do not see each other, so a scale of many tokens runs `TOKENS_AT_ONCE` of them at a time.
+        """
+        x_RlC = self._step_input(state, scale, x_BlZ)
+        at_once = max(1, TOKENS_AT_ONCE // x_RlC.shape[1])
+        chunks = [slice(start, start + at_once) for start in range(0, len(x_RlC), at_once)]
+        done = [self._step_rows(state.rows(rows), scale, x_RlC[rows]) for rows in chunks]
+        state.cache.advance(scale)
+        return done[0] if len(done) == 1 else torch.cat(done)
+
+    def _step_input(self, state: SamplingState, scale: int, x_BlZ: Tensor | None) -> Tensor:
         with torch.autocast(state.class_RC.device.type, enabled=False):
             if x_BlZ is None:
                 assert scale == 0, "only the first scale has no input"
@@ -222,11 +248,13 @@ class NextScaleTransformer(nn.Module):
             else:
                 x_BlZ = x_BlZ.to(self.word_embedding.weight.dtype)
                 x_RlC = self.history.step(self.word_embedding(x_BlZ), state.fused_class_RC, state.history)
-            x_RlC = x_RlC + self.positions(scales)
-        x_RlC = _to_compute_dtype(x_RlC)
-        for block, modulation, cache in zip(self._blocks, state.modulations, state.cache.layers, strict=True):
-            x_RlC = block(x_RlC, modulation, scales, cache)
-        return self.head(x_RlC, state.head_modulation)
+            x_RlC = x_RlC + self.positions(range(scale, scale + 1))
+        return _to_compute_dtype(x_RlC)
+
+    def _step_rows(self, rows: SamplingState, scale: int, x_RlC: Tensor) -> Tensor:
+        for block, modulation, cache in zip(self._blocks, rows.modulations, rows.cache.layers, strict=True):
+            x_RlC = block(x_RlC, modulation, range(scale, scale + 1), cache)
+        return self.head.features(x_RlC, rows.head_modulation)
 
     @property
     def _fuses_conditional_class(self) -> bool:

@@ -21,6 +21,7 @@ from mvar_lightning import (
 from mvar_lightning.analysis.alignment import alignment_of, residual_feature_alignment
 from mvar_lightning.analysis.attention_mass import attention_mass
 from mvar_lightning.analysis.perturbation import Perturbation, perturb
+from mvar_lightning.analysis.scaling import fit_power_law, scaling_of
 from mvar_lightning.errors import UserError
 from mvar_lightning.sampling.settings import SamplingSettings
 
@@ -166,3 +167,23 @@ def test_a_perceptual_distance_is_averaged_over_images(tokenizer: MultiScaleToke
         perceptual=lambda a, b: (a - b).abs().amax(dim=(1, 2, 3)),
     )
     assert damages[0].lpips == 0 and all((damage.lpips or 0) > 0 for damage in damages[1:])
+
+
+# -- scaling
+
+
+def test_a_power_law_is_found_again() -> None:
+    law = fit_power_law([(size, (2e-6 * size) ** -0.2) for size in (1e5, 1e6, 1e7, 1e8)])
+    assert law.alpha == pytest.approx(-0.2) and law.beta == pytest.approx(2e-6) and law.r_squared == pytest.approx(1)
+    assert law.at(1e6) == pytest.approx(2**-0.2)
+    noisy = fit_power_law([(1e5, 3.0), (1e6, 2.5), (1e6, 2.3), (1e7, 2.1)])
+    assert noisy.low < noisy.alpha < noisy.high and noisy.r_squared < 1
+
+
+def test_what_cannot_be_fitted_is_told() -> None:
+    with pytest.raises(UserError, match="three or more"):
+        fit_power_law([(1.0, 2.0), (2.0, 1.0)])
+    with pytest.raises(UserError, match="must be positive"):
+        fit_power_law([(1.0, 2.0), (2.0, 1.0), (3.0, 0.0)])
+    with pytest.raises(UserError, match="sweep of next-scale models"):
+        scaling_of([{"variant": "a", "report": {"parameters": 5, "metrics": {"val/psnr": 20.0}}}])

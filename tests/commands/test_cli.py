@@ -31,7 +31,8 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
 
 
 def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    names = ["train", "sweep", "fit", "validate", "test", "sample", "edit", "import", "export", "info", "shards"]
+    names = ["train", "sweep", "fit", "validate", "test", "sample", "edit", "evaluate", "analyze", "reconstruct"]
+    names += ["analyze", "import", "export", "info", "shards", "tokens", "bench"]
     for name in names:
         with pytest.raises(SystemExit) as end:
             main([name, "--help"])

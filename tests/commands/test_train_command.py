@@ -125,8 +125,9 @@ def test_a_run_told_to_stop_says_so_and_continues(
         patch.setattr(VARModule, "training_step", stopped)
         assert main(["train", "recipes/var.yaml"]) == 130
     last = "runs/var/checkpoints/last.ckpt"
-    assert f"mvar: runs/var: interrupted; the same command continues from {last}\n" in capsys.readouterr().err
-    assert torch.load(last, weights_only=True)["global_step"] == 6 and not Path("runs/var/metrics.json").exists()
+    told = f"mvar: runs/var: told to stop at step 9; the same command continues from {last}\n"
+    assert told in capsys.readouterr().err
+    assert torch.load(last, weights_only=True)["global_step"] == 9 and not Path("runs/var/metrics.json").exists()
     assert main(["train", "recipes/var.yaml"]) == 0
     assert f"runs/var: continuing from {last}" in capsys.readouterr().out
     report = json.loads(Path("runs/var/metrics.json").read_text())

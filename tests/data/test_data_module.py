@@ -68,7 +68,7 @@ def test_missing_and_empty_folders_say_what_to_run(tmp_path):
     for name, message in (("none", "does not exist"), ("empty", "is empty"), ("images", "no index.json")):
         with pytest.raises(UserError, match=rf"{name}: .*{message}.*mvar shards make"):
             _ = module_of(tmp_path / name).num_classes
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match="a command is no folder"):
         module_of("pipe:echo x").prepare_data()
 
 
@@ -174,3 +174,40 @@ def test_a_resumed_fit_sees_the_same_batches(numbered_shards, tmp_path, step, wo
     assert len(whole.sums) == 3 * (limit or 10)
     assert resumed.sums == whole.sums[step:]
     assert resumed.weight.item() == whole.weight.item()
+
+
+class Shipped(ShardsDataModule):
+    """Notes what is sent to the device."""
+
+    def __init__(self, *args, **options) -> None:
+        super().__init__(*args, **options)
+        self.sent: set[torch.dtype] = set()
+
+    def transfer_batch_to_device(self, batch, device, dataloader_idx):
+        self.sent.add(batch["image"].dtype)
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+
+class Reader(Recorder):
+    """Reads a loader of its own in the middle of training, as callbacks do."""
+
+    def training_step(self, batch, batch_idx):
+        assert batch["image"].dtype == torch.float32
+        own = next(iter(self.trainer.datamodule.train_dataloader()))
+        assert own["image"].dtype == torch.float32
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch, batch_idx):
+        assert batch["image"].dtype == torch.float32
+
+
+def test_the_trainer_is_sent_bytes_and_everyone_else_gets_floats(numbered_shards):
+    data = Shipped(str(numbered_shards()), image_size=8, batch_size=4, num_workers=0, resize_ratio=1.0)
+    plain = next(iter(data.train_dataloader()))["image"]
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = lightning.Trainer(accelerator="cpu", max_epochs=1, enable_model_summary=False, **options)
+    model = Reader()
+    trainer.fit(model, datamodule=data)
+    assert data.sent == {torch.uint8}
+    assert model.sums[0] == float(plain.double().sum())
+    trainer.validate(model, data.val_dataloader(), verbose=False)  # a loader without the data module's hooks

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mvar_lightning.data import shards
+from mvar_lightning.data import writing
 from mvar_lightning.data.index import check, read_index
-from mvar_lightning.data.shards import ShardLimits, shrink, write_shards
+from mvar_lightning.data.shards import ShardLimits, write_shards
 from mvar_lightning.data.sources import Example, Source, scan_folder
+from mvar_lightning.data.writing import shrink
 from mvar_lightning.errors import UserError
 
 
@@ -173,7 +174,7 @@ def test_a_full_disk_leaves_nothing(image_folder, tmp_path, monkeypatch):
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(shards.TarWriter, "write", full)
+    monkeypatch.setattr(writing.TarWriter, "write", full)
     before = set(tmp_path.iterdir())
     with pytest.raises(UserError, match=r"writing failed \(No space left on device\)"):
         write_shards(scan_folder(image_folder), tmp_path / "out")

@@ -16,28 +16,24 @@ from mvar_lightning.data import faults as faults_module
 from mvar_lightning.data.faults import Faults
 from mvar_lightning.data.index import ShardInfo, read_index
 from mvar_lightning.data.loader import StreamLoader, TrainLoader
-from mvar_lightning.data.reading import SmallSetMemory, read_shard
+from mvar_lightning.data.reading import ImageReader, SmallSetMemory, read_shard
 from mvar_lightning.data.streaming import StreamConfig, TrainStream, ValidationStream
-from mvar_lightning.data.transforms import build_transform
+from mvar_lightning.data.transforms import build_transform, finished
 from mvar_lightning.errors import UserError
 
 
 def config_of(folder: Path, split: str = "train", **changes: object) -> StreamConfig:
-    options = {
-        "folder": folder,
-        "shards": read_index(folder).split(split).shards,
-        "transform": build_transform("center", 8, 1.0),
-        "num_classes": 3,
-        "batch_size": 4,
-    }
-    return StreamConfig(**(options | changes))
+    shards = changes.pop("shards", read_index(folder).split(split).shards)
+    transform = changes.pop("transform", build_transform("center", 8, 1.0))
+    reader = ImageReader(folder, sum(shard.bytes for shard in shards), transform, num_classes=3)
+    return StreamConfig(reader, shards, **({"batch_size": 4} | changes))
 
 
 def numbers(batches: list) -> list[int]:
     """The numbers painted into the pictures, see conftest."""
     found = []
     for batch in batches:
-        bytes_B3 = ((batch["image"][:, :, 0, 0] + 1) * 127.5).round().long()
+        bytes_B3 = (finished(batch)["image"][:, :, 0, 0] + 1).mul(127.5).round().long()
         found += (bytes_B3[:, 0] + 256 * bytes_B3[:, 1]).tolist()
         assert [number % 3 for number in found[-len(batch["label"]) :]] == batch["label"].tolist()
     return found
@@ -63,10 +59,8 @@ def test_validation_reads_every_sample_once(numbered_shards, ranks, workers):
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.integers(1, 6), st.integers(1, 5), st.integers(1, 9))
 def test_validation_blocks_cover_all_samples_once(counts, ranks, workers, batch_size):
     shards = tuple(ShardInfo(f"{n}.tar", samples, 1, "") for n, samples in enumerate(counts))
-    streams = [
-        ValidationStream(StreamConfig(Path(), shards, build_transform("center", 8), 1, batch_size, 0, rank, ranks))
-        for rank in range(ranks)
-    ]
+    reader = ImageReader(Path(), 0, build_transform("center", 8), 1)
+    streams = [ValidationStream(StreamConfig(reader, shards, batch_size, 0, rank, ranks)) for rank in range(ranks)]
     blocks = [stream.blocks(worker, workers) for stream in streams for worker in range(workers)]
     assert [position for consumer in blocks for block in consumer for position in block] == list(range(sum(counts)))
     assert all(0 < len(block) <= batch_size for consumer in blocks for block in consumer)

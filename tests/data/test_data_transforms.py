@@ -12,9 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mvar_lightning.data import images
-from mvar_lightning.data.images import ImageError, decode_rgb, suffix_of
-from mvar_lightning.data.transforms import adm_center_crop, build_transform, resize_shorter, to_batch
+from mvar_lightning.data import images, resizing
+from mvar_lightning.data.images import ImageError, decode_rgb, full_size, suffix_of
+from mvar_lightning.data.modules import ShardsDataModule
+from mvar_lightning.data.resizing import TOLERANCE, exact_window, fast_window, has_fast_lanczos
+from mvar_lightning.data.transforms import (
+    adm_center_crop,
+    build_transform,
+    normalize,
+    random_corner,
+    resize_shorter,
+    shorter_to,
+    to_batch,
+)
 from mvar_lightning.errors import UserError
 
 
@@ -98,10 +108,10 @@ def test_center_crop_equals_the_references_formula(width, height, side):
     """torchvision's Resize(round(1.125 S), LANCZOS) and CenterCrop(S), written out."""
     image = noise(width, height)
     middle = round(1.125 * side)
-    if width <= height:
-        resized = image.resize((middle, int(middle * height / width)), Image.Resampling.LANCZOS)
-    else:
-        resized = image.resize((int(middle * width / height), middle), Image.Resampling.LANCZOS)
+    size = (middle, int(middle * height / width)) if width <= height else (int(middle * width / height), middle)
+    # rows first, as Pillow did until version 13
+    rows = image.resize((size[0], height), Image.Resampling.LANCZOS)
+    resized = rows.resize(size, Image.Resampling.LANCZOS)
     top, left = round((resized.height - side) / 2.0), round((resized.width - side) / 2.0)
     expected = np.asarray(resized)[top : top + side, left : left + side]
     got = build_transform("center", side)(image, random.Random(0))
@@ -151,7 +161,7 @@ def test_adm_crop_halves_by_box_then_bicubic():
 def test_batch_is_normalized_as_the_reference_does():
     pixels = np.arange(256, dtype=np.uint8).reshape(8, 32)
     picture = np.stack([pixels] * 3, axis=-1)
-    batch = to_batch([picture, picture])
+    batch = to_batch([Image.fromarray(picture)] * 2)
     expected = torch.arange(256).float().div(255).mul(2).sub(1).reshape(8, 32)
     assert batch.shape == (2, 3, 8, 32)
     assert batch.is_contiguous()
@@ -170,3 +180,114 @@ def test_batch_is_normalized_as_the_reference_does():
 def test_bad_options_are_named(options, message):
     with pytest.raises(UserError, match=message):
         build_transform(**options)
+
+
+def photograph(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Smooth and sharp at once: what resizing differs on."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
+    grain = rng.normal(0, 6, smooth.shape)
+    return Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8))
+
+
+def resized_and_cropped(image: Image.Image, size: tuple[int, int], corner: tuple[int, int], side: int) -> np.ndarray:
+    """All of the picture, rows first, then the crop."""
+    rows = image.resize((size[0], image.height), Image.Resampling.LANCZOS)
+    resized = np.asarray(rows.resize(size, Image.Resampling.LANCZOS))
+    return resized[corner[1] : corner[1] + side, corner[0] : corner[0] + side]
+
+
+@settings(max_examples=60)
+@given(st.integers(3, 200), st.integers(3, 200), st.integers(1, 90), st.integers(0, 2**31))
+def test_a_window_is_the_crop_of_the_whole_resized_picture(width, height, side, seed):
+    rng = random.Random(seed)
+    image = noise(width, height, seed)
+    size = shorter_to(image.size, round(1.125 * side))
+    corner = random_corner(size, side, rng)
+    want = resized_and_cropped(image, size, corner, side)
+    np.testing.assert_array_equal(np.asarray(exact_window(image, size, corner, side)), want)
+    if has_fast_lanczos():
+        apart = np.abs(np.asarray(fast_window(image, size, corner, side)).astype(int) - want)
+        assert apart.max() <= TOLERANCE[0]
+
+
+@pytest.mark.parametrize("size", [(500, 375), (375, 500), (500, 333), (431, 287), (1300, 900), (200, 150)])
+def test_windows_of_usual_pictures(size):
+    image = photograph(*size)
+    new = shorter_to(image.size, 288)
+    corner = random_corner(new, 256, random.Random(1))
+    want = resized_and_cropped(image, new, corner, 256)
+    np.testing.assert_array_equal(np.asarray(exact_window(image, new, corner, 256)), want)
+    if has_fast_lanczos():
+        apart = np.abs(np.asarray(fast_window(image, new, corner, 256)).astype(int) - want)
+        assert (apart.max() <= TOLERANCE[0], apart.mean() <= TOLERANCE[1]) == (True, True)
+
+
+def test_fast_decoding_is_refused_where_torch_cannot(monkeypatch):
+    monkeypatch.setattr(resizing, "has_fast_lanczos", lambda: False)
+    with pytest.raises(UserError, match=r"decoding 'fast': torch .* take 2\.13, or exact"):
+        build_transform("random", 8, decoding="fast")
+    with pytest.raises(UserError, match="decoding 'quick'"):
+        build_transform("random", 8, decoding="quick")
+
+
+needs_fast = pytest.mark.skipif(not has_fast_lanczos(), reason="this torch has no Lanczos resize")
+
+
+@needs_fast
+def test_fast_decoding_crops_where_exact_decoding_does():
+    """A JPEG of odd sides, decoded at a fourth: size and place follow from the stored size, so pictures agree."""
+    data = encoded(photograph(1021, 769), "JPEG", quality=95)
+    module = ShardsDataModule("unread", 64, decoding="fast")
+    assert module.draft_side == 2 * 72
+    drafted = decode_rgb(data, module.draft_side)
+    assert drafted.size == (256, 193)
+    assert full_size(drafted) == (1021, 769)
+    whole = decode_rgb(data)
+    assert full_size(whole) == whole.size
+    for seed in range(5):
+        fast = np.asarray(module.train_transform(drafted, random.Random(seed))).astype(int)
+        exact = np.asarray(build_transform("random", 64)(whole, random.Random(seed))).astype(int)
+        assert np.abs(fast - exact).mean() < 1
+        assert np.abs(np.roll(fast, 1, axis=1) - exact).mean() > 2 * np.abs(fast - exact).mean()
+
+
+def test_drafts_keep_sides_long_enough_and_validation_exact():
+    data = encoded(noise(300, 290), "JPEG")
+    assert decode_rgb(data, 146).size == (300, 290)  # the half, 145, would be too short
+    assert decode_rgb(data, 145).size == (150, 145)
+    assert decode_rgb(encoded(noise(300, 290)), 100).size == (300, 290)  # only JPEG has drafts
+    module = ShardsDataModule("unread", 64, crop="adm", val_crop="center")
+    assert module.draft_side is None
+
+
+def test_drafts_are_turned_converted_and_refused_as_whole_pictures():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright = Image.new("RGB", (160, 80))
+    upright.paste((255, 255, 255), (0, 0, 80, 80))
+    turned = decode_rgb(encoded(upright, "JPEG", exif=exif), 20)
+    assert (turned.size, full_size(turned)) == ((20, 40), (80, 160))
+    assert turned.getpixel((10, 5))[0] > 200
+    assert turned.getpixel((10, 35))[0] < 60
+    gray = decode_rgb(encoded(Image.new("L", (80, 80), 90), "JPEG"), 20)
+    assert (gray.mode, gray.size, gray.getpixel((3, 3))) == ("RGB", (20, 20), (90, 90, 90))
+    red = decode_rgb(encoded(Image.new("CMYK", (80, 80), (0, 255, 255, 0)), "JPEG"), 20)
+    assert red.mode == "RGB"
+    assert red.getpixel((3, 3))[0] > 200
+    whole = encoded(noise(80, 80), "JPEG")
+    with pytest.raises(ImageError):
+        decode_rgb(whole[: len(whole) // 2], 20)
+
+
+def test_bombs_are_refused_before_a_draft(monkeypatch):
+    monkeypatch.setattr(images, "MAX_PIXELS", 99)
+    with pytest.raises(ImageError, match="10x10 pixels is over"):
+        decode_rgb(encoded(Image.new("RGB", (10, 10)), "JPEG"), 1)
+
+
+@pytest.mark.gpu
+def test_a_device_normalizes_as_the_cpu_does():
+    pixels_B3SS = torch.arange(256, dtype=torch.uint8).expand(2, 3, 8, 256)
+    assert torch.equal(normalize(pixels_B3SS.cuda()).cpu(), normalize(pixels_B3SS))

@@ -1,4 +1,4 @@
-"""Two processes do together what one does alone."""
+"""Two processes do together what one does alone: gradients, weights, and every number of a validation."""
 
 from __future__ import annotations
 
@@ -10,24 +10,37 @@ from typing import Any
 
 import pytest
 import torch
+from small_run import write_digits
 
 SCRIPT = Path(__file__).with_name("two_process_run.py")
 
 
-def run(tokenizer: Path, out: Path, processes: int) -> dict[str, Any]:
+def run(*arguments: object) -> dict[str, Any]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, str(SCRIPT), str(tokenizer), str(out), str(processes)]
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    return torch.load(out, weights_only=True)
+    return torch.load(Path(str(arguments[2])), weights_only=True)
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one_on_the_joined_batch(tokenizer: Path, tmp_path: Path) -> None:
-    one, two = (run(tokenizer, tmp_path / f"{processes}.pt", processes) for processes in (1, 2))
-    assert one["steps"] == two["steps"] == 2
-    assert one["lr"] == two["lr"] == pytest.approx(0.01 * 16 / 256)
-    assert two["losses"] == pytest.approx(one["losses"], abs=1e-5)
-    assert one["losses"][0] != one["losses"][1]
-    for name, value in one["state"].items():
-        assert (two["state"][name] - value).abs().mean() < 1e-6, name
+def test_two_processes_and_shards_of_the_model_equal_one(tokenizer: Path, tmp_path: Path) -> None:
+    """With accumulated and clipped gradients, averaged weights and recomputed activations; validated on 31 images."""
+    shards = write_digits(tmp_path / "shards", val=31)
+    one, ddp, sharded = (run(tokenizer, shards, tmp_path / f"{kind}.pt", kind) for kind in ("one", "ddp", "sharded"))
+    assert one["losses"][0] != one["losses"][-1] and max(one["norms"]) > 0.3
+    assert {"val/fid_pixels", "val/rfid_pixels", "val/loss", "predictions/usage_scale_2"} <= one["sampled"].keys()
+    assert {"val/rfid_pixels", "val/psnr", "val/ssim", "codebook/usage_scale_2"} <= one["reconstructed"].keys()
+    for two in (ddp, sharded):
+        assert one["steps"] == two["steps"] == 4
+        assert one["lr"] == two["lr"] == pytest.approx(0.01 * 16 / 256)
+        assert two["losses"] == pytest.approx(one["losses"], abs=1e-5)
+        assert two["norms"] == pytest.approx(one["norms"], rel=1e-4)
+        assert two["state"].keys() == one["state"].keys()
+        for name, value in one["state"].items():
+            assert (two["state"][name] - value).abs().mean() < 1e-6, name
+        for part in ("sampled", "reconstructed"):
+            assert two[part].keys() == one[part].keys()
+            different = {n: (v, two[part][n]) for n, v in one[part].items() if two[part][n] != pytest.approx(v, 1e-4)}
+            assert not different
+        assert two["sampled"]["val/fid_images"] == 7 and two["reconstructed"]["val/rfid_images"] == 31

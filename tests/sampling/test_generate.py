@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -165,3 +167,23 @@ def test_another_tokenizer_is_refused(make_model: MakeModel, tokenizer: MultiSca
         generate(make_model(scales=(1, 2, 3)), tokenizer, [0])
     with pytest.raises(UserError, match="vocab_size: the model has 49"):
         generate(make_model(vocab_size=49), tokenizer, [0])
+
+
+@pytest.mark.parametrize("attention", [FullAttention(), SlidingWindowAttention(2), AdjacentAttention()], ids=repr)
+@pytest.mark.parametrize("cfg", [0.0, 1.5])
+def test_a_few_tokens_and_logits_at_a_time_give_the_same(
+    attention: Any,
+    cfg: float,
+    make_model: MakeModel,
+    tokenizer: MultiScaleTokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = make_model(attention=attention, history=SlidingWindowHistory(2))
+    run = partial(generate, model, tokenizer, [0, 1, 2], cfg=cfg, seeds=[5, 6, 7])
+    images, idx_BL = run()
+    monkeypatch.setattr("mvar_lightning.transformer.transformer.TOKENS_AT_ONCE", 50)
+    # the package's name `generate` is the function
+    monkeypatch.setattr(importlib.import_module("mvar_lightning.sampling.generate"), "LOGITS_AT_ONCE", 2000)
+    images_in_parts, idx_in_parts = run()
+    assert torch.equal(idx_in_parts, idx_BL)
+    torch.testing.assert_close(images_in_parts, images)

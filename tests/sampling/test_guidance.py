@@ -48,14 +48,14 @@ def test_unconditional_scales() -> None:
 
 def watch_rows(model: NextScaleTransformer, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     rows: list[int] = []
-    step = model.step
+    step = model.step_features
 
     def watched(*arguments: Any) -> Tensor:
-        logits_RlV = step(*arguments)
-        rows.append(len(logits_RlV))
-        return logits_RlV
+        h_RlC = step(*arguments)
+        rows.append(len(h_RlC))
+        return h_RlC
 
-    monkeypatch.setattr(model, "step", watched)
+    monkeypatch.setattr(model, "step_features", watched)
     return rows
 
 

@@ -142,8 +142,8 @@ def test_rotation_within_an_axis_depends_on_offsets_alone() -> None:
 
     def scores(pair_within_axis: bool) -> torch.Tensor:
         rotate = PyramidRotation(pyramid, theta=100.0, pair_within_axis=pair_within_axis)
-        every_q = rotate(q.expand(1, 1, 16, 16), range(1))[0, 0]
-        every_k = rotate(k.expand(1, 1, 16, 16), range(1))[0, 0]
+        every_q = rotate(q.expand(1, 16, 1, 1, 16), range(1))[0, :, 0, 0]
+        every_k = rotate(k.expand(1, 16, 1, 1, 16), range(1))[0, :, 0, 0]
         return (every_q @ every_k.T).view(4, 4, 4, 4)  # qy qx ky kx
 
     proper, released = scores(True), scores(False)

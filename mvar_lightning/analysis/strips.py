@@ -1,0 +1,65 @@
+"""Progressive reconstructions as one picture: an image after each scale, with the scale above and the PSNR below.
+
+N images, K scales, HW pixels; picture_3HW is one RGB picture in [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from PIL import ImageDraw, ImageFont
+from torch import Tensor
+
+from mvar_lightning.analysis.quality import psnr
+from mvar_lightning.callbacks.access import to_unit
+from mvar_lightning.callbacks.pictures import INK, enlarge, from_image, make_grid, to_image
+from mvar_lightning.evaluating import evaluating
+from mvar_lightning.tokenizer import MultiScaleTokenizer
+
+GAP = 4
+
+
+def progressive_picture(original_N3HW: Tensor, after_NK3HW: Tensor, sides: Sequence[int]) -> Tensor:
+    """One row an image: after each scale, coarse on the left, and the original at the right end.
+
+    Args:
+        original_N3HW: the images, in [0, 1].
+        after_NK3HW: the same decoded from the first 1, 2, ... K scales, in [0, 1].
+        sides: of the K token maps, the labels of the columns.
+    """
+    rows_RN3HW = torch.cat([after_NK3HW, original_N3HW[:, None]], dim=1)
+    labels = [*(f"{side} x {side}" for side in sides), "original"]
+    captions = [
+        [f"{float(value):.1f} dB" for value in psnr(image_3HW.expand_as(after_K3HW), after_K3HW)] + [""]
+        for image_3HW, after_K3HW in zip(original_N3HW, after_NK3HW, strict=True)
+    ]
+    return labeled_rows(rows_RN3HW, labels, captions)
+
+
+def labeled_rows(image_RN3HW: Tensor, labels: Sequence[str], captions: Sequence[Sequence[str]]) -> Tensor:
+    """R rows of N images in [0, 1], enlarged if small; a label above each column, a caption below each image."""
+    rows, count = image_RN3HW.shape[:2]
+    cells = enlarge(image_RN3HW.flatten(0, 1))
+    height, width = cells.shape[-2:]
+    font = ImageFont.load_default(size=min(max(width // 11, 11), 22))
+    line = int(font.getbbox("Mg")[3]) + 6
+    bands = [torch.ones(3, line, count * (width + GAP) + GAP)]
+    for row in cells.split(count):
+        bands += [make_grid(row, columns=count, padding=GAP), torch.ones(3, line, bands[0].shape[2])]
+    picture = to_image(torch.cat(bands, dim=1))
+    draw = ImageDraw.Draw(picture)
+    for column in range(count):
+        middle = GAP + column * (width + GAP) + width / 2
+        draw.text((middle, line - 1), labels[column], INK, font, anchor="md")
+        for row in range(rows):
+            below = line + (row + 1) * (height + 2 * GAP) + row * line
+            draw.text((middle, below), captions[row][column], INK, font, anchor="ma")
+    return from_image(picture)
+
+
+def reconstruct_after_each_scale(tokenizer: MultiScaleTokenizer, image_N3HW: Tensor) -> Tensor:
+    """Images in [0, 1] decoded from their first 1, 2, ... K scales: (N, K, 3, H, W) in [0, 1]."""
+    with evaluating(tokenizer):
+        idx_NL = tokenizer.encode(image_N3HW * 2 - 1)
+        return torch.stack([to_unit(after_N3HW) for after_N3HW in tokenizer.progressive(idx_NL)], dim=1)

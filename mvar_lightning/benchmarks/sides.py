@@ -1,0 +1,242 @@
+"""The two sides of the models' benchmark: ours and the published code, with the same random weights.
+
+B images, L tokens, Z code dim, V vocabulary, hw latent map.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mvar_lightning.attention import AdjacentAttention, AttentionPlan, FullAttention, SpatialAttention
+from mvar_lightning.benchmarks.references import Reference
+from mvar_lightning.checkpoints import import_official
+from mvar_lightning.modules.token_loss import token_loss
+from mvar_lightning.pyramid import PUBLISHED_SIDES, ScalePyramid
+from mvar_lightning.sampling import LinearGuidance, SamplingSettings, sample_pyramid
+from mvar_lightning.sampling.generate import decode_in_chunks
+from mvar_lightning.sampling.noise import ImageNoise
+from mvar_lightning.tokenizer import MultiScaleTokenizer
+from mvar_lightning.transformer import LlamaBlocks, NextScaleTransformer, NoHistory, SlidingWindowHistory, VARBlocks
+from mvar_lightning.transformer.compiled import compile_blocks
+
+CFG, TOP_K, TOP_P = 1.5, 900, 0.96
+AXES: dict[str, Callable[[], dict[str, Any]]] = {
+    "var": lambda: dict(attention=FullAttention(), history=NoHistory(), blocks=VARBlocks()),
+    "mvar": lambda: dict(attention=SpatialAttention(7, 2), history=NoHistory(), blocks=VARBlocks()),
+    "markov_var": lambda: dict(
+        attention=AdjacentAttention(),
+        history=SlidingWindowHistory(3, conditional_class_when_guided=True),
+        blocks=LlamaBlocks(),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model to measure.
+
+    Attributes:
+        precision: ``32`` or ``bf16`` (our weights are bf16 then, the reference's under autocast, as its users do).
+        repo: the reference's clone, or None.
+        compiled: compile our blocks.
+    """
+
+    architecture: str
+    depth: int
+    image_size: int
+    batch: int
+    device: str
+    precision: str = "32"
+    repo: str | None = None
+    repeats: int = 5
+    threads: int = 0
+    compiled: bool = False
+    parts: tuple[str, ...] = field(default=("sample", "decode", "train"))
+
+    @property
+    def pyramid(self) -> ScalePyramid:
+        return ScalePyramid(PUBLISHED_SIDES[self.image_size])
+
+    @property
+    def plan(self) -> AttentionPlan:
+        plan: AttentionPlan = AXES[self.architecture]()["attention"].plan(self.pyramid)
+        return plan
+
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
+        enabled = self.precision == "bf16"
+        return torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16, enabled=enabled)
+
+
+class Side(ABC):
+    """What is measured, part by part; each call does the whole part."""
+
+    transformer: nn.Module
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        generator = torch.Generator().manual_seed(0)
+        pyramid, device = case.pyramid, torch.device(case.device)
+        self.label_B = torch.randint(1000, (case.batch,), generator=generator).to(device)
+        self.idx_BL = torch.randint(4096, (case.batch, pyramid.num_tokens), generator=generator).to(device)
+        rest = pyramid.num_tokens - pyramid.first_tokens
+        self.x_BLZ = torch.randn(case.batch, rest, 32, generator=generator).to(device)
+        side = pyramid.last_side
+        self.f_hat_BZhw = torch.randn(case.batch, 32, side, side, generator=generator).to(device)
+
+    def run(self, part: str) -> Tensor:
+        """One of ``sample``, ``decode``, ``train``; gives its result, for comparison."""
+        with self.case.autocast():
+            result: Tensor = getattr(self, part)()
+        if self.case.device == "cuda":
+            torch.cuda.synchronize()
+        return result
+
+    @abstractmethod
+    def sample(self) -> Tensor:
+        """Tokens of all scales, guided, filtered as published; no decoding. The quantized latent."""
+
+    @abstractmethod
+    def greedy(self) -> Tensor:
+        """The same with the most likely tokens: both sides must agree."""
+
+    @abstractmethod
+    def decode(self) -> Tensor:
+        """Images of a latent."""
+
+    @abstractmethod
+    def logits(self) -> Tensor:
+        """Teacher-forced logits, with adjacent attention for MVAR (its reference masks so)."""
+
+    @abstractmethod
+    def loss(self) -> Tensor: ...
+
+    def train(self) -> Tensor:
+        """Forward and backward pass of a step, without the optimizer (the same call on both sides)."""
+        self.transformer.train()
+        self.transformer.zero_grad(set_to_none=True)
+        loss = self.loss()
+        loss.backward()
+        self.transformer.eval()
+        return loss.detach()
+
+
+class Ours(Side):
+    """This suite. Without a reference the weights are our own random ones."""
+
+    def __init__(self, case: Case, reference: Reference | None = None) -> None:
+        super().__init__(case)
+        model, tokenizer = _random_pair(case) if reference is None else _imported_pair(case, reference)
+        device = torch.device(case.device)
+        self.tokenizer, self.transformer = tokenizer.to(device).eval(), model.to(device).eval()
+        # MVAR's own training step masks all scales to adjacent; its sampler's neighborhoods come on top
+        self.trained = self._with_adjacent_attention(model) if case.architecture == "mvar" else model
+        self.sampler = model
+        if case.precision == "bf16" and "sample" in case.parts:
+            self.sampler = (deepcopy(model) if "train" in case.parts else model).to(torch.bfloat16)
+        if case.compiled:
+            for each in {id(m): m for m in (model, self.trained, self.sampler)}.values():
+                compile_blocks(each)
+
+    def _with_adjacent_attention(self, model: NextScaleTransformer) -> NextScaleTransformer:
+        with torch.device("meta"):
+            twin = NextScaleTransformer.from_config(model.config, attention=AdjacentAttention())
+        twin.load_state_dict(dict(model.named_parameters()), assign=True)  # the same parameters, not copies
+        return twin.eval()
+
+    def sample(self) -> Tensor:
+        return self._sample(TOP_K, TOP_P)
+
+    def greedy(self) -> Tensor:
+        return self._sample(1, None)
+
+    @torch.no_grad()
+    def _sample(self, top_k: int, top_p: float | None) -> Tensor:
+        settings = SamplingSettings(LinearGuidance(CFG), top_k, top_p)
+        noise = ImageNoise(range(self.case.batch), self.case.pyramid, self.label_B.device)
+        f_hat_BZhw, _ = sample_pyramid(self.sampler, self.tokenizer, self.label_B, settings, noise)
+        return f_hat_BZhw
+
+    @torch.no_grad()
+    def decode(self) -> Tensor:
+        return decode_in_chunks(self.tokenizer, self.f_hat_BZhw, None).mul_(2).sub_(1)
+
+    @torch.no_grad()
+    def logits(self) -> Tensor:
+        logits_BLV: Tensor = self.trained(self.x_BLZ, self.label_B)
+        return logits_BLV
+
+    def loss(self) -> Tensor:
+        self.trained.train(self.transformer.training)
+        return token_loss(self.trained(self.x_BLZ, self.label_B), self.idx_BL, self.case.pyramid).loss
+
+
+class Theirs(Side):
+    """The published code."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case)
+        assert case.repo is not None
+        torch.manual_seed(0)
+        device = torch.device(case.device)
+        self.reference = Reference(case.architecture, case.repo, case.depth, case.pyramid, device)
+        self.transformer = self.reference.model
+
+    def sample(self) -> Tensor:
+        return self.reference.sample(self.label_B, cfg=CFG, top_k=TOP_K, top_p=TOP_P)
+
+    def greedy(self) -> Tensor:
+        return self.reference.sample(self.label_B, cfg=CFG, top_k=1, top_p=0.0)
+
+    def decode(self) -> Tensor:
+        return self.reference.decode(self.f_hat_BZhw)
+
+    @torch.no_grad()
+    def logits(self) -> Tensor:
+        with _attribute(self.transformer, "cond_drop_rate", 0.0):  # it drops labels in evaluation too
+            return self.reference.logits(self.x_BLZ, self.label_B)
+
+    def loss(self) -> Tensor:
+        logits_BLV = self.reference.logits(self.x_BLZ, self.label_B)
+        return F.cross_entropy(logits_BLV.flatten(0, 1), self.idx_BL.flatten())
+
+
+def _random_pair(case: Case) -> tuple[NextScaleTransformer, MultiScaleTokenizer]:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"vocab_size": 4096, "code_dim": 32, "num_classes": 1000, "depth": case.depth}
+    sides = case.pyramid.sides
+    model = NextScaleTransformer(sides, **sizes, gamma_init=0.5, **AXES[case.architecture]())
+    return model, MultiScaleTokenizer(sides)
+
+
+def _imported_pair(case: Case, reference: Reference) -> tuple[NextScaleTransformer, MultiScaleTokenizer]:
+    """Our model with the reference's weights, through files, as a user imports them."""
+    with tempfile.TemporaryDirectory() as folder:
+        model_path, tokenizer_path = Path(folder) / "model.pth", Path(folder) / "tokenizer.pth"
+        torch.save(reference.state(), model_path)
+        torch.save(reference.tokenizer_state(), tokenizer_path)
+        return import_official(model_path, tokenizer_path, case.architecture, case.pyramid.sides)
+
+
+@contextlib.contextmanager
+def _attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+SIDES: dict[str, Callable[[Case], Side]] = {"ours": partial(Ours), "reference": partial(Theirs)}

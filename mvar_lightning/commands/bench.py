@@ -1,0 +1,104 @@
+"""`mvar bench ...`: measurements, both sides of a comparison in one run. A member is an entry in `MEMBERS`."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from mvar_lightning.errors import UserError
+
+RESULTS = Path("benchmarks/results")
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add `bench` with its members to the parser of `mvar`."""
+    parser = subparsers.add_parser("bench", help="measure speed and memory on this machine")
+    commands = parser.add_subparsers(title="commands", required=True, metavar=f"{{{','.join(MEMBERS)}}}")
+    for name, add in MEMBERS.items():
+        add(commands, name)
+
+
+def _add_data(commands: Any, name: str) -> None:
+    member = commands.add_parser(name, help="what the data path can feed: decoding, loader, a no-op model, memory")
+    member.add_argument("--data", metavar="DIR", help="shard folder (default: photographs of 500x375, made for it)")
+    member.add_argument("--image-size", type=int, default=256, metavar="N", help="side of the crops (256)")
+    member.add_argument("--batch-size", type=int, default=64, metavar="N", help="images a batch (64)")
+    member.add_argument("--workers", type=int, default=2, metavar="N", help="loading processes (2)")
+    member.add_argument("--seconds", type=float, default=10, metavar="S", help="for each loader measurement (10)")
+    member.add_argument("--passes", type=int, default=20, metavar="N", help="over which memory is watched (20)")
+    member.add_argument("--repeats", type=int, default=9, metavar="N", help="of each side in the comparison (9)")
+    member.add_argument("--samples", type=int, default=512, metavar="N", help="photographs that are made (512)")
+    _add_out(member, name)
+    member.set_defaults(run=run_data)
+
+
+def _add_out(member: argparse.ArgumentParser, name: str) -> None:
+    default = RESULTS / f"{name}.json"
+    member.add_argument("--out", type=Path, default=default, metavar="FILE", help=f"JSON with all figures ({default})")
+
+
+def _add_models(commands: Any, name: str) -> None:
+    from mvar_lightning.benchmarks.models import add_arguments, run
+
+    member = commands.add_parser(name, help="VAR, MVAR, Markov-VAR: sampling, decoding, training step, memory, cost")
+    add_arguments(member)
+    member.set_defaults(run=run)
+
+
+MEMBERS = {"data": _add_data, "models": _add_models}
+"""Name to the function that adds the member to the parser."""
+
+
+def run_data(args: argparse.Namespace) -> int:
+    """Measure, print tables, write the figures."""
+    for name in ("image_size", "batch_size", "passes", "repeats", "samples"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be 1 or more")
+    if args.workers < 0 or args.seconds <= 0:
+        raise UserError(f"--workers {args.workers} --seconds {args.seconds}: must be 0 or more, and more than 0")
+    if args.samples < args.batch_size and args.data is None:
+        raise UserError(f"--samples {args.samples}: less than a batch of {args.batch_size}; give more")
+
+    from mvar_lightning.benchmarks.data import LoaderOptions, measure, synthetic_shards, write
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = args.data
+        if folder is None:
+            folder = str(Path(scratch) / "photographs")
+            synthetic_shards(Path(folder), args.samples)
+        options = LoaderOptions(folder, args.image_size, args.batch_size, args.workers, args.seconds, args.passes)
+        figures = measure(options, args.repeats)
+    _print_data(figures)
+    write(figures, args.out)
+    print(f"{args.out}: all figures")
+    return 0
+
+
+def _print_data(figures: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    options = figures["options"]
+    console.print(f"{figures['machine']}; images of {figures['mean_kilobytes']} kB on average")
+    table = Table(title=f"JPEG to finished batches of {options['batch_size']}, one thread")
+    for title in ("decoding", "images/s of one core", "times plain", "largest, mean difference of 255"):
+        table.add_column(title, justify="left" if title == "decoding" else "right")
+    for name, row in figures["decoding"].items():
+        apart = f"{row['largest_difference']:.0f}, {row['mean_difference']:.5f}"
+        table.add_row(name, f"{row['images_per_second']:.0f}", f"{row['times_plain']:.2f}", apart)
+    console.print(table)
+    table = Table(title=f"images/s with {options['workers']} workers")
+    for title in ("decoding", "bare loader", "no-op model in the trainer"):
+        table.add_column(title, justify="left" if title == "decoding" else "right")
+    for name, rate in figures["loader_images_per_second"].items():
+        table.add_row(name, f"{rate:.0f}", f"{figures['trainer_images_per_second'][name]:.0f}")
+    console.print(table)
+    memory = figures["worker_mib_by_pass"]
+    middle = memory[len(memory) // 2]
+    console.print(
+        f"memory of all workers after pass 1, {len(memory) // 2 + 1}, {len(memory)}: "
+        f"{memory[0]:.1f}, {middle:.1f}, {memory[-1]:.1f} MiB"
+    )

@@ -1,0 +1,80 @@
+"""`mvar tokens make` and `mvar tokens check`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add `tokens` with its own subcommands to the parser of `mvar`."""
+    parser = subparsers.add_parser("tokens", help="encode image shards into a token cache, or check one")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="{make,check}")
+    _add_make(commands)
+    check = commands.add_parser("check", help="verify a token cache against its index")
+    check.add_argument("folder", metavar="DIR", help="a folder that `make` wrote")
+    check.add_argument("--checkpoint", metavar="TOKENIZER", help="also say whether this tokenizer made it")
+    check.set_defaults(run=run_check)
+
+
+def _add_make(commands: Any) -> None:
+    make = commands.add_parser(
+        "make",
+        help="encode image shards with a tokenizer",
+        description="Encode image shards. An interrupted command, given again, makes the parts that are missing.",
+    )
+    make.add_argument("--checkpoint", required=True, metavar="TOKENIZER", help="a checkpoint folder or Lightning .ckpt")
+    make.add_argument("--data", required=True, metavar="SHARDS", help="a folder that `mvar shards make` wrote")
+    make.add_argument("--out", required=True, metavar="DIR", help="new or empty folder, or one to go on with")
+    make.add_argument("--views", type=int, default=1, metavar="N", help="views of each training image (1)")
+    make.add_argument("--crop", default="random", help="of training images: random, center or adm (random)")
+    make.add_argument("--flip", action="store_true", help="mirror every second view (needs --views 2 or more)")
+    make.add_argument("--resize-ratio", type=float, default=1.125, help="shorter side before the crop (1.125)")
+    make.add_argument("--seed", type=int, default=0, help="of the crops (0)")
+    make.add_argument("--batch-size", type=int, default=64, metavar="N", help="images encoded together (64)")
+    make.add_argument("--devices", type=int, metavar="N", help="devices of this machine (default: all; CPU: 1)")
+    make.add_argument("--accelerator", default="auto", help="cpu, cuda or auto (auto)")
+    make.add_argument("--num-nodes", type=int, default=1, metavar="N", help="machines, under SLURM or torchrun (1)")
+    make.add_argument("--num-workers", type=int, default=2, metavar="N", help="decoding processes a device (2)")
+    make.add_argument(
+        "--precision", default="32-true", help="of the encoder: 32-true, as in training on images, or bf16-mixed"
+    )
+    make.set_defaults(run=run_make)
+
+
+def run_make(args: argparse.Namespace) -> int:
+    """Make the cache; prints what it holds."""
+    from mvar_lightning.commands.token_jobs import Machines, make_tokens, settings_of
+
+    machines = Machines(args.accelerator, args.devices, args.num_nodes, args.num_workers)
+    cache = make_tokens(args.checkpoint, args.data, args.out, machines, settings_of(args))
+    if cache is None:  # not the first process
+        return 0
+    views = cache.settings.views
+    print(
+        f"{args.out}: {cache.samples('train')} train images in {views} view{'s' if views > 1 else ''}, "
+        f"{cache.samples('val')} val; {cache.settings.num_tokens} tokens each, "
+        f"{sum(part.bytes for part in cache.parts):,} bytes"
+    )
+    for part in cache.parts:
+        for line in part.damaged:
+            print(f"left out, {part.name}: {line}")
+    return 0
+
+
+def run_check(args: argparse.Namespace) -> int:
+    """Print what is missing or damaged; 1 if anything is."""
+    from mvar_lightning.data.token_cache import check_cache, read_cache
+
+    cache, problems = read_cache(args.folder), check_cache(args.folder)
+    if args.checkpoint is not None:
+        from mvar_lightning.checkpoints.folder import open_checkpoint
+
+        found = open_checkpoint(args.checkpoint).record.tokenizer_hash
+        if found != cache.settings.tokenizer_hash:
+            problems.append(f"made by tokenizer {cache.settings.tokenizer_hash[:12]}, not by {found[:12]}")
+    for problem in problems:
+        print(problem)
+    parts = len(cache.parts)
+    print(f"{args.folder}: {len(problems)} problems in {parts} parts" if problems else f"{parts} parts are sound")
+    return 1 if problems else 0

@@ -1,0 +1,286 @@
+"""What a token cache holds: `tokens.json` and, for each image shard, two arrays in numpy's own format.
+
+    DST/tokens.json               settings, class names; per split and part: samples, bytes, SHA-256, damaged images
+    DST/train/000000.npy          uint16 (v, n, L), uint32 past 65,536 codes: one slab for each view
+    DST/train/000000.labels.npy   int32 (n,)
+
+Plain arrays are mapped into memory and sliced without a call for each sample, numpy checks their headers, and nothing
+is unpickled. The index is written last, so a folder with an index is complete.
+
+Legend: n samples of a part, v views, L tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mvar_lightning.errors import UserError
+
+INDEX_NAME = "tokens.json"
+FORMAT = "mvar-tokens-1"
+MAKE = "`mvar tokens make --checkpoint TOKENIZER --data SHARDS --out"
+_SAFE_NAME = re.compile(r"(train|val)/\d{6,}")
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """Everything that the bytes of a cache follow from, beside the device: two caches with equal settings are equal.
+
+    Args:
+        tokenizer_hash, scales, vocab_size, code_dim: the tokenizer's fingerprint and sizes.
+        data_sha256: of the image shards, see `content_hash`.
+        image_size, resize_ratio, crop, val_crop, flip: as in `ShardsDataModule`; with `flip`, odd views are mirrored.
+        views: of each training image; validation images have one.
+        seed: of the crops.
+        batch_size, precision: of the encoding; either may move a float in its last bit, and with it a token.
+    """
+
+    tokenizer_hash: str
+    scales: tuple[int, ...]
+    vocab_size: int
+    code_dim: int
+    data_sha256: str
+    image_size: int
+    resize_ratio: float
+    crop: str
+    val_crop: str
+    flip: bool
+    views: int
+    seed: int
+    batch_size: int
+    precision: str
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(side * side for side in self.scales)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype("<u2" if self.vocab_size <= 65_536 else "<u4")
+
+    def views_of(self, split: str) -> int:
+        return self.views if split == "train" else 1
+
+    def to_plain(self) -> dict[str, Any]:
+        return asdict(self) | {"scales": list(self.scales)}
+
+    @classmethod
+    def from_plain(cls, plain: Any) -> CacheSettings:
+        """Raises KeyError, TypeError or ValueError where an entry is missing or of a wrong kind."""
+        values = {field.name: plain[field.name] for field in fields(cls)}
+        values["scales"] = tuple(int(side) for side in values["scales"])
+        for name in ("vocab_size", "image_size", "views", "batch_size"):
+            if not isinstance(values[name], int) or values[name] < 1:
+                raise ValueError(f"{name} {values[name]!r}")
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class PartInfo:
+    """The tokens of one image shard: `name` is SPLIT/NUMBER; `bytes` and `sha256` are of both files in a row."""
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+    damaged: tuple[str, ...] = ()
+
+    @classmethod
+    def from_plain(cls, plain: Any) -> PartInfo:
+        """Raises KeyError, TypeError or ValueError where it is none."""
+        damaged = tuple(str(line) for line in plain["damaged"])
+        part = cls(str(plain["name"]), int(plain["samples"]), int(plain["bytes"]), str(plain["sha256"]), damaged)
+        if not _SAFE_NAME.fullmatch(part.name) or part.samples < 0:
+            raise ValueError(f"part {part.name!r} with {part.samples} samples")
+        return part
+
+
+@dataclass(frozen=True)
+class TokenCache:
+    """A complete cache, as its index tells it."""
+
+    folder: Path
+    settings: CacheSettings
+    class_names: tuple[str, ...]
+    parts: tuple[PartInfo, ...]
+
+    def split(self, name: str) -> tuple[PartInfo, ...]:
+        """Parts of a split that have samples."""
+        return tuple(part for part in self.parts if part.name.startswith(f"{name}/") and part.samples)
+
+    def samples(self, split: str) -> int:
+        return sum(part.samples for part in self.split(split))
+
+    @property
+    def damaged(self) -> int:
+        """Images that could not be read when the cache was made."""
+        return sum(len(part.damaged) for part in self.parts)
+
+    def to_json(self) -> str:
+        splits = {}
+        for name in ("train", "val"):
+            parts = [part for part in self.parts if part.name.startswith(f"{name}/")]
+            splits[name] = {
+                "samples": self.samples(name),
+                "views": self.settings.views_of(name),
+                "bytes": sum(part.bytes for part in parts),
+                "parts": [asdict(part) for part in parts],
+            }
+        content = {
+            "format": FORMAT,
+            "settings": self.settings.to_plain(),
+            "class_names": list(self.class_names),
+            "splits": splits,
+        }
+        return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def read_cache(folder: str | Path) -> TokenCache:
+    """The index of a cache. Raises UserError when folder, index or content is missing or wrong."""
+    folder = Path(folder)
+    path = folder / INDEX_NAME
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise ValueError(f"format {content['format']!r} is not {FORMAT!r}")
+        parts = tuple(PartInfo.from_plain(part) for split in content["splits"].values() for part in split["parts"])
+        names = tuple(str(name) for name in content["class_names"])
+        return TokenCache(folder, CacheSettings.from_plain(content["settings"]), names, parts)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(_no_index(folder)) from None
+    except OSError as error:
+        raise UserError(f"token cache {path}: cannot be read ({error.strerror})") from None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"token cache {path}: not a valid index ({reason}); make it anew with {MAKE} NEW`") from None
+
+
+def _no_index(folder: Path) -> str:
+    if not folder.exists():
+        return f"token cache {folder}: does not exist; make it with {MAKE} {folder}`"
+    if not folder.is_dir():
+        return f"token cache {folder}: is a file; give the folder that {MAKE} DIR` wrote"
+    if (folder / "index.json").is_file():
+        return f"token cache {folder}: holds images, not tokens; encode them with {MAKE} DIR`"
+    return f"token cache {folder}: has no {INDEX_NAME}; if `mvar tokens make` was interrupted, run it again"
+
+
+def part_files(folder: Path, name: str) -> tuple[Path, Path]:
+    """The files of tokens and of labels."""
+    return folder / f"{name}.npy", folder / f"{name}.labels.npy"
+
+
+def open_part(cache: TokenCache, part: PartInfo) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens (v, n, L) and labels (n,) of a part, mapped into memory.
+
+    Raises:
+        UserError: a missing or damaged file, or one of another type or shape than the index tells.
+    """
+    settings = cache.settings
+    views = settings.views_of(part.name.split("/")[0])
+    wanted = (
+        (settings.dtype, (views, part.samples, settings.num_tokens)),
+        (np.dtype("<i4"), (part.samples,)),
+    )
+    arrays = []
+    for path, (dtype, shape) in zip(part_files(cache.folder, part.name), wanted, strict=True):
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except OSError as error:
+            raise UserError(f"token cache: {path} cannot be opened ({error.strerror}); {REPAIR}") from None
+        except (ValueError, EOFError, SyntaxError):  # numpy's answers to a file that is none of its own, or cut off
+            raise UserError(f"token cache: {path} is cut off or no array file; {REPAIR}") from None
+        if array.dtype != dtype or array.shape != shape:
+            raise UserError(
+                f"token cache: {path} holds {array.dtype} {array.shape} instead of {dtype} {shape}; {REPAIR}"
+            )
+        arrays.append(array)
+    return arrays[0], arrays[1]
+
+
+REPAIR = "run the same `mvar tokens make` again, it mends what is damaged"
+
+
+def presence_problem(folder: Path, part: PartInfo) -> str | None:
+    """The check that costs nothing: are the files there, and as long as they should be?"""
+    size = 0
+    for path in part_files(folder, part.name):
+        if not path.is_file():
+            return f"{path.relative_to(folder)}: missing"
+        size += path.stat().st_size
+    if size != part.bytes:
+        return f"{part.name}: {size} bytes instead of {part.bytes} (cut off or replaced)"
+    return None
+
+
+def part_problem(folder: Path, part: PartInfo) -> str | None:
+    """The whole check: presence and content."""
+    if problem := presence_problem(folder, part):
+        return problem
+    if sha256_of(*part_files(folder, part.name)) != part.sha256:
+        return f"{part.name}: damaged (its content does not match the checksum in {INDEX_NAME})"
+    return None
+
+
+def check_cache(folder: str | Path) -> list[str]:
+    """One line for each part that is missing, damaged, not as the index tells, or not listed; empty when sound."""
+    cache = read_cache(folder)
+    problems = [problem for part in cache.parts if (problem := _problem_of(cache, part))]
+    listed = {path for part in cache.parts for path in part_files(cache.folder, part.name)}
+    found = set(cache.folder.glob("*/*.npy"))
+    return problems + [f"{path.relative_to(folder)}: not in {INDEX_NAME}" for path in sorted(found - listed)]
+
+
+def _problem_of(cache: TokenCache, part: PartInfo) -> str | None:
+    if problem := part_problem(cache.folder, part):
+        return problem
+    if not part.samples:
+        return None
+    try:
+        tokens_vnL, labels_n = open_part(cache, part)
+    except UserError as error:
+        return str(error)
+    if int(tokens_vnL.max()) >= cache.settings.vocab_size:
+        return f"{part.name}: token {int(tokens_vnL.max())} of {cache.settings.vocab_size} codes"
+    if not 0 <= int(labels_n.min()) <= int(labels_n.max()) < len(cache.class_names):
+        return f"{part.name}: label {int(labels_n.max())} of {len(cache.class_names)} classes"
+    return None
+
+
+def sha256_of(*paths: Path) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        for block in _blocks(path):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _blocks(path: Path, size: int = 1 << 20) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while block := file.read(size):
+            yield block
+
+
+def write_aside(path: Path, content: bytes | np.ndarray) -> None:
+    """Bytes, or an array in numpy's format, that take their name only when they lie on the disk."""
+    aside = path.with_name(f".{path.name}.aside")
+    try:
+        with aside.open("wb") as file:
+            if isinstance(content, bytes):
+                file.write(content)
+            else:
+                np.lib.format.write_array(file, np.ascontiguousarray(content), allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)

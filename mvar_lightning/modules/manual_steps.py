@@ -1,0 +1,117 @@
+"""Optimizer steps taken by a module itself (Lightning's manual optimization), with what its trainer no longer does.
+
+Lightning counts each step of each of its optimizers (issues 17958, 17167): with a discriminator ``global_step``, and
+with it checkpoints and schedules, would run at double speed. Here the first optimizer alone is counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import ParallelStrategy
+from torch import Tensor
+
+from mvar_lightning.errors import UserError
+from mvar_lightning.tokenizer.ranks import sum_over_ranks
+
+PRECISIONS = ("32-true", "bf16-mixed")
+
+
+def as_list(one_or_many: Any) -> list[Any]:
+    """What Lightning gives as a list only where there are several."""
+    return one_or_many if isinstance(one_or_many, list) else [one_or_many]
+
+
+@dataclass(frozen=True)
+class Window:
+    """The batches whose gradients make one step, as seen from one of them."""
+
+    size: int
+    closes: bool
+
+
+def window_of(trainer: L.Trainer, batch_idx: int, accumulate: int) -> Window:
+    """The window of a batch; the last one of an epoch may be smaller."""
+    first = batch_idx - batch_idx % accumulate
+    last = min(first + accumulate, trainer.num_training_batches)
+    return Window(size=int(last - first), closes=batch_idx + 1 >= last or trainer.is_last_batch)
+
+
+def total_steps(trainer: L.Trainer, accumulate: int) -> float:
+    """Optimizer steps of the run, infinite where it has no end; Lightning's own number knows no accumulation."""
+    steps = trainer.estimated_stepping_batches  # also makes the loaders, where their length is needed
+    batches = trainer.num_training_batches
+    if trainer.max_epochs in (-1, None) or math.isinf(steps) or math.isinf(batches):
+        return steps if steps >= 0 else math.inf
+    whole = math.ceil(batches / accumulate) * max(trainer.max_epochs or 1, 1)
+    return whole if trainer.max_steps == -1 else min(whole, trainer.max_steps)
+
+
+@contextlib.contextmanager
+def reducing(trainer: L.Trainer, reduce: bool) -> Iterator[None]:
+    """A backward pass whose gradients are averaged over the processes, or only summed up here for later."""
+    if not reduce and isinstance(trainer.strategy, ParallelStrategy):
+        with trainer.strategy.block_backward_sync():
+            yield
+    else:
+        yield
+
+
+def take_step(optimizer: LightningOptimizer) -> None:
+    """A step that ``global_step`` counts."""
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def take_uncounted_step(trainer: L.Trainer, optimizer: LightningOptimizer) -> None:
+    """The same way through strategy and precision, without the count."""
+    trainer.strategy.optimizer_step(optimizer.optimizer, closure=lambda: None)
+    optimizer.zero_grad()
+
+
+def check_finite(terms: dict[str, Tensor], trainer: L.Trainer) -> None:
+    """Stop the run, on all processes together, where one of them has a term that is not finite.
+
+    Raises:
+        UserError: names the first such term, the step and the last good checkpoint.
+    """
+    values = torch.stack([term.detach().float() for term in terms.values()])
+    bad = sum_over_ranks((~values.isfinite()).float())
+    if not bad.any():
+        return
+    place = int(bad.nonzero()[0])
+    name, value = list(terms)[place], values[place].item()
+    told = str(value) if not math.isfinite(value) else "not finite on another process"
+    callback: Any = trainer.checkpoint_callback
+    kept = getattr(callback, "last_model_path", "") or getattr(callback, "best_model_path", "")
+    raise UserError(
+        f"loss term {name!r} is {told} at step {trainer.global_step}; "
+        + (f"the last good checkpoint is {kept}; " if kept else "no checkpoint was written before it; ")
+        + "check the images for NaN, lower lr, or give the term a smaller weight"
+    )
+
+
+def check_trainer(trainer: L.Trainer) -> None:
+    """Refuse settings of the trainer that a module with its own steps has to be given itself.
+
+    Raises:
+        UserError: gradient clipping, accumulation, or a precision that needs loss scaling.
+    """
+    for name, unset in (("gradient_clip_val", (None, 0)), ("accumulate_grad_batches", (1,))):
+        value = getattr(trainer, name)
+        if value not in unset:
+            raise UserError(
+                f"trainer.{name} {value}: this module takes its optimizer steps itself; set model.{name} instead"
+            )
+    if trainer.precision not in PRECISIONS:
+        raise UserError(
+            f"trainer.precision {trainer.precision}: tokenizers train in {' or '.join(PRECISIONS)} "
+            "(half precision would need one loss scale for two optimizers)"
+        )

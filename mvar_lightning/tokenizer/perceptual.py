@@ -1,0 +1,183 @@
+"""LPIPS (Zhang et al. 2018, arXiv 1801.03924): distance of two images as VGG16 sees them, weighted by learned heads.
+
+VGG16's weights are a file that the user names; the linear heads come with torchmetrics. The formulas are torchmetrics'
+(``torchmetrics/functional/image/lpips.py``), which needs torchvision for the network; here its feature layers are built
+from plain modules.
+
+Shapes: B batch, C channels of a VGG level, HW pixels, hw map of a level.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from mvar_lightning.errors import UserError
+from mvar_lightning.tokenizer.frozen import Frozen
+from mvar_lightning.tokenizer.losses import LossPart
+from mvar_lightning.tokenizer.tokenizer import TokenizerOutput
+
+VGG_FILE = "vgg16-397923af.pth"
+VGG_HASH = "397923af"
+VGG_ADDRESS = f"https://download.pytorch.org/models/{VGG_FILE}"
+WAY_OUT = f"download {VGG_ADDRESS} (SHA-256 starts with {VGG_HASH})"
+
+STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+"""Widths of VGG16's convolutions between its poolings; LPIPS looks at the last map of each stage."""
+
+SMALLEST = 2 ** (len(STAGES) - 1)
+"""Side in pixels below which the last stage has no map."""
+
+
+class LPIPS(nn.Module):
+    """Perceptual distance of two batches of images, frozen, in float32 whatever the precision around it.
+
+    Args:
+        vgg_weights: torchvision's ``vgg16-397923af.pth``, or its tensors (all, or those of ``features`` alone) as a
+            PyTorch or safetensors file.
+
+    Raises:
+        UserError: no such file, or not VGG16's weights.
+    """
+
+    shift_311: Tensor
+    scale_311: Tensor
+
+    def __init__(self, vgg_weights: str) -> None:
+        super().__init__()
+        self.vgg = _vgg(Path(vgg_weights))
+        self.heads = nn.ParameterList(_heads())
+        # from [-1, 1] to the statistics of VGG's training images
+        self.register_buffer("shift_311", torch.tensor([-0.030, -0.088, -0.188]).view(3, 1, 1))
+        self.register_buffer("scale_311", torch.tensor([0.458, 0.448, 0.450]).view(3, 1, 1))
+        self.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> LPIPS:
+        """Stays in evaluation mode."""
+        return super().train(False)
+
+    def forward(self, a_B3HW: Tensor, b_B3HW: Tensor) -> Tensor:
+        """Distance (B,) of images in [-1, 1], differentiable in both.
+
+        Raises:
+            UserError: the shapes differ, or the images are smaller than 16 x 16 pixels.
+        """
+        if a_B3HW.shape != b_B3HW.shape or min(a_B3HW.shape[2:]) < SMALLEST:
+            raise UserError(
+                f"LPIPS of images {tuple(a_B3HW.shape)} and {tuple(b_B3HW.shape)}: give two batches of one shape, "
+                f"at least {SMALLEST} x {SMALLEST} pixels (VGG16 halves them {len(STAGES) - 1} times)"
+            )
+        with torch.autocast(a_B3HW.device.type, enabled=False):
+            levels = zip(self._features(a_B3HW), self._features(b_B3HW), self.heads, strict=True)
+            distances = [
+                ((a_BChw - b_BChw).square() * head_C11).sum(1).mean((1, 2)) for a_BChw, b_BChw, head_C11 in levels
+            ]
+            return torch.stack(distances).sum(0)
+
+    def _features(self, image_B3HW: Tensor) -> list[Tensor]:
+        x_BChw, levels = (image_B3HW.float() - self.shift_311) / self.scale_311, []
+        for stage in self.vgg:
+            x_BChw = stage(x_BChw)
+            levels.append(x_BChw / (x_BChw.square().sum(1, keepdim=True) + 1e-8).sqrt())
+        return levels
+
+
+class PerceptualLoss(LossPart):
+    """LPIPS between reconstruction and image. Its networks are in no checkpoint, average or fingerprint.
+
+    Args:
+        vgg_weights: file of VGG16's weights, see ``LPIPS``; read when the run starts.
+        weight: factor of this term in the total.
+    """
+
+    name = "lpips"
+
+    def __init__(self, vgg_weights: str, weight: float = 1.0) -> None:
+        super().__init__(weight)
+        self.network = Frozen(partial(LPIPS, vgg_weights))
+
+    def prepare(self, device: torch.device, image_size: int) -> None:
+        if image_size < SMALLEST:
+            raise UserError(
+                f"PerceptualLoss: images of {image_size} pixels: VGG16 needs at least {SMALLEST}; leave it out"
+            )
+        self.network.on(device)
+
+    def forward(self, output: TokenizerOutput, image_B3HW: Tensor) -> Tensor:
+        return self.network.on(image_B3HW.device)(output.reconstruction_B3HW, image_B3HW).mean()
+
+
+def _vgg(file: Path) -> nn.ModuleList:
+    """VGG16's feature layers up to the last convolution, cut into stages; all but the first begin with a pooling."""
+    state = _read(file)
+    stages, index, channels = nn.ModuleList(), 0, 3
+    for widths in STAGES:
+        layers: list[nn.Module] = []
+        if len(stages):
+            layers.append(nn.MaxPool2d(2))
+            index += 1
+        for width in widths:
+            layers += [_conv(state, index, channels, width, file), nn.ReLU(inplace=True)]
+            index, channels = index + 2, width
+        stages.append(nn.Sequential(*layers))
+    return stages
+
+
+def _conv(state: Mapping[str, Any], index: int, channels: int, width: int, file: Path) -> nn.Conv2d:
+    """The convolution at a place of torchvision's ``features``."""
+    # on the meta device: drawing weights to replace them would move the run's random state
+    conv = nn.Conv2d(channels, width, kernel_size=3, padding=1, device="meta")
+    for name, parameter in list(conv.named_parameters()):
+        tensor = state.get(f"features.{index}.{name}", state.get(f"{index}.{name}"))
+        if not isinstance(tensor, Tensor) or tensor.shape != parameter.shape:
+            found = tuple(tensor.shape) if isinstance(tensor, Tensor) else "nothing"
+            raise UserError(
+                f"VGG16 weights {file}: features.{index}.{name} should be {tuple(parameter.shape)}, it has {found}; "
+                f"{WAY_OUT}"
+            )
+        setattr(conv, name, nn.Parameter(tensor.float()))
+    return conv
+
+
+def _read(file: Path) -> Mapping[str, Any]:
+    if not file.is_file():
+        raise UserError(f"VGG16 weights {file}: no such file; {WAY_OUT}")
+    if file.name == VGG_FILE:
+        found = _sha256(file)
+        if not found.startswith(VGG_HASH):
+            raise UserError(f"VGG16 weights {file}: SHA-256 starts with {found[:8]}: damaged; {WAY_OUT}")
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file can make the reader fail in any way
+        raise UserError(
+            f"VGG16 weights {file}: not a file of tensors ({type(error).__name__}; nothing was executed); {WAY_OUT}"
+        ) from error
+    if not isinstance(state, Mapping):
+        raise UserError(f"VGG16 weights {file}: holds a {type(state).__name__}, not named tensors; {WAY_OUT}")
+    return state
+
+
+def _heads() -> list[nn.Parameter]:
+    """LPIPS' weights (C, 1, 1) of each level's channels."""
+    file = Path(str(files("torchmetrics.functional.image"))) / "lpips_models" / "vgg.pth"
+    if not file.is_file():
+        raise UserError(f"LPIPS heads {file}: no such file; install torchmetrics again, it brings them")
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    return [nn.Parameter(state[f"lin{level}.model.1.weight"][0]) for level in range(len(STAGES))]
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from mvar_lightning import (
+    FullAttention,
+    LlamaBlocks,
+    NextScaleTransformer,
+    SlidingWindowHistory,
+    SpatialAttention,
+    VARBlocks,
+)
+from mvar_lightning.transformer.compiled import compile_blocks
+
+SCALES = list(range(1, 11))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axes", [(SpatialAttention(3), LlamaBlocks()), (FullAttention(), VARBlocks())], ids=repr)
+def test_compiled_blocks_give_the_same_at_every_one_of_ten_scales(axes: Any) -> None:
+    """Ten scales are more variants than torch allows by default; whole graphs fail where it would give up."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = NextScaleTransformer(
+        SCALES,
+        vocab_size=12,
+        code_dim=4,
+        num_classes=3,
+        depth=1,
+        width=16,
+        heads=2,
+        gamma_init=1.0,
+        attention=axes[0],
+        history=SlidingWindowHistory(2),
+        blocks=axes[1],
+    ).eval()
+    inputs = [None, *(torch.randn(1, side * side, 4) for side in SCALES[1:])]
+
+    def run() -> list[torch.Tensor]:
+        state = model.begin(torch.tensor([0, 3]), images=1)
+        with torch.no_grad():
+            return [model.step(state, scale, x_BlZ) for scale, x_BlZ in enumerate(inputs)]
+
+    expected = run()
+    compile_blocks(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(run(), expected)
