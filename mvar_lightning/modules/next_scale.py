@@ -21,6 +21,7 @@ from mvar_lightning.errors import UserError
 from mvar_lightning.modules.means import log_means
 from mvar_lightning.modules.optim import Schedule, ScheduledAdamW, parameter_groups
 from mvar_lightning.modules.reproducible import seed_batch
+from mvar_lightning.modules.scale_groups import ScaleGroups, loss_of_groups
 from mvar_lightning.modules.sharding import shard_where_asked
 from mvar_lightning.modules.token_loss import TokenLoss, token_loss
 from mvar_lightning.sampling import generate
@@ -53,6 +54,9 @@ class NextScaleModule(L.LightningModule):
         init_from: weights to start from (fine-tuning): a folder, a checkpoint or a released file.
         compile_blocks: `torch.compile` every block.
         checkpoint_activations: recompute blocks in the backward pass.
+        scale_groups: run a training step group of scales after group, exact and in less memory: lists such as
+            [[0..7], [8], [9]], ``auto``, or the share of the activations that a group may have (`ScaleGroups`).
+        scale_cycle: train one group a step instead, each so many steps in a row (MVAR: [8, 1, 1]).
 
     Raises:
         UserError: a missing or broken tokenizer, sizes or strategy that do not fit it.
@@ -88,6 +92,8 @@ class NextScaleModule(L.LightningModule):
         init_from: str | None = None,
         compile_blocks: bool = False,
         checkpoint_activations: bool = False,
+        scale_groups: list[list[int | str]] | float | str | None = None,
+        scale_cycle: list[int] | None = None,
     ) -> None:
         super().__init__()
         self.tokenizer = load_tokenizer(tokenizer).eval().requires_grad_(False)
@@ -109,6 +115,7 @@ class NextScaleModule(L.LightningModule):
             backend=backend,
             checkpoint_activations=checkpoint_activations,
         )
+        self.scale_groups = ScaleGroups.read(scale_groups, scale_cycle, self.model.backend.plan)
         self.init_from = init_from
         if init_from is not None:
             load_initial_weights(self.model, init_from)
@@ -138,6 +145,10 @@ class NextScaleModule(L.LightningModule):
                 f"data.image_size {image_size}: the tokenizer makes images of {self.tokenizer.image_size} pixels "
                 f"(scales {self.tokenizer.pyramid}, downsampling {self.tokenizer.downsampling}); set it to that"
             )
+        if self.scale_groups.splits_steps and self.trainer.precision == "16-mixed":
+            raise UserError("scale_groups: go with precision 32-true or bf16-mixed, not 16-mixed with its loss scaling")
+        if len(self.scale_groups.groups) > 1:
+            rank_zero_info(f"scale groups of a training step: {self.scale_groups}")
         rank_zero_info(f"attention: {self.model.backend!r} rendered by backend {self.model.backend.name!r}")
 
     def configure_model(self) -> None:
@@ -161,10 +172,18 @@ class NextScaleModule(L.LightningModule):
         seed_batch(self, batch_idx)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        result, _ = self(batch)
-        self.log_dict({f"train/{name}": value for name, value in result.named().items()})
-        self.log("loss", result.loss.detach(), prog_bar=True, logger=False)
-        return result.loss
+        idx_BL, x_BLZ = self.tokens(batch)
+        if self.scale_groups.splits_steps and batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self.trainer.optimizers[0].zero_grad()  # Lightning's own comes after this step's first backward passes
+        groups, accumulated = self.scale_groups.at(self.global_step), self.trainer.accumulate_grad_batches
+        loss, figures = loss_of_groups(self.model, x_BLZ, batch["label"], idx_BL, groups, accumulated)
+        self.log_dict({f"train/{name}": value for name, value in figures.named().items()})
+        self.log("loss", figures.loss, prog_bar=True, logger=False)
+        return loss
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        if not self.scale_groups.splits_steps:
+            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         result, logits_BLV = self(batch)

@@ -76,7 +76,7 @@ def shard(model: NextScaleTransformer, mesh: DeviceMesh) -> None:
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
     fully_shard(model.head.linear, mesh=mesh, reshard_after_forward=True)  # sampling calls it for some rows at a time
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
-    for method in ("begin", "step", "step_features"):  # sampling enters here instead of `forward`
+    for method in ("inputs", "features", "begin", "step", "step_features"):  # training and sampling enter here, too
         register_fsdp_forward_method(model, method)
 
 

@@ -1,10 +1,11 @@
 """The training objective: cross-entropy of the next scale's tokens, with its share by scale.
 
-B batch, L tokens of the pyramid, K scales, V vocabulary, C width, N = B L tokens, n tokens of a chunk.
+B batch, l tokens of some scales, K scales, V vocabulary, C width, N = B l tokens, n tokens of a chunk.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,62 +20,81 @@ from mvar_lightning.transformer.products import linear
 
 @dataclass(frozen=True)
 class TokenLoss:
-    """Mean cross-entropy (with gradient), and losses and accuracies by scale (without).
+    """Mean cross-entropy of some scales (with gradient), and losses and accuracies by scale (without).
 
-    Accuracy is the share of tokens whose most likely code is the right one; 4-6% is normal at V = 4096.
+    Accuracy is the share of tokens whose most likely code is the right one; 4-6% is normal at V = 4096. K counts the
+    scales at hand, ``scales``; figures of other scales are not logged.
     """
 
     loss: Tensor
     accuracy: Tensor
     loss_K: Tensor
     accuracy_K: Tensor
+    scales: range
+    last_scale: int
 
     def named(self) -> dict[str, Tensor]:
         """Figures to log: overall, last scale, each scale."""
-        figures = {
-            "loss": self.loss.detach(),
-            "accuracy": self.accuracy,
-            "loss_last": self.loss_K[-1],
-            "accuracy_last": self.accuracy_K[-1],
-        }
-        for scale in range(len(self.loss_K)):
-            figures[f"loss_scale_{scale}"] = self.loss_K[scale]
-            figures[f"accuracy_scale_{scale}"] = self.accuracy_K[scale]
+        figures = {"loss": self.loss.detach(), "accuracy": self.accuracy}
+        if self.last_scale in self.scales:
+            figures |= {"loss_last": self.loss_K[-1], "accuracy_last": self.accuracy_K[-1]}
+        for place, scale in enumerate(self.scales):
+            figures[f"loss_scale_{scale}"] = self.loss_K[place]
+            figures[f"accuracy_scale_{scale}"] = self.accuracy_K[place]
         return figures
 
 
-def token_loss(logits_BLV: Tensor, idx_BL: Tensor, pyramid: ScalePyramid) -> TokenLoss:
-    """Mean cross-entropy over all B x L tokens, as VAR weighs them (`trainer.py`: every token the same)."""
-    loss_BL = F.cross_entropy(logits_BLV.flatten(0, 1), idx_BL.flatten(), reduction="none").view_as(idx_BL)
+def token_loss(logits_BlV: Tensor, idx_Bl: Tensor, pyramid: ScalePyramid, scales: range | None = None) -> TokenLoss:
+    """Mean cross-entropy over all B x l tokens of ``scales`` (all), as VAR weighs them (`trainer.py`: all the same)."""
+    loss_Bl = F.cross_entropy(logits_BlV.flatten(0, 1), idx_Bl.flatten(), reduction="none").view_as(idx_Bl)
     with torch.no_grad():
-        correct_BL = (logits_BLV.argmax(dim=-1) == idx_BL).float()
-    return _by_scale(loss_BL.mean(), loss_BL.detach(), correct_BL, pyramid)
+        correct_Bl = (logits_BlV.argmax(dim=-1) == idx_Bl).float()
+    return _by_scale(loss_Bl.mean(), loss_Bl.detach(), correct_Bl, pyramid, scales)
 
 
 def chunked_token_loss(
-    h_BLC: Tensor, classifier: nn.Linear, idx_BL: Tensor, pyramid: ScalePyramid, tokens_at_once: int = 4096
+    h_BlC: Tensor,
+    classifier: nn.Linear,
+    idx_Bl: Tensor,
+    pyramid: ScalePyramid,
+    scales: range | None = None,
+    tokens_at_once: int = 4096,
 ) -> TokenLoss:
     """`token_loss` of the classifier's logits, without ever holding them all.
 
     Logits, their softmax and their gradient are made for ``tokens_at_once`` tokens at a time; what is kept for the
-    backward pass is the gradient of ``h_BLC`` and of the classifier. In bf16 at 256 pixels that spares some 30 MB
+    backward pass is the gradient of ``h_BlC`` and of the classifier. In bf16 at 256 pixels that spares some 30 MB
     of memory an image.
 
     Args:
-        h_BLC: what the classifier reads (`NextScaleTransformer.features`).
-        classifier: the head's last product (``model.head.linear``).
+        h_BlC: what the classifier reads (`NextScaleTransformer.features`).
+        classifier: the head's last product (``model.head.linear``); its weights must be whole tensors.
     """
     weight_VC, bias_V = classifier.weight, classifier.bias
     loss, loss_N, correct_N = _ChunkedCrossEntropy.apply(
-        h_BLC.flatten(0, 1), weight_VC, bias_V, idx_BL.flatten(), tokens_at_once
+        h_BlC.flatten(0, 1), weight_VC, bias_V, idx_Bl.flatten(), tokens_at_once
     )
-    return _by_scale(loss, loss_N.view_as(idx_BL), correct_N.view_as(idx_BL), pyramid)
+    return _by_scale(loss, loss_N.view_as(idx_Bl), correct_N.view_as(idx_Bl), pyramid, scales)
 
 
-def _by_scale(loss: Tensor, loss_BL: Tensor, correct_BL: Tensor, pyramid: ScalePyramid) -> TokenLoss:
-    loss_K = torch.stack([part.mean() for part in pyramid.split(loss_BL)])
-    accuracy_K = torch.stack([part.mean() for part in pyramid.split(correct_BL)])
-    return TokenLoss(loss, correct_BL.mean(), loss_K, accuracy_K)
+def _by_scale(
+    loss: Tensor, loss_Bl: Tensor, correct_Bl: Tensor, pyramid: ScalePyramid, scales: range | None
+) -> TokenLoss:
+    scales = range(pyramid.num_scales) if scales is None else scales
+    counts = [pyramid.tokens_of(scale) for scale in scales]
+    loss_K = torch.stack([part.mean() for part in loss_Bl.split(counts, dim=1)])
+    accuracy_K = torch.stack([part.mean() for part in correct_Bl.split(counts, dim=1)])
+    return TokenLoss(loss, correct_Bl.mean(), loss_K, accuracy_K, scales, pyramid.num_scales - 1)
+
+
+def joined(parts: Sequence[TokenLoss], pyramid: ScalePyramid) -> TokenLoss:
+    """Figures of consecutive groups of scales together, without gradient."""
+    scales = range(parts[0].scales.start, parts[-1].scales.stop)
+    loss_K, accuracy_K = torch.cat([part.loss_K for part in parts]), torch.cat([part.accuracy_K for part in parts])
+    share_K = torch.tensor([float(pyramid.tokens_of(scale)) for scale in scales], device=loss_K.device)
+    share_K /= share_K.sum()
+    loss, accuracy = (loss_K * share_K).sum(), (accuracy_K * share_K).sum()
+    return TokenLoss(loss, accuracy, loss_K, accuracy_K, scales, pyramid.num_scales - 1)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -105,7 +125,6 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                     continue
                 error_nV = logits_nV.softmax(dim=-1)
                 error_nV[torch.arange(len(idx_n), device=idx_n.device), idx_n] -= 1
-                error_nV /= len(h_NC)
                 grad_bias_V += error_nV.sum(dim=0)
                 error_nV = error_nV.to(dtype)
                 grad_h_NC[chunk] = linear(error_nV, weight.t())
@@ -120,6 +139,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         grad_h_NC, grad_weight_VC, grad_bias_V = ctx.saved_tensors
         weight_dtype, bias_dtype = ctx.dtypes
+        grad = grad / len(grad_h_NC)  # of the mean; divided late, small numbers do not vanish in half precision
         return (
             grad_h_NC * grad,
             (grad_weight_VC * grad).to(weight_dtype),

@@ -8,12 +8,13 @@ from mvar_lightning.transformer.history import (
     NoHistory,
     SlidingWindowHistory,
 )
-from mvar_lightning.transformer.transformer import NextScaleTransformer, SamplingState
+from mvar_lightning.transformer.transformer import Inputs, NextScaleTransformer, SamplingState
 
 __all__ = [
     "BlockDesign",
     "GlobalHistory",
     "History",
+    "Inputs",
     "LlamaBlocks",
     "MixedHistory",
     "NextScaleTransformer",

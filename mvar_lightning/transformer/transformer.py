@@ -29,6 +29,15 @@ TOKENS_AT_ONCE = 2**16
 1024-pixel scale of 50 rows shrink to a third."""
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What a training step's blocks and head read: tokens (B, l, C), and scales, shifts and gates from the class."""
+
+    x_BlC: Tensor
+    modulations: list[Tensor]
+    head_modulation: Tensor
+
+
 @dataclass
 class SamplingState:
     """What sampling carries from scale to scale for R rows."""
@@ -166,9 +175,17 @@ class NextScaleTransformer(nn.Module):
             UserError: inputs or labels of another shape, or a label out of range (in training on a GPU the lookup of
                 the embedding tells instead: reading labels back would make every step wait).
         """
+        return self.transform(self.inputs(x_BLZ, label_B), range(self.pyramid.num_scales))
+
+    def inputs(self, x_BLZ: Tensor, label_B: Tensor) -> Inputs:
+        """What the blocks and the head read; arguments and errors as in `forward`.
+
+        Everything that joins scales (the history) or reads the class is in here, so that under a strategy whose queries
+        stay in their scale `transform` can take scale after scale.
+        """
         self._check_labels(label_B, images=len(x_BLZ))
         class_BC = self.class_embedding(self._drop_labels(label_B))
-        return self.transform(self.embed(x_BLZ, class_BC), class_BC, range(self.pyramid.num_scales))
+        return Inputs(self.embed(x_BLZ, class_BC), self._modulations(class_BC), self.head.modulation(class_BC))
 
     def embed(self, x_BLZ: Tensor, class_BC: Tensor) -> Tensor:
         """Inputs of all tokens (B, L, C), in float32 whatever the precision of the run."""
@@ -184,28 +201,25 @@ class NextScaleTransformer(nn.Module):
             start = class_BC[:, None].expand(-1, self.pyramid.first_tokens, -1)
             return torch.cat([start, *later], dim=1) + self.positions(range(self.pyramid.num_scales))
 
-    def transform(self, x_BlC: Tensor, class_BC: Tensor, scales: range) -> Tensor:
-        """Logits (B, l, V) of the tokens of ``scales`` from their inputs (and those of no other scale)."""
-        return self.head.classify(self.features(x_BlC, class_BC, scales))
+    def transform(self, inputs: Inputs, scales: range) -> Tensor:
+        """Logits (B, l, V) of the tokens of ``scales`` from their own inputs (``inputs.x_BlC`` has those alone)."""
+        return self.head.classify(self.features(inputs, scales))
 
-    def features(self, x_BlC: Tensor, class_BC: Tensor, scales: range) -> Tensor:
+    def features(self, inputs: Inputs, scales: range) -> Tensor:
         """`transform` before its last product, (B, l, C): what a loss in chunks reads."""
-        condition = self.condition(class_BC)
-        x_BlC = _to_compute_dtype(x_BlC)
-        for block in self._blocks:
-            modulation = block.modulation(condition)
+        x_BlC = _to_compute_dtype(inputs.x_BlC)
+        for block, modulation in zip(self._blocks, inputs.modulations, strict=True):
             if self.checkpoint_activations and torch.is_grad_enabled():
                 x_BlC = checkpoint(block, x_BlC, modulation, scales, use_reentrant=False)
             else:
                 x_BlC = block(x_BlC, modulation, scales)
-        return self.head.features(x_BlC, self.head.modulation(class_BC))
+        return self.head.features(x_BlC, inputs.head_modulation)
 
     def begin(self, label_R: Tensor, images: int) -> SamplingState:
         """Start sampling R rows: the labels of ``images`` images, then perhaps as many unconditional rows."""
         class_RC = self.class_embedding(label_R)
-        condition = self.condition(class_RC)
         fused = class_RC[:images].repeat(len(label_R) // images, 1) if self._fuses_conditional_class else class_RC
-        modulations = [_to_compute_dtype(block.modulation(condition)) for block in self._blocks]
+        modulations = [_to_compute_dtype(modulation) for modulation in self._modulations(class_RC)]
         cache = KVCache(
             self.backend.plan,
             layers=self.depth,
@@ -239,6 +253,10 @@ class NextScaleTransformer(nn.Module):
         done = [self._step_rows(state.rows(rows), scale, x_RlC[rows]) for rows in chunks]
         state.cache.advance(scale)
         return done[0] if len(done) == 1 else torch.cat(done)
+
+    def _modulations(self, class_BC: Tensor) -> list[Tensor]:
+        condition = self.condition(class_BC)
+        return [block.modulation(condition) for block in self._blocks]
 
     def _step_input(self, state: SamplingState, scale: int, x_BlZ: Tensor | None) -> Tensor:
         with torch.autocast(state.class_RC.device.type, enabled=False):

@@ -18,7 +18,7 @@ def test_in_chunks_the_loss_and_its_gradients_are_the_same(tokens_at_once: int) 
     idx_BL = torch.randint(20, (2, 14))
     inputs = (h_BLC, classifier.weight, classifier.bias)
     whole = token_loss(classifier(h_BLC), idx_BL, PYRAMID)
-    chunked = chunked_token_loss(h_BLC, classifier, idx_BL, PYRAMID, tokens_at_once)
+    chunked = chunked_token_loss(h_BLC, classifier, idx_BL, PYRAMID, tokens_at_once=tokens_at_once)
     torch.testing.assert_close(chunked.named(), whole.named())
     # scaled, as gradient accumulation does
     expected, found = (torch.autograd.grad(result.loss / 3, inputs) for result in (whole, chunked))
@@ -38,7 +38,7 @@ def test_products_run_in_the_precision_of_autocast() -> None:
     h_BLC = torch.randn(1, 14, 64, requires_grad=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         whole = token_loss(classifier(h_BLC).float(), idx_BL, PYRAMID)
-        chunked = chunked_token_loss(h_BLC, classifier, idx_BL, PYRAMID, 5)
+        chunked = chunked_token_loss(h_BLC, classifier, idx_BL, PYRAMID, tokens_at_once=5)
     torch.testing.assert_close(chunked.loss_K, whole.loss_K)
     chunked.loss.backward()
     assert classifier.weight.grad is not None and classifier.weight.grad.dtype == torch.float32

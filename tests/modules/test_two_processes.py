@@ -25,13 +25,16 @@ def run(*arguments: object) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_two_processes_and_shards_of_the_model_equal_one(tokenizer: Path, tmp_path: Path) -> None:
-    """With accumulated and clipped gradients, averaged weights and recomputed activations; validated on 31 images."""
+    """With accumulated and clipped gradients, averaged weights and recomputed activations, also in scale groups; validated on 31 images."""
     shards = write_digits(tmp_path / "shards", val=31)
-    one, ddp, sharded = (run(tokenizer, shards, tmp_path / f"{kind}.pt", kind) for kind in ("one", "ddp", "sharded"))
+    one, ddp, sharded, ddp_groups, sharded_groups = (
+        run(tokenizer, shards, tmp_path / f"{kind.replace(' ', '-')}.pt", *kind.split())
+        for kind in ("one", "ddp", "sharded", "ddp groups", "sharded groups")
+    )
     assert one["losses"][0] != one["losses"][-1] and max(one["norms"]) > 0.3
     assert {"val/fid_pixels", "val/rfid_pixels", "val/loss", "predictions/usage_scale_2"} <= one["sampled"].keys()
     assert {"val/rfid_pixels", "val/psnr", "val/ssim", "codebook/usage_scale_2"} <= one["reconstructed"].keys()
-    for two in (ddp, sharded):
+    for two in (ddp, sharded, ddp_groups, sharded_groups):
         assert one["steps"] == two["steps"] == 4
         assert one["lr"] == two["lr"] == pytest.approx(0.01 * 16 / 256)
         assert two["losses"] == pytest.approx(one["losses"], abs=1e-5)

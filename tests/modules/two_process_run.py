@@ -1,6 +1,6 @@
 """Trains and measures on one or two processes, and writes what came of it: run by `test_two_processes.py`.
 
-python two_process_run.py TOKENIZER SHARDS OUT.pt one|ddp|sharded
+python two_process_run.py TOKENIZER SHARDS OUT.pt one|ddp|sharded [groups]
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def numbers(run: L.Trainer) -> dict[str, float]:
     return {name: value for name, value in kept.items() if not name.startswith("train/")}
 
 
-def main(tokenizer: str, shards: str, out: str, kind: str) -> None:
+def main(tokenizer: str, shards: str, out: str, kind: str, grouped: str = "") -> None:
     processes = 1 if kind == "one" else 2
     strategy: Any = {"one": "auto", "ddp": "ddp", "sharded": FullySharded()}[kind]
     settings = {"devices": processes, "use_distributed_sampler": False, "max_epochs": EPOCHS, "log_every_n_steps": 1}
@@ -97,7 +97,10 @@ def main(tokenizer: str, shards: str, out: str, kind: str) -> None:
     def module() -> MarkovVARModule:
         L.seed_everything(0)
         chance = {"drop_path": 0.0, "label_drop": 0.0}
-        return MarkovVARModule(tokenizer, **MODEL_SIZES, **chance, base_lr=0.01, checkpoint_activations=True)
+        groups: Any = [["0..1"], [2]] if grouped else None
+        return MarkovVARModule(
+            tokenizer, **MODEL_SIZES, **chance, base_lr=0.01, checkpoint_activations=True, scale_groups=groups
+        )
 
     first, model = (
         trainer(Path(out).parent, losses, EMA(0.5), GradientNorm(), measures, strategy=strategy, **settings),
@@ -126,4 +129,4 @@ def main(tokenizer: str, shards: str, out: str, kind: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:5])
+    main(*sys.argv[1:])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -82,10 +84,9 @@ def test_no_scale_sees_a_later_one() -> None:
 
 def test_scales_of_a_markov_step_stand_alone() -> None:
     model = randomized(attention=AdjacentAttention()).eval()
-    x, class_BC = torch.randn(2, 13, 4), model.class_embedding(torch.tensor([1, 2]))
-    h = model.embed(x, class_BC)
-    whole = model.transform(h, class_BC, range(3))
-    alone = model.transform(h[:, 5:], class_BC, range(2, 3))
+    inputs = model.inputs(torch.randn(2, 13, 4), torch.tensor([1, 2]))
+    whole = model.transform(inputs, range(3))
+    alone = model.transform(replace(inputs, x_BlC=inputs.x_BlC[:, 5:]), range(2, 3))
     torch.testing.assert_close(alone, whole[:, 5:])
 
 

@@ -1,0 +1,231 @@
+"""A training step scale group after scale group: the exact gradient of the whole step in less memory.
+
+Where no query reads keys of another scale, scales are independent given their inputs, and the loss is a sum over them.
+So each group's forward and backward pass can run by itself, its activations freed before the next group's. MVAR
+instead trains some scales at one step and others at the next (`trainer.py`: 8 steps on scales 1 to 8, one on scale 9,
+one on scale 10); that is a `cycle` here.
+
+B batch, L tokens of the pyramid, l tokens of a group, K scales, Z code dim, C width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from mvar_lightning.attention.plan import AttentionPlan
+from mvar_lightning.errors import UserError
+from mvar_lightning.modules.token_loss import TokenLoss, chunked_token_loss, joined, token_loss
+from mvar_lightning.pyramid import ScalePyramid
+from mvar_lightning.transformer import Inputs, NextScaleTransformer
+
+AUTO_SHARE = 0.45
+"""What `auto` takes: a group has at most this share of the tokens, if one scale alone has not more."""
+
+
+@dataclass(frozen=True)
+class ScaleGroups:
+    """Which scales a training step runs together.
+
+    Attributes:
+        groups: consecutive ranges of scales that cover all of them.
+        cycle: if set, a step trains one group alone, and the n-th group comes ``cycle[n]`` steps in a row.
+    """
+
+    groups: tuple[range, ...]
+    cycle: tuple[int, ...] | None = None
+
+    @classmethod
+    def read(
+        cls, said: list[list[int | str]] | float | str | None, cycle: list[int] | None, plan: AttentionPlan
+    ) -> ScaleGroups:
+        """What a recipe says.
+
+        Args:
+            said: None for all scales at once; lists of scales, ``0..7`` standing for a range; a number, the share of
+                the whole step's activations that a group may have; ``auto`` for `AUTO_SHARE`.
+            cycle: steps for each group, or None for all groups in every step.
+            plan: of the model's attention strategy.
+
+        Raises:
+            UserError: groups that do not cover the scales in order, whose queries read each other's keys, or a cycle
+                that does not fit them.
+        """
+        if isinstance(said, list):
+            groups = _listed(said, plan.pyramid)
+        elif said is None:
+            groups = (range(plan.pyramid.num_scales),)
+        else:
+            groups = groups_of_share(plan.pyramid, _share(said))
+        _check_keys(groups, plan)
+        if cycle is not None and (len(cycle) != len(groups) or len(groups) < 2 or min(cycle) < 1):
+            raise UserError(
+                f"scale_cycle {cycle}: give each of the {len(groups)} scale groups its number of steps, at least 1; "
+                "MVAR's is scale_groups [[0..7], [8], [9]] with scale_cycle [8, 1, 1]"
+            )
+        return cls(groups, None if cycle is None else tuple(cycle))
+
+    def at(self, step: int) -> tuple[range, ...]:
+        """Groups of one optimizer step, counted from 0."""
+        if self.cycle is None:
+            return self.groups
+        place = step % sum(self.cycle)
+        return (self.groups[next(n for n, end in enumerate(accumulate(self.cycle)) if place < end)],)
+
+    @property
+    def splits_steps(self) -> bool:
+        """Whether a step makes several backward passes."""
+        return len(self.groups) > 1 and self.cycle is None
+
+    def __str__(self) -> str:
+        names = [str(group[0]) if len(group) == 1 else f"{group[0]}..{group[-1]}" for group in self.groups]
+        if self.cycle is None:
+            return ", then ".join(names)
+        return ", ".join(f"{name} for {steps} steps" for name, steps in zip(names, self.cycle, strict=True))
+
+
+def groups_of_share(pyramid: ScalePyramid, share: float) -> tuple[range, ...]:
+    """Fewest consecutive groups with at most ``share`` of the tokens each, or one scale where a scale has more.
+
+    Activations grow with tokens: at 256 pixels, 0.45 gives scales 0 to 7, 8, and 9 (255, 169 and 256 of 680 tokens).
+    """
+    most = max(share * pyramid.num_tokens, pyramid.tokens_of(pyramid.num_scales - 1))
+    starts = [0]
+    for scale in range(pyramid.num_scales):
+        if pyramid.offsets[scale + 1] - pyramid.offsets[starts[-1]] > most:
+            starts.append(scale)
+    return tuple(range(a, b) for a, b in zip(starts, [*starts[1:], pyramid.num_scales], strict=True))
+
+
+def loss_of_groups(
+    model: NextScaleTransformer,
+    x_BLZ: Tensor,
+    label_B: Tensor,
+    idx_BL: Tensor,
+    groups: Sequence[range],
+    accumulated: int = 1,
+) -> tuple[Tensor, TokenLoss]:
+    """Loss of some scale groups, of which all but the last have been taken backward when it returns.
+
+    The backward pass of the loss that is returned adds the last group's gradient and, through the shared inputs
+    (embeddings, history, modulations), that of all groups. So each parameter has its whole gradient only after it, and
+    DDP reduces once.
+
+    Args:
+        x_BLZ, label_B: as in `NextScaleTransformer.forward`.
+        idx_BL: the right tokens.
+        groups: consecutive scales. One group over all scales is the plain step.
+        accumulated: batches of an optimizer step; the caller divides what is returned by it, as Lightning does.
+
+    Returns:
+        The loss, a sum over the groups' tokens divided by B x L, with the gradient that is left; and the figures.
+    """
+    pyramid, inputs = model.pyramid, model.inputs(x_BLZ, label_B)
+    carried = _Carried(inputs)
+    losses, figures = [], []
+    for group in groups[:-1]:
+        with _same_randomness_again(model, x_BLZ.device):
+            loss, figure = _loss_of(model, carried.cut(group, pyramid), idx_BL, group)
+            with torch.autocast(loss.device.type, enabled=False):
+                (loss / accumulated).backward()
+        losses.append(loss.detach())
+        figures.append(figure)
+        del loss  # and the graph with it, before the next group's is built
+    last = replace(inputs, x_BlC=inputs.x_BlC[:, pyramid.span(groups[-1])])
+    loss, figure = _loss_of(model, last, idx_BL, groups[-1])
+    if losses:
+        loss = torch.stack([*losses, loss]).sum() + accumulated * carried.zero_with_gradient()
+    return loss, joined([*figures, figure], pyramid)
+
+
+class _Carried:
+    """The shared inputs, cut off from what made them; gathers their gradients from groups that went backward."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self._x_BLC = inputs.x_BlC
+        self._leaves: list[tuple[Tensor, Tensor]] = []
+        self._modulations = [self._cut(modulation) for modulation in inputs.modulations]
+        self._head_modulation = self._cut(inputs.head_modulation)
+
+    def cut(self, group: range, pyramid: ScalePyramid) -> Inputs:
+        return Inputs(self._cut(self._x_BLC[:, pyramid.span(group)]), self._modulations, self._head_modulation)
+
+    def zero_with_gradient(self) -> Tensor:
+        """A zero whose gradient to each input is the one gathered: their inner product, less its own value."""
+        found = [(tensor, leaf.grad) for tensor, leaf in self._leaves if leaf.grad is not None]
+        product = torch.stack([(tensor * gradient).sum(dtype=torch.float32) for tensor, gradient in found]).sum()
+        return product - product.detach()
+
+    def _cut(self, tensor: Tensor) -> Tensor:
+        leaf = tensor.detach().requires_grad_(tensor.requires_grad)
+        self._leaves.append((tensor, leaf))
+        return leaf
+
+
+def _loss_of(model: NextScaleTransformer, inputs: Inputs, idx_BL: Tensor, group: range) -> tuple[Tensor, TokenLoss]:
+    """One group's part of the mean over all tokens, and its figures."""
+    pyramid, classifier = model.pyramid, model.head.linear
+    span = pyramid.span(group)
+    h_BlC, idx_Bl = model.features(inputs, group), idx_BL[:, span]
+    if isinstance(classifier.weight, DTensor):  # sharded: only the layer's own call gathers it
+        figure = token_loss(model.head.classify(h_BlC), idx_Bl, pyramid, group)
+    else:
+        figure = chunked_token_loss(h_BlC, classifier, idx_Bl, pyramid, group)
+    loss = figure.loss * ((span.stop - span.start) / pyramid.num_tokens)
+    return loss, replace(figure, loss=figure.loss.detach())
+
+
+def _same_randomness_again(model: NextScaleTransformer, device: torch.device) -> AbstractContextManager[None]:
+    """Stochastic depth must draw for each group what it draws for all scales at once."""
+    if not model.training or model.drop_path == 0.0:
+        return nullcontext()
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
+
+
+def _listed(said: list[list[int | str]], pyramid: ScalePyramid) -> tuple[range, ...]:
+    groups = tuple(_scales(group, said) for group in said)
+    if [scale for group in groups for scale in group] != list(range(pyramid.num_scales)):
+        raise UserError(
+            f"scale_groups {said}: must name each of the scales 0 to {pyramid.num_scales - 1} once, in order, such as "
+            f"[[0..{pyramid.num_scales - 2}], [{pyramid.num_scales - 1}]]"
+        )
+    return groups
+
+
+def _scales(group: list[int | str], said: list[list[int | str]]) -> range:
+    scales: list[int] = []
+    for word in group:
+        first, _, last = str(word).partition("..")
+        if not first.isdecimal() or not (last or first).isdecimal():
+            raise UserError(f"scale_groups {said}: {word!r} is no scale; write numbers, or 0..7 for a range")
+        scales += range(int(first), int(last or first) + 1)
+    if not scales:
+        raise UserError(f"scale_groups {said}: a group is empty")
+    return range(scales[0], scales[0] + len(scales)) if scales == sorted(scales) else range(0)
+
+
+def _share(said: float | str) -> float:
+    share = AUTO_SHARE if said == "auto" else said
+    if not isinstance(share, float | int) or not 0 < share <= 1:
+        raise UserError(
+            f"scale_groups {said!r}: write auto, a share of the step's activations such as {AUTO_SHARE}, "
+            "or lists of scales such as [[0..7], [8], [9]]"
+        )
+    return share
+
+
+def _check_keys(groups: tuple[range, ...], plan: AttentionPlan) -> None:
+    for group in groups:
+        for scale in group:
+            if (first := plan.reads[scale].first_key_scale) < group.start:
+                raise UserError(
+                    f"scale_groups: scale {scale} reads keys of scale {first}, which is in an earlier group, so the "
+                    "gradient would not be exact; use a strategy that stays in its scale (AdjacentAttention, "
+                    "SpatialAttention), or no groups"
+                )
