@@ -40,7 +40,9 @@ STRATEGIES: tuple[AttentionStrategy, ...] = (
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="mvar bench attention", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--heads", type=int, default=16)
     parser.add_argument("--image-size", type=int, default=256, choices=sorted(PUBLISHED_SIDES))
@@ -116,7 +118,3 @@ def alternate(
             if repeat >= 2:  # the first two warm up
                 times[side].append(time.perf_counter() - started)
     return {side: statistics.median(values) for side, values in times.items()}
-
-
-if __name__ == "__main__":
-    main()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import multiprocessing
 import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -17,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mvar_lightning.benchmarks.flops import MIB, attention_block_gflops, cache_mib, transformer_tflops
 from mvar_lightning.benchmarks.sides import SIDES, Case, Ours, Side, Theirs
@@ -59,15 +63,18 @@ def times(case: Case) -> dict[str, Any]:
     if "reference" in sides:
         result["agreement"] = _agreement(sides, case)
     for part in case.parts:
-        result[part] = alternate({name: partial(side.run, part) for name, side in sides.items()}, case.repeats)
+        runs = {name: partial(side.run, part) for name, side in sides.items()}
+        if part == "groups":
+            runs["whole"] = partial(sides["ours"].run, "train")
+        result[part] = alternate(runs, case.repeats)
     return result
 
 
-def alternate(sides: dict[str, Callable[[], Any]], repeats: int) -> dict[str, Any]:
+def alternate(sides: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Any]:
     """Wall-clock and processor seconds (medians) of each side, run in turn so that a busy moment falls on both.
 
-    The ratio is the median of the ratios of neighboring runs, reference / ours. Processor seconds are those of all
-    threads: on a busy machine their ratio is the steadier one.
+    A ratio is the median of the ratios of neighboring runs, another side (reference, whole) / ours. Processor seconds
+    are those of all threads: on a busy machine their ratio is the steadier one.
     """
     wall: dict[str, list[float]] = {name: [] for name in sides}
     processor: dict[str, list[float]] = {name: [] for name in sides}
@@ -86,10 +93,11 @@ def alternate(sides: dict[str, Callable[[], Any]], repeats: int) -> dict[str, An
         }
         for name in sides
     }
-    if len(sides) == 2:
-        for key, values in (("ratio", wall), ("processor_ratio", processor)):
-            pairs = zip(values["reference"], values["ours"], strict=True)
-            result[key] = round(statistics.median(theirs / ours for theirs, ours in pairs), 3)
+    for other, prefix in (("reference", ""), ("whole", "whole_")):
+        if other in sides:
+            for key, values in (("ratio", wall), ("processor_ratio", processor)):
+                pairs = zip(values[other], values["ours"], strict=True)
+                result[prefix + key] = round(statistics.median(theirs / ours for theirs, ours in pairs), 3)
     return result
 
 
@@ -108,11 +116,60 @@ def memory(case: Case, side: str, part: str) -> dict[str, Any]:
         before = reset_peak_resident()
         loaded.run(part)
         peak = peak_resident()
-    return {"peak_mib": round(peak / MIB, 1), "above_loaded_mib": round((peak - before) / MIB, 1)}
+    figures = {"peak_mib": round(peak / MIB, 1), "above_loaded_mib": round((peak - before) / MIB, 1)}
+    if part in ("train", "groups"):
+        with KeptForBackward(loaded.transformer) as kept:
+            loaded.run(part)
+        figures["activations_mib"] = round(kept.peak / MIB, 1)
+    return figures
+
+
+class KeptForBackward:
+    """Bytes that autograd keeps for the backward pass while this context lasts, weights left out: now, and the peak."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.now = self.peak = 0
+        self._weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        self._holders: dict[int, int] = {}
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
+
+    def __enter__(self) -> KeptForBackward:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._hooks.__exit__(*error)
+
+    def _pack(self, tensor: Tensor) -> _Kept:
+        kept, storage = _Kept(tensor), tensor.untyped_storage()
+        place, size = storage.data_ptr(), storage.nbytes()
+        if place not in self._weights:
+            self._holders[place] = self._holders.get(place, 0) + 1
+            if self._holders[place] == 1:
+                self.now += size
+                self.peak = max(self.peak, self.now)
+            weakref.finalize(kept, self._drop, place, size)
+        return kept
+
+    def _unpack(self, kept: _Kept) -> Tensor:
+        return kept.tensor
+
+    def _drop(self, place: int, size: int) -> None:
+        self._holders[place] -= 1
+        self.now -= size if self._holders[place] == 0 else 0
+
+
+class _Kept:
+    """A tensor in the graph; it goes when the graph lets it go."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
 
 
 def reset_peak_resident() -> int:
     """Forget the peak where the system can (Linux); bytes resident now, or else the peak so far."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed and not given back would hide what comes
     try:
         CLEAR_REFS.write_text("5")
     except OSError:
@@ -142,7 +199,7 @@ def _load(case: Case) -> dict[str, Side]:
 
 def _agreement(sides: dict[str, Side], case: Case) -> dict[str, Any]:
     """Largest differences of logits, greedy sampling and images between the sides, before any is timed."""
-    checks = {"sample": "greedy", "decode": "decode", "train": "logits"}
+    checks = {"sample": "greedy", "decode": "decode", "train": "logits", "groups": "logits"}
     result = {}
     for part in case.parts:
         ours, theirs = (sides[name].run(checks[part]).float() for name in ("ours", "reference"))

@@ -1,6 +1,6 @@
 """VAR, MVAR and Markov-VAR: sampling, decoding, training step, memory, counted cost; ours, the references, the papers.
 
-    python -m mvar_lightning.benchmarks.models --depths 16 --var-repo ../VAR --markov-var-repo ../Markov-VAR
+    mvar bench --depths 16 --var-repo ../VAR --markov-var-repo ../Markov-VAR
 
 Weights are random. Given a clone of a reference, its model is built first and imported into ours; results are compared
 before anything is timed; then both run in turn in one process. Each run leaves one JSON file (the history), and prints
@@ -14,7 +14,7 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,18 +22,25 @@ from typing import Any
 from mvar_lightning.errors import UserError
 
 ARCHITECTURES = ("var", "mvar", "markov_var")
-PARTS = ("sample", "decode", "train")
+PARTS = {
+    "sample": "sampling, tokens only",
+    "decode": "decoding",
+    "train": "train step",
+    "groups": "train step in scale groups",
+}
 RESULTS = Path("benchmarks/results")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `mvar bench models`."""
+    """The options of `mvar bench`."""
     add = parser.add_argument
     add("--architectures", nargs="+", default=list(ARCHITECTURES), choices=ARCHITECTURES, metavar="NAME")
     add("--depths", nargs="+", type=int, default=[16], metavar="D", help="16 20 24 are the papers' (16)")
     add("--sizes", nargs="+", type=int, default=[256], choices=(256, 512, 1024), metavar="PX", help="pixels (256)")
     add("--batch", type=int, default=2, metavar="N", help="images; guidance doubles the rows (2)")
-    add("--parts", nargs="*", default=list(PARTS), choices=PARTS, metavar="PART", help="sample decode train (all)")
+    add(
+        "--parts", nargs="*", default=list(PARTS), choices=tuple(PARTS), metavar="PART", help=f"{' '.join(PARTS)} (all)"
+    )
     add("--no-memory", action="store_true", help="leave out the peak memory (a process for each side and part)")
     add("--repeats", type=int, default=5, metavar="N", help="of each side, after one warm-up (5)")
     add("--threads", type=int, default=0, metavar="N", help="of torch on a CPU (0: torch's own choice)")
@@ -135,18 +142,26 @@ def _cells(row: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     times, counted = row.get("times", {}), row["counted"]
     if "failed" in times:
         yield "times", f"failed: {times['failed']}", "", "", ""
-    for part, name in (("sample", "sampling, tokens only, s"), ("decode", "decoding, s"), ("train", "train step, s")):
+    for part, name in PARTS.items():
         if part in times:
             ours, theirs = times[part]["ours"], times[part].get("reference")
             ratio = f"{times[part]['ratio']:.2f} ({times[part]['processor_ratio']:.2f} cpu)" if theirs else ""
             known = _known(row, "sample_decode_s", " with decoding") if part == "sample" else ""
             known = _known(row, "train_s") if part == "train" else known
-            yield name, f"{ours['seconds']:.3f}", f"{theirs['seconds']:.3f}" if theirs else "", ratio, known
+            yield f"{name}, s", f"{ours['seconds']:.3f}", f"{theirs['seconds']:.3f}" if theirs else "", ratio, known
+        if "whole" in times.get(part, {}):
+            whole = times[part]["whole"]["seconds"]
+            yield "  our whole step beside it, s", f"{whole:.3f}", "", f"{times[part]['whole_ratio']:.2f}", ""
     for part, sides in row.get("memory", {}).items():
         cells = [_memory_cell(sides.get(side)) for side in ("ours", "reference")]
         both = [sides[side].get("peak_mib") for side in ("ours", "reference") if side in sides]
         ratio = f"{both[0] / both[1]:.2f}" if len(both) == 2 and all(both) else ""
-        yield f"{part}: peak (above loaded), MiB", *cells, ratio, _known(row, _MEMORY_NAMES.get(part, ""))
+        yield f"{PARTS[part]}: peak (above loaded), MiB", *cells, ratio, _known(row, _MEMORY_NAMES.get(part, ""))
+        kept = [sides[side].get("activations_mib") for side in ("ours", "reference") if side in sides]
+        if any(kept):
+            ratio = f"{kept[0] / kept[1]:.2f}" if len(kept) == 2 and all(kept) else ""
+            words = [f"{each:.0f}" if each else "" for each in kept]
+            yield f"{PARTS[part]}: kept for backward, MiB", words[0], "".join(words[1:]), ratio, ""
     for check, apart in times.get("agreement", {}).items():
         yield f"{check}: largest difference", f"{apart['largest_difference']:.1e}", "", "", ""
     yield "key-value cache, MiB", f"{counted['cache_mib']:.0f}", "", "", _known(row, "cache_mib", " at their batch")
@@ -206,7 +221,8 @@ def _machine(args: argparse.Namespace) -> tuple[str, str]:
 def _with_parts(case: Any, args: argparse.Namespace) -> Any:
     from dataclasses import replace
 
-    return replace(case, parts=tuple(args.parts), compiled=args.compile)
+    kept = [part for part in args.parts if part != "groups" or not case.plan.crosses_scales]
+    return replace(case, parts=tuple(kept), compiled=args.compile)
 
 
 def _rows(args: argparse.Namespace) -> Iterator[tuple[str, int, int]]:
@@ -239,17 +255,3 @@ def _write(path: Path, text: str) -> None:
     aside = path.with_name(f".{path.name}.aside")
     aside.write_text(text)
     aside.replace(path)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    try:
-        return run(parser.parse_args(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """The quantizer's forward against the straightforward form that holds all distances of a scale at once.
 
-    python -m mvar_lightning.benchmarks.quantizer
+    mvar bench quantizer
 
 Both sides take the same latents, codebook and phi, run in turn in one process, and must give the same tokens. Medians
 are compared; the times belong to this machine, the ratio is what carries over. Memory is the most that the work's
@@ -196,7 +196,9 @@ def measure(shapes: Shapes, device: torch.device, repeats: int) -> dict[str, Any
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="mvar bench quantizer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--image-size", type=int, default=256, choices=sorted(PUBLISHED_SIDES))
     parser.add_argument("--vocab-size", type=int, default=4096)
     parser.add_argument("--code-dim", type=int, default=32)
@@ -215,7 +217,3 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("  ".join(f"{name.replace('_', ' ')} {value:.6g}" for name, value in figures["agreement"].items()))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

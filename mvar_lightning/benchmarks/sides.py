@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from mvar_lightning.attention import AdjacentAttention, AttentionPlan, FullAttention, SpatialAttention
 from mvar_lightning.benchmarks.references import Reference
 from mvar_lightning.checkpoints import import_official
-from mvar_lightning.modules.token_loss import token_loss
+from mvar_lightning.modules.scale_groups import AUTO_SHARE, groups_of_share, loss_of_groups
 from mvar_lightning.pyramid import PUBLISHED_SIDES, ScalePyramid
 from mvar_lightning.sampling import LinearGuidance, SamplingSettings, sample_pyramid
 from mvar_lightning.sampling.generate import decode_in_chunks
@@ -51,6 +51,7 @@ class Case:
         precision: ``32`` or ``bf16`` (our weights are bf16 then, the reference's under autocast, as its users do).
         repo: the reference's clone, or None.
         compiled: compile our blocks.
+        parts: what is measured; ``groups`` is the training step in scale groups, of strategies that allow it.
     """
 
     architecture: str
@@ -96,7 +97,7 @@ class Side(ABC):
         self.f_hat_BZhw = torch.randn(case.batch, 32, side, side, generator=generator).to(device)
 
     def run(self, part: str) -> Tensor:
-        """One of ``sample``, ``decode``, ``train``; gives its result, for comparison."""
+        """One of ``sample``, ``decode``, ``train``, ``groups``; gives its result, for comparison."""
         with self.case.autocast():
             result: Tensor = getattr(self, part)()
         if self.case.device == "cuda":
@@ -124,9 +125,16 @@ class Side(ABC):
 
     def train(self) -> Tensor:
         """Forward and backward pass of a step, without the optimizer (the same call on both sides)."""
+        return self._step(self.loss)
+
+    def groups(self) -> Tensor:
+        """The same in scale groups; a side that has none takes its whole step."""
+        return self.train()
+
+    def _step(self, loss_of_step: Callable[[], Tensor]) -> Tensor:
         self.transformer.train()
         self.transformer.zero_grad(set_to_none=True)
-        loss = self.loss()
+        loss = loss_of_step()
         loss.backward()
         self.transformer.eval()
         return loss.detach()
@@ -178,8 +186,14 @@ class Ours(Side):
         return logits_BLV
 
     def loss(self) -> Tensor:
+        return self._loss((range(self.case.pyramid.num_scales),))
+
+    def groups(self) -> Tensor:
+        return self._step(partial(self._loss, groups_of_share(self.case.pyramid, AUTO_SHARE)))
+
+    def _loss(self, groups: tuple[range, ...]) -> Tensor:
         self.trained.train(self.transformer.training)
-        return token_loss(self.trained(self.x_BLZ, self.label_B), self.idx_BL, self.case.pyramid).loss
+        return loss_of_groups(self.trained, self.x_BLZ, self.label_B, self.idx_BL, groups)[0]
 
 
 class Theirs(Side):

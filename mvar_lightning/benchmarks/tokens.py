@@ -1,6 +1,6 @@
 """What a token cache can feed: samples per second of one worker, and its memory over many passes.
 
-`python -m mvar_lightning.benchmarks.tokens`. The cache is made of random tokens in a temporary folder; its pages are in
+`mvar bench tokens`. The cache is made of random tokens in a temporary folder; its pages are in
 the system's memory when the clock runs, so a disk's speed is not measured.
 """
 
@@ -49,7 +49,9 @@ class TokenThroughput:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="mvar bench tokens", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--samples", type=int, default=50_000, help="in the cache, in parts of 1,000 (50000)")
     parser.add_argument("--passes", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=64)
@@ -138,7 +140,3 @@ def memory_of(process: str) -> dict[str, float]:
     """Resident memory of a process by kind, in MB (Linux)."""
     status = Path(f"/proc/{process}/status").read_text()
     return {kind: int(size) * 1024 / 1e6 for kind, size in re.findall(r"(Rss\w+|VmRSS):\s+(\d+) kB", status)}
-
-
-if __name__ == "__main__":
-    main()

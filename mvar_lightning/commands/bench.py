@@ -1,9 +1,11 @@
-"""`mvar bench ...`: measurements, both sides of a comparison in one run. A member is an entry in `MEMBERS`."""
+"""`mvar bench ...`: measurements, both sides of a comparison in one run. Alone it measures the models."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,33 @@ RESULTS = Path("benchmarks/results")
 
 def add_parser(subparsers: Any) -> None:
     """Add `bench` with its members to the parser of `mvar`."""
-    parser = subparsers.add_parser("bench", help="measure speed and memory on this machine")
-    commands = parser.add_subparsers(title="commands", required=True, metavar=f"{{{','.join(MEMBERS)}}}")
-    for name, add in MEMBERS.items():
-        add(commands, name)
+    from mvar_lightning.benchmarks.models import add_arguments, run
+
+    parser = subparsers.add_parser(
+        "bench",
+        help="measure speed and memory on this machine",
+        description="Without a member: VAR, MVAR, Markov-VAR: sampling, decoding, training step, memory, counted cost.",
+    )
+    add_arguments(parser)
+    parser.set_defaults(run=run)
+    members = parser.add_subparsers(title="other members", metavar="MEMBER")
+    _add_data(members, "data")
+    for name, told in MEMBERS.items():
+        member = members.add_parser(name, help=told, add_help=False)
+        member.set_defaults(run=partial(_run_member, name), takes_overrides=True)
+
+
+MEMBERS = {
+    "attention": "attention for each scale alone against attention with a mask",
+    "quantizer": "the quantizer against its straightforward form",
+    "tokens": "what a token cache can feed",
+}
+"""Benchmarks that read their own options: name to what it measures."""
+
+
+def _run_member(name: str, args: argparse.Namespace) -> int:
+    importlib.import_module(f"mvar_lightning.benchmarks.{name}").main(args.overrides)
+    return 0
 
 
 def _add_data(commands: Any, name: str) -> None:
@@ -37,18 +62,6 @@ def _add_data(commands: Any, name: str) -> None:
 def _add_out(member: argparse.ArgumentParser, name: str) -> None:
     default = RESULTS / f"{name}.json"
     member.add_argument("--out", type=Path, default=default, metavar="FILE", help=f"JSON with all figures ({default})")
-
-
-def _add_models(commands: Any, name: str) -> None:
-    from mvar_lightning.benchmarks.models import add_arguments, run
-
-    member = commands.add_parser(name, help="VAR, MVAR, Markov-VAR: sampling, decoding, training step, memory, cost")
-    add_arguments(member)
-    member.set_defaults(run=run)
-
-
-MEMBERS = {"data": _add_data, "models": _add_models}
-"""Name to the function that adds the member to the parser."""
 
 
 def run_data(args: argparse.Namespace) -> int:

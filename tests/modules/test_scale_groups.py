@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from weakref import finalize
 
 import lightning as L
 import pytest
@@ -30,6 +29,7 @@ from mvar_lightning import (
     VARBlocks,
     VARModule,
 )
+from mvar_lightning.benchmarks.measure import KeptForBackward
 from mvar_lightning.modules.scale_groups import ScaleGroups, groups_of_share, loss_of_groups
 from mvar_lightning.pyramid import PUBLISHED_SIDES, ScalePyramid
 
@@ -80,34 +80,9 @@ def test_recomputed_activations_and_frozen_parts_go_with_groups() -> None:
     torch.testing.assert_close(grouped["word_embedding.weight"], whole["word_embedding.weight"])
 
 
-class Kept:
-    """Counts the bytes that the graph holds for the backward pass, weights left out, and their peak."""
-
-    def __init__(self, model: NextScaleTransformer) -> None:
-        self.now = self.peak = 0
-        self._weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-        self._holders: dict[int, int] = {}
-
-    def pack(self, tensor: Tensor) -> tuple[Tensor, object]:
-        storage = tensor.untyped_storage().data_ptr()
-        ticket = type("Ticket", (), {})()
-        if storage not in self._weights:
-            self._holders[storage] = self._holders.get(storage, 0) + 1
-            if self._holders[storage] == 1:
-                self.now += tensor.untyped_storage().nbytes()
-                self.peak = max(self.peak, self.now)
-            finalize(ticket, self._drop, storage, tensor.untyped_storage().nbytes())
-        return tensor, ticket
-
-    def _drop(self, storage: int, size: int) -> None:
-        self._holders[storage] -= 1
-        self.now -= size if self._holders[storage] == 0 else 0
-
-
 def kept_bytes(model: NextScaleTransformer, groups: list[range]) -> int:
-    kept = Kept(model)
     x_BLZ, idx_BL = torch.randn(3, 29, 4), torch.randint(16, (3, 30))
-    with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda pair: pair[0]):
+    with KeptForBackward(model) as kept:
         loss_of_groups(model, x_BLZ, torch.tensor([1, 2, 3]), idx_BL, groups)[0].backward()
     assert kept.now == 0
     return kept.peak

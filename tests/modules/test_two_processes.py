@@ -25,7 +25,10 @@ def run(*arguments: object) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_two_processes_and_shards_of_the_model_equal_one(tokenizer: Path, tmp_path: Path) -> None:
-    """With accumulated and clipped gradients, averaged weights and recomputed activations, also in scale groups; validated on 31 images."""
+    """With accumulated and clipped gradients, averaged weights, recomputed activations, also in scale groups.
+
+    Validated on 31 images.
+    """
     shards = write_digits(tmp_path / "shards", val=31)
     one, ddp, sharded, ddp_groups, sharded_groups = (
         run(tokenizer, shards, tmp_path / f"{kind.replace(' ', '-')}.pt", *kind.split())
