@@ -99,7 +99,8 @@ def build(path: Path) -> Built:
     if image_size in PUBLISHED_SIDES:
         sizes: dict[str, Any] = {"scales": PUBLISHED_SIDES[image_size]}
     else:
-        sizes = yaml.safe_load((ROOT / "recipes/tokenizer/digits.yaml").read_text())["model"]["init_args"]
+        tokenizer_recipe = ROOT / raw.get("tokenizer_recipe", "recipes/tokenizer/digits.yaml")
+        sizes = yaml.safe_load(tokenizer_recipe.read_text())["model"]["init_args"]
         sizes = {key: value for key, value in sizes.items() if key in signature(MultiScaleTokenizer).parameters}
     with pytest.MonkeyPatch.context() as patch, torch.device("meta"):
         patch.setattr(next_scale, "load_tokenizer", lambda path: MultiScaleTokenizer(**sizes))

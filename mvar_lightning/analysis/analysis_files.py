@@ -54,56 +54,102 @@ def table_of(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def attention_markdown(mass: AttentionMass) -> str:
-    """Means over blocks: mass on each scale, and inside each window of the own block."""
+    """Means over blocks: mass on each scale, the same against an even spread, and inside windows of the own block."""
     on_scale, within = mass.on_scale.mean(dim=0), mass.within.mean(dim=0)
     names = [f"{side}x{side}" for side in mass.sides]
-    first = table_of(["query scale", *names], _rows(names, on_scale.masked_fill(on_scale == 0, math.nan)))
-    kernels = [f"{kernel}x{kernel}" for kernel in mass.kernels]
-    second = table_of(["query scale", *kernels], _rows(names, within))
+    first = table_of(["query scale", *names], _rows(names, on_scale.masked_fill(on_scale == 0, math.nan), _percent))
+    second = table_of(["query scale", *names], _rows(names, _over_even(mass), _times))
+    fitting = _fitting(mass)
+    kernels = [f"{mass.kernels[number]}x{mass.kernels[number]}" for number in fitting]
+    third = table_of(["query scale", *kernels], _rows(names, within[:, fitting], _percent))
     return (
         f"Share of attention on each scale, mean over blocks, heads, queries and {mass.images} images:\n\n{first}\n"
-        f"Share of the mass on a query's own block (which carries the adjacent scale) inside a window:\n\n{second}"
+        "The same, as a multiple of what an even spread over all visible tokens would give that scale:\n\n"
+        f"{second}\n"
+        f"Share of the mass on a query's own block (which carries the adjacent scale) inside a window:\n\n{third}"
     )
 
 
-def _rows(names: Sequence[str], values: Tensor) -> list[list[str]]:
-    return [[name, *(_percent(float(v)) for v in row)] for name, row in zip(names, values, strict=True)]
+def _rows(names: Sequence[str], values: Tensor, write: Callable[[float], str]) -> list[list[str]]:
+    return [[name, *(write(float(v)) for v in row)] for name, row in zip(names, values, strict=True)]
 
 
 def _percent(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.1%}"
 
 
+def _times(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.2f}"
+
+
+def _fitting(mass: AttentionMass) -> list[int]:
+    """Numbers of the windows that fit into some map."""
+    return [number for number, kernel in enumerate(mass.kernels) if kernel <= max(mass.sides)]
+
+
+def _over_even(mass: AttentionMass) -> Tensor:
+    """Mass (K, K), mean over blocks, over that of an even spread over the scales that are seen at all; else NaN.
+
+    Under a neighborhood the own scale has fewer visible tokens than its map; the map is counted all the same.
+    """
+    on_scale_KK = mass.on_scale.mean(dim=0)
+    tokens_KK = torch.tensor([float(side * side) for side in mass.sides]).expand(len(mass.sides), -1)
+    seen_KK = tokens_KK * (on_scale_KK > 0)
+    return on_scale_KK / (seen_KK / seen_KK.sum(dim=1, keepdim=True)).masked_fill(seen_KK == 0, math.nan)
+
+
 def draw_on_scale(mass: AttentionMass) -> Draw:
-    """The matrix of query scale against key scale."""
-    return lambda path: _draw_matrix(
-        mass.on_scale.mean(dim=0).masked_fill(mass.on_scale.mean(dim=0) == 0, math.nan) * 100,
-        mass.sides,
-        "share of attention, %",
-        path,
-        low=0.0,
-    )
+    """Query scale against key scale: the share, and how many times the share of an even spread."""
+
+    def draw(path: Path) -> None:
+        on_scale_KK = mass.on_scale.mean(dim=0)
+        count = len(mass.sides)
+        with figure_of(path, 1, 2, width=2 * (1.6 + 0.34 * count), height=1.2 + 0.32 * count) as (left, right):
+            share_KK = on_scale_KK.masked_fill(on_scale_KK == 0, math.nan) * 100
+            _draw_matrix(left, share_KK, mass.sides, "share of attention, %", "Blues", (0.0, 100.0), ".0f")
+            _draw_matrix(right, _over_even(mass).log2(), mass.sides, "log2 of share / even spread",
+                         "RdBu_r", (-2.0, 2.0), "+.1f")  # fmt: skip
+            for axis in (left, right):
+                axis.set(xlabel="key scale", ylabel="query scale")
+
+    return draw
 
 
 def draw_within(mass: AttentionMass) -> Draw:
-    """Share inside growing windows, a line for each of the largest scales; a uniform spread for comparison."""
+    """Share inside growing windows: a line for each of the largest scales; for the largest one, a line a block.
+
+    A uniform spread is dotted, for comparison.
+    """
 
     def draw(path: Path) -> None:
-        with figure_of(path, 1, 1, width=4.2, height=2.9) as (axis,):
-            shown = [scale for scale, side in enumerate(mass.sides) if side > 2][-6:]
+        shown = [scale for scale, side in enumerate(mass.sides) if side > 2][-6:]
+        with figure_of(path, 1, 2, width=6.4, height=2.7) as (left, right):
             for number, scale in enumerate(shown):
-                side, values = mass.sides[scale], mass.within[:, scale].mean(dim=0)
-                fits = [n for n, kernel in enumerate(mass.kernels) if kernel <= side]
-                kernels = [mass.kernels[n] for n in fits]
-                color = COLORS[number % len(COLORS)]
-                axis.plot(kernels, [100 * float(values[n]) for n in fits], "o-", color=color, markersize=3)
-                axis.plot(kernels, [100 * (k / side) ** 2 for k in kernels], ":", color=color, linewidth=0.9)
-                axis.annotate(f"{side}x{side}", (kernels[-1], 100 * float(values[fits[-1]])), (3, 2),
-                              textcoords="offset points", fontsize=7, color=color)  # fmt: skip
-            axis.set(xlabel="side of the window", ylabel="attention inside, %", xticks=mass.kernels, ylim=(0, 104))
-            axis.set_title("within the own block; dotted: if spread evenly")
+                name, color = f"{mass.sides[scale]}x{mass.sides[scale]}", COLORS[number % len(COLORS)]
+                _draw_windows(left, mass, mass.within[:, scale].mean(dim=0), scale, color, name)
+            blocks = len(mass.within)
+            for block in range(blocks):
+                shade = str(round(0.75 * (1 - block / max(blocks - 1, 1)), 3))
+                name = f"block {block + 1}" if block in (0, blocks - 1) else ""
+                _draw_windows(right, mass, mass.within[block, -1], len(mass.sides) - 1, shade, name)
+            largest = f"{mass.sides[-1]}x{mass.sides[-1]}"
+            left.set(title="each scale, mean over blocks", ylabel="attention inside the window, %")
+            right.set(title=f"scale {largest}, each block")
+            for axis in (left, right):
+                axis.set(xlabel="side of the window", xticks=[mass.kernels[n] for n in _fitting(mass)], ylim=(0, 104))
+                axis.plot([], [], ":", color="gray", linewidth=0.9, label="even spread")
+                axis.legend(loc="lower right", fontsize=6)
 
     return draw
+
+
+def _draw_windows(axis: Any, mass: AttentionMass, within_N: Tensor, scale: int, color: str, name: str) -> None:
+    side = mass.sides[scale]
+    fits = [n for n, kernel in enumerate(mass.kernels) if kernel <= side]
+    kernels = [mass.kernels[n] for n in fits]
+    axis.plot(kernels, [100 * float(within_N[n]) for n in fits], "o-", color=color, markersize=3,
+              label=name or "_unnamed")  # fmt: skip
+    axis.plot(kernels, [100 * (kernel / side) ** 2 for kernel in kernels], ":", color=color, linewidth=0.9)
 
 
 # -- alignment
@@ -121,38 +167,36 @@ def alignment_markdown(found: Alignment) -> str:
 
 
 def draw_alignment(found: Alignment) -> Draw:
-    return lambda path: _draw_matrix(
-        found.signed_sqrt_KK, found.sides, "sign(s) sqrt(|s|) of RFA", path, symmetric=True, rows="residual of scale"
-    )
+    def draw(path: Path) -> None:
+        values_KK, count = found.signed_sqrt_KK, len(found.sides)
+        largest = float(values_KK[~values_KK.isnan()].abs().max().clamp_min(1e-6))
+        with figure_of(path, 1, 1, width=1.7 + 0.36 * count, height=1.2 + 0.32 * count) as (axis,):
+            _draw_matrix(
+                axis, values_KK, found.sides, "sign(s) sqrt(|s|) of RFA", "RdBu_r", (-largest, largest), "+.2f"
+            )
+            axis.set(xlabel="input of scale", ylabel="residual of scale")
+
+    return draw
 
 
 def _draw_matrix(
-    values: Tensor,
-    sides: Sequence[int],
-    title: str,
-    path: Path,
-    low: float | None = None,
-    symmetric: bool = False,
-    rows: str = "query scale",
+    axis: Any, values_KK: Tensor, sides: Sequence[int], title: str, colors: str, limits: tuple[float, float], form: str
 ) -> None:
+    """The lower half of a matrix over scales, each cell with its number."""
     count = len(sides)
-    largest = float(values[~values.isnan()].abs().max().clamp_min(1e-6))
-    limits = (-largest, largest) if symmetric else (low, largest)
-    with figure_of(path, 1, 1, width=1.6 + 0.34 * count, height=1.2 + 0.32 * count) as (axis,):
-        image = axis.imshow(values, cmap="RdBu_r" if symmetric else "Blues", vmin=limits[0], vmax=limits[1])
-        names = [str(side) for side in sides]
-        axis.set_xticks(range(count), names)
-        axis.set_yticks(range(count), names)
-        axis.set(xlabel="key scale" if not symmetric else "input of scale", ylabel=rows, title=title)
-        for row in range(count):
-            for column in range(row + 1):
-                value = float(values[row, column])
-                if not math.isnan(value):
-                    dark = abs(value) > 0.6 * largest
-                    text = f"{value:+.1f}" if symmetric else f"{value:.0f}"
-                    axis.text(column, row, text, ha="center", va="center", fontsize=6,
-                              color="white" if dark else "black")  # fmt: skip
-        axis.figure.colorbar(image, ax=axis, shrink=0.8)
+    image = axis.imshow(values_KK.numpy(), cmap=colors, vmin=limits[0], vmax=limits[1])
+    names = [str(side) for side in sides]
+    axis.set_xticks(range(count), names)
+    axis.set_yticks(range(count), names)
+    axis.set_title(title)
+    for row in range(count):
+        for column in range(row + 1):
+            value = float(values_KK[row, column])
+            if not math.isnan(value):
+                dark = abs(value) > 0.6 * limits[1]
+                text = format(round(value, 2) + 0.0, form)  # no -0.0
+                axis.text(column, row, text, ha="center", va="center", fontsize=6, color="white" if dark else "black")
+    axis.figure.colorbar(image, ax=axis, shrink=0.8)
 
 
 # -- perturbation

@@ -111,12 +111,15 @@ def perturb(
         raise UserError(f"{count} images: perturb at least one")
     check_together(model, tokenizer)
     damages, pictures = [], []
+    clean: list[Tensor] = []  # in main memory: sampled once, compared with at every scale
     with evaluating(model, tokenizer):
         for scale in (None, *range(model.pyramid.num_scales)):
             measured = _Measured()
             kept: list[Tensor] = []
-            for image_B3HW, clean_B3HW in _pairs(model, tokenizer, settings, count, seed, batch_size, scale):
-                _measure(measured, image_B3HW, clean_B3HW, perceptual)
+            for batch, image_B3HW in enumerate(_sampled(model, tokenizer, settings, count, seed, batch_size, scale)):
+                if scale is None:
+                    clean.append(image_B3HW.cpu())
+                _measure(measured, image_B3HW, clean[batch].to(image_B3HW.device), perceptual)
                 if distance is not None:
                     distance.update(image_B3HW, real=False)
                 kept.append(image_B3HW[: max(0, keep - sum(len(part) for part in kept))].cpu())
@@ -129,7 +132,7 @@ def perturb(
     return damages, pictures
 
 
-def _pairs(
+def _sampled(
     model: NextScaleTransformer,
     tokenizer: MultiScaleTokenizer,
     settings: SamplingSettings,
@@ -137,14 +140,13 @@ def _pairs(
     seed: int,
     batch_size: int,
     scale: int | None,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of (perturbed, clean) images in [0, 1]."""
+) -> Iterator[Tensor]:
+    """Batches of images in [0, 1], perturbed at a scale or not at all."""
     for first in range(0, count, batch_size):
         numbers = range(first, min(first + batch_size, count))
         seeds = [seed + number for number in numbers]
         label_B = check_labels([number % model.num_classes for number in numbers], model)
-        clean = _sample(model, tokenizer, settings, label_B, seeds, None)
-        yield clean if scale is None else _sample(model, tokenizer, settings, label_B, seeds, scale), clean
+        yield _sample(model, tokenizer, settings, label_B, seeds, scale)
 
 
 def _sample(

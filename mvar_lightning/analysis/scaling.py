@@ -82,11 +82,14 @@ def scaling_of(runs: Sequence[Mapping[str, Any]]) -> list[Scaling]:
     for name, (metric, inverted) in MEASURES.items():
         points = []
         for run in runs:
-            metrics = run["report"]["metrics"]
-            if metric not in metrics:
-                raise UserError(f"scaling: run {run['variant']} has no {metric}; give a sweep of next-scale models")
-            value = float(metrics[metric])
-            points.append((float(run["report"]["parameters"]), 1 - value if inverted else value))
+            report = run.get("report", {})
+            value, size = report.get("metrics", {}).get(metric), report.get("parameters")
+            if value is None or size is None:
+                raise UserError(
+                    f"scaling: run {run.get('variant')} has no {metric if value is None else 'parameters'}; "
+                    "give a sweep of next-scale models that all came to their end"
+                )
+            points.append((float(size), 1 - float(value) if inverted else float(value)))
         found.append(Scaling(name, tuple(sorted(points)), fit_power_law(points)))
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 from statistics import mean, stdev
@@ -40,36 +41,62 @@ class SweepRun:
 
 @dataclass(frozen=True)
 class Cell:
-    """One column of one variant over all seeds."""
+    """One column of one variant over all seeds; NaN for a seed whose run failed or has no such number."""
 
     values: tuple[float, ...]
 
     @property
+    def known(self) -> list[float]:
+        return [value for value in self.values if not math.isnan(value)]
+
+    @property
     def mean(self) -> float:
-        return mean(self.values)
+        """Over the seeds that have a number; NaN where none has."""
+        return mean(self.known) if self.known else math.nan
 
     @property
     def spread(self) -> float:
         """Standard deviation over the seeds; 0 for a single one."""
-        return stdev(self.values) if len(self.values) > 1 else 0.0
+        return stdev(self.known) if len(self.known) > 1 else 0.0
 
     def write(self, column: Column) -> str:
-        if math.isnan(self.mean):
+        if not self.known:
             return "-"
-        if len(self.values) == 1:
-            return column.write(self.mean)
-        return f"{column.write(self.mean)} ± {column.write(self.spread)}"
+        missing = f" ({len(self.known)} of {len(self.values)})" if len(self.known) < len(self.values) else ""
+        spread = f" ± {column.write(self.spread)}" if len(self.known) > 1 else ""
+        return f"{column.write(self.mean)}{spread}{missing}"
 
 
 class SweepResults:
-    """All runs of a sweep, in the order of its file."""
+    """The finished runs of a sweep, at least one, in the order of its file."""
 
     def __init__(self, sweep: Sweep, runs: Sequence[SweepRun]) -> None:
         self.sweep = sweep
         self.runs = list(runs)
+        self._by_name = {(run.variant, run.seed): run for run in self.runs}
 
     def cell(self, variant: str, column: Column) -> Cell:
-        return Cell(tuple(run.value(column) for run in self.runs if run.variant == variant))
+        found = [self._by_name.get((variant, seed)) for seed in self.sweep.seeds]
+        return Cell(tuple(math.nan if run is None else run.value(column) for run in found))
+
+    @property
+    def plotted(self) -> list[Column]:
+        """Columns to draw: those that some run has a number for."""
+        return [column for column in self.sweep.plotted if self._has(column)]
+
+    @property
+    def logged_curves(self) -> list[str]:
+        return [tag for tag in self.sweep.curves if any(tag in run.curves for run in self.runs)]
+
+    def _has(self, column: Column) -> bool:
+        return any(self.cell(name, column).known for name in self.sweep.variants)
+
+    def gaps(self) -> list[str]:
+        """One line for each column or curve that no run has, with the names that come close."""
+        metrics = sorted({name for run in self.runs for name in run.report["metrics"]})
+        logged = sorted({name for run in self.runs for name in run.curves})
+        lines = [_gap("column", c.metric, metrics) for c in self.sweep.columns if not self._has(c)]
+        return lines + [_gap("curve", c, logged) for c in self.sweep.curves if c not in self.logged_curves]
 
     def rows(self) -> list[list[str]]:
         """The table: headings, then one row for each variant."""
@@ -85,12 +112,16 @@ class SweepResults:
 
     def footnote(self) -> str:
         """Steps, seeds, and how to read the cells; the counts behind a FID, where there is one."""
+        missing = [f"{name}, seed {seed}" for name in self.sweep.variants for seed in self.sweep.seeds
+                   if (name, seed) not in self._by_name]  # fmt: skip
         steps = sorted({int(run.report["steps"]) for run in self.runs})
         told = [f"{self.sweep.recipe}, {' to '.join(f'{step:,}' for step in sorted({steps[0], steps[-1]}))} steps"]
         if len(self.sweep.seeds) > 1:
             told.append(f"mean ± standard deviation over seeds {', '.join(map(str, self.sweep.seeds))}")
         else:
             told.append(f"one run each (seed {self.sweep.seeds[0]}): small differences mean nothing")
+        if missing:
+            told.append(f"failed: {' and '.join(missing)}")
         metrics = self.runs[0].report["metrics"]
         for name, value in metrics.items():
             if name.endswith(("fid_images", "fid_reference_images", "_floor")):
@@ -98,13 +129,13 @@ class SweepResults:
         return "; ".join(told) + "."
 
     def content(self) -> dict[str, Any]:
-        """Everything, for JSON."""
+        """Everything, for JSON, which has no NaN: None stands for it."""
         runs = [
             {
                 "variant": run.variant,
                 "seed": run.seed,
-                "values": {column.heading: run.value(column) for column in self.sweep.columns},
-                "report": dict(run.report),
+                "values": {column.heading: _plain(run.value(column)) for column in self.sweep.columns},
+                "report": {**run.report, "metrics": {k: _plain(v) for k, v in run.report["metrics"].items()}},
             }
             for run in self.runs
         ]
@@ -114,15 +145,15 @@ class SweepResults:
         """Each plotted column as a row of bars, a dot for every seed."""
         from mvar_lightning.analysis.style import COLORS, figure_of
 
-        columns, names = self.sweep.plotted, list(self.sweep.variants)
+        columns, names = self.plotted, list(self.sweep.variants)
         with figure_of(path, 1, len(columns), width=2.4 * len(columns) + 1.2, height=0.34 * len(names) + 1.0) as axes:
             for axis, column in zip(axes, columns, strict=True):
                 cells = [self.cell(name, column) for name in names]
-                axis.barh(names, [cell.mean for cell in cells], color=COLORS[0], alpha=0.55)
+                axis.barh(names, [cell.mean if cell.known else 0.0 for cell in cells], color=COLORS[0], alpha=0.55)
                 for place, cell in enumerate(cells):
-                    axis.plot(cell.values, [place] * len(cell.values), ".", color="black", markersize=4)
-                    axis.annotate(cell.write(column), (max(cell.values), place), (4, 0), textcoords="offset points",
-                                  va="center", fontsize=7)  # fmt: skip
+                    axis.plot(cell.known, [place] * len(cell.known), ".", color="black", markersize=4)
+                    axis.annotate(cell.write(column), (max(cell.known, default=0.0), place), (4, 0),
+                                  textcoords="offset points", va="center", fontsize=7)  # fmt: skip
                 axis.margins(x=0.35)
                 axis.set_title(column.heading)
                 axis.invert_yaxis()
@@ -130,22 +161,31 @@ class SweepResults:
                     axis.set_yticklabels([])
 
     def plot_curves(self, path: Path) -> None:
-        """Each curve in its panel, a line for every variant (the first seed's)."""
+        """Each curve in its panel, a line for every variant (its first seed's)."""
         from mvar_lightning.analysis.style import COLORS, LINES, figure_of
 
-        tags = self.sweep.curves
+        tags, names = self.logged_curves, list(self.sweep.variants)
         columns = min(3, len(tags))
         rows = math.ceil(len(tags) / columns)
-        first = [run for run in self.runs if run.seed == self.sweep.seeds[0]]
+        first = {run.variant: run for run in reversed(self.runs)}
+        lines: dict[str, Any] = {}
         with figure_of(path, rows, columns, width=3.1 * columns, height=2.3 * rows + 0.5) as axes:
             for axis, tag in zip(axes, tags, strict=False):
-                for number, run in enumerate(first):
-                    if (curve := run.curves.get(tag)) is not None:
+                for number, name in enumerate(names):
+                    if name in first and (curve := first[name].curves.get(tag)) is not None:
                         style = {"color": COLORS[number % len(COLORS)], "linestyle": LINES[number // len(COLORS)]}
-                        axis.plot(curve.steps, curve.values, label=run.variant, **style)
+                        (lines[name],) = axis.plot(curve.steps, curve.values, label=name, **style)
                 axis.set_title(tag)
                 axis.set_xlabel("step")
             for axis in axes[len(tags) :]:
                 axis.set_visible(False)
-            handles, labels = axes[0].get_legend_handles_labels()
-            axes[0].figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+            axes[0].figure.legend(lines.values(), lines, loc="outside lower center", ncols=4, frameon=False)
+
+
+def _gap(kind: str, name: str, known: Sequence[str]) -> str:
+    close = get_close_matches(name, known, n=3)
+    return f"{kind} {name!r}: no run has it; " + (f"close to it: {', '.join(close)}" if close else "see metrics.json")
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -125,12 +125,15 @@ def _sweep(path: str | Path, content: Mapping[str, Any]) -> Sweep:
         made = tuple(Column(**column) for column in columns)
     except TypeError as error:
         raise UserError(f"sweep {path}: columns: {str(error).split(') ')[-1]}") from None
+    plot = tuple(content.get("plot") or ())
+    if unknown := [metric for metric in plot if metric not in {column.metric for column in made}]:
+        raise UserError(f"sweep {path}: plot: {unknown[0]!r} is the metric of no column")
     return Sweep(
         recipe=str(content["recipe"]),
         variants={str(name): dict(settings or {}) for name, settings in variants.items()},
         columns=made,
         overrides=dict(content.get("overrides") or {}),
         seeds=tuple(dict.fromkeys(seeds)),
-        plot=tuple(content.get("plot") or ()),
+        plot=plot,
         curves=tuple(content.get("curves") or ()),
     )

@@ -48,7 +48,7 @@ def add_parser(subparsers: Any) -> None:
 def _add_common(parser: argparse.ArgumentParser) -> None:
     sampling_options.add_source(parser)
     evaluation_options.add_cutting(parser)
-    parser.add_argument("--out", metavar="DIR", help="where to write (default: analysis/ beside the checkpoint)")
+    parser.add_argument("--out", metavar="DIR", help="where to write (default: analysis/ in the run, or beside a file)")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="images at a time (16)")
 
 
@@ -86,7 +86,7 @@ def run_perturb(args: argparse.Namespace) -> int:
     settings = SamplingSettings(chosen.pop("cfg"), **chosen)
     distance = None
     if args.features != "none":
-        data = _data(args, tokenizer)
+        data = _data(args, model, tokenizer)
         extractor = evaluation_options.extractor_of(args, data, out, device)
         distance = _real_images(extractor, data, device)
     damages, pictures = perturb(
@@ -122,18 +122,25 @@ def run_scaling(args: argparse.Namespace) -> int:
     folder = Path(args.sweep)
     if not (folder / "sweep.json").is_file():
         raise UserError(f"{folder}: has no sweep.json; give the folder of a finished `mvar sweep`")
-    found = scaling.scaling_of(read_json(folder / "sweep.json")["runs"])
+    content = read_json(folder / "sweep.json")
+    runs = content.get("runs") if isinstance(content, dict) else None
+    if not isinstance(runs, list):
+        raise UserError(f"{folder / 'sweep.json'}: holds no runs; make it anew with mvar sweep")
+    found = scaling.scaling_of(runs)
     content = {"sweep": str(folder), **scaling.scaling_content(found)}
     drawings = {"scaling.png": scaling.draw_scaling(found)}
     return _finish("scaling", content, scaling.scaling_markdown(found), drawings, Path(args.out or folder))
 
 
 def _folder(args: argparse.Namespace) -> Path:
+    """Where to write; a run's folder given as the checkpoint is replaced by its model."""
     from mvar_lightning.analysis.tokenizer_files import check_folder
 
     evaluation_options.check_counts(args, "images", "batch_size")
     source = Path(args.checkpoint or args.model or ".").resolve()
-    out = Path(args.out) if args.out is not None else source.parent / "analysis"
+    if args.checkpoint is not None and (source / "model" / "config.json").is_file():  # a run's folder
+        args.checkpoint = str(Path(args.checkpoint) / "model")
+    out = Path(args.out) if args.out is not None else evaluation_options.beside(source).with_name("analysis")
     check_folder(out)
     return out
 
@@ -144,21 +151,46 @@ def _loaded(args: argparse.Namespace) -> tuple[NextScaleTransformer, MultiScaleT
     return model, tokenizer, device
 
 
-def _data(args: argparse.Namespace, tokenizer: MultiScaleTokenizer) -> ShardsDataModule:
+def _data(args: argparse.Namespace, model: NextScaleTransformer, tokenizer: MultiScaleTokenizer) -> ShardsDataModule:
+    """The shards of ``--data``: the model's, as far as its number of classes and its run's recipe tell."""
     if args.data is None:
         raise UserError("--data: the analysis looks at real images; name a shard folder (perturb runs without: "
                         "--features none)")  # fmt: skip
-    return evaluation_options.data_of(args, tokenizer.image_size, "val")
+    data = evaluation_options.data_of(args, tokenizer.image_size, "val")
+    if data.num_classes != model.num_classes:
+        raise UserError(f"--data {args.data}: has {data.num_classes} classes, the model {model.num_classes}; "
+                        "give the data that it was trained on")  # fmt: skip
+    trained_on = _trained_on(args)
+    if trained_on and Path(trained_on).resolve() != Path(args.data).resolve():
+        print(
+            f"--data {args.data}: the model was trained on {trained_on}; the numbers are of a model on foreign images"
+        )
+    return data
+
+
+def _trained_on(args: argparse.Namespace) -> str | None:
+    """The data folder of the run that a checkpoint lies in; None where there is no run beside it."""
+    from mvar_lightning.commands.runs import read_recipe
+
+    if args.checkpoint is None:
+        return None
+    checkpoint = Path(args.checkpoint)
+    for folder in (checkpoint, *checkpoint.parents[:2]):
+        if (folder / "config.yaml").is_file():
+            data = read_recipe(folder / "config.yaml").get("data")
+            settings = data.get("init_args") if isinstance(data, dict) else None
+            path = (settings.get("images") or settings.get("path")) if isinstance(settings, dict) else None
+            return str(path) if path else None
+    return None
 
 
 def _batches(
     args: argparse.Namespace, model: NextScaleTransformer, tokenizer: MultiScaleTokenizer, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Validation images with their labels, the first ``--images`` of them."""
-    data = _data(args, tokenizer)
-    if data.num_classes > model.num_classes:
-        raise UserError(f"--data {args.data}: has {data.num_classes} classes, the model {model.num_classes}; "
-                        "give the data that it was trained on")  # fmt: skip
+    data = _data(args, model, tokenizer)
+    if data.val_samples < args.images:
+        print(f"--images {args.images}: {args.data} has {data.val_samples} validation images; all of them are used")
     return _first(data, args.images, device)
 
 

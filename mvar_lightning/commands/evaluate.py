@@ -1,4 +1,7 @@
-"""`mvar evaluate tokenizer`: what a tokenizer keeps of images, in numbers and pictures."""
+"""`mvar evaluate tokenizer`: what a tokenizer keeps of images, in numbers and pictures.
+
+`mvar evaluate images` is in `evaluate_images`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mvar_lightning.commands.evaluation_options import add_features, check_counts, data_of, extractor_of, lpips_of
+from mvar_lightning.commands import evaluate_images
+from mvar_lightning.commands.evaluation_options import (
+    add_features,
+    beside,
+    check_counts,
+    data_of,
+    extractor_of,
+    lpips_of,
+)
 from mvar_lightning.commands.tokenizer_options import add_tokenizer, tokenizer_of
 
 if TYPE_CHECKING:
@@ -22,9 +33,10 @@ OTHER_SPLIT = {"val": "train", "train": "val"}
 
 def add_parser(subparsers: Any) -> None:
     """Add `evaluate`, with a subcommand for each kind of thing that is evaluated."""
-    parser = subparsers.add_parser("evaluate", help="measure a tokenizer on a data set")
-    kinds = parser.add_subparsers(title="what to evaluate", required=True, metavar="{tokenizer}")
+    parser = subparsers.add_parser("evaluate", help="measure a tokenizer, or generated images, on a data set")
+    kinds = parser.add_subparsers(title="what to evaluate", required=True, metavar="{tokenizer,images}")
     _add_tokenizer(kinds)
+    evaluate_images.add_images(kinds)
 
 
 def _add_tokenizer(kinds: Any) -> None:
@@ -56,7 +68,7 @@ def run_tokenizer(args: argparse.Namespace) -> int:
     device = choose_device(args.device)
     check_counts(args, "images", "progressive_images", "batch_size", "feature_size")
     tokenizer = tokenizer_of(args)
-    out = Path(args.out) if args.out is not None else _beside(Path(args.checkpoint))
+    out = Path(args.out) if args.out is not None else beside(Path(args.checkpoint))
     check_folder(out)
     data = data_of(args, tokenizer.image_size, args.split, args.workers)
     watch = data.val_transform = SizeWatch(data.val_transform, tokenizer.image_size)
@@ -68,13 +80,6 @@ def run_tokenizer(args: argparse.Namespace) -> int:
     for path in write_evaluation(report, _about(args, tokenizer), out):
         print(f"  {path}")
     return 0
-
-
-def _beside(checkpoint: Path) -> Path:
-    """In a run's folder; beside anything else."""
-    if (checkpoint / "model").is_dir():
-        return checkpoint / "evaluation"
-    return checkpoint.parent / "evaluation"
 
 
 def _evaluate(

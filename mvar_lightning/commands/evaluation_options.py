@@ -30,15 +30,20 @@ def add_cutting(parser: argparse.ArgumentParser) -> None:
 
 def add_features(parser: argparse.ArgumentParser) -> None:
     """Arguments that say what images are compared by."""
+    add_extractor(parser, "data|inception|none|FILE", "; none leaves them out")
+    parser.add_argument("--lpips", metavar="FILE", help="VGG weights; without them LPIPS is left out")
+
+
+def add_extractor(parser: argparse.ArgumentParser, choices: str = "data|inception|FILE", more: str = "") -> None:
+    """Arguments that say whose features are compared."""
     parser.add_argument(
         "--features",
         default="data",
-        metavar="data|inception|none|FILE",
+        metavar=choices,
         help="of Frechet distances: a classifier trained on these shards (data); Inception (weights/NAME.pth, or its "
-        "path); a TorchScript file; none leaves them out",
+        f"path); a TorchScript file{more}",
     )
     parser.add_argument("--feature-size", type=int, metavar="N", help="resize images for a TorchScript file")
-    parser.add_argument("--lpips", metavar="FILE", help="VGG weights; without them LPIPS is left out")
 
 
 def check_counts(args: argparse.Namespace, *names: str) -> None:
@@ -47,6 +52,13 @@ def check_counts(args: argparse.Namespace, *names: str) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+
+
+def beside(checkpoint: Path) -> Path:
+    """Where evaluations of a checkpoint go: in a run's folder, beside anything else."""
+    if (checkpoint / "model").is_dir():
+        return checkpoint / "evaluation"
+    return checkpoint.parent / "evaluation"
 
 
 def data_of(args: argparse.Namespace, image_size: int, split: str, workers: int = 0) -> ShardsDataModule:
@@ -78,7 +90,7 @@ def lpips_of(args: argparse.Namespace, device: torch.device) -> LPIPS | None:
 
 
 def extractor_of(
-    args: argparse.Namespace, data: ShardsDataModule, out: Path, device: torch.device
+    args: argparse.Namespace, data: ShardsDataModule | None, out: Path, device: torch.device
 ) -> FeatureExtractor | None:
     """The features that a Frechet distance compares, none for ``none``.
 
@@ -101,12 +113,40 @@ def extractor_of(
     return TorchScriptFeatures(name, size=args.feature_size)
 
 
-def _classifier_features(data: ShardsDataModule, out: Path, device: torch.device) -> FeatureExtractor:
+def holds_shards(path: Path) -> bool:
+    """Whether a reference is a shard folder, or is to become one (embedded data), rather than pictures or a file."""
+    return path.suffix.lower() != ".npz" and (not path.is_dir() or (path / "index.json").is_file())
+
+
+def features_of(args: argparse.Namespace, size: tuple[int, int], out: Path, device: torch.device) -> FeatureExtractor:
+    """The features of generated images of one size, on their device.
+
+    A classifier is of the shards of ``--data``, else of the reference. Raises UserError as `extractor_of`.
+    """
+    from mvar_lightning.data.modules import ShardsDataModule
+
+    data = None
+    path = args.data or (args.reference if holds_shards(Path(args.reference)) else None)
+    if args.features == "data" and path is not None:
+        cutting = {"resize_ratio": args.resize_ratio, "val_crop": args.crop}
+        data = ShardsDataModule(path, size[0], batch_size=64, num_workers=args.workers, **cutting)
+        data.setup("validate")
+    extractor = extractor_of(args, data, out, device)
+    assert extractor is not None
+    return extractor.to(device)
+
+
+def _classifier_features(data: ShardsDataModule | None, out: Path, device: torch.device) -> FeatureExtractor:
     from lightning.pytorch.utilities.seed import isolate_rng
 
     from mvar_lightning.callbacks.judge import classifier_file
     from mvar_lightning.metrics import ClassifierFeatures
 
+    if data is None:
+        raise UserError(
+            "--features data: its classifier needs a shard folder; give one with --data, or choose "
+            "--features inception or a TorchScript file"
+        )
     if not data.index.split("train").samples or not data.index.split("val").samples:
         raise UserError(
             f"--features data: {data.path} needs both splits to train and check a classifier; "

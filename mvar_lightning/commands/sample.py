@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,17 +46,21 @@ def run(args: argparse.Namespace) -> int:
     jobs = sampling_jobs.list_jobs(options.class_indices(args.classes, model.num_classes, names), args.count, args.seed)
     folder = Path(args.out)
     weights = sampling_jobs.weights_hash(model, tokenizer)
-    guidance = {"cfg": args.cfg, "guidance": repr(settings["cfg"])}
-    identity = {**settings, **guidance, "precision": precision, "weights": weights}
     del model, tokenizer  # each process reads its own
-    sampling_jobs.claim_folder(folder, identity)
+    sampling_jobs.claim_folder(folder, identity_of(args, settings, precision, weights))
     task = sampling_jobs.Task(source, settings, precision, args.batch_size, device.type, folder)
-    made = _make_missing(task, jobs, args.devices)
+    made = make_missing(task, jobs, args.devices)
     print(f"{folder}: {len(jobs)} images, {made}")
     print(f"grid: {sampling_jobs.write_grid(folder, jobs)}")
     if args.format == "npz":
-        print(f"npz: {sampling_jobs.write_archive(folder, jobs)}")
+        print(f"npz: {sampling_jobs.write_archive(folder, sampling_jobs.mixed(jobs))}")
     return 0
+
+
+def identity_of(args: argparse.Namespace, settings: dict[str, Any], precision: str, weights: str) -> dict[str, Any]:
+    """What the images of a folder follow from, beside their classes and seeds; plain values."""
+    guidance = {"cfg": args.cfg, "guidance": repr(settings["cfg"])}
+    return {**settings, **guidance, "precision": precision, "weights": weights}
 
 
 def _check_counts(args: argparse.Namespace) -> None:
@@ -65,9 +69,12 @@ def _check_counts(args: argparse.Namespace) -> None:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
 
 
-def _make_missing(task: Task, jobs: Sequence[Job], processes: int) -> str:
+def make_missing(task: Task, jobs: Sequence[Job], processes: int) -> str:
     """Make what is not there yet, with a progress bar; says what was made, how fast, and the peak memory."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from mvar_lightning.commands.sampling_jobs import make_images
+    from mvar_lightning.commands.spreading import spread
 
     missing = [job for job in jobs if not (task.folder / job.file).exists()]
     if not missing:
@@ -81,52 +88,8 @@ def _make_missing(task: Task, jobs: Sequence[Job], processes: int) -> str:
             latest[report.rank] = report
             bar.advance(shown, report.images)
 
-        if processes == 1:
-            from mvar_lightning.commands.sampling_jobs import make_images
-
-            make_images(task, missing, 0, receive)
-        else:
-            _run_processes(task, missing, min(processes, len(missing)), receive)
+        spread(partial(make_images, task), missing, processes, task.device, receive)
     speed = len(missing) / max(report.seconds for report in latest.values())
     peak = max(report.peak_bytes for report in latest.values()) / 2**30
     each = "" if processes == 1 else " in the largest process"
     return f"{len(missing)} made now at {speed:.1f} images/s, peak memory {peak:.2f} GiB{each}"
-
-
-def _run_processes(task: Task, jobs: Sequence[Job], processes: int, receive: Callable[[Report], None]) -> None:
-    """Share the jobs among processes and pass on what they report. Raises `UserError` where one of them does."""
-    import torch.multiprocessing as mp
-
-    queue = mp.get_context("spawn").Queue()
-    context = mp.spawn(_process, (task, jobs, processes, queue), nprocs=processes, join=False, daemon=True)
-    assert context is not None
-    ended = False
-    while not ended:
-        ended = context.join(timeout=0.1)
-        while not queue.empty():
-            report = queue.get()
-            if isinstance(report, str):
-                for process in context.processes:
-                    process.terminate()
-                raise UserError(report)
-            receive(report)
-        time.sleep(0.05)
-
-
-def _process(rank: int, task: Task, jobs: Sequence[Job], processes: int, queue: Any) -> None:
-    """One process: every N-th job, on its own GPU or on its share of the cores."""
-    import dataclasses
-    import os
-
-    import torch
-
-    from mvar_lightning.commands.sampling_jobs import make_images
-
-    if task.device == "cuda":
-        task = dataclasses.replace(task, device=f"cuda:{rank}")
-    else:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
-    try:
-        make_images(task, jobs[rank::processes], rank, queue.put)
-    except UserError as error:
-        queue.put(str(error))

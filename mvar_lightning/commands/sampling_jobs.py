@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import resource
 import sys
 import time
@@ -18,7 +19,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -47,6 +48,15 @@ class Job:
     def file(self) -> str:
         label = "none" if self.label == NO_CLASS else f"{self.label:04d}"
         return f"{label}_{self.seed:010d}.png"
+
+
+class Picture(Protocol):
+    """An image file in a folder, and its class (NO_CLASS where that is not known)."""
+
+    @property
+    def file(self) -> str: ...
+    @property
+    def label(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -79,6 +89,17 @@ def list_jobs(labels: Sequence[int], count: int, seed: int) -> list[Job]:
     """
     starts = {label: zlib.crc32(f"{seed}/{label}".encode()) for label in labels}
     return [Job(label, (starts[label] + index) % NUM_SEEDS) for label in labels for index in range(count)]
+
+
+P = TypeVar("P")
+
+
+def mixed(pictures: Sequence[P]) -> list[P]:
+    """In a random order that is always the same.
+
+    ADM's evaluator takes the Inception score of 5,000 images in a row: sorted by class, they would show a few classes.
+    """
+    return random.Random(0).sample(pictures, len(pictures))
 
 
 def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
@@ -132,6 +153,11 @@ def make_images(task: Task, jobs: Sequence[Job], rank: int, send: Callable[[Repo
         labels, seeds = [job.label for job in batch], [job.seed for job in batch]
         with computing(task.precision, device):
             image_B3HW = generate(model, tokenizer, labels, seeds=seeds, return_tokens=False, **task.settings)
+        if not torch.isfinite(image_B3HW).all():
+            raise UserError(
+                f"sampled images of class {labels[0]}, seed {seeds[0]} and those with it: some pixels are NaN or "
+                "infinite; the weights are damaged, give an earlier checkpoint"
+            )
         for job, image_3HW in zip(batch, image_B3HW.cpu(), strict=True):
             to_png(image_3HW, task.folder / job.file)
         send(Report(rank, len(batch), time.perf_counter() - start, peak_bytes(device)))
@@ -159,16 +185,18 @@ def write_grid(folder: Path, jobs: Sequence[Job]) -> Path:
     return folder / GRID_FILE
 
 
-def write_archive(folder: Path, jobs: Sequence[Job]) -> Path:
-    """All images as one npz, one at a time: ``arr_0`` uint8 (N, H, W, 3), ``arr_1`` int64 labels (N,).
+def write_archive(folder: Path, jobs: Sequence[Picture], file: Path | None = None) -> Path:
+    """All images of a folder as one npz, in this order, one at a time: ``arr_0`` uint8 (N, H, W, 3), ``arr_1`` int64
+    labels (N,). What the ADM (guided-diffusion) evaluator reads. Left alone where it already holds these images.
 
-    What the ADM (guided-diffusion) evaluator reads. Left alone where it already holds these images.
+    ``file`` is in the same folder unless given.
     """
-    file, labels_N = folder / ARCHIVE_FILE, np.array([job.label for job in jobs], dtype=np.int64)
+    file = folder / ARCHIVE_FILE if file is None else file
+    labels_N = np.array([job.label for job in jobs], dtype=np.int64)
     names = "\n".join(job.file for job in jobs).encode()
     if file.exists() and _comment_of(file) == hashlib.sha256(names).digest():
         return file
-    aside = folder / f".{ARCHIVE_FILE}.{os.getpid()}"
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         with zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED) as archive:
             archive.comment = hashlib.sha256(names).digest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,11 +18,16 @@ if TYPE_CHECKING:
     from mvar_lightning.commands.runs import Run
 
 
+STOPPED = (130, -signal.SIGINT, -signal.SIGTERM)
+"""Exit statuses of a run that was told to stop."""
+
+
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "sweep",
         help="train the variants of a recipe and tabulate them",
-        description="Finished runs are kept, broken ones continued. Other arguments override the recipe in every run.",
+        description="Finished runs are kept, broken ones continued; a run that fails does not keep the others from "
+        "their place in the table. Other arguments override the recipe in every run.",
     )
     parser.add_argument("sweep", metavar="FILE", help="a YAML file under recipes/ablations/")
     parser.add_argument("--out", metavar="DIR", help="where to write (default: runs/sweeps/ and the file's name)")
@@ -44,9 +50,16 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out or RUNS / "sweeps" / Path(arguments.sweep).stem)
     runs = list(_runs(sweep, out, arguments.overrides))
     _check(runs)
-    for _, _, run in runs:
-        _train_in_its_own_process(arguments, run)
-    _write(_results(sweep, runs), out)
+    failed = [run for _, _, run in runs if not _train_in_its_own_process(arguments, run)]
+    if len(failed) == len(runs):
+        raise UserError(f"sweep: none of the {len(runs)} runs came to its end (see above); mend them and sweep again")
+    _write(_results(sweep, [entry for entry in runs if entry[2] not in failed]), out)
+    if failed:
+        names = ", ".join(str(run.folder) for run in failed)
+        raise UserError(
+            f"sweep: {len(failed)} of {len(runs)} runs failed (see above): {names}; the table is of the others; "
+            "mend them and sweep again"
+        )
     return 0
 
 
@@ -73,28 +86,40 @@ def _check(runs: list[tuple[str, int, Run]]) -> None:
                 raise UserError(f"variant {variant}: {error}") from error
 
 
-def _train_in_its_own_process(arguments: argparse.Namespace, run: Run) -> None:
-    """One process a run, so that its peak memory is its own."""
+def _train_in_its_own_process(arguments: argparse.Namespace, run: Run) -> bool:
+    """Whether the run came to its end. One process a run, so that its peak memory is its own.
+
+    Raises KeyboardInterrupt where the run was told to stop: that is meant for the sweep.
+    """
     imports = [word for module in arguments.modules for word in ("--import", module)]
     program = [sys.executable, "-m", "mvar_lightning.cli", *imports]
     command = [*program, "train", str(run.recipe), "--run-folder", str(run.folder)]
     fresh = ["--fresh"] if arguments.fresh else []
-    if subprocess.run([*command, *fresh, *run.overrides], check=False).returncode:
-        raise UserError(f"sweep: the run {run.folder} failed (see above); mend it and sweep again, the others are kept")
+    status = subprocess.run([*command, *fresh, *run.overrides], check=False).returncode
+    if status in STOPPED:
+        raise KeyboardInterrupt(f"sweep: stopped in {run.folder}; the same command goes on")
+    if status:
+        print(f"sweep: the run {run.folder} failed (see above)", file=sys.stderr)
+    return status == 0
 
 
 def _results(sweep: Sweep, runs: list[tuple[str, int, Run]]) -> SweepResults:
     from mvar_lightning.analysis.curves import read_curves
     from mvar_lightning.analysis.sweep_results import SweepResults, SweepRun
-    from mvar_lightning.commands.runs import read_json
 
     return SweepResults(
         sweep,
-        [
-            SweepRun(variant, seed, read_json(run.metrics_file), read_curves(run.folder / "tensorboard"))
-            for variant, seed, run in runs
-        ],
+        [SweepRun(variant, seed, _report(run), read_curves(run.folder / "tensorboard")) for variant, seed, run in runs],
     )
+
+
+def _report(run: Run) -> dict[str, Any]:
+    from mvar_lightning.commands.runs import read_json
+
+    report = read_json(run.metrics_file)
+    if not isinstance(report, dict) or not isinstance(report.get("metrics"), dict) or "steps" not in report:
+        raise UserError(f"{run.metrics_file}: is no report of a run; remove it and sweep again")
+    return report
 
 
 def _write(results: SweepResults, out: Path) -> None:
@@ -112,11 +137,15 @@ def _write(results: SweepResults, out: Path) -> None:
         table.add_row(*row)
     Console(width=160).print(table)
     print(results.footnote())
+    for line in results.gaps():
+        print(f"sweep: {line}", file=sys.stderr)
     write_json(out / "sweep.json", results.content())
     (out / "sweep.md").write_text(results.markdown(), encoding="utf-8")
-    results.plot(out / "sweep.png")
-    written = ["sweep.json", "sweep.md", "sweep.png"]
-    if results.sweep.curves:
+    written = ["sweep.json", "sweep.md"]
+    if results.plotted:
+        results.plot(out / "sweep.png")
+        written.append("sweep.png")
+    if results.logged_curves:
         results.plot_curves(out / "curves.png")
         written.append("curves.png")
     for name in written:

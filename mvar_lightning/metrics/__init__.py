@@ -1,4 +1,5 @@
-"""How good are the images: feature extractors, the classifier of a data set, Frechet distance, class consistency."""
+"""How good are the images: feature extractors, the classifier of a data set, Frechet distance, class
+consistency, Inception score, precision and recall."""
 
 from __future__ import annotations
 
@@ -13,22 +14,33 @@ from mvar_lightning.metrics.classifier import (
 from mvar_lightning.metrics.features import (
     ClassifierFeatures,
     FeatureExtractor,
+    ImageFeatures,
     InceptionFeatures,
     TorchScriptFeatures,
 )
-from mvar_lightning.metrics.frechet import FrechetDistance, as_saved
+from mvar_lightning.metrics.frechet import FrechetDistance, as_saved, frechet_distance
+from mvar_lightning.metrics.inception_score import inception_score
+from mvar_lightning.metrics.moments import FeatureMoments, Moments, StoredReference
+from mvar_lightning.metrics.precision_recall import precision_recall
 
 __all__ = [
     "ClassifierFeatures",
     "ClassifierScore",
     "DatasetClassifier",
     "FeatureExtractor",
+    "FeatureMoments",
     "FrechetDistance",
+    "ImageFeatures",
     "InceptionFeatures",
+    "Moments",
+    "StoredReference",
     "TorchScriptFeatures",
     "as_saved",
     "class_consistency",
+    "frechet_distance",
+    "inception_score",
     "load_classifier",
+    "precision_recall",
     "save_classifier",
     "train_classifier",
 ]

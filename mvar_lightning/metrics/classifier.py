@@ -64,6 +64,7 @@ class DatasetClassifier(nn.Module):
             stages.append(_stage(channels, min(2 * channels, 4 * width), stride=2))
             channels, side = min(2 * channels, 4 * width), (side + 1) // 2
         self.stages = nn.Sequential(*stages)
+        self.map_side = side
         self.bottleneck = nn.Linear(channels * side * side, num_features)
         self.head = nn.Linear(num_features, num_classes)
 
@@ -72,10 +73,13 @@ class DatasetClassifier(nn.Module):
         """``DatasetClassifier(**config)`` builds it again."""
         return {name: getattr(self, name) for name in ("num_classes", "image_size", "num_features", "width")}
 
+    def maps(self, image_B3HW: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> the last map (B, channels, map_side, map_side)."""
+        return self.stages(F.adaptive_avg_pool2d(image_B3HW, self.side) * 2 - 1)
+
     def features(self, image_B3HW: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, F), the input of the last layer before its non-linearity."""
-        image_B3HW = F.adaptive_avg_pool2d(image_B3HW, self.side)
-        return self.bottleneck(self.stages(image_B3HW * 2 - 1).flatten(1))
+        return self.bottleneck(self.maps(image_B3HW).flatten(1))
 
     def forward(self, image_B3HW: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> logits (B, N)."""

@@ -1,6 +1,7 @@
 """The feature axis: what turns images into the vectors whose statistics a Frechet distance compares.
 
-B batch, F features, HW pixels. Every extractor takes float images in [0, 1] and gives float32 features.
+B batch, F features, N classes, S spatial features, HW pixels. Every extractor takes float images in [0, 1] and gives
+float32 features.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import hashlib
 import importlib
 from abc import abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,16 +22,32 @@ from mvar_lightning.metrics.classifier import DatasetClassifier, load_classifier
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_ADDRESS = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
 
+SPATIAL_CHANNELS = 7
+"""Channels of a map that sFID compares, place by place, as in ADM's evaluator: so many that 17 x 17 places give about
+as many numbers (2023) as the pooled features have."""
+
+
+class ImageFeatures(NamedTuple):
+    """Everything that an extractor says about images, in float32: features (B, F), class logits (B, N), and for sFID
+    some channels of a map (B, S), flattened with channels last. What it does not offer is None."""
+
+    features_BF: Tensor
+    logits_BN: Tensor | None = None
+    spatial_BS: Tensor | None = None
+
 
 class FeatureExtractor(nn.Module):
     """Images to feature vectors. Frozen, always in evaluation mode, never under autocast.
 
     ``name`` goes into the names of the metrics (``fid_<name>``), so that numbers of different features
-    cannot be confused; ``num_features`` is F.
+    cannot be confused; ``num_features`` is F. An extractor that also classifies, or that has a map, says how many
+    numbers these give (``num_logits``, ``num_spatial``; 0 is none) and gives them in ``extract_all``.
     """
 
     name: str
     num_features: int
+    num_logits: int = 0
+    num_spatial: int = 0
 
     def __init__(self, name: str, num_features: int) -> None:
         super().__init__()
@@ -47,9 +64,25 @@ class FeatureExtractor(nn.Module):
         with torch.autocast(image_B3HW.device.type, enabled=False):
             return self.extract(image_B3HW.float()).float().flatten(1)
 
+    @torch.no_grad()
+    def measure(self, image_B3HW: Tensor) -> ImageFeatures:
+        """(B, 3, H, W) floats in [0, 1] -> features, and logits and spatial features where there are any."""
+        with torch.autocast(image_B3HW.device.type, enabled=False):
+            found = self.extract_all(image_B3HW.float())
+        return ImageFeatures(*(None if part is None else part.float().flatten(1) for part in found))  # type: ignore[arg-type]
+
     @abstractmethod
     def extract(self, image_B3HW: Tensor) -> Tensor:
         """The features themselves; called without gradient and outside autocast."""
+
+    def extract_all(self, image_B3HW: Tensor) -> ImageFeatures:
+        """Features, logits and spatial features in one pass; called as ``extract`` is."""
+        return ImageFeatures(self.extract(image_B3HW))
+
+
+def _spatial(map_BCHW: Tensor) -> Tensor:
+    """The first channels of a map, channels last: the order of TensorFlow's maps, hence of stored moments."""
+    return map_BCHW[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1)
 
 
 class ClassifierFeatures(FeatureExtractor):
@@ -62,9 +95,15 @@ class ClassifierFeatures(FeatureExtractor):
         model = classifier if isinstance(classifier, DatasetClassifier) else load_classifier(Path(classifier))
         super().__init__("classifier", model.num_features)
         self.classifier = model.requires_grad_(False).eval()
+        self.num_logits, self.num_spatial = model.num_classes, SPATIAL_CHANNELS * model.map_side**2
 
     def extract(self, image_B3HW: Tensor) -> Tensor:
         return self.classifier.features(image_B3HW)
+
+    def extract_all(self, image_B3HW: Tensor) -> ImageFeatures:
+        map_BCHW = self.classifier.maps(image_B3HW)
+        features_BF = self.classifier.bottleneck(map_BCHW.flatten(1))
+        return ImageFeatures(features_BF, self.classifier.head(F.relu(features_BF)), _spatial(map_BCHW))
 
 
 class TorchScriptFeatures(FeatureExtractor):
@@ -108,6 +147,8 @@ class InceptionFeatures(FeatureExtractor):
     """The 2048 pool features of Inception v3 behind published FIDs, through torch-fidelity (the extra ``[fid]``).
 
     The resize is torch-fidelity's imitation of TensorFlow 1 (bilinear, no antialiasing), as in published numbers.
+    Logits are without the last layer's bias, as ADM's Inception score takes them; spatial features are the first 7
+    channels of what TensorFlow's graph calls ``mixed_6/conv``, here ``Mixed_6d.branch1x1``: 17 x 17 x 7.
 
     Args:
         path: the weights' file; nothing is downloaded.
@@ -134,12 +175,27 @@ class InceptionFeatures(FeatureExtractor):
                 "or use ClassifierFeatures or TorchScriptFeatures"
             ) from error
         super().__init__("inception", 2048)
-        self.network = inception.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(file))
+        self.num_logits, self.num_spatial = 1008, SPATIAL_CHANNELS * 17**2
+        outputs = ["2048", "logits_unbiased"]
+        self.network = inception.FeatureExtractorInceptionV3("inception-v3-compat", outputs, str(file))
         self.network.requires_grad_(False).eval()
 
     def extract(self, image_B3HW: Tensor) -> Tensor:
-        bytes_B3HW = image_B3HW.mul(255).round().clamp(0, 255).to(torch.uint8)
-        return self.network(bytes_B3HW)[0]
+        return self.network(_bytes(image_B3HW))[0]
+
+    def extract_all(self, image_B3HW: Tensor) -> ImageFeatures:
+        maps: list[Tensor] = []
+        layer = self.network.Mixed_6d.branch1x1
+        handle = layer.register_forward_hook(lambda module, inputs, output: maps.append(_spatial(output)))
+        try:
+            features_BF, logits_BN = self.network(_bytes(image_B3HW))
+        finally:
+            handle.remove()
+        return ImageFeatures(features_BF, logits_BN, maps[0])
+
+
+def _bytes(image_B3HW: Tensor) -> Tensor:
+    return image_B3HW.mul(255).round().clamp(0, 255).to(torch.uint8)
 
 
 def _sha256(file: Path) -> str:

@@ -185,5 +185,7 @@ def test_what_cannot_be_fitted_is_told() -> None:
         fit_power_law([(1.0, 2.0), (2.0, 1.0)])
     with pytest.raises(UserError, match="must be positive"):
         fit_power_law([(1.0, 2.0), (2.0, 1.0), (3.0, 0.0)])
-    with pytest.raises(UserError, match="sweep of next-scale models"):
+    with pytest.raises(UserError, match="run a has no val/loss; give a sweep of next-scale models"):
         scaling_of([{"variant": "a", "report": {"parameters": 5, "metrics": {"val/psnr": 20.0}}}])
+    with pytest.raises(UserError, match="run b has no val/loss"):
+        scaling_of([{"variant": "b", "report": {"parameters": 5, "metrics": {"val/loss": None}}}])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,7 @@ def test_settings_become_overrides_variant_over_common_ones(tmp_path: Path) -> N
         ({"columns": [{"metric": "a", "measure": "mean"}]}, "measure 'mean'"),
         ({"columns": [{"metric": "a", "format": "%d"}]}, "'%d' formats no number"),
         ({"columns": [{"metric": "a", "tilte": "b"}]}, "unexpected keyword argument 'tilte'"),
+        ({"plot": ["val/los"]}, "plot: 'val/los' is the metric of no column"),
         ({"columns": ["val/loss"]}, "columns must be a list of mappings"),
     ],
 )
@@ -106,6 +109,22 @@ def test_pictures_are_drawn(tmp_path: Path) -> None:
 
 def test_the_footnote_says_steps_and_seeds(tmp_path: Path) -> None:
     assert "10 steps; mean ± standard deviation over seeds 0, 1" in results(tmp_path).markdown()
+
+
+def test_failed_runs_and_missing_numbers_leave_gaps_that_are_told(tmp_path: Path) -> None:
+    columns = [{"metric": "val/loss"}, {"metric": "val/lss"}, {"metric": "no/such"}]
+    sweep = read_sweep(write(tmp_path, columns=columns, curves=["val/loss", "val/fid"]))
+    found = SweepResults(sweep, [run("shallow", 0, 1.0), run("plain", 0, 4.0), run("plain", 1, math.nan)])
+    assert found.rows()[1:] == [["shallow", "1 (1 of 2)", "-", "-"], ["plain", "4 (1 of 2)", "-", "-"]]
+    assert "failed: shallow, seed 1" in found.footnote()
+    assert found.gaps() == [
+        "column 'val/lss': no run has it; close to it: val/loss",
+        "column 'no/such': no run has it; see metrics.json",
+        "curve 'val/fid': no run has it; see metrics.json",
+    ]
+    assert "NaN" not in json.dumps(found.content())
+    found.plot(tmp_path / "bars.png")
+    found.plot_curves(tmp_path / "curves.png")
 
 
 def test_curves_are_read_back_and_a_continued_run_replaces_what_it_repeats(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,6 +65,29 @@ def test_scaling_of_a_sweep(workplace: Path, fails: Fails) -> None:
     assert main(["analyze", "scaling", "sweep"]) == 0
     written(Path("sweep"), "scaling.md", "scaling.png")
     assert json.loads(Path("sweep/scaling.json").read_text())["loss"]["alpha"] < 0
+
+
+def test_a_broken_sweep_is_told(workplace: Path, fails: Fails) -> None:
+    (workplace / "sweep").mkdir()
+    for content, said in (('{"runs": 3}', "holds no runs"), ('{"runs": [{"variant": "a"}]}', "run a has no val/loss")):
+        (workplace / "sweep" / "sweep.json").write_text(content)
+        assert said in fails("analyze", "scaling", "sweep")
+
+
+def test_foreign_or_fewer_images_are_told(
+    checkpoint: Path, shards: Path, workplace: Path, fails: Fails, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(checkpoint, "run/model")
+    shutil.copytree(shards, "three")
+    index = json.loads(Path("three/index.json").read_text())
+    Path("three/index.json").write_text(json.dumps({**index, "class_names": index["class_names"][:3]}))
+    assert "has 3 classes, the model 10" in fails("analyze", "attention", "--checkpoint", "run", "--data", "three")
+    Path("run/config.yaml").write_text(f"data: {{init_args: {{path: {shards.parent / 'others'}}}}}")
+    assert main(["analyze", "rfa", "--checkpoint", "run", "--data", str(shards), "--images", "50"]) == 0
+    told = capfd.readouterr().out
+    assert "has 32 validation images; all of them are used" in told
+    assert f"was trained on {shards.parent / 'others'}" in told
+    assert json.loads(Path("run/analysis/rfa.json").read_text())["images"] == 32
 
 
 def test_mistakes_are_told(checkpoint: Path, shards: Path, fails: Fails) -> None:

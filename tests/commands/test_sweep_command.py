@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,3 +59,41 @@ def test_mistakes_are_told_before_the_first_run(sweep: Callable[..., str], fails
     path = sweep(recipe="recipes/none.yaml")
     assert "recipe recipes/none.yaml: no such file" in fails("sweep", path)
     assert "cannot be read" in fails("sweep", "none.yaml")
+
+
+@pytest.mark.slow
+def test_a_run_that_diverges_leaves_a_gap_and_the_others_are_trained(
+    sweep: Callable[..., str], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    diverging = {"model.base_lr": 1e30, "trainer.gradient_clip_val": None, "trainer.limit_train_batches": 4}
+    assert main(["sweep", sweep(variants={"wild": diverging, "tame": None})]) == 2
+    told = capfd.readouterr().err
+    assert "not finite" in told and "Traceback" not in told
+    assert "mvar: error: sweep: 1 of 2 runs failed (see above): runs/sweeps/sweep/wild/seed0; " in told
+    table = Path("runs/sweeps/sweep/sweep.md").read_text()
+    assert "| wild | - | - |" in table and "failed: wild, seed 0" in table
+
+
+def test_what_the_runs_answer_is_looked_at(
+    sweep: Callable[..., str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = sweep()
+    monkeypatch.setattr("mvar_lightning.commands.sweep._check", lambda runs: None)
+
+    def answer(status: int) -> None:
+        finished = subprocess.CompletedProcess[bytes]([], status)
+        monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: finished)
+
+    answer(130)
+    assert main(["sweep", path]) == 130, "Ctrl-C is meant for the whole sweep"
+    answer(1)
+    assert main(["sweep", path]) == 2
+    assert "none of the 2 runs came to its end" in capfd.readouterr().err
+    for variant in ("full", "adjacent"):
+        Path(f"runs/sweeps/sweep/{variant}/seed0").mkdir(parents=True)
+        Path(f"runs/sweeps/sweep/{variant}/seed0/metrics.json").write_text("[]")
+    answer(0)
+    assert main(["sweep", path]) == 2
+    assert "metrics.json: is no report of a run" in capfd.readouterr().err

@@ -1,0 +1,198 @@
+"""Mean and covariance of features: summed in float64, merged over batches and ranks, and kept in files as ADM's.
+
+N images, F features, S spatial features.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mvar_lightning.errors import UserError
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean (F,) and covariance (F, F) in float64 on the CPU; ``images`` is None where a file does not tell it.
+
+    Raises:
+        UserError: shapes that do not belong together, or numbers that are not finite.
+    """
+
+    mean_F: Tensor
+    covariance_FF: Tensor
+    images: int | None = None
+
+    def __post_init__(self) -> None:
+        mean, covariance = tuple(self.mean_F.shape), tuple(self.covariance_FF.shape)
+        if len(mean) != 1 or covariance != 2 * mean:
+            raise UserError(f"moments: a mean of shape {mean} and a covariance of shape {covariance} do not fit")
+        if not (torch.isfinite(self.mean_F).all() and torch.isfinite(self.covariance_FF).all()):
+            raise UserError("moments: some are NaN or infinite; compute them again")
+
+    @property
+    def num_features(self) -> int:
+        return len(self.mean_F)
+
+
+class FeatureMoments:
+    """Float64 sums of features and of their products.
+
+    ``update`` adds rows (N, F), ``merge`` another's sums, ``reduced`` gives the sums over all ranks of the process
+    group, ``moments`` the result (covariance over N - 1, as ``numpy.cov``).
+
+    Args:
+        num_features: F.
+        device: of the sums; with NCCL, the rank's GPU.
+    """
+
+    def __init__(self, num_features: int, device: torch.device | str = "cpu") -> None:
+        self.num_features = num_features
+        self.count = torch.zeros((), dtype=torch.float64, device=device)  # exact up to 2^53
+        self.sum_F = torch.zeros(num_features, dtype=torch.float64, device=device)
+        self.products_FF = torch.zeros(num_features, num_features, dtype=torch.float64, device=device)
+
+    @property
+    def images(self) -> int:
+        return int(self.count)
+
+    def update(self, features_NF: Tensor) -> None:
+        """Add rows (N, F) of any floating dtype. Raises UserError for another F or numbers that are not finite."""
+        if features_NF.ndim != 2 or features_NF.shape[1] != self.num_features:
+            raise UserError(
+                f"features of shape {tuple(features_NF.shape)}: these moments are of (images, {self.num_features})"
+            )
+        features_NF = features_NF.detach().to(self.sum_F.device, torch.float64)
+        sum_F = features_NF.sum(dim=0)
+        if not torch.isfinite(sum_F).all():
+            raise UserError("features: some are NaN or infinite; check the images and the network")
+        self.count += len(features_NF)
+        self.sum_F += sum_F
+        self.products_FF += features_NF.T @ features_NF
+
+    def merge(self, other: FeatureMoments) -> None:
+        """Add the images of other sums. Raises UserError for another F."""
+        if other.num_features != self.num_features:
+            raise UserError(f"moments of {other.num_features} features: these are of {self.num_features}")
+        for mine, theirs in zip(self._sums(), other._sums(), strict=True):
+            mine += theirs.to(mine.device)
+
+    def reduced(self) -> FeatureMoments:
+        """The sums over all ranks, on each of them; a copy of these where there is no process group."""
+        whole = FeatureMoments(self.num_features, self.sum_F.device)
+        whole.merge(self)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            for total in whole._sums():
+                torch.distributed.all_reduce(total)
+        return whole
+
+    def moments(self) -> Moments:
+        """Mean and covariance. Raises UserError for fewer than two images."""
+        if self.images < 2:
+            raise UserError(f"moments of {self.images} images: a covariance needs at least two")
+        mean_F = self.sum_F / self.count
+        covariance_FF = (self.products_FF - self.count * torch.outer(mean_F, mean_F)) / (self.count - 1)
+        return Moments(mean_F.cpu(), covariance_FF.cpu(), self.images)
+
+    def _sums(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.count, self.sum_F, self.products_FF
+
+
+@dataclass(frozen=True)
+class StoredReference:
+    """What a reference file holds: moments, and where it has them rows of features for precision and recall.
+
+    In a file: ``mu``, ``sigma`` and for sFID ``mu_s``, ``sigma_s``, as in ADM's; ours add ``images``, ``extractor`` and
+    ``features`` (N, F).
+    """
+
+    features: Moments
+    spatial: Moments | None = None
+    extractor: str | None = None
+    features_NF: Tensor | None = None
+
+    def save(self, path: Path) -> None:
+        """Write ``path`` (.npz), aside first and then renamed. Raises UserError where it cannot be written."""
+        arrays: dict[str, Any] = {"mu": self.features.mean_F, "sigma": self.features.covariance_FF}
+        if self.spatial is not None:
+            arrays |= {"mu_s": self.spatial.mean_F, "sigma_s": self.spatial.covariance_FF}
+        if self.features_NF is not None:
+            arrays["features"] = self.features_NF
+        arrays = {name: tensor.numpy() for name, tensor in arrays.items()}
+        if self.features.images is not None:
+            arrays["images"] = np.array(self.features.images)
+        if self.extractor is not None:
+            arrays["extractor"] = np.array(self.extractor)
+        write_arrays(path, arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> StoredReference:
+        """Read a file of ours or ADM's. Raises UserError where it is no such file."""
+        with open_arrays(path) as file:
+            missing = [name for name in ("mu", "sigma") if name not in file]
+            if missing:
+                raise UserError(f"{path}: holds no {missing[0]} (it has {', '.join(file) or 'nothing'}); give stored "
+                                "moments, mu and sigma, or images as arr_0")  # fmt: skip
+            found = {name: _array(path, file, name) for name in file if name in _STORED}
+        try:
+            images = int(found["images"]) if "images" in found else None
+            features = _moments(found, "mu", "sigma", images)
+            spatial = _moments(found, "mu_s", "sigma_s", images) if {"mu_s", "sigma_s"} <= found.keys() else None
+            rows_NF = torch.from_numpy(found["features"]).float() if "features" in found else None
+            if rows_NF is not None and rows_NF.shape[1:] != features.mean_F.shape:
+                raise UserError(
+                    f"features of shape {tuple(rows_NF.shape)}, moments of {features.num_features}; write it again"
+                )
+        except (UserError, TypeError) as error:
+            raise UserError(f"{path}: {error}") from error
+        return cls(features, spatial, str(found["extractor"]) if "extractor" in found else None, rows_NF)
+
+
+_STORED = ("mu", "sigma", "mu_s", "sigma_s", "images", "extractor", "features")
+
+
+def _moments(found: dict[str, Any], mean: str, covariance: str, images: int | None) -> Moments:
+    return Moments(torch.from_numpy(found[mean]).double(), torch.from_numpy(found[covariance]).double(), images)
+
+
+def open_arrays(path: Path) -> Any:
+    """An npz that is open for reading, nothing unpickled. Raises UserError where it is missing or no npz."""
+    try:
+        file = np.load(path, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: not a readable npz: damaged, of another kind, or pickled") from error
+    if not isinstance(file, np.lib.npyio.NpzFile):
+        raise UserError(f"{path}: a single array, not an npz; write it with numpy.savez")
+    return file
+
+
+def _array(path: Path, file: Any, name: str) -> np.ndarray:
+    try:
+        return file[name]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: {name} cannot be read: it is damaged or pickled; only plain arrays are") from error
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write an npz, aside first and then renamed. Raises UserError where it cannot be written."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open("wb") as stream:
+            np.savez(stream, **arrays)  # type: ignore[arg-type]
+            stream.flush()
+            os.fsync(stream.fileno())
+        aside.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); free some space or choose another") from error
+    finally:
+        aside.unlink(missing_ok=True)
