@@ -194,7 +194,7 @@ def _draw_matrix(
             value = float(values_KK[row, column])
             if not math.isnan(value):
                 dark = abs(value) > 0.6 * limits[1]
-                text = format(round(value, 2) + 0.0, form)  # no -0.0
+                text = format(round(value, int(form[-2])) + 0.0, form)  # no -0.0
                 axis.text(column, row, text, ha="center", va="center", fontsize=6, color="white" if dark else "black")
     axis.figure.colorbar(image, ax=axis, shrink=0.8)
 
@@ -232,7 +232,7 @@ def draw_damages(damages: Sequence[Damage], sides: Sequence[int], fid: str | Non
                 axis.plot(range(len(values)), values, "o-", color=COLORS[0], markersize=3.5)
                 axis.set_xticks(range(len(values)), [str(side) for side in sides])
                 axis.set(title=name, xlabel="side of the perturbed scale")
-                axis.set_ylim(bottom=0)
+                axis.set_ylim(0, 1.08 * max(values) or 1.0)
                 if name.startswith("FID"):
                     axis.axhline(damages[0].fid or 0.0, color=COLORS[1], linestyle="--", linewidth=1)
                     axis.annotate("undisturbed", (0.98, damages[0].fid or 0.0), (0, 3), fontsize=6,

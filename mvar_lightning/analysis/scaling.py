@@ -128,16 +128,23 @@ def scaling_markdown(found: Sequence[Scaling]) -> str:
 def draw_scaling(found: Sequence[Scaling]) -> Draw:
     """Each measure in its panel, both axes logarithmic."""
 
+    from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
+
     def draw(path: Path) -> None:
-        with figure_of(path, 1, len(found), width=2.3 * len(found), height=2.4) as axes:
-            for axis, scaling in zip(axes, found, strict=True):
+        with figure_of(path, -(-len(found) // 2), 2, width=5.6, height=4.4) as axes:
+            for axis, scaling in zip(axes, found, strict=False):
                 sizes = [size for size, _ in scaling.points]
                 axis.plot(sizes, [value for _, value in scaling.points], "o", color=COLORS[0], markersize=4)
                 axis.plot(sizes, [scaling.law.at(size) for size in sizes], "--", color=COLORS[1])
                 axis.set(title=scaling.name, xlabel="parameters", xscale="log", yscale="log")
+                axis.yaxis.set_major_locator(MaxNLocator(4))  # powers of ten alone would leave most axes without a tick
+                axis.yaxis.set_major_formatter(StrMethodFormatter("{x:.4g}"))
+                axis.yaxis.set_minor_formatter(NullFormatter())
+                law = scaling.law
                 axis.annotate(
-                    f"alpha {scaling.law.alpha:.3f}\nR2 {scaling.law.r_squared:.3f}",
-                    (0.96, 0.96), xycoords="axes fraction", ha="right", va="top", fontsize=7,
+                    f"alpha {law.alpha:.3f} ({law.low:.3f} to {law.high:.3f})\nR2 {law.r_squared:.3f}",
+                    (0.98, 0.98), xycoords="axes fraction", ha="right", va="top", fontsize=7,
                 )  # fmt: skip
+                axis.margins(y=0.25)
 
     return draw

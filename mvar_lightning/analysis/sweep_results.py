@@ -63,7 +63,7 @@ class Cell:
         if not self.known:
             return "-"
         missing = f" ({len(self.known)} of {len(self.values)})" if len(self.known) < len(self.values) else ""
-        spread = f" ± {column.write(self.spread)}" if len(self.known) > 1 else ""
+        spread = f" ± {column.write(self.spread)}" if len(set(self.known)) > 1 else ""
         return f"{column.write(self.mean)}{spread}{missing}"
 
 
@@ -142,21 +142,29 @@ class SweepResults:
         return {"recipe": self.sweep.recipe, "overrides": self.sweep.overrides, "runs": runs}
 
     def plot(self, path: Path) -> None:
-        """Each plotted column as a row of bars, a dot for every seed."""
+        """Each plotted column as a row of dots: a ring for every seed, a filled dot for their mean.
+
+        Dots and not bars, so that an axis need not begin at zero: differences of a percent would not be seen.
+        """
+        from matplotlib.ticker import MaxNLocator
+
         from mvar_lightning.analysis.style import COLORS, figure_of
 
         columns, names = self.plotted, list(self.sweep.variants)
-        with figure_of(path, 1, len(columns), width=2.4 * len(columns) + 1.2, height=0.34 * len(names) + 1.0) as axes:
+        with figure_of(path, 1, len(columns), width=2.3 * len(columns) + 0.9, height=0.26 * len(names) + 0.8) as axes:
             for axis, column in zip(axes, columns, strict=True):
-                cells = [self.cell(name, column) for name in names]
-                axis.barh(names, [cell.mean if cell.known else 0.0 for cell in cells], color=COLORS[0], alpha=0.55)
-                for place, cell in enumerate(cells):
-                    axis.plot(cell.known, [place] * len(cell.known), ".", color="black", markersize=4)
-                    axis.annotate(cell.write(column), (max(cell.known, default=0.0), place), (4, 0),
-                                  textcoords="offset points", va="center", fontsize=7)  # fmt: skip
-                axis.margins(x=0.35)
-                axis.set_title(column.heading)
-                axis.invert_yaxis()
+                for place, cell in enumerate(self.cell(name, column) for name in names):
+                    axis.axhline(place, color="0.85", linewidth=0.6, zorder=0)
+                    if len(cell.known) > 1:
+                        axis.plot(cell.known, [place] * len(cell.known), "o", color=COLORS[0], markersize=4, mfc="none")
+                    if cell.known:
+                        axis.plot(cell.mean, place, "o", color=COLORS[0], markersize=4.5)
+                    axis.annotate(cell.write(column), (1.02, place), xycoords=("axes fraction", "data"),
+                                  va="center", fontsize=7)  # fmt: skip
+                axis.set(title=column.heading, yticks=range(len(names)), yticklabels=names)
+                axis.set_ylim(len(names) - 0.5, -0.5)
+                axis.xaxis.set_major_locator(MaxNLocator(3))
+                axis.margins(x=0.12)
                 if axis is not axes[0]:
                     axis.set_yticklabels([])
 

@@ -28,6 +28,7 @@ def run(args: argparse.Namespace) -> int:
     """Write the picture and say where it is."""
     import torch
 
+    from mvar_lightning.analysis.size_watch import SizeWatch
     from mvar_lightning.analysis.strips import progressive_picture, reconstruct_after_each_scale
     from mvar_lightning.callbacks.pictures import to_png
     from mvar_lightning.commands.sampling_options import choose_device
@@ -37,13 +38,15 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--out {args.out}: give a name that ends in .png")
     device = choose_device(args.device)
     tokenizer = tokenizer_of(args).to(device)
-    transform = build_transform(args.crop, tokenizer.image_size, args.resize_ratio)
+    transform = SizeWatch(build_transform(args.crop, tokenizer.image_size, args.resize_ratio), tokenizer.image_size)
     image_N3HW = torch.cat([read_image(path, transform) for path in args.images])
     after_NK3HW = torch.cat(
         [reconstruct_after_each_scale(tokenizer, one.to(device)).cpu() for one in image_N3HW.split(1)]
     )
     to_png(progressive_picture(image_N3HW, after_NK3HW, tokenizer.pyramid.sides), Path(args.out))
     print(f"{args.out}: {len(image_N3HW)} images after each of {tokenizer.pyramid.num_scales} scales")
+    if transform.enlarged:
+        print(f"Images of less than {tokenizer.image_size} pixels were enlarged: the figures are of blurred images.")
     return 0
 
 

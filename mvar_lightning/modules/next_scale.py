@@ -6,7 +6,7 @@ B batch, L tokens of the pyramid, Z code dim, HW pixels.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -222,6 +222,8 @@ class NextScaleModule(L.LightningModule):
             weight_decay=self.weight_decay,
             fused=True,
         )
+        # else Lightning refuses to clip under bf16-mixed, for the sake of a loss scale that there is none of
+        cast(Any, optimizer)._step_supports_amp_scaling = False
         schedule = Schedule(
             total_steps=int(steps),
             warmup_steps=round(self.warmup * steps),

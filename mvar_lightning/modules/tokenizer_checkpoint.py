@@ -24,6 +24,21 @@ def description(tokenizer: MultiScaleTokenizer, checkpoint: dict[str, Any]) -> d
     }
 
 
+def check_weights(checkpoint: dict[str, Any]) -> None:
+    """Refuse to write weights that a gradient which was not finite has spoiled: the checkpoint before stays.
+
+    Raises:
+        UserError: names the first such tensor, of the weights in training or their averages, and the step.
+    """
+    for part in ("state_dict", "current_model_state"):
+        for name, tensor in checkpoint.get(part, {}).items():
+            if not tensor.isfinite().all():
+                raise UserError(
+                    f"weight {name} is not finite at step {checkpoint['global_step']}, though the loss was: no "
+                    "checkpoint of it is written, the one before stays; lower lr or set model.gradient_clip_val"
+                )
+
+
 def check_discriminator(checkpoint: dict[str, Any], has_one: bool) -> None:
     """Refuse a checkpoint with another set of optimizers before any weight is touched.
 

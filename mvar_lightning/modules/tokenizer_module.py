@@ -28,7 +28,12 @@ from mvar_lightning.modules.manual_steps import (
 )
 from mvar_lightning.modules.means import log_means
 from mvar_lightning.modules.reproducible import seed_batch
-from mvar_lightning.modules.tokenizer_checkpoint import check_discriminator, count_earlier_steps, description
+from mvar_lightning.modules.tokenizer_checkpoint import (
+    check_discriminator,
+    check_weights,
+    count_earlier_steps,
+    description,
+)
 from mvar_lightning.modules.tokenizer_optimizers import OptimizerSettings, tokenizer_optimizers
 from mvar_lightning.modules.tokenizer_start import hold_still, start_from
 from mvar_lightning.tokenizer import (
@@ -127,6 +132,11 @@ class TokenizerModule(L.LightningModule):
         hold_still(self.tokenizer, frozen)
         if remedies and "quantizer" in frozen:
             raise UserError("frozen quantizer: remedies change its codes; leave out one of them")
+        if adversarial is not None and adversarial.adaptive and "decoder" in frozen:
+            raise UserError(
+                "frozen decoder: the adaptive weight of AdversarialLoss looks at the gradient of its last layer; "
+                "set adaptive: false"
+            )
         self.init_from, self._started = init_from, False
         check_scale_dropout(scale_dropout, self.tokenizer.pyramid.num_scales)
         self.loss = WeightedLoss([L1Loss(), L2Loss(), QuantizerLoss()] if losses is None else losses)
@@ -222,7 +232,9 @@ class TokenizerModule(L.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip; callbacks have seen the whole gradient by now."""
         if self.gradient_clip_val is not None:
-            self.clip_gradients(optimizer, self.gradient_clip_val, "norm")
+            # not by Lightning: under bf16-mixed it refuses fused optimizers, though there is no loss scale to undo
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, self.gradient_clip_val)
 
     def on_validation_model_zero_grad(self) -> None:
         """Validation may come between the batches of a step: their gradients stay."""
@@ -256,6 +268,7 @@ class TokenizerModule(L.LightningModule):
         return tokenizer_optimizers(self.tokenizer, self.adversarial, self.settings, steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_weights(checkpoint)
         checkpoint["mvar_lightning"] = description(self.tokenizer, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

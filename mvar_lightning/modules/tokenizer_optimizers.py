@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 
 from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer import AdversarialLoss, MultiScaleTokenizer
+
+log = logging.getLogger(__name__)
 
 
 def warmup_cosine(step: int, warmup_steps: int, total_steps: float, final_ratio: float) -> float:
@@ -63,7 +66,7 @@ def tokenizer_optimizers(
     adversarial.plan(steps)
     start = adversarial.start_step
     if start >= steps:
-        rank_zero_warn(
+        rank_zero_only(log.warning)(
             f"adversarial.start: the discriminator would start at step {start}, but the run ends at step {steps}: "
             "it never starts; train longer or set an earlier start"
         )

@@ -154,7 +154,12 @@ class AdversarialLoss(nn.Module):
             return rest.new_ones(())
         norms = []
         for loss in (rest, generator):
-            [gradient] = torch.autograd.grad(loss, last_layer, retain_graph=True)
+            [gradient] = torch.autograd.grad(loss, last_layer, retain_graph=True, allow_unused=True)
+            if gradient is None:
+                raise UserError(
+                    "AdversarialLoss: the adaptive weight compares with the other losses of the reconstruction, and "
+                    "there is none; add L1Loss or L2Loss, or set adaptive: false"
+                )
             norms.append((sum_over_ranks(gradient.float()) / world_size()).norm())
         return (norms[0] / (norms[1] + SMALL)).clamp(max=self.max_adaptive)
 

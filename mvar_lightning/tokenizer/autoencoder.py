@@ -17,13 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mvar_lightning.errors import UserError
+from mvar_lightning.tokenizer.convolution import Conv3x3
+from mvar_lightning.tokenizer.norms import GroupNorm
 
 NORM_EPS = 1e-6
-
-
-def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
-    """A 3x3 convolution that keeps the map's size."""
-    return nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
 
 
 def silu(x: Tensor) -> Tensor:
@@ -46,10 +43,10 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, norm_groups: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(norm_groups, in_channels, eps=NORM_EPS)
-        self.conv1 = conv3x3(in_channels, out_channels)
-        self.norm2 = nn.GroupNorm(norm_groups, out_channels, eps=NORM_EPS)
-        self.conv2 = conv3x3(out_channels, out_channels)
+        self.norm1 = GroupNorm(norm_groups, in_channels, eps=NORM_EPS)
+        self.conv1 = Conv3x3(in_channels, out_channels)
+        self.norm2 = GroupNorm(norm_groups, out_channels, eps=NORM_EPS)
+        self.conv2 = Conv3x3(out_channels, out_channels)
         same_width = in_channels == out_channels
         self.shortcut = nn.Identity() if same_width else nn.Conv2d(in_channels, out_channels, kernel_size=1)
 
@@ -64,7 +61,7 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, channels: int, norm_groups: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(norm_groups, channels, eps=NORM_EPS)
+        self.norm = GroupNorm(norm_groups, channels, eps=NORM_EPS)
         self.qkv = nn.Conv2d(channels, 3 * channels, kernel_size=1)
         self.proj = nn.Conv2d(channels, channels, kernel_size=1)
 
@@ -97,7 +94,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = conv3x3(channels, channels)
+        self.conv = Conv3x3(channels, channels)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         if x_BCHW.device.type == "cpu" and not torch.is_grad_enabled():
@@ -169,7 +166,7 @@ class Encoder(nn.Module):
         super().__init__()
         widths = level_widths(channels, channel_multipliers, norm_groups)
         last = len(widths) - 1
-        self.conv_in = conv3x3(3, channels)
+        self.conv_in = Conv3x3(3, channels)
         self.levels = nn.ModuleList(
             Level(
                 in_channels=before,
@@ -182,8 +179,8 @@ class Encoder(nn.Module):
             for i, (before, width) in enumerate(pairwise([channels, *widths]))
         )
         self.middle = Middle(widths[last], norm_groups)
-        self.norm_out = nn.GroupNorm(norm_groups, widths[last], eps=NORM_EPS)
-        self.conv_out = conv3x3(widths[last], code_dim)
+        self.norm_out = GroupNorm(norm_groups, widths[last], eps=NORM_EPS)
+        self.conv_out = Conv3x3(widths[last], code_dim)
 
     def forward(self, image_B3HW: Tensor) -> Tensor:
         x_BCHW = self.conv_in(fast_layout(image_B3HW))
@@ -209,7 +206,7 @@ class Decoder(nn.Module):
         super().__init__()
         widths = level_widths(channels, channel_multipliers, norm_groups)
         last = len(widths) - 1
-        self.conv_in = conv3x3(code_dim, widths[last])
+        self.conv_in = Conv3x3(code_dim, widths[last])
         self.middle = Middle(widths[last], norm_groups)
         self.levels = nn.ModuleList(
             Level(
@@ -222,8 +219,8 @@ class Decoder(nn.Module):
             )
             for i, (width, before) in enumerate(pairwise([*widths, widths[last]]))
         )
-        self.norm_out = nn.GroupNorm(norm_groups, widths[0], eps=NORM_EPS)
-        self.conv_out = conv3x3(widths[0], 3)
+        self.norm_out = GroupNorm(norm_groups, widths[0], eps=NORM_EPS)
+        self.conv_out = Conv3x3(widths[0], 3)
 
     def forward(self, latent_BZhw: Tensor) -> Tensor:
         x_BCHW = self.middle(self.conv_in(fast_layout(latent_BZhw)))

@@ -78,6 +78,6 @@ def cut_out(image_B3HW: Tensor, share: float) -> Tensor:
 def _outside(side: int, share: float, image_B3HW: Tensor) -> Tensor:
     """(B, side): which pixels of a side are not in a stretch of ``share`` of it around a random place."""
     size, device = round(side * share), image_B3HW.device
-    first_B1 = torch.randint(0, side + 1, (len(image_B3HW), 1), device=device) - size // 2
+    first_B1 = torch.randint(0, side + 1 - size % 2, (len(image_B3HW), 1), device=device) - size // 2
     position = torch.arange(side, device=device)
     return (position < first_B1) | (position >= first_B1 + size)

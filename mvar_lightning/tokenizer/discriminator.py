@@ -23,6 +23,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer.frozen import Frozen
+from mvar_lightning.tokenizer.norms import GroupNorm
 
 SLOPE = 0.2
 """Of the leaky ReLUs."""
@@ -40,14 +41,6 @@ class Discriminator(nn.Module, ABC):
 
     def after_step(self) -> None:
         """Called after each step of its optimizer."""
-
-
-class Float32GroupNorm(nn.GroupNorm):
-    """Group normalization in float32, whatever autocast says (on a CPU it would take place in bfloat16)."""
-
-    def forward(self, x_BC: Tensor) -> Tensor:
-        with torch.autocast(x_BC.device.type, enabled=False):
-            return super().forward(x_BC.float())
 
 
 class PatchDiscriminator(Discriminator):
@@ -78,7 +71,7 @@ class PatchDiscriminator(Discriminator):
         widths = [channels * min(2**level, 8) for level in range(layers + 1)]
         parts: list[nn.Module] = [_conv4x4(3, channels, 2), nn.LeakyReLU(SLOPE)]
         for level, (before, width) in enumerate(pairwise(widths), start=1):
-            norm = Float32GroupNorm(norm_groups, width) if norm_groups else nn.Identity()
+            norm = GroupNorm(norm_groups, width) if norm_groups else nn.Identity()
             parts += [_conv4x4(before, width, 1 if level == layers else 2), norm, nn.LeakyReLU(SLOPE)]
         self.net = nn.Sequential(*parts, _conv4x4(widths[-1], 1, 1))
 
@@ -192,7 +185,7 @@ class _Head(nn.Module):
     @staticmethod
     def _block(width: int, kernel: int, norm_groups: int) -> nn.Sequential:
         conv = nn.Conv1d(width, width, kernel, padding=kernel // 2, padding_mode="circular")
-        return nn.Sequential(spectral_norm(conv), Float32GroupNorm(norm_groups, width), nn.LeakyReLU(SLOPE))
+        return nn.Sequential(spectral_norm(conv), GroupNorm(norm_groups, width), nn.LeakyReLU(SLOPE))
 
     def forward(self, x_BCN: Tensor) -> Tensor:
         x_BCN = self.each(x_BCN)

@@ -16,7 +16,8 @@ from mvar_lightning.tokenizer.ranks import sum_over_ranks, world_size
 class LeCam(nn.Module):
     """Keeps logits of real images from rising above the running mean of the others, and the other way round.
 
-    The means are those of whole steps, over all batches and processes of a step, and lie in buffers.
+    One-sided, as in the paper's code. The means are those of whole steps, over all batches and processes of a step, and
+    lie in buffers.
 
     Args:
         weight: of the regularization; 0 leaves it out.

@@ -35,6 +35,12 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return total
 
 
+def take_from_first(tensor: Tensor) -> None:
+    """Put rank zero's values into the tensor of every process."""
+    if world_size() > 1:
+        dist.broadcast(tensor, src=0)
+
+
 def mean_over_ranks(tensor: Tensor) -> Tensor:
     """The mean over the processes, differentiable with respect to each process' share.
 

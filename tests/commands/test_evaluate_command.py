@@ -163,8 +163,12 @@ def test_reconstruct(workplace: Path, tokenizer: Path, fails: Fails, capfd: pyte
         Image.effect_noise(size, 90).convert("RGB").save(f"{number}.png")
     start = ["reconstruct", "--checkpoint", str(tokenizer)]
     assert main([*start, "0.png", "1.png", "--out", "new/strip.png"]) == 0
-    assert "2 images after each of 3 scales" in capfd.readouterr().out
+    told = capfd.readouterr().out
+    assert "2 images after each of 3 scales" in told and "enlarged" not in told
     assert Image.open("new/strip.png").width == 4 * 68 + 4
+    Image.effect_noise((40, 9), 90).convert("RGB").save("small.png")
+    assert main([*start, "small.png", "--out", "small_strip.png"]) == 0
+    assert "less than 16 pixels were enlarged" in capfd.readouterr().out
     assert "image 2.png: cannot be read" in fails(*start, "2.png")
     Path("text.png").write_text("no picture")
     assert "image text.png: not a readable" in fails(*start, "0.png", "text.png")

@@ -16,13 +16,17 @@ from small_run import MODEL_SIZES, TOKENIZER_SIZES, Record, copy_of, data_module
 from mvar_lightning import (
     AdjacentAttention,
     AdversarialLoss,
+    DataDependentInit,
     DeadCodeRestart,
     DiffAugment,
+    EntropyLoss,
+    L1Loss,
     LlamaBlocks,
     MarkovVARModule,
     MVARModule,
     NonSaturatingLoss,
     PatchDiscriminator,
+    QuantizerLoss,
     SpatialAttention,
     TokenizerModule,
     VARModule,
@@ -49,8 +53,14 @@ def adversarial(tokenizer: Path) -> L.LightningModule:
         lecam=0.1,
         augment=DiffAugment(),
     )
-    remedies = [DeadCodeRestart(every=3)]
-    return TokenizerModule(**TOKENIZER_SIZES, lr=3e-3, adversarial=loss, remedies=remedies, gradient_clip_val=1.0)
+    return TokenizerModule(
+        **TOKENIZER_SIZES,
+        lr=3e-3,
+        adversarial=loss,
+        losses=[L1Loss(), QuantizerLoss(), EntropyLoss(max_rows=32)],
+        remedies=[DataDependentInit(), DeadCodeRestart(every=3)],
+        gradient_clip_val=1.0,
+    )
 
 
 FAMILIES: dict[str, Make] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -168,7 +169,9 @@ class Groups(L.Callback):
         self._before = now
 
 
-def fitted(tokenizer: Path, shards: Path, folder: Path, *callbacks: L.Callback, **changes: Any) -> dict[str, Tensor]:
+def fitted(
+    tokenizer: Path, shards: Path, folder: Path, *callbacks: L.Callback, precision: str = "32-true", **changes: Any
+) -> dict[str, Tensor]:
     L.seed_everything(0, verbose=False)
     made = MarkovVARModule(str(tokenizer), **{**MODEL_SIZES, "base_lr": 0.05, "drop_path": 0.2, **changes})
     run = trainer(
@@ -199,3 +202,19 @@ def test_refused_where_the_module_is_made(tokenizer: Path) -> None:
     assert len(MVARModule(str(tokenizer), **MODEL_SIZES, attention=AdjacentAttention(), scale_groups="auto")
                .scale_groups.groups) > 1  # fmt: skip
     assert all(a.stop == b.start for a, b in pairwise(groups_of_share(ScalePyramid(SCALES), 0.3)))
+
+
+def test_loss_scaling_is_refused(tokenizer: Path) -> None:
+    made = MarkovVARModule(str(tokenizer), **MODEL_SIZES, scale_groups=[["0..1"], [2]])
+    made.trainer = run = SimpleNamespace(precision="16-mixed", datamodule=None)  # CPUs have no such precision
+    with pytest.raises(UserError, match="bf16-mixed, not 16-mixed"):
+        made.setup("fit")
+    run.precision = "bf16-mixed"
+    made.setup("fit")
+
+
+def test_groups_in_bfloat16_are_close(shards: Path, tokenizer: Path, tmp_path: Path) -> None:
+    whole = fitted(tokenizer, shards, tmp_path / "whole", precision="bf16-mixed")
+    grouped = fitted(tokenizer, shards, tmp_path / "grouped", precision="bf16-mixed", scale_groups=[["0..1"], [2]])
+    apart = torch.cat([(grouped[name] - value).abs().flatten() for name, value in whole.items()])
+    assert apart.mean() < 2e-4 and all(value.dtype == torch.float32 for value in grouped.values())

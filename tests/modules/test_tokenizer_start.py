@@ -11,7 +11,15 @@ import torch
 from small_run import TOKENIZER_SIZES, copy_of, trainer
 from torch.utils.data import DataLoader
 
-from mvar_lightning import DeadCodeRestart, MultiScaleTokenizer, TokenizerModule, UserError, load
+from mvar_lightning import (
+    AdversarialLoss,
+    DeadCodeRestart,
+    MultiScaleTokenizer,
+    PatchDiscriminator,
+    TokenizerModule,
+    UserError,
+    load,
+)
 from mvar_lightning.checkpoints.official import tokenizer_reference_state
 
 PUBLISHED_NORMS = {**TOKENIZER_SIZES, "channels": 32, "norm_groups": 32}
@@ -95,6 +103,10 @@ def test_frozen_parts_keep_their_weights(frozen: list[str], tmp_path: Path) -> N
         (
             {"frozen": ["encoder", "quant_conv", "quantizer", "post_quant_conv", "decoder"]},
             "nothing is left to train",
+        ),
+        (
+            {"frozen": ["decoder"], "adversarial": AdversarialLoss(PatchDiscriminator(8, layers=1))},
+            "frozen decoder: the adaptive weight .* set adaptive: false",
         ),
         ({"frozen": ["quantizer"], "remedies": [DeadCodeRestart()]}, "frozen quantizer: remedies change its codes"),
     ],

@@ -22,7 +22,7 @@ from mvar_lightning import (
     TokenizerModule,
     UserError,
 )
-from mvar_lightning.callbacks import EMA, GradientNorm, NonFiniteLossGuard
+from mvar_lightning.callbacks import EMA, GradientNorm, LastCheckpoint, NonFiniteLossGuard
 from mvar_lightning.modules.manual_steps import window_of
 from mvar_lightning.tokenizer import CodebookRemedy
 
@@ -194,23 +194,24 @@ def test_validation_between_the_batches_of_a_step_keeps_their_gradients(tmp_path
     assert all(torch.equal(weights[1][name], value) for name, value in weights[0].items())
 
 
-def test_both_gradients_are_clipped_after_the_callbacks_have_seen_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_both_gradients_are_clipped_after_the_callbacks_have_seen_them(precision: str, tmp_path: Path) -> None:
     steps = Steps()
     fitted = module(adversarial=lambda: adversarial(loss=NonSaturatingLoss(100.0, 1)), gradient_clip_val=0.02)
-    run = trainer(tmp_path, steps, GradientNorm(), max_steps=2)
+    run = trainer(tmp_path, steps, GradientNorm(), max_steps=2, precision=precision)
     run.fit(fitted, loader())
     for norms in steps.norms:
         assert norms == pytest.approx([0.02, 0.02], rel=1e-3)
     assert run.callback_metrics["train/gradient_norm"] > 0.1
 
 
-def test_a_start_after_the_end_is_told_and_the_run_goes_on(tmp_path: Path) -> None:
+def test_a_start_after_the_end_is_told_and_the_run_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     plain = module()
     trainer(tmp_path, max_epochs=1).fit(plain, loader())
     late = module(adversarial=lambda: adversarial(start=7))
     theirs = copy_of(late.adversarial)  # type: ignore[arg-type]
-    with pytest.warns(UserWarning, match="would start at step 7, but the run ends at step 5: it never starts"):
-        trainer(tmp_path, max_epochs=1).fit(late, loader())
+    trainer(tmp_path, max_epochs=1).fit(late, loader())
+    assert "would start at step 7, but the run ends at step 5: it never starts" in caplog.text
     assert all(torch.equal(value, copy_of(late)[name]) for name, value in copy_of(plain).items())
     assert all(torch.equal(value, theirs[name]) for name, value in copy_of(late.adversarial).items())  # type: ignore
 
@@ -234,10 +235,14 @@ def test_bf16_keeps_losses_and_gradients_in_float32(tmp_path: Path) -> None:
             return result
 
     fitted = module(Watched, adversarial=lambda: adversarial(loss=NonSaturatingLoss(1.0, 1), lecam=0.1))
+    norms: set[torch.dtype] = set()
+    for part in fitted.modules():
+        if isinstance(part, torch.nn.GroupNorm):
+            part.register_forward_hook(lambda *call: norms.add(call[-1].dtype))
     trainer(tmp_path, max_epochs=1, precision="bf16-mixed").fit(fitted, loader())
     assert {term.dtype for terms in seen for term in terms.values()} == {torch.float32}
     assert all(term.isfinite() for terms in seen for term in terms.values())
-    assert {parameter.dtype for parameter in fitted.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in fitted.parameters()} == {torch.float32} == norms
 
 
 @pytest.mark.parametrize(
@@ -286,6 +291,22 @@ def test_nan_pixels_stop_the_run_at_their_step_with_the_last_good_checkpoint(gan
     saved = torch.load(tmp_path / "step=2.ckpt", weights_only=True)
     assert all(tensor.isfinite().all() for tensor in saved["state_dict"].values())
     assert [path.name for path in tmp_path.glob("*.ckpt")] == ["step=2.ckpt"]
+
+
+def test_a_gradient_that_is_not_finite_spoils_no_checkpoint(tmp_path: Path) -> None:
+    """The loss of its step is finite, and the next batch would only tell after the checkpoint was written."""
+
+    class Spoiled(L.Callback):
+        def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+            if trainer.global_step == 2:
+                pl_module.tokenizer.decoder.conv_out.bias.grad[0] = torch.nan
+
+    keep = LastCheckpoint(every_steps=1)
+    run = trainer(tmp_path, Spoiled(), EMA(0.9), keep, enable_checkpointing=True, max_epochs=1)
+    with pytest.raises(UserError, match=r"weight tokenizer.decoder.conv_out.bias is not finite at step 3"):
+        run.fit(module(), loader())
+    saved = torch.load(keep.last_model_path, weights_only=True)
+    assert saved["global_step"] == 2 and all(tensor.isfinite().all() for tensor in saved["state_dict"].values())
 
 
 @pytest.mark.parametrize("value", [-1.0, 0.0])

@@ -102,10 +102,12 @@ def test_two_small_batches_accumulate_to_one_large(shards: Path, tokenizer: Path
         torch.testing.assert_close(weights[1][name], value, atol=2e-5, rtol=1e-4, msg=name)
 
 
-def test_gradients_are_clipped_before_the_step(shards: Path, tokenizer: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_are_clipped_before_the_step(precision: str, shards: Path, tokenizer: Path, tmp_path: Path) -> None:
     free, clipped = Steps(), Steps()
     for steps, value in ((free, None), (clipped, 0.05)):
-        run = trainer(tmp_path, steps, max_steps=2, gradient_clip_val=value, limit_val_batches=0)
+        settings = {"gradient_clip_val": value, "precision": precision, "limit_val_batches": 0}
+        run = trainer(tmp_path, steps, max_steps=2, **settings)
         run.fit(module(tokenizer), datamodule=data_module(shards))
     assert min(free.norms) > 0.1
     assert clipped.norms == pytest.approx([0.05, 0.05], rel=1e-3)

@@ -108,6 +108,13 @@ def test_adaptive_weight_is_the_ratio_of_gradient_norms() -> None:
     torch.testing.assert_close(clamped().log["adversarial_weight"], 0.25 * factor)
 
 
+def test_adaptive_weight_needs_another_loss_of_the_reconstruction() -> None:
+    setting = Setting(adaptive=True)
+    setting.rest = torch.ones(1, requires_grad=True).sum()
+    with pytest.raises(UserError, match=r"compares with the other losses .* set adaptive: false"):
+        setting()
+
+
 def test_before_the_start_there_is_a_gradient_of_zero() -> None:
     setting = Setting(start=10)
     terms = setting(9)

@@ -45,6 +45,33 @@ def test_new_codes_are_residuals_and_have_no_moments() -> None:
     assert list(take_replaced_codes(tokenizer)) == []
 
 
+def test_a_code_that_was_used_before_loses_its_moments_and_the_others_keep_theirs() -> None:
+    tokenizer, images, remedy = with_lost_codes(), smooth_images(), DeadCodeRestart(every=1)
+    optimizer = fit(tokenizer, images, steps=1)
+    weight = tokenizer.quantizer.codebook.weight
+    for moment in ("exp_avg", "exp_avg_sq"):
+        optimizer.state[weight][moment].fill_(1.0)
+    remedy.attach(tokenizer)
+    remedy.after_step(tokenizer, tokenizer(images), optimizer)
+    [(_, replaced)] = take_replaced_codes(tokenizer)
+    kept = sorted(set(range(32)) - set(replaced))
+    assert replaced and kept
+    for moment in ("exp_avg", "exp_avg_sq"):
+        assert not optimizer.state[weight][moment][replaced].any() and optimizer.state[weight][moment][kept].all()
+
+
+def test_new_codes_come_equally_from_each_scale() -> None:
+    tokenizer, remedy = with_lost_codes(), DeadCodeRestart(every=1)
+    remedy.attach(tokenizer)
+    output, known = tokenizer(smooth_images()), tokenizer.quantizer.codebook.weight.detach().clone()
+    rows = [len(rows_BlZ.detach().flatten(0, 1).unique(dim=0)) for rows_BlZ in output.residuals_BlZ]
+    assert min(rows) >= 28, "each scale alone could replace all"
+    remedy.after_step(tokenizer, output, torch.optim.SGD(tokenizer.parameters(), lr=0.0))
+    new = [code for code in tokenizer.quantizer.codebook.weight.detach() if not (code == known).all(1).any()]
+    of_scale = [sum((code == rows).all(1).any() for code in new) for rows in remedy.reservoir_KRZ]
+    assert sum(of_scale) == len(new) >= 28 and max(of_scale) - min(of_scale) <= 1
+
+
 def test_codes_in_use_stay_as_they_are() -> None:
     tokenizer, images = tiny(), smooth_images()
     remedy = DeadCodeRestart(every=1, threshold=0.0)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer.nearest import NearestCode
-from mvar_lightning.tokenizer.ranks import gather_rows
+from mvar_lightning.tokenizer.ranks import gather_rows, take_from_first
 from mvar_lightning.tokenizer.remedies.base import CodebookRemedy
 from mvar_lightning.tokenizer.remedies.codes import k_means, replace_codes, shared_generator
 from mvar_lightning.tokenizer.tokenizer import MultiScaleTokenizer
@@ -68,6 +68,8 @@ class DataDependentInit(CodebookRemedy):
                 f"{tokenizer.vocab_size} codes; {missing} codes keep their random start"
             )
         replace_codes(tokenizer, torch.arange(len(codes_nZ), device=codes_nZ.device), codes_nZ, optimizer=None)
+        # on a GPU the sums of k-means differ in rounding from process to process
+        take_from_first(tokenizer.quantizer.codebook.weight)
 
     def _choose(self, tokenizer: MultiScaleTokenizer, latent_NZhw: Tensor) -> Tensor:
         quantizer, num_scales = tokenizer.quantizer, tokenizer.pyramid.num_scales
