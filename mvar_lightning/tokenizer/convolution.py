@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LEAST_CHANNELS, LEAST_WIDTH = 256, 32
+LEAST_CHANNELS, LEAST_WIDTH = 128, 32
+BAND = 5 * 2**19
+"""Numbers of the map that are worked on at a time: what is made of them stays in a cache of some ten MiB."""
 
 
 class Conv3x3(nn.Conv2d):
@@ -30,21 +32,37 @@ class Conv3x3(nn.Conv2d):
 
 def filtered(x_BCHW: Tensor, weight_OC33: Tensor, bias_O: Tensor) -> Tensor:
     """The convolution in the form with fewer products; W must be even."""
+    B, C, H, W = x_BCHW.shape
+    filters_OC31 = _filters(weight_OC33)
+    result = x_BCHW.new_empty(B, H, W, len(bias_O)).permute(0, 3, 1, 2)  # channels last
+    rows = max(1, BAND // (B * C * W))
+    for top in range(0, H, rows):
+        band = slice(top, min(top + rows, H))
+        reach = slice(max(band.start - 1, 0), band.stop + 1)  # a row more at each side, where there is one
+        own = slice(band.start - reach.start, band.stop - reach.start)
+        sums = _sums(x_BCHW[:, :, reach])
+        products = (F.conv2d(part, taps, padding=(1, 0)) for part, taps in zip(sums, filters_OC31, strict=True))
+        first, second, third, fourth = (product[:, :, own] for product in products)
+        torch.add(first.add_(second), third, out=result[:, :, band, 0::2])
+        torch.sub(second.sub_(third), fourth, out=result[:, :, band, 1::2])
+        result[:, :, band].add_(bias_O[:, None, None])
+    return result
+
+
+def _filters(weight_OC33: Tensor) -> tuple[Tensor, ...]:
+    """g1, (g1 + g2 + g3) / 2, (g1 - g2 + g3) / 2, g3 of the taps along a row, each (O, C, 3, 1)."""
+    one, two, three = weight_OC33.unbind(3)
+    outer = one + three
+    return tuple(taps.unsqueeze(3) for taps in (one, (outer + two) / 2, (outer - two) / 2, three))
+
+
+def _sums(x_BCHW: Tensor) -> tuple[Tensor, ...]:
+    """d1 - d3, d2 + d3, d3 - d2, d2 - d4 of the four columns under each pair of results; beyond the map are zeros."""
     even, odd = x_BCHW[..., 0::2], x_BCHW[..., 1::2]
     left, right = odd.neg(), even.clone(memory_format=torch.channels_last)
     left[..., 1:] += odd[..., :-1]
     right[..., :-1] -= even[..., 1:]
-    one, two, three = weight_OC33.unbind(3)
-    outer, sums = one + three, (left, even + odd, odd - even, right)
-    filters = (one, (outer + two) / 2, (outer - two) / 2, three)
-    first, second, third, fourth = (
-        F.conv2d(part, taps.unsqueeze(3), padding=(1, 0)) for part, taps in zip(sums, filters, strict=True)
-    )
-    B, _, H, W = x_BCHW.shape
-    result = x_BCHW.new_empty(B, H, W, len(bias_O)).permute(0, 3, 1, 2)  # channels last
-    torch.add(first.add_(second), third, out=result[..., 0::2])
-    torch.sub(second.sub_(third), fourth, out=result[..., 1::2])
-    return result.add_(bias_O[:, None, None])
+    return left, even + odd, odd - even, right
 
 
 def _pays(x_BCHW: Tensor) -> bool:

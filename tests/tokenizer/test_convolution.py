@@ -14,9 +14,13 @@ def plain(layer: nn.Conv2d, x_BCHW: Tensor) -> Tensor:
     return nn.functional.conv2d(x_BCHW.double(), layer.weight.double(), layer.bias.double(), padding=1)
 
 
+@pytest.mark.parametrize("band", [1, 24 * 2 * 8 * 2, convolution.BAND])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("size", [(5, 8), (1, 2), (4, 32)])
-def test_fewer_products_give_the_same_numbers(size: tuple[int, int], layout: torch.memory_format) -> None:
+def test_fewer_products_give_the_same_numbers(
+    size: tuple[int, int], layout: torch.memory_format, band: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convolution, "BAND", band)
     torch.manual_seed(0)
     layer, x = Conv3x3(24, 8), torch.randn(2, 24, *size).contiguous(memory_format=layout)
     before = x.clone()
