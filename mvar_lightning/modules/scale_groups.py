@@ -25,7 +25,7 @@ from mvar_lightning.modules.token_loss import TokenLoss, chunked_token_loss, joi
 from mvar_lightning.pyramid import ScalePyramid
 from mvar_lightning.transformer import Inputs, NextScaleTransformer
 
-AUTO_SHARE = 0.45
+AUTO_SHARE = 0.25
 """What `auto` takes: a group has at most this share of the tokens, if one scale alone has not more."""
 
 
@@ -91,14 +91,13 @@ class ScaleGroups:
 
 
 def groups_of_share(pyramid: ScalePyramid, share: float) -> tuple[range, ...]:
-    """Fewest consecutive groups with at most ``share`` of the tokens each, or one scale where a scale has more.
+    """Consecutive groups, each as many scales as have at most ``share`` of the tokens, or one scale that has more.
 
-    Activations grow with tokens: at 256 pixels, 0.45 gives scales 0 to 7, 8, and 9 (255, 169 and 256 of 680 tokens).
+    Activations grow with tokens: at 256 pixels, 0.25 gives scales 0 to 6, 7, 8 and 9 (155, 100, 169, 256 of 680 tokens).
     """
-    most = max(share * pyramid.num_tokens, pyramid.tokens_of(pyramid.num_scales - 1))
     starts = [0]
-    for scale in range(pyramid.num_scales):
-        if pyramid.offsets[scale + 1] - pyramid.offsets[starts[-1]] > most:
+    for scale in range(1, pyramid.num_scales):
+        if pyramid.offsets[scale + 1] - pyramid.offsets[starts[-1]] > share * pyramid.num_tokens:
             starts.append(scale)
     return tuple(range(a, b) for a, b in zip(starts, [*starts[1:], pyramid.num_scales], strict=True))
 
@@ -111,16 +110,16 @@ def loss_of_groups(
     groups: Sequence[range],
     accumulated: int = 1,
 ) -> tuple[Tensor, TokenLoss]:
-    """Loss of some scale groups, of which all but the last have been taken backward when it returns.
+    """Loss of some scale groups, of which all but one have been taken backward when it returns.
 
-    The backward pass of the loss that is returned adds the last group's gradient and, through the shared inputs
-    (embeddings, history, modulations), that of all groups. So each parameter has its whole gradient only after it, and
-    DDP reduces once.
+    The largest group comes first, while the parameters have no gradients yet. The backward pass of the loss that is
+    returned adds the last group's gradient and, through the shared inputs (embeddings, history, modulations), that of
+    all groups. So each parameter has its whole gradient only after it, and DDP reduces once.
 
     Args:
         x_BLZ, label_B: as in `NextScaleTransformer.forward`.
         idx_BL: the right tokens.
-        groups: consecutive scales. One group over all scales is the plain step.
+        groups: of consecutive scales. One group over all scales is the plain step.
         accumulated: batches of an optimizer step; the caller divides what is returned by it, as Lightning does.
 
     Returns:
@@ -129,7 +128,8 @@ def loss_of_groups(
     pyramid, inputs = model.pyramid, model.inputs(x_BLZ, label_B)
     carried = _Carried(inputs)
     losses, figures = [], []
-    for group in groups[:-1]:
+    *before, last = sorted(groups, key=lambda group: pyramid.span(group).start - pyramid.span(group).stop)
+    for group in before:
         with _same_randomness_again(model, x_BLZ.device):
             loss, figure = _loss_of(model, carried.cut(group, pyramid), idx_BL, group)
             with torch.autocast(loss.device.type, enabled=False):
@@ -137,8 +137,7 @@ def loss_of_groups(
         losses.append(loss.detach())
         figures.append(figure)
         del loss  # and the graph with it, before the next group's is built
-    last = replace(inputs, x_BlC=inputs.x_BlC[:, pyramid.span(groups[-1])])
-    loss, figure = _loss_of(model, last, idx_BL, groups[-1])
+    loss, figure = _loss_of(model, replace(inputs, x_BlC=inputs.x_BlC[:, pyramid.span(last)]), idx_BL, last)
     if losses:
         loss = torch.stack([*losses, loss]).sum() + accumulated * carried.zero_with_gradient()
     return loss, joined([*figures, figure], pyramid)

@@ -88,7 +88,8 @@ def _by_scale(
 
 
 def joined(parts: Sequence[TokenLoss], pyramid: ScalePyramid) -> TokenLoss:
-    """Figures of consecutive groups of scales together, without gradient."""
+    """Figures of groups of scales that follow each other, given in any order, together and without gradient."""
+    parts = sorted(parts, key=lambda part: part.scales.start)
     scales = range(parts[0].scales.start, parts[-1].scales.stop)
     loss_K, accuracy_K = torch.cat([part.loss_K for part in parts]), torch.cat([part.accuracy_K for part in parts])
     share_K = torch.tensor([float(pyramid.tokens_of(scale)) for scale in scales], device=loss_K.device)

@@ -31,7 +31,7 @@ from mvar_lightning import (
     VARModule,
 )
 from mvar_lightning.benchmarks.measure import KeptForBackward
-from mvar_lightning.modules.scale_groups import ScaleGroups, groups_of_share, loss_of_groups
+from mvar_lightning.modules.scale_groups import AUTO_SHARE, ScaleGroups, groups_of_share, loss_of_groups
 from mvar_lightning.pyramid import PUBLISHED_SIDES, ScalePyramid
 
 SCALES = [1, 2, 3, 4]
@@ -101,17 +101,19 @@ def plan_of(attention: Any, sides: tuple[int, ...] = PUBLISHED_SIDES[256]) -> An
 def test_auto_groups_at_the_published_sizes() -> None:
     for size, sides in PUBLISHED_SIDES.items():
         pyramid = ScalePyramid(sides)
-        groups = groups_of_share(pyramid, 0.45)
+        groups = groups_of_share(pyramid, AUTO_SHARE)
         assert [scale for group in groups for scale in group] == list(range(len(sides)))
         shares = [sum(pyramid.tokens_of(scale) for scale in group) / pyramid.num_tokens for group in groups]
         assert max(shares) < 0.46, "one scale of 512 pixels has 45.7% of the tokens"
         if size == 256:
-            assert groups == (range(8), range(8, 9), range(9, 10))
-    assert groups_of_share(ScalePyramid([1, 2, 3, 4]), 0.1) == (range(3), range(3, 4)), "no less than one scale"
+            assert groups == (range(7), range(7, 8), range(8, 9), range(9, 10))
+    assert groups_of_share(ScalePyramid([1, 2, 3, 4]), 0.1) == tuple(range(n, n + 1) for n in range(4)), (
+        "no less than one scale"
+    )
     assert groups_of_share(ScalePyramid([1, 2, 3, 4]), 1.0) == (range(4),)
 
 
-@pytest.mark.parametrize("said", [[["0..7"], [8], [9]], [[0, 1, 2, 3, 4, 5, 6, 7], ["8"], ["9..9"]], "auto", 0.4])
+@pytest.mark.parametrize("said", [[["0..7"], [8], [9]], [[0, 1, 2, 3, 4, 5, 6, 7], ["8"], ["9..9"]], 0.4])
 def test_ways_to_say_the_same_groups(said: Any) -> None:
     read = ScaleGroups.read(said, None, plan_of(SpatialAttention(7)))
     assert read.groups == (range(8), range(8, 9), range(9, 10)) and str(read) == "0..7, then 8, then 9"
@@ -138,8 +140,8 @@ def test_mvars_cycle() -> None:
         ("some", None, "write auto"),
         (1.5, None, "write auto"),
         (0.0, None, "write auto"),
-        ("auto", [8, 1], "each of the 3 scale groups"),
-        ("auto", [8, 0, 1], "at least 1"),
+        ("auto", [8, 1], "each of the 4 scale groups"),
+        ("auto", [8, 0, 1, 1], "at least 1"),
         (None, [1], "each of the 1 scale groups"),
     ],
 )
