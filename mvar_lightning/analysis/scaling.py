@@ -2,8 +2,8 @@
 
     y = (beta N)^alpha,   so   log y = alpha log N + alpha log beta
 
-fitted by least squares in logarithms. VAR reports alpha -0.16 to -0.20 with R^2 about 0.998 for depths 6 to 30 on
-ImageNet.
+fitted by least squares in logarithms. For depths 6 to 30 on ImageNet VAR reports alpha -0.20 (loss), -0.23 (loss of the
+last scale) and -0.016 (error rate of the last scale), correlations of about -0.998.
 """
 
 from __future__ import annotations

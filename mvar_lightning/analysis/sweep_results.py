@@ -14,6 +14,9 @@ from typing import Any
 from mvar_lightning.analysis.curves import Curve
 from mvar_lightning.analysis.sweeps import REDUCTIONS, Column, Sweep
 
+LEAST_RANGE = 0.02
+"""An axis of the plot spans at least this share of its values: smaller differences are not blown up."""
+
 
 @dataclass(frozen=True)
 class SweepRun:
@@ -165,6 +168,9 @@ class SweepResults:
                 axis.set_ylim(len(names) - 0.5, -0.5)
                 axis.xaxis.set_major_locator(MaxNLocator(3))
                 axis.margins(x=0.12)
+                low, high = axis.get_xlim()
+                if (lacking := LEAST_RANGE * abs(low + high) / 2 - (high - low)) > 0:
+                    axis.set_xlim(low - lacking / 2, high + lacking / 2)
                 if axis is not axes[0]:
                     axis.set_yticklabels([])
 

@@ -93,7 +93,8 @@ class ScaleGroups:
 def groups_of_share(pyramid: ScalePyramid, share: float) -> tuple[range, ...]:
     """Consecutive groups, each as many scales as have at most ``share`` of the tokens, or one scale that has more.
 
-    Activations grow with tokens: at 256 pixels, 0.25 gives scales 0 to 6, 7, 8 and 9 (155, 100, 169, 256 of 680 tokens).
+    Activations grow with tokens: at 256 pixels, 0.25 gives scales 0 to 6, 7, 8, and 9, with 155, 100, 169 and 256
+    tokens of 680.
     """
     starts = [0]
     for scale in range(1, pyramid.num_scales):
