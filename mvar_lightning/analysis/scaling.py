@@ -29,7 +29,7 @@ MEASURES = {
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """A fit with its 95% confidence interval of the exponent (Student's t); NaN where two sizes leave no freedom."""
+    """A fit with its 95% confidence interval of the exponent (Student's t)."""
 
     alpha: float
     low: float

@@ -143,16 +143,22 @@ def _cells(row: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     if "failed" in times:
         yield "times", f"failed: {times['failed']}", "", "", ""
     for part, name in PARTS.items():
+        known = _known(row, "sample_decode_s", " with decoding") if part == "sample" else ""
+        known = _known(row, "train_s") if part == "train" else known
         if part in times:
             ours, theirs = times[part]["ours"], times[part].get("reference")
             ratio = f"{times[part]['ratio']:.2f} ({times[part]['processor_ratio']:.2f} cpu)" if theirs else ""
-            known = _known(row, "sample_decode_s", " with decoding") if part == "sample" else ""
-            known = _known(row, "train_s") if part == "train" else known
             yield f"{name}, s", f"{ours['seconds']:.3f}", f"{theirs['seconds']:.3f}" if theirs else "", ratio, known
+        elif known:
+            yield f"{name}, s", "", "", "", known
         if "whole" in times.get(part, {}):
             whole = times[part]["whole"]["seconds"]
             yield "  our whole step beside it, s", f"{whole:.3f}", "", f"{times[part]['whole_ratio']:.2f}", ""
-    for part, sides in row.get("memory", {}).items():
+    measured = row.get("memory", {})
+    for part, name in _MEMORY_NAMES.items():
+        if part not in measured and (known := _known(row, name)):
+            yield f"{PARTS[part]}: peak (above loaded), MiB", "", "", "", known
+    for part, sides in measured.items():
         cells = [_memory_cell(sides.get(side)) for side in ("ours", "reference")]
         both = [sides[side].get("peak_mib") for side in ("ours", "reference") if side in sides]
         ratio = f"{both[0] / both[1]:.2f}" if len(both) == 2 and all(both) else ""

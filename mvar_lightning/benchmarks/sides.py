@@ -152,7 +152,8 @@ class Ours(Side):
         self.trained = self._with_adjacent_attention(model) if case.architecture == "mvar" else model
         self.sampler = model
         if case.precision == "bf16" and "sample" in case.parts:
-            self.sampler = (deepcopy(model) if "train" in case.parts else model).to(torch.bfloat16)
+            trains = not {"train", "groups"}.isdisjoint(case.parts)
+            self.sampler = (deepcopy(model) if trains else model).to(torch.bfloat16)
         if case.compiled:
             for each in {id(m): m for m in (model, self.trained, self.sampler)}.values():
                 compile_blocks(each)

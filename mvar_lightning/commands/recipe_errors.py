@@ -97,8 +97,8 @@ class _Place:
         return f"{where} is missing ({_short(self.owner) if self.keys else 'a recipe'} needs it)"
 
     def unknown_class(self, path: str) -> str:
-        known = [name for name in _public_names() if _is_a(name, self.base)]
-        wanted = _short(self.base) if self.base else "class"
+        wanted, public = _short(self.base) if self.base else "class", _public_names()
+        known = [name for name in public if _is_a(name, self.base)] or [name for name in public if name == wanted]
         hint = _suggest(_short(path), known, f"known: {', '.join(known)}" if known else "give its full import path")
         return f"{self.name}: {path} is no {wanted} ({hint})"
 
@@ -118,7 +118,10 @@ READERS: tuple[tuple[str, Callable[..., str | None]], ...] = (
     (r"module '.+' has no attribute '(.+)'", _Place.unknown_class),
     (r"No module named '.+'", lambda place: place.unknown_class(place.owner)),
     (r"Expected a dot import path string: (.+)", _Place.unknown_class),
-    (r"Import path does not correspond to a subclass of .+", lambda place: place.expected(_short(place.base))),
+    (
+        r"Import path (.+) does not correspond to a subclass of .+",
+        lambda place, path: place.unknown_class(_short(path)),
+    ),
     (r"Not a valid subclass of .+", _Place.not_a_subclass),
     (r"Expected a path but .+", lambda place: None),
     (r"Expected an? (.+?)\. Got value: (.+)", _Place.wrong_value),

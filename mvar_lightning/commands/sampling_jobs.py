@@ -192,14 +192,13 @@ def write_archive(folder: Path, jobs: Sequence[Picture], file: Path | None = Non
     ``file`` is in the same folder unless given.
     """
     file = folder / ARCHIVE_FILE if file is None else file
-    labels_N = np.array([job.label for job in jobs], dtype=np.int64)
-    names = "\n".join(job.file for job in jobs).encode()
-    if file.exists() and _comment_of(file) == hashlib.sha256(names).digest():
+    labels_N, digest = np.array([job.label for job in jobs], dtype=np.int64), _digest_of(folder, jobs)
+    if file.exists() and _comment_of(file) == digest:
         return file
     aside = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         with zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED) as archive:
-            archive.comment = hashlib.sha256(names).digest()
+            archive.comment = digest
             with archive.open("arr_0.npy", "w", force_zip64=True) as member:
                 for index, job in enumerate(jobs):
                     pixels_HW3 = np.asarray(Image.open(folder / job.file).convert("RGB"))
@@ -217,6 +216,15 @@ def write_archive(folder: Path, jobs: Sequence[Picture], file: Path | None = Non
             f"{file}: cannot be written ({error.strerror}); free some space or choose another --out"
         ) from error
     return file
+
+
+def _digest_of(folder: Path, jobs: Sequence[Picture]) -> bytes:
+    """Changes if the pictures do: files made anew under the same names have other times."""
+    digest = hashlib.sha256()
+    for job in jobs:
+        about = (folder / job.file).stat()
+        digest.update(f"{job.file}/{about.st_size}/{about.st_mtime_ns}\n".encode())
+    return digest.digest()
 
 
 def _comment_of(file: Path) -> bytes:

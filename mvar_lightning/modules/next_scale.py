@@ -26,7 +26,7 @@ from mvar_lightning.modules.sharding import shard_where_asked
 from mvar_lightning.modules.token_loss import TokenLoss, token_loss
 from mvar_lightning.sampling import generate
 from mvar_lightning.tokenizer import CodebookUsage, fingerprint
-from mvar_lightning.transformer import BlockDesign, History, NextScaleTransformer
+from mvar_lightning.transformer import BlockDesign, History, NextScaleTransformer, compiled
 
 CHECKPOINT_FORMAT = 1
 
@@ -120,8 +120,7 @@ class NextScaleModule(L.LightningModule):
         if init_from is not None:
             load_initial_weights(self.model, init_from)
         if compile_blocks:
-            for block in self.model.blocks:
-                block.compile()
+            compiled.compile_blocks(self.model)
         self.base_lr, self.betas = base_lr, betas
         self.weight_decay = weight_decay
         self.weight_decay_end = weight_decay if weight_decay_end is None else weight_decay_end

@@ -70,6 +70,7 @@ def _pays(x_BCHW: Tensor) -> bool:
     return (
         C >= LEAST_CHANNELS
         and W >= LEAST_WIDTH
+        and x_BCHW.numel() > 0
         and W % 2 == 0
         and x_BCHW.device.type == "cpu"
         and x_BCHW.dtype == torch.float32

@@ -30,7 +30,8 @@ from mvar_lightning.transformer.rope import PyramidRotation
 class AdaLNBlock(nn.Module):
     """Attention and MLP, each scaled, shifted and gated by the class (VAR's `AdaLNSelfAttn`).
 
-    One norm serves both branches, as in the references.
+    One norm serves both branches, as in the references. Stochastic depth (`drop_path`) acts on the modulation before the
+    block: its rate is each block's own, and inside a compiled block every rate would be another variant to compile.
     """
 
     def __init__(
@@ -51,9 +52,9 @@ class AdaLNBlock(nn.Module):
     def forward(self, x_BlC: Tensor, modulation_B16C: Tensor, scales: range, cache: LayerCache | None = None) -> Tensor:
         gate1, gate2, scale1, scale2, shift1, shift2 = modulation_B16C.unbind(2)
         attended_BlC = self.attention(torch.addcmul(shift1, self.norm(x_BlC), 1 + scale1), scales, cache)
-        x_BlC = torch.addcmul(x_BlC, attended_BlC, self.drop_path(gate1))
+        x_BlC = torch.addcmul(x_BlC, attended_BlC, gate1)
         mixed_BlC = self.mlp(torch.addcmul(shift2, self.norm(x_BlC), 1 + scale2))
-        return torch.addcmul(x_BlC, mixed_BlC, self.drop_path(gate2))
+        return torch.addcmul(x_BlC, mixed_BlC, gate2)
 
 
 class BlockDesign(AxisMember, ABC):

@@ -122,18 +122,20 @@ class ModulationOffset(nn.Module):
 class DropPath(nn.Module):
     """Stochastic depth: drops a residual branch for whole samples, in training only.
 
-    It scales the branch's gate, (B, 1, C), not the branch: a token's worth of work for each image.
+    It scales the gates of a block's two branches, not the branches: a token's worth of work for each image.
     """
 
     def __init__(self, probability: float) -> None:
         super().__init__()
         self.probability = probability
 
-    def forward(self, gate_B1C: Tensor) -> Tensor:
+    def forward(self, modulation_B16C: Tensor) -> Tensor:
+        """A block's modulation, whose first two of six parts are gates, with some gates at zero."""
         if not self.training or self.probability == 0.0:
-            return gate_B1C
-        keep = 1.0 - self.probability
-        return gate_B1C * gate_B1C.new_empty(gate_B1C.shape[0], 1, 1).bernoulli_(keep).div_(keep)
+            return modulation_B16C
+        keep, gates_B12C = 1.0 - self.probability, modulation_B16C[:, :, :2]
+        kept = [gates_B12C.new_empty(len(gates_B12C), 1, 1).bernoulli_(keep).div_(keep) for _ in range(2)]
+        return torch.cat([gates_B12C * torch.stack(kept, dim=2), modulation_B16C[:, :, 2:]], dim=2)
 
 
 class ModulatedHead(nn.Module):

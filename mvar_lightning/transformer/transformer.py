@@ -208,7 +208,8 @@ class NextScaleTransformer(nn.Module):
     def features(self, inputs: Inputs, scales: range) -> Tensor:
         """`transform` before its last product, (B, l, C): what a loss in chunks reads."""
         x_BlC = _to_compute_dtype(inputs.x_BlC)
-        for block, modulation in zip(self._blocks, inputs.modulations, strict=True):
+        for block, whole_modulation in zip(self._blocks, inputs.modulations, strict=True):
+            modulation = block.drop_path(whole_modulation)
             if self.checkpoint_activations and torch.is_grad_enabled():
                 x_BlC = checkpoint(block, x_BlC, modulation, scales, use_reentrant=False)
             else:

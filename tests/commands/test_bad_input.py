@@ -62,6 +62,7 @@ def callback(name: str, **arguments: Any) -> Change:
         (lambda recipe: recipe.pop("model"), "recipe recipes/var.yaml: model is missing"),
         (lambda recipe: recipe["model"]["init_args"].pop("tokenizer"), "model.tokenizer is missing (VARModule needs"),
         (strategy("FulAttention"), "model.attention: FulAttention is no AttentionStrategy (did you mean FullAttention"),
+        (strategy("VARBlocks"), "model.attention: VARBlocks is no AttentionStrategy (known: AdjacentAttention, FullA"),
         (strategy("SpatialAttention", kernel_sise=3), "model.attention.kernel_sise is not a setting of SpatialAtten"),
         (strategy("SpatialAttention", kernel_size=2), "SpatialAttention: kernel_size=2 must be odd"),
         (strategy("SpatialAttention", kernel_size=7), "kernel_size=7 is larger than every map it is for (largest sid"),

@@ -176,9 +176,8 @@ def fitted(
 ) -> dict[str, Tensor]:
     L.seed_everything(0, verbose=False)
     made = MarkovVARModule(str(tokenizer), **{**MODEL_SIZES, "base_lr": 0.05, "drop_path": 0.2, **changes})
-    run = trainer(
-        folder, *callbacks, max_steps=3, accumulate_grad_batches=2, gradient_clip_val=0.3, log_every_n_steps=1
-    )
+    settings = dict(precision=precision, accumulate_grad_batches=2, gradient_clip_val=0.3, log_every_n_steps=1)
+    run = trainer(folder, *callbacks, max_steps=3, **settings)
     run.fit(made, datamodule=data_module(shards))
     assert run.global_step == 3
     return copy_of(made.model)

@@ -139,6 +139,12 @@ def test_npz_is_what_the_evaluator_reads(sample: Run, tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(Image.open(tmp_path / job.file)), image)
     written = file.stat().st_mtime_ns
     assert sample(tmp_path, *arguments) == 0 and file.stat().st_mtime_ns == written
+    picture = tmp_path / list_jobs([4], 1, 0)[0].file
+    picture.unlink()
+    Image.new("RGB", (10, 10), "red").save(picture)
+    assert sample(tmp_path, *arguments) == 0
+    with np.load(file, allow_pickle=False) as archive:
+        assert ([255, 0, 0] == archive["arr_0"]).all(axis=(1, 2, 3)).sum() == 1, "pictures made anew, same names"
     assert sample(tmp_path, "--classes", "4", "--format", "npz", "--count", "1") == 0
     with np.load(file, allow_pickle=False) as archive:
         assert len(archive["arr_0"]) == 1

@@ -39,6 +39,7 @@ def test_taken_where_it_pays_and_only_without_gradient(monkeypatch: pytest.Monke
         layer(x[..., :31])
         layer(x[..., :16])
         Conv3x3(8, 4)(x[:, :8])
+        assert layer(x[:0]).shape == (0, 4, 4, 32)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             layer(x)
         assert not taken

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from mvar_lightning import (
     FullAttention,
@@ -47,3 +48,12 @@ def test_compiled_blocks_give_the_same_at_every_one_of_ten_scales(axes: Any) -> 
     expected = run()
     compile_blocks(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(run(), expected)
+
+
+def test_blocks_of_different_drop_rates_are_compiled_once() -> None:
+    torch._dynamo.reset()
+    sizes = dict(vocab_size=12, code_dim=4, num_classes=3, depth=3, width=16, heads=2, drop_path=0.3)
+    model, compiled = NextScaleTransformer([1, 2], **sizes).train(), CompileCounter()
+    compile_blocks(model, backend=compiled)
+    model(torch.randn(2, 4, 4), torch.tensor([0, 1])).sum().backward()
+    assert compiled.frame_count == 1
