@@ -158,8 +158,10 @@ class _Carried:
 
     def zero_with_gradient(self) -> Tensor:
         """A zero whose gradient to each input is the one gathered: their inner product, less its own value."""
-        found = [(tensor, leaf.grad) for tensor, leaf in self._leaves if leaf.grad is not None]
-        product = torch.stack([(tensor * gradient).sum(dtype=torch.float32) for tensor, gradient in found]).sum()
+        product = torch.zeros((), device=self._x_BLC.device)
+        for tensor, leaf in self._leaves:
+            if leaf.grad is not None:
+                product = product + (tensor * leaf.grad).sum(dtype=torch.float32)
         return product - product.detach()
 
     def _cut(self, tensor: Tensor) -> Tensor:

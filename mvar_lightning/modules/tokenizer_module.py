@@ -5,12 +5,14 @@ Shapes: B batch, L all tokens, K scales, HW pixels.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
@@ -40,6 +42,7 @@ from mvar_lightning.tokenizer import (
     AdversarialLoss,
     CodebookRemedy,
     CodebookUsage,
+    DataDependentInit,
     L1Loss,
     L2Loss,
     LossPart,
@@ -50,6 +53,8 @@ from mvar_lightning.tokenizer import (
     draw_kept_scales,
 )
 from mvar_lightning.tokenizer.losses import WeightedLoss
+
+log = logging.getLogger(__name__)
 
 
 class TokenizerModule(L.LightningModule):
@@ -170,6 +175,10 @@ class TokenizerModule(L.LightningModule):
             )
         if self.init_from is not None and not self._started:
             start_from(self.tokenizer, self.init_from)
+            if stage == "fit" and any(isinstance(remedy, DataDependentInit) for remedy in self.remedies):
+                rank_zero_only(log.warning)(
+                    f"init_from {self.init_from}: DataDependentInit replaces its codes; leave it out to keep them"
+                )
         self._started = True
         device = self.trainer.strategy.root_device
         for part in self.loss.each():

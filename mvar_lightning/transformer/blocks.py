@@ -30,8 +30,8 @@ from mvar_lightning.transformer.rope import PyramidRotation
 class AdaLNBlock(nn.Module):
     """Attention and MLP, each scaled, shifted and gated by the class (VAR's `AdaLNSelfAttn`).
 
-    One norm serves both branches, as in the references. Stochastic depth (`drop_path`) acts on the modulation before the
-    block: its rate is each block's own, and inside a compiled block every rate would be another variant to compile.
+    One norm serves both branches, as in the references. Stochastic depth (`drop_path`) acts on the modulation before
+    the block: its rate is each block's own, and inside a compiled block every rate would be one more variant.
     """
 
     def __init__(

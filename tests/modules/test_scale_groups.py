@@ -81,6 +81,17 @@ def test_recomputed_activations_and_frozen_parts_go_with_groups() -> None:
     torch.testing.assert_close(grouped["word_embedding.weight"], whole["word_embedding.weight"])
 
 
+def test_frozen_inputs_go_with_groups() -> None:
+    model = model_of(attention=AdjacentAttention()).requires_grad_(False)
+    model.blocks[1].attention.requires_grad_(True)
+    _, whole = gradients(model, WHOLE)
+    _, grouped = gradients(model, GROUPS)
+    trained = [name for name, gradient in whole.items() if gradient is not None]
+    assert trained and all(name.startswith("blocks.1.attention") for name in trained)
+    for name in trained:
+        torch.testing.assert_close(grouped[name], whole[name])
+
+
 def kept_bytes(model: NextScaleTransformer, groups: list[range]) -> int:
     x_BLZ, idx_BL = torch.randn(3, 29, 4), torch.randint(16, (3, 30))
     with KeptForBackward(model) as kept:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from mvar_lightning import (
     AdversarialLoss,
+    DataDependentInit,
     DeadCodeRestart,
     MultiScaleTokenizer,
     PatchDiscriminator,
@@ -53,6 +54,15 @@ def test_starts_from_a_folder(tokenizer: Path, tmp_path: Path) -> None:
     found = started(tmp_path, init_from=str(tokenizer))
     assert all(torch.equal(found[name], value) for name, value in expected.items())
     assert any(not torch.equal(value, started(tmp_path)[name]) for name, value in expected.items())
+
+
+def test_tells_that_a_remedy_replaces_the_codes(
+    tokenizer: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    started(tmp_path, init_from=str(tokenizer))
+    assert "replaces its codes" not in caplog.text
+    started(tmp_path, init_from=str(tokenizer), remedies=[DataDependentInit()])
+    assert "replaces its codes; leave it out to keep them" in caplog.text
 
 
 def test_starts_from_a_released_file(tmp_path: Path) -> None:

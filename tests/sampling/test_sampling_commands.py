@@ -144,7 +144,7 @@ def test_npz_is_what_the_evaluator_reads(sample: Run, tmp_path: Path) -> None:
     Image.new("RGB", (10, 10), "red").save(picture)
     assert sample(tmp_path, *arguments) == 0
     with np.load(file, allow_pickle=False) as archive:
-        assert ([255, 0, 0] == archive["arr_0"]).all(axis=(1, 2, 3)).sum() == 1, "pictures made anew, same names"
+        assert (archive["arr_0"] == [255, 0, 0]).all(axis=(1, 2, 3)).sum() == 1, "pictures made anew, same names"
     assert sample(tmp_path, "--classes", "4", "--format", "npz", "--count", "1") == 0
     with np.load(file, allow_pickle=False) as archive:
         assert len(archive["arr_0"]) == 1
