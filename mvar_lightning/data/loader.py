@@ -86,7 +86,10 @@ class StreamLoader:
     def _check_workers(self, wait: float = 0.0) -> None:
         workers = getattr(self._iterator, "_workers", ())
         if wait:
-            multiprocessing.connection.wait([worker.sentinel for worker in workers], wait)
+            ended = multiprocessing.connection.wait([worker.sentinel for worker in workers], wait)
+            for worker in workers:
+                if worker.sentinel in ended:  # its files are closed; how it ended is known only a moment later
+                    worker.join(wait)
         if died := worker_death(workers):
             self.close()
             raise died from None

@@ -61,6 +61,8 @@ def main(out: str, meeting: str, rank: int, processes: int) -> None:
         {"codes": torch.stack(codes), "replaced": replaced, **usage.compute(), **tokenizer.state_dict()},
         f"{out}.{rank}",
     )
+    if processes > 1:  # left to the interpreter's end, gloo's threads now and then abort the process
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
