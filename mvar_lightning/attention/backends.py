@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -72,21 +72,31 @@ class PerScaleBackend(AttentionBackend):
     name = "per_scale"
 
     def __call__(self, q_BHlD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, scales: range, softmax_scale: float) -> Tensor:
-        span = self.pyramid.span(scales)
-        first_key = span.stop - k_BHSD.shape[2]
-        outputs = []
-        for scale in scales:
-            own, keys = self.pyramid.slice_of(scale), self.plan.keys_of(scale)
-            q = q_BHlD[:, :, own.start - span.start : own.stop - span.start]
-            k = k_BHSD[:, :, keys.start - first_key : keys.stop - first_key]
-            v = v_BHSD[:, :, keys.start - first_key : keys.stop - first_key]
-            outputs.append(self.read(self.plan.reads[scale], q, k, v, softmax_scale))
+        first_query, first_key = self.pyramid.span(scales).start, self.pyramid.span(scales).stop - k_BHSD.shape[2]
+        own = [_shifted(self.pyramid.slice_of(scale), first_query) for scale in scales]
+        keys = [_shifted(self.plan.keys_of(scale), first_key) for scale in scales]
+        parts = zip(_parts(q_BHlD, own), _parts(k_BHSD, keys), _parts(v_BHSD, keys), strict=True)
+        reads = [self.plan.reads[scale] for scale in scales]
+        outputs = [self.read(read, q, k, v, softmax_scale) for read, (q, k, v) in zip(reads, parts, strict=True)]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
 
     def read(self, read: ScaleRead, q: Tensor, k: Tensor, v: Tensor, softmax_scale: float) -> Tensor:
         """Attention of the queries of one scale, (B, H, l, D)."""
         mask = None if read.kernel_size is None else _window_mask(read.side, read.kernel_size, q.device)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=softmax_scale)
+
+
+def _shifted(tokens: slice, first: int) -> slice:
+    return slice(tokens.start - first, tokens.stop - first)
+
+
+def _parts(x_BHLD: Tensor, ranges: list[slice]) -> Sequence[Tensor]:
+    """The tokens of each range. Ranges that make up the whole are split off in one: the backward pass of a split is one
+    concatenation, that of every slice a whole tensor of zeros to add."""
+    borders = [0, *(tokens.stop for tokens in ranges)]
+    if [tokens.start for tokens in ranges] == borders[:-1] and borders[-1] == x_BHLD.shape[2]:
+        return x_BHLD.split([tokens.stop - tokens.start for tokens in ranges], dim=2)
+    return [x_BHLD[:, :, tokens] for tokens in ranges]
 
 
 class NattenBackend(PerScaleBackend):

@@ -48,7 +48,8 @@ class SelfAttention(nn.Module):
     def forward(self, x_BlC: Tensor, scales: range, cache: LayerCache | None = None) -> Tensor:
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv_Bl3HD = linear(x_BlC, self.qkv.weight, bias).unflatten(2, (3, self.heads, -1))
-        qk_Bl2HD, v_BlHD = qkv_Bl3HD[:, :, :2], qkv_Bl3HD[:, :, 2]
+        qk_Bl2HD, v_Bl1HD = qkv_Bl3HD.split((2, 1), dim=2)  # its backward pass is one concatenation
+        v_BlHD = v_Bl1HD.squeeze(2)
         if self.log_scale is not None:
             qk_Bl2HD = self._normalized(qk_Bl2HD)
         if self.rotation is not None:

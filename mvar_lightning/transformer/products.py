@@ -1,19 +1,24 @@
-"""Matrix products of the transformer: torch's own, and on CPUs in float32 those of oneDNN.
+"""Matrix products of the transformer: torch's own, and on CPUs in float32 those of oneDNN where they are faster.
 
-torch sends float32 products to MKL, which repacks the weights at every call and, on some CPUs, runs well below the
-machine's peak. oneDNN, which torch ships for convolutions and for its compiler, takes weights as they lie, and
-appends an activation or an elementwise product while the result is still in cache. Measured at VAR-d16's sizes on
-two cores of an AMD EPYC: 1.15 to 1.4 times as fast for 100 to 1400 rows, 3 to 7 times for 4 rows.
+torch sends float32 products to MKL. oneDNN, which torch ships for convolutions and for its compiler, does not repack
+the weights at every call, and appends an activation or an elementwise product while the result is still in cache. How
+the two compare depends on the CPU's maker (VAR-d16's sizes, two cores):
+- AMD EPYC, where MKL runs well below the peak: oneDNN is 1.15 to 1.4 times as fast for 100 to 1400 rows, 3 to 7 times
+  for 4 rows.
+- Intel Xeon (Sapphire Rapids): oneDNN is 1.0 to 1.3 times as fast for 4 to 400 rows, MKL 1.05 to 1.15 times beyond, and
+  1.2 times for gradients, whose transposed factors oneDNN copies first.
 
-The choice is made here and nowhere else, from what the tensors are: anything that is not a plain float32 CPU tensor
-of some size (GPU, half precision, autocast, meta, a compiler's tracing, small models) goes to `F.linear`.
+The choice is made here and nowhere else, from what the tensors and the CPU are: anything that is not a plain float32
+CPU tensor of some size (GPU, half precision, autocast, meta, a compiler's tracing, small models) goes to `F.linear`.
 
 B batch, l tokens, M rows (all tokens of a batch), I input width, O output width.
 """
 
 from __future__ import annotations
 
+import platform
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -23,6 +28,9 @@ from torch.autograd.function import once_differentiable
 
 LEAST_WEIGHTS = 2**18
 """Products with fewer weights than this stay with torch: there the calls themselves would cost more than they gain."""
+
+MKL_ROWS = 400
+"""Where MKL runs at the CPU's peak, products of more rows than this are its own, unless something is appended."""
 
 Activation = Literal["gelu", "swish"]
 
@@ -36,9 +44,11 @@ class Linear(nn.Linear):
 
 def linear(x_BlI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """x W^T + b, (B, l, O)."""
-    if not _suits_onednn(x_BlI, weight_OI):
+    trains = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x_BlI, weight_OI, bias_O))
+    many_rows = x_BlI.numel() > MKL_ROWS * x_BlI.shape[-1]
+    if not _suits_onednn(x_BlI, weight_OI) or ((trains or many_rows) and _mkl_at_peak()):
         return F.linear(x_BlI, weight_OI, bias_O)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x_BlI, weight_OI, bias_O)):
+    if trains:
         result: Tensor = _OneDNNLinear.apply(x_BlI, weight_OI, bias_O)
         return result
     return _product(x_BlI, weight_OI, bias_O)
@@ -78,6 +88,14 @@ def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
 def _has_onednn() -> bool:
     """Whether this torch has oneDNN and its product as an operator (the compiler's; it has been there since 2.0)."""
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+@lru_cache(maxsize=1)
+def _mkl_at_peak() -> bool:
+    """Whether torch's products go to MKL, and MKL knows this CPU: it is at its best on Intel's own alone."""
+    cpuinfo = Path("/proc/cpuinfo")
+    maker = cpuinfo.read_text() if cpuinfo.is_file() else platform.processor()
+    return torch.backends.mkl.is_available() and "GenuineIntel" in maker
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation | None = None) -> Tensor:

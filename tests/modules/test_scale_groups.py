@@ -67,8 +67,10 @@ def test_gradient_is_that_of_the_whole_step(attention: Any, history: Any, blocks
     loss, whole = gradients(model, WHOLE)
     grouped_loss, grouped = gradients(model, GROUPS)
     assert grouped_loss == pytest.approx(loss, rel=1e-6)
+    # what little is left where larger numbers cancel (a query's bias) has their rounding, in any order of the sums
+    rounding = 1e-9 * torch.stack([gradient.norm() for gradient in whole.values()]).norm()
     for name, gradient in whole.items():
-        assert (grouped[name] - gradient).norm() <= 1e-6 * gradient.norm() + 1e-12, name
+        assert (grouped[name] - gradient).norm() <= 1e-6 * gradient.norm() + rounding, name
 
 
 def test_recomputed_activations_and_frozen_parts_go_with_groups() -> None:

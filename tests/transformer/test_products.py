@@ -23,6 +23,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         return product(x, *arguments)
 
     monkeypatch.setattr(products, "LEAST_WEIGHTS", 0)
+    monkeypatch.setattr(products, "_mkl_at_peak", lambda: False)
     monkeypatch.setattr(products, "_product", watched)
     return shapes
 
@@ -87,6 +88,22 @@ def test_small_products_stay_with_torch(monkeypatch: pytest.MonkeyPatch) -> None
     layer = Linear(12, 20)
     with torch.no_grad():
         layer(torch.randn(3, 12))
+
+
+def test_where_mkl_is_at_its_best_it_takes_gradients_and_many_rows(
+    called: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "_mkl_at_peak", lambda: True)
+    monkeypatch.setattr(products, "MKL_ROWS", 8)
+    layer = Linear(12, 20)
+    layer(torch.randn(2, 3, 12)).sum().backward()
+    with torch.no_grad():
+        layer(torch.randn(3, 3, 12))
+        assert not called
+        layer(torch.randn(2, 4, 12))
+        assert called == [(2, 4, 12)]
+        activated_linear(layer, torch.randn(3, 3, 12), "gelu")  # what is appended is worth more
+        assert called[1:] == [(3, 3, 12)]
 
 
 def test_a_compiler_sees_torchs_own_product(called: list[tuple[int, ...]]) -> None:
