@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from itertools import accumulate
+from operator import sub
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -38,8 +40,9 @@ class SweepRun:
         return [value for name, value in numbers.items() if fnmatchcase(name, column.metric)]
 
     def _falls(self, column: Column) -> list[float]:
+        """How far each curve lay below its highest value so far, at worst; a fall that was made good counts too."""
         matching = [curve for name, curve in self.curves.items() if fnmatchcase(name, column.metric)]
-        return [max(curve.values) - curve.values[-1] for curve in matching]
+        return [max(map(sub, accumulate(curve.values, max), curve.values)) for curve in matching]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ class Column:
     Args:
         metric: name in the run's ``metrics.json``; with ``*`` or ``[1-9]`` it may stand for several.
         title: heading; the metric's name if not given.
-        measure: `last`, the final value; or `fall`, the largest value logged in the run less the final one.
+        measure: `last`, the final value; or `fall`, how far it fell at worst below the largest value logged before.
         reduce: `min` or `max` of the metrics that the name stands for.
         format: Python's format of one value.
         divide: the value is divided by this first (1048576 makes MiB of bytes).

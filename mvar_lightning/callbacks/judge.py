@@ -14,8 +14,15 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from mvar_lightning.callbacks.access import image_data_of, is_rehearsal, loading
+from mvar_lightning.data.modules import ShardsDataModule
 from mvar_lightning.errors import UserError
-from mvar_lightning.metrics.classifier import DatasetClassifier, load_classifier, save_classifier, train_classifier
+from mvar_lightning.metrics.classifier import (
+    STEP_IMAGES,
+    DatasetClassifier,
+    load_classifier,
+    save_classifier,
+    train_classifier,
+)
 
 STEPS = 300
 
@@ -27,7 +34,8 @@ def classifier_of(trainer: pl.Trainer, who: str) -> DatasetClassifier:
     """The classifier of the run's data set: loaded if it exists, else trained on rank zero while the others wait.
 
     It lies in ``classifier/`` beside the shards, or in the run's folder where the data may not be written, under a
-    name made of the index's hash and the image size: other data or another size makes another classifier.
+    name made of the index, the image size and how images are cut to it: other data or another cut makes another
+    classifier. What else the run sets (batches, workers, processes) makes no difference to it.
     """
     # building a network draws random weights, even if they are replaced: training must not notice
     with isolate_rng():
@@ -54,7 +62,18 @@ def classifier_file(data: Any, fallback: Path, device: torch.device) -> Path:
     return next((place for place in places if place.is_file()), None) or _train(data, device, places)
 
 
+class _Alone(ShardsDataModule):
+    """All images in one order, whatever the process: the others wait."""
+
+    def rank_and_world_size(self) -> tuple[int, int]:
+        return 0, 1
+
+
 def _fit(data: Any, device: torch.device, steps: int) -> DatasetClassifier:
+    if isinstance(data, ShardsDataModule):  # else the features would hang on the settings of who came first
+        batch = min(STEP_IMAGES, data.index.split("train").samples)
+        cut: dict[str, Any] = {"resize_ratio": data.resize_ratio, "val_crop": data.val_crop}
+        data = _Alone(data.path, data.image_size, batch, num_workers=0, **cut)
     with loading(data.train_dataloader()) as train, loading(data.val_dataloader()) as val:
         return train_classifier(train, val, data.num_classes, data.image_size, steps=steps, device=device)
 
@@ -63,7 +82,8 @@ def _places(data: Any, fallback: Path) -> list[Path]:
     index = Path(data.path) / "index.json"
     if not index.is_file():
         raise UserError(f"data {data.path}: no index.json; make the shards first (mvar shards make SRC {data.path})")
-    key = hashlib.sha256(index.read_bytes()).hexdigest()[:16]
+    cut = f"{getattr(data, 'resize_ratio', '')} {getattr(data, 'val_crop', '')}"
+    key = hashlib.sha256(index.read_bytes() + cut.encode()).hexdigest()[:16]
     name = f"{key}-{data.image_size}.safetensors"
     return [Path(data.path) / "classifier" / name, fallback / "classifier" / name]
 

@@ -69,6 +69,7 @@ class ShardsDataModule(TrainingData):
             raise UserError(f"data.train_shards {train_shards}: give data.val_shards and data.num_classes, too")
         self.path = path or ""
         self.image_size = image_size
+        self.resize_ratio, self.val_crop = resize_ratio, val_crop
         self.shuffle_buffer = shuffle_buffer
         self.train_transform: Transform = build_transform(crop, image_size, resize_ratio, flip, decoding)
         self.val_transform: Transform = build_transform(val_crop, image_size, resize_ratio)

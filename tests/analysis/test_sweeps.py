@@ -98,6 +98,11 @@ def test_columns_measure_the_end_or_the_fall_of_one_or_several_metrics() -> None
     assert one.value(Column("none")) != one.value(Column("none")), "a missing number is NaN"
 
 
+def test_a_fall_counts_from_the_highest_value_so_far_even_if_it_was_made_good() -> None:
+    dips = SweepRun("a", 0, {"metrics": {}}, {"use": Curve((0, 1, 2, 3), (0.2, 0.8, 0.5, 0.9))})
+    assert dips.value(Column("use", measure="fall")) == pytest.approx(0.3)
+
+
 def test_pictures_are_drawn(tmp_path: Path) -> None:
     drawn = results(tmp_path)
     drawn.plot(tmp_path / "bars.png")
