@@ -25,6 +25,7 @@ from mvar_lightning.callbacks import (
     WritableRunFolder,
 )
 from mvar_lightning.callbacks.checkpoint_io import DurableCheckpointIO
+from mvar_lightning.commands.allocator import keep_freed_memory
 from mvar_lightning.commands.recipe_errors import explain
 from mvar_lightning.errors import UserError
 from mvar_lightning.modules import TokenizerModule
@@ -66,6 +67,8 @@ class SuiteCLI(LightningCLI):
     def __init__(self, args: Sequence[str], run_folder: Path) -> None:
         self.run_folder = run_folder
         hush_noise()
+        if not torch.cuda.is_available():
+            keep_freed_memory()
         super().__init__(
             LightningModule,
             LightningDataModule,
