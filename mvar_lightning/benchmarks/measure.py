@@ -10,7 +10,6 @@ import resource
 import statistics
 import sys
 import time
-import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -20,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mvar_lightning.benchmarks.flops import MIB, attention_block_gflops, cache_mib, transformer_tflops
 from mvar_lightning.benchmarks.sides import SIDES, Case, Ours, Side, Theirs
+from mvar_lightning.modules.kept_memory import KeptForBackward
 from mvar_lightning.transformer.blocks import LlamaBlocks
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -122,48 +121,6 @@ def memory(case: Case, side: str, part: str) -> dict[str, Any]:
             loaded.run(part)
         figures["activations_mib"] = round(kept.peak / MIB, 1)
     return figures
-
-
-class KeptForBackward:
-    """Bytes that autograd keeps for the backward pass while this context lasts, weights left out: now, and the peak."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        self.now = self.peak = 0
-        self._weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-        self._holders: dict[int, int] = {}
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
-
-    def __enter__(self) -> KeptForBackward:
-        self._hooks.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._hooks.__exit__(*error)
-
-    def _pack(self, tensor: Tensor) -> _Kept:
-        kept, storage = _Kept(tensor), tensor.untyped_storage()
-        place, size = storage.data_ptr(), storage.nbytes()
-        if place not in self._weights:
-            self._holders[place] = self._holders.get(place, 0) + 1
-            if self._holders[place] == 1:
-                self.now += size
-                self.peak = max(self.peak, self.now)
-            weakref.finalize(kept, self._drop, place, size)
-        return kept
-
-    def _unpack(self, kept: _Kept) -> Tensor:
-        return kept.tensor
-
-    def _drop(self, place: int, size: int) -> None:
-        self._holders[place] -= 1
-        self.now -= size if self._holders[place] == 0 else 0
-
-
-class _Kept:
-    """A tensor in the graph; it goes when the graph lets it go."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
 
 
 def reset_peak_resident() -> int:

@@ -18,6 +18,7 @@ from mvar_lightning.attention import AttentionStrategy
 from mvar_lightning.checkpoints import load_initial_weights, load_tokenizer
 from mvar_lightning.data.token_shards import TokenShardsDataModule
 from mvar_lightning.errors import UserError
+from mvar_lightning.modules.kept_memory import kept_of_token
 from mvar_lightning.modules.means import log_means
 from mvar_lightning.modules.optim import Schedule, ScheduledAdamW, parameter_groups
 from mvar_lightning.modules.reproducible import seed_batch
@@ -55,7 +56,8 @@ class NextScaleModule(L.LightningModule):
         compile_blocks: `torch.compile` every block.
         checkpoint_activations: recompute blocks in the backward pass.
         scale_groups: run a training step group of scales after group, exact and in less memory: lists such as
-            [[0..7], [8], [9]], ``auto``, or the share of the activations that a group may have (`ScaleGroups`).
+            [[0..7], [8], [9]], ``auto``, the share of the activations that a group may have, or their size on each
+            device, such as 4GB (`ScaleGroups`).
         scale_cycle: train one group a step instead, each so many steps in a row (MVAR: [8, 1, 1]).
 
     Raises:
@@ -146,7 +148,7 @@ class NextScaleModule(L.LightningModule):
             )
         if self.scale_groups.splits_steps and self.trainer.precision == "16-mixed":
             raise UserError("scale_groups: go with precision 32-true or bf16-mixed, not 16-mixed with its loss scaling")
-        if len(self.scale_groups.groups) > 1:
+        if len(self.scale_groups.groups) > 1 and self.scale_groups.target is None:
             rank_zero_info(f"scale groups of a training step: {self.scale_groups}")
         rank_zero_info(f"attention: {self.model.backend!r} rendered by backend {self.model.backend.name!r}")
 
@@ -166,6 +168,20 @@ class NextScaleModule(L.LightningModule):
         idx_BL, x_BLZ = self.tokens(batch)
         logits_BLV = self.model(x_BLZ, batch["label"])
         return token_loss(logits_BLV, idx_BL, self.model.pyramid), logits_BLV
+
+    def on_train_start(self) -> None:
+        """Scale groups of a given size: now the device, the precision and the batch are known."""
+        if self.scale_groups.target is None:
+            return
+        images, pyramid = self._batch_size(), self.model.pyramid
+        with self.trainer.precision_plugin.forward_context():
+            kept = kept_of_token(self.model)
+        self.scale_groups = self.scale_groups.within(kept, images, pyramid)
+        largest = max(span.stop - span.start for span in map(pyramid.span, self.scale_groups.groups))
+        rank_zero_info(
+            f"scale groups of a training step: {self.scale_groups}; the largest keeps "
+            f"{kept * images * largest / 1e6:.0f} MB, all at once {kept * images * pyramid.num_tokens / 1e6:.0f} MB"
+        )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         seed_batch(self, batch_idx)
@@ -235,10 +251,14 @@ class NextScaleModule(L.LightningModule):
 
     def global_batch_size(self) -> int:
         """Images of one optimizer step over all processes."""
+        return self._batch_size() * self.trainer.world_size * self.trainer.accumulate_grad_batches
+
+    def _batch_size(self) -> int:
+        """Images of one batch on one process."""
         per_process = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
         if per_process is None:
             raise UserError("the learning rate is scaled by the batch size: give the trainer a datamodule that has one")
-        return per_process * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        return int(per_process)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write what rebuilds model and tokenizer, in plain values."""

@@ -10,6 +10,7 @@ B batch, L tokens of the pyramid, l tokens of a group, K scales, Z code dim, C w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -28,6 +29,9 @@ from mvar_lightning.transformer import Inputs, NextScaleTransformer
 AUTO_SHARE = 0.25
 """What `auto` takes: a group has at most this share of the tokens, if one scale alone has not more."""
 
+UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+SIZE = re.compile(rf"(\d+(?:\.\d+)?) ?({'|'.join(UNITS)})")
+
 
 @dataclass(frozen=True)
 class ScaleGroups:
@@ -36,10 +40,12 @@ class ScaleGroups:
     Attributes:
         groups: consecutive ranges of scales that cover all of them.
         cycle: if set, a step trains one group alone, and the n-th group comes ``cycle[n]`` steps in a row.
+        target: if set, bytes that a group may keep for its backward pass; `within` makes the groups for it.
     """
 
     groups: tuple[range, ...]
     cycle: tuple[int, ...] | None = None
+    target: float | None = None
 
     @classmethod
     def read(
@@ -49,7 +55,8 @@ class ScaleGroups:
 
         Args:
             said: None for all scales at once; lists of scales, ``0..7`` standing for a range; a number, the share of
-                the whole step's activations that a group may have; ``auto`` for `AUTO_SHARE`.
+                the whole step's activations that a group may have; ``auto`` for `AUTO_SHARE`; or a size such as
+                ``4GB`` that they may have on each device.
             cycle: steps for each group, or None for all groups in every step.
             plan: of the model's attention strategy.
 
@@ -57,19 +64,30 @@ class ScaleGroups:
             UserError: groups that do not cover the scales in order, whose queries read each other's keys, or a cycle
                 that does not fit them.
         """
+        target = _size(said)
         if isinstance(said, list):
             groups = _listed(said, plan.pyramid)
+        elif target is not None:  # until it is known what a token takes
+            groups = tuple(range(scale, scale + 1) for scale in range(plan.pyramid.num_scales))
         elif said is None:
             groups = (range(plan.pyramid.num_scales),)
         else:
             groups = groups_of_share(plan.pyramid, _share(said))
         _check_keys(groups, plan)
+        if cycle is not None and target is not None:
+            raise UserError(f"scale_groups {said} with scale_cycle {cycle}: a cycle needs groups that are listed")
         if cycle is not None and (len(cycle) != len(groups) or len(groups) < 2 or min(cycle) < 1):
             raise UserError(
                 f"scale_cycle {cycle}: give each of the {len(groups)} scale groups its number of steps, at least 1; "
                 "MVAR's is scale_groups [[0..7], [8], [9]] with scale_cycle [8, 1, 1]"
             )
-        return cls(groups, None if cycle is None else tuple(cycle))
+        return cls(groups, None if cycle is None else tuple(cycle), target)
+
+    def within(self, kept_of_token: float, images: int, pyramid: ScalePyramid) -> ScaleGroups:
+        """As few groups as keep at most `target` bytes each, for a batch of so many images; one scale at least."""
+        assert self.target is not None
+        share = min(1.0, self.target / (kept_of_token * images * pyramid.num_tokens))
+        return replace(self, groups=groups_of_share(pyramid, share))
 
     def at(self, step: int) -> tuple[range, ...]:
         """Groups of one optimizer step, counted from 0."""
@@ -216,10 +234,16 @@ def _share(said: float | str) -> float:
     share = AUTO_SHARE if said == "auto" else said
     if not isinstance(share, float | int) or not 0 < share <= 1:
         raise UserError(
-            f"scale_groups {said!r}: write auto, a share of the step's activations such as {AUTO_SHARE}, "
-            "or lists of scales such as [[0..7], [8], [9]]"
+            f"scale_groups {said!r}: write auto, a share of the step's activations such as {AUTO_SHARE}, a size that "
+            f"they may have such as 4GB ({', '.join(UNITS)}), or lists of scales such as [[0..7], [8], [9]]"
         )
     return share
+
+
+def _size(said: object) -> float | None:
+    """Bytes, where a size is given."""
+    found = SIZE.fullmatch(said) if isinstance(said, str) else None
+    return float(found[1]) * UNITS[found[2]] if found and float(found[1]) > 0 else None
 
 
 def _check_keys(groups: tuple[range, ...], plan: AttentionPlan) -> None:

@@ -30,7 +30,7 @@ from mvar_lightning import (
     VARBlocks,
     VARModule,
 )
-from mvar_lightning.benchmarks.measure import KeptForBackward
+from mvar_lightning.modules.kept_memory import KeptForBackward, kept_of_token
 from mvar_lightning.modules.scale_groups import AUTO_SHARE, ScaleGroups, groups_of_share, loss_of_groups
 from mvar_lightning.pyramid import PUBLISHED_SIDES, ScalePyramid
 
@@ -153,6 +153,9 @@ def test_mvars_cycle() -> None:
         ("some", None, "write auto"),
         (1.5, None, "write auto"),
         (0.0, None, "write auto"),
+        ("4 gigabytes", None, "a size that they may have such as 4GB"),
+        ("0GB", None, "write auto"),
+        ("4GB", [8, 1, 1], "a cycle needs groups that are listed"),
         ("auto", [8, 1], "each of the 4 scale groups"),
         ("auto", [8, 0, 1, 1], "at least 1"),
         (None, [1], "each of the 1 scale groups"),
@@ -161,6 +164,38 @@ def test_mvars_cycle() -> None:
 def test_what_is_no_grouping_is_refused(said: Any, cycle: Any, names: str) -> None:
     with pytest.raises(UserError, match=names):
         ScaleGroups.read(said, cycle, plan_of(AdjacentAttention()))
+
+
+@pytest.mark.parametrize("blocks", [VARBlocks(), LlamaBlocks()], ids=repr)
+def test_what_a_token_keeps_tells_what_a_step_keeps(blocks: Any) -> None:
+    model = model_of(attention=AdjacentAttention(), blocks=blocks, vocab_size=64)
+    state, kept = torch.random.get_rng_state(), kept_of_token(model)
+    assert torch.equal(torch.random.get_rng_state(), state) and all(p.grad is None for p in model.parameters())
+    assert kept * 3 * 30 == pytest.approx(kept_bytes(model, WHOLE), rel=0.2)
+
+
+def test_groups_of_a_given_size() -> None:
+    read = ScaleGroups.read("2.6MB", None, plan_of(SpatialAttention(7)))
+    assert read.target == 2.6e6 and read.splits_steps
+    pyramid = ScalePyramid(PUBLISHED_SIDES[256])
+    assert read.within(1000.0, 10, pyramid).groups == (range(8), range(8, 9), range(9, 10))  # 255 tokens x 10 x 1 kB
+    assert read.within(1000.0, 1, pyramid).groups == (range(10),)
+    assert len(read.within(1e9, 10, pyramid).groups) == 10, "no less than a scale"
+    with pytest.raises(UserError, match="reads keys of scale"):
+        ScaleGroups.read("4 GiB", None, plan_of(FullAttention()))
+
+
+def test_a_fit_makes_its_groups_for_the_size(
+    shards: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("mvar_lightning.modules.next_scale.rank_zero_info", told.append)
+    whole = fitted(tokenizer, shards, tmp_path / "whole")
+    grouped = fitted(tokenizer, shards, tmp_path / "grouped", scale_groups="1.5MB")
+    [line] = [line for line in told if "scale groups" in line]
+    assert "0..1, then 2; the largest keeps" in line
+    for name, value in whole.items():
+        assert (grouped[name] - value).abs().mean() < 1e-6, name
 
 
 @pytest.mark.parametrize("attention", [FullAttention(), SlidingWindowAttention(2)], ids=repr)
