@@ -5,7 +5,7 @@ B batch, HW pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,9 +24,9 @@ from mvar_lightning.tokenizer.losses import WeightedLoss
 from mvar_lightning.tokenizer.remedies import CodebookRemedy
 
 
-def tiny(**changes: Any) -> MultiScaleTokenizer:
+def tiny(seed: int = 0, **changes: Any) -> MultiScaleTokenizer:
     """8 x 8 pixels, scales 1 2 4, 32 codes of length 4; a linear encoder and decoder, so that a fit takes a second."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     sizes: dict[str, Any] = {
         "scales": [1, 2, 4],
         "vocab_size": 32,
@@ -47,6 +47,11 @@ def smooth_images(count: int = 64, seed: int = 1) -> Tensor:
     """Random colors on a 3 x 3 grid, enlarged: float (count, 3, 8, 8) in [-1, 1]."""
     coarse = torch.rand(count, 3, 3, 3, generator=torch.Generator().manual_seed(seed)) * 2 - 1
     return F.interpolate(coarse, size=(8, 8), mode="bilinear")
+
+
+def dull_images(seed: int = 1) -> Tensor:
+    """Residuals of the coarse scales differ little from their mean: all of them take a few codes."""
+    return 0.5 + 0.3 * smooth_images(seed=seed)
 
 
 def fit(
@@ -83,3 +88,23 @@ def usage(tokenizer: MultiScaleTokenizer, images: Tensor) -> list[float]:
     metric = CodebookUsage(tokenizer.pyramid, tokenizer.vocab_size)
     metric.update(tokenizer.encode(images))
     return metric.compute()["usage_K"].tolist()
+
+
+def mean_usage(
+    steps: int,
+    make: Callable[[int], MultiScaleTokenizer] = tiny,
+    images: Callable[[int], Tensor] = lambda seed: smooth_images(seed=seed),
+    remedies: Callable[[], Sequence[CodebookRemedy]] = list,
+    seeds: int = 4,
+    **settings: Any,
+) -> list[float]:
+    """Usage of each scale after a fit, the mean of several starts on images of their own.
+
+    One fit alone is a lottery: where codes die, the rounding of a CPU's kernels decides on many of them.
+    """
+    found = []
+    for seed in range(seeds):
+        tokenizer, seen = make(seed), images(seed + 1)
+        fit(tokenizer, seen, steps, remedies=remedies(), **settings)
+        found.append(torch.tensor(usage(tokenizer, seen)))
+    return torch.stack(found).mean(dim=0).tolist()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from codebook_fits import fit, smooth_images, tiny, usage
+from codebook_fits import dull_images, mean_usage, tiny
 
 from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer import EntropyLoss, TokenizerOutput
@@ -23,12 +23,13 @@ def output(codes: torch.Tensor, *rows: torch.Tensor, metric: str = "euclidean") 
 
 @pytest.mark.parametrize("codes", ["euclidean", "cosine"])
 def test_a_fit_collapses_without_it_and_not_with_it(codes: str) -> None:
-    images = 0.5 + 0.3 * smooth_images()  # dull: residuals of the coarse scales differ little from their mean
-    plain, remedied = tiny(codes=codes), tiny(codes=codes)
-    fit(plain, images, steps=80)
-    fit(remedied, images, steps=80, losses=[EntropyLoss(0.1)])
-    assert usage(plain, images)[1] < 0.2
-    assert min(usage(remedied, images)[1:]) > 0.85
+    """Seen at 2x2: 0.12 and 0.95 (euclidean), 0.24 and 0.97 (cosine)."""
+    plain, remedied = (
+        mean_usage(80, lambda seed: tiny(seed, codes=codes), dull_images, losses=losses)
+        for losses in ([], [EntropyLoss(0.1)])
+    )
+    assert plain[1] < 0.45
+    assert min(remedied[1:]) > 0.8 and remedied[1] > plain[1] + 0.4
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])

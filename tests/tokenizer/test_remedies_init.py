@@ -6,7 +6,7 @@ import logging
 
 import pytest
 import torch
-from codebook_fits import fit, smooth_images, tiny, usage
+from codebook_fits import mean_usage, smooth_images, tiny
 
 from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer import DataDependentInit, MultiScaleTokenizer
@@ -14,9 +14,9 @@ from mvar_lightning.tokenizer.nearest import code_metric
 from mvar_lightning.tokenizer.remedies.codes import draw_distinct, k_means, shared_generator
 
 
-def far_from_its_codes(codes: str = "euclidean") -> MultiScaleTokenizer:
+def far_from_its_codes(codes: str = "euclidean", seed: int = 0) -> MultiScaleTokenizer:
     """A frozen encoder with latents around 3, and codes around 0: one code is nearest to everything."""
-    tokenizer = tiny(codes=codes)
+    tokenizer = tiny(seed, codes=codes)
     with torch.no_grad():
         tokenizer.quant_conv.bias += 3
     tokenizer.encoder.requires_grad_(False)
@@ -25,12 +25,13 @@ def far_from_its_codes(codes: str = "euclidean") -> MultiScaleTokenizer:
 
 
 def test_codes_far_from_the_data_collapse_without_it_and_not_with_it() -> None:
-    images = smooth_images()
-    plain, remedied = far_from_its_codes("cosine"), far_from_its_codes("cosine")
-    fit(plain, images, steps=10)
-    fit(remedied, images, steps=10, remedies=[DataDependentInit()])
-    assert max(usage(plain, images)) < 0.1
-    assert min(usage(remedied, images)[1:]) > 0.25
+    """Seen: 0.05 and less without it, 0.32 at 2x2 and 0.44 at 4x4 with it."""
+    plain, remedied = (
+        mean_usage(10, lambda seed: far_from_its_codes("cosine", seed), remedies=remedies)
+        for remedies in (list, lambda: [DataDependentInit()])
+    )
+    assert max(plain) < 0.12
+    assert min(remedied[1:]) > 0.22
 
 
 @pytest.mark.parametrize("codes", ["euclidean", "cosine"])
