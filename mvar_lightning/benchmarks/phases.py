@@ -1,6 +1,6 @@
-"""Where a sampling run spends its time and memory: conditioning, each scale's parts, decoding.
+"""Where sampling, decoding and a training step spend their time and memory: conditioning, each scale's parts, and so on.
 
-Hooks on the modules mark the borders, so what runs is the sampler itself, not a copy of its loop.
+Hooks on the modules mark the borders, so what runs is the sampler or the step itself, not a copy of it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,13 @@ from mvar_lightning.benchmarks.sides import Case, Ours
 
 EMBED, BLOCKS, HEAD, CHOICE = "embed", "blocks", "head", "guide, draw, next input"
 CONDITION, DECODE = "conditioning", "decode"
+TRAIN = {
+    "inputs": "train: inputs",
+    "blocks": "train: blocks",
+    "loss": "train: head and loss, with their gradients",
+    "back": "train: blocks, backward",
+    "rest": "train: inputs, backward",
+}
 
 
 class Stopwatch:
@@ -49,23 +56,19 @@ class Stopwatch:
 
 
 def profile(case: Case) -> dict[str, Any]:
-    """Rows of (scale, phase, seconds, MiB above the loaded model) of one sampling run and, if a part, decoding."""
+    """Rows of (scale, phase, seconds, MiB above the loaded model): sampling, decoding and a training step, of the
+    case's parts. Phases of no scale have -1."""
     if case.threads:
         torch.set_num_threads(case.threads)
     ours = Ours(case)
-    for part in ("sample", *(["decode"] if "decode" in case.parts else [])):
+    profiled = {"sample": _sampled, "decode": _decoded, "train": _trained}
+    parts = [part for part in profiled if part in case.parts]
+    for part in parts:
         ours.run(part)  # warm: what is made on first use is made
     watch = Stopwatch(case.device == "cuda")
-    handles = _hooks(ours, watch)
-    with case.autocast():
-        ours.sample()
-    watch.mark(case.pyramid.num_scales - 1, CHOICE)
-    for handle in handles:
-        handle.remove()
-    if "decode" in case.parts:
+    for part in parts:
         with case.autocast():
-            ours.decode()
-        watch.mark(-1, DECODE)
+            profiled[part](ours, watch)
     rows = [
         {"scale": scale, "phase": phase, "seconds": round(seconds, 5), "mib": round(watch.memory[scale, phase], 1)}
         for (scale, phase), seconds in watch.seconds.items()
@@ -73,8 +76,40 @@ def profile(case: Case) -> dict[str, Any]:
     return {"rows": rows, "seconds": round(sum(watch.seconds.values()), 4)}
 
 
+def _decoded(ours: Ours, watch: Stopwatch) -> None:
+    ours.decode()
+    watch.mark(-1, DECODE)
+
+
+def _sampled(ours: Ours, watch: Stopwatch) -> None:
+    handles = _hooks(ours, watch)
+    ours.sample()
+    watch.mark(ours.case.pyramid.num_scales - 1, CHOICE)
+    for handle in handles:
+        handle.remove()
+
+
+def _trained(ours: Ours, watch: Stopwatch) -> None:
+    """Forward and backward pass as in ``train``; gradients that arrive at the blocks' ends mark the way back."""
+    first, last = ours.trained.blocks[0], ours.trained.blocks[-1]
+
+    def before_blocks(module: nn.Module, inputs: Any) -> None:
+        watch.mark(-1, TRAIN["inputs"])
+        inputs[0].register_hook(lambda _: watch.mark(-1, TRAIN["back"]))
+
+    def after_blocks(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        watch.mark(-1, TRAIN["blocks"])
+        output.register_hook(lambda _: watch.mark(-1, TRAIN["loss"]))
+
+    handles = [first.register_forward_pre_hook(before_blocks), last.register_forward_hook(after_blocks)]
+    ours.train()
+    watch.mark(-1, TRAIN["rest"])
+    for handle in handles:
+        handle.remove()
+
+
 def _hooks(ours: Ours, watch: Stopwatch) -> list[Any]:
-    """Marks between the phases. The scale is counted by the backend's view of it: a block is told which it runs."""
+    """Marks between the phases of sampling. The scale is counted by the backend's view of it: a block is told which it runs."""
     model = ours.sampler
     scale = -1
 
