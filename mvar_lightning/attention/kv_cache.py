@@ -26,11 +26,14 @@ class Held:
 
 
 class LayerCache:
-    """Keys and values of one attention layer: a buffer of (2, B, H, S, D)."""
+    """Keys and values of one attention layer: buffers of (B, H, S, D).
 
-    def __init__(self, plan: AttentionPlan, buffer: Tensor, held: Held) -> None:
+    Two of them, not one for both: into halves of a common buffer a compiled block would write by copying all of it.
+    """
+
+    def __init__(self, plan: AttentionPlan, keys_BHSD: Tensor, values_BHSD: Tensor, held: Held) -> None:
         self._plan = plan
-        self._buffer = buffer
+        self._buffers = keys_BHSD, values_BHSD
         self._held = held
 
     def extend(self, k_BHlD: Tensor, v_BHlD: Tensor, scale: int) -> tuple[Tensor, Tensor]:
@@ -41,19 +44,20 @@ class LayerCache:
         if not self._plan.is_cached(scale):
             return k_BHlD, v_BHlD
         dropped, kept = _forgotten(self._plan, self._held, scale)
-        if dropped:
-            # clone: source and target overlap where more is kept than dropped
-            self._buffer[:, :, :, :kept] = self._buffer[:, :, :, dropped : dropped + kept].clone()
-        end = kept + k_BHlD.shape[2]
-        self._buffer[0, :, :, kept:end] = k_BHlD
-        self._buffer[1, :, :, kept:end] = v_BHlD
-        keys = self._plan.keys_of(scale)
-        read = self._buffer[:, :, :, end - (keys.stop - keys.start) : end]
-        return read[0], read[1]
+        end, keys = kept + k_BHlD.shape[2], self._plan.keys_of(scale)
+        first = end - (keys.stop - keys.start)
+        for buffer_BHSD, new_BHlD in zip(self._buffers, (k_BHlD, v_BHlD), strict=True):
+            if dropped:
+                # clone: source and target overlap where more is kept than dropped
+                buffer_BHSD[:, :, :kept] = buffer_BHSD[:, :, dropped : dropped + kept].clone()
+            buffer_BHSD[:, :, kept:end] = new_BHlD
+        read_k, read_v = (buffer_BHSD[:, :, first:end] for buffer_BHSD in self._buffers)
+        return read_k, read_v
 
     def rows(self, rows: slice) -> LayerCache:
         """A view of some rows."""
-        return LayerCache(self._plan, self._buffer[:, rows], self._held)
+        keys_BHSD, values_BHSD = self._buffers
+        return LayerCache(self._plan, keys_BHSD[rows], values_BHSD[rows], self._held)
 
 
 def _forgotten(plan: AttentionPlan, held: Held, scale: int) -> tuple[int, int]:
@@ -84,11 +88,11 @@ class KVCache:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        shape = (2, batch, heads, plan.cache_tokens, head_dim)
+        shape = (batch, heads, plan.cache_tokens, head_dim)
         self._plan = plan
         self._held = Held()
-        buffers = [torch.empty(shape, device=device, dtype=dtype) for _ in range(layers)]
-        self.layers = [LayerCache(plan, buffer, self._held) for buffer in buffers]
+        keys, values = ([torch.empty(shape, device=device, dtype=dtype) for _ in range(layers)] for _ in range(2))
+        self.layers = [LayerCache(plan, *buffers, self._held) for buffers in zip(keys, values, strict=True)]
 
     def advance(self, scale: int) -> None:
         """All layers and rows have added ``scale``."""

@@ -92,10 +92,15 @@ def joined(parts: Sequence[TokenLoss], pyramid: ScalePyramid) -> TokenLoss:
     parts = sorted(parts, key=lambda part: part.scales.start)
     scales = range(parts[0].scales.start, parts[-1].scales.stop)
     loss_K, accuracy_K = torch.cat([part.loss_K for part in parts]), torch.cat([part.accuracy_K for part in parts])
-    share_K = torch.tensor([float(pyramid.tokens_of(scale)) for scale in scales], device=loss_K.device)
-    share_K /= share_K.sum()
-    loss, accuracy = (loss_K * share_K).sum(), (accuracy_K * share_K).sum()
+    counts = [pyramid.tokens_of(scale) for scale in scales]
+    loss, accuracy = _weighted(loss_K, counts), _weighted(accuracy_K, counts)
     return TokenLoss(loss, accuracy, loss_K, accuracy_K, scales, pyramid.num_scales - 1)
+
+
+def _weighted(value_K: Tensor, counts: Sequence[int]) -> Tensor:
+    """Mean with weights that are numbers: a tensor of them would make the device wait for its copy, in every step."""
+    parts = [value * (count / sum(counts)) for value, count in zip(value_K.unbind(), counts, strict=True)]
+    return torch.stack(parts).sum()
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):

@@ -31,8 +31,9 @@ Observe = Callable[[int, Tensor], None]
 LOGITS_AT_ONCE = 2**28
 """So many logits (1 GiB in float32) are held at a time, unless somebody looks at those of all images."""
 
-DECODED_PIXELS = 2**20
-"""By default so many pixels are decoded at a time: the decoder's activations, not the model, would peak otherwise."""
+DECODED_PIXELS = 2**18
+"""By default so many pixels are decoded at a time, four images of 256: the decoder's activations, not the model, would
+peak otherwise (some 2 kB a pixel in bf16)."""
 
 
 @overload
@@ -97,7 +98,7 @@ def generate(
         return_tokens: also return the tokens.
         temperature: divides the logits before they are filtered.
         more_smooth: mix codes by Gumbel softmax (VAR's option for looks; not for FID).
-        decode_chunk: images decoded at a time; None is about a million pixels.
+        decode_chunk: images decoded at a time; None is about 260,000 pixels.
 
     Returns:
         Images (B, 3, H, W), float32 in [0, 1], and int64 tokens (B, L), coarse to fine; or images alone.
@@ -197,7 +198,7 @@ def _smooth_codes(logits_BlV: Tensor, scale: int, noise: ImageNoise, tokenizer: 
 def decode_in_chunks(tokenizer: MultiScaleTokenizer, f_hat_BZhw: Tensor, chunk: int | None) -> Tensor:
     """Images (B, 3, H, W), float32 in [0, 1], decoded ``chunk`` at a time into one tensor."""
     if chunk is not None and chunk < 1:
-        raise UserError(f"decode_chunk {chunk}: must be at least 1, or None for about a million pixels at a time")
+        raise UserError(f"decode_chunk {chunk}: must be at least 1, or None for about 260,000 pixels at a time")
     size = tokenizer.image_size
     chunk = chunk or max(1, DECODED_PIXELS // size**2)
     images_B3HW = torch.empty(len(f_hat_BZhw), 3, size, size, dtype=torch.float32, device=f_hat_BZhw.device)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mvar_lightning.axis import AxisMember
 from mvar_lightning.errors import UserError
+from mvar_lightning.transformer.products import linear
 
 
 @dataclass
@@ -158,12 +159,17 @@ class AttentivePool(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def observe(self, x_BlC: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores (B, H, Q, l) and values (B, H, l, D) of new tokens."""
-        bias = torch.cat([torch.zeros_like(self.v_bias), self.v_bias])
-        kv = F.linear(x_BlC, self.kv.weight, bias).unflatten(2, (2, self.heads, -1))
-        k_BHlD, v_BHlD = kv.permute(2, 0, 3, 1, 4).unbind(0)
-        scores = torch.einsum("qhd,bhld->bhql", self.query, k_BHlD) * k_BHlD.shape[-1] ** -0.5
-        return scores, v_BHlD
+        """Scores (B, H, Q, l) and values (B, H, l, D) of new tokens.
+
+        A score is a query times a key, and a key the token times the key weights: taken from the left, the queries are
+        weights of H Q rows, and no key of C channels is ever made.
+        """
+        key_weight, value_weight = self.kv.weight.chunk(2)
+        queries, head_dim = self.query.shape[0], self.query.shape[2]
+        weight_HQC = torch.einsum("qhd,hdc->hqc", self.query, key_weight.unflatten(0, (self.heads, -1)))
+        scores_BlHQ = F.linear(x_BlC, weight_HQC.flatten(0, 1) * head_dim**-0.5).unflatten(2, (self.heads, queries))
+        v_BlHD = linear(x_BlC, value_weight, self.v_bias).unflatten(2, (self.heads, head_dim))
+        return scores_BlHQ.permute(0, 2, 3, 1), v_BlHD.transpose(1, 2)
 
     def forward(self, window: list[tuple[Tensor, Tensor]]) -> Tensor:
         scores_BHQS = torch.cat([scores for scores, _ in window], dim=3)

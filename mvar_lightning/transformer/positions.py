@@ -34,6 +34,13 @@ class LearnedPositions(nn.Module):
         return positions
 
 
+def _sinusoids(scales: range, half: int, device: torch.device) -> Tensor:
+    """Cosines and sines of the levels, float32 (K, 2 half); made on the device: a copy would make it wait."""
+    rates = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=device) / half)
+    levels_K1 = torch.arange(scales.start, scales.stop, dtype=torch.float32, device=device)[:, None]
+    return torch.cat([(levels_K1 * rates).cos(), (levels_K1 * rates).sin()], dim=-1)
+
+
 class LevelMLP(nn.Module):
     """Sinusoid of the level through a two-layer MLP, the same for all tokens of a scale (Markov-VAR).
 
@@ -50,11 +57,7 @@ class LevelMLP(nn.Module):
 
     def forward(self, scales: range) -> Tensor:
         """Level embeddings of the tokens of ``scales``, (1, l, C)."""
-        device = self.up.weight.device
-        half = self.frequencies // 2
-        rates = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=device) / half)
-        angles_K = torch.tensor(list(scales), dtype=torch.float32, device=device)[:, None] * rates
-        sinusoid_K = torch.cat([angles_K.cos(), angles_K.sin()], dim=-1).to(self.up.weight.dtype)
+        sinusoid_K = _sinusoids(scales, self.frequencies // 2, self.up.weight.device).to(self.up.weight.dtype)
         level_KC = self.down(nn.functional.silu(self.up(sinusoid_K)))
         counts = [self.pyramid.tokens_of(scale) for scale in scales]
         return torch.cat([row.expand(n, -1) for row, n in zip(level_KC, counts, strict=True)])[None]
