@@ -8,7 +8,7 @@ B images, R rows (B, or 2B in guided sampling), L tokens, l tokens of some scale
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -111,6 +111,7 @@ class NextScaleTransformer(nn.Module):
         self.label_drop, self.gamma_init = label_drop, gamma_init
         self.drop_path = 0.1 * depth / 24 if drop_path is None else drop_path
         self.checkpoint_activations = checkpoint_activations
+        self.replay_rows: Callable[[SamplingState, int, Tensor], Tensor] | None = None  # set by `record_scales`
         self.strategy = attention or FullAttention()
         self.history_design = history or NoHistory()
         self.block_design = blocks or VARBlocks()
@@ -251,7 +252,8 @@ class NextScaleTransformer(nn.Module):
         x_RlC = self._step_input(state, scale, x_BlZ)
         at_once = max(1, TOKENS_AT_ONCE // x_RlC.shape[1])
         chunks = [slice(start, start + at_once) for start in range(0, len(x_RlC), at_once)]
-        done = [self._step_rows(state.rows(rows), scale, x_RlC[rows]) for rows in chunks]
+        run = self.replay_rows or self.run_rows
+        done = [run(state.rows(rows), scale, x_RlC[rows]) for rows in chunks]
         state.cache.advance(scale)
         return done[0] if len(done) == 1 else torch.cat(done)
 
@@ -270,7 +272,8 @@ class NextScaleTransformer(nn.Module):
             x_RlC = x_RlC + self.positions(range(scale, scale + 1))
         return _to_compute_dtype(x_RlC)
 
-    def _step_rows(self, rows: SamplingState, scale: int, x_RlC: Tensor) -> Tensor:
+    def run_rows(self, rows: SamplingState, scale: int, x_RlC: Tensor) -> Tensor:
+        """The blocks and the head's norm at one scale, of some rows of `step_features`."""
         for block, modulation, cache in zip(self._blocks, rows.modulations, rows.cache.layers, strict=True):
             x_RlC = block(x_RlC, modulation, range(scale, scale + 1), cache)
         return self.head.features(x_RlC, rows.head_modulation)

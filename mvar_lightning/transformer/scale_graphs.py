@@ -1,0 +1,118 @@
+"""CUDA graphs for each scale of sampling: the blocks' kernels are recorded once and then launched as one.
+
+The coarse scales have few tokens, and there a GPU waits for the host to launch hundreds of small kernels. A graph reads
+and writes where it did when it was recorded, so inputs are copied there first. Keys and values of a cache would have to
+stay at their place too; strategies that keep some are refused.
+
+R rows, l tokens of one scale, C width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from mvar_lightning.errors import UserError
+from mvar_lightning.transformer.transformer import NextScaleTransformer, SamplingState
+
+RECORDED_TOKENS = 2**14
+"""Steps of more tokens run as they are: their kernels keep the GPU busy, and a graph's own memory would be large."""
+
+Record = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
+"""Records what a function does; gives what does it again, and the tensor that then holds the result."""
+
+
+class RecordOnGPU:
+    """`Record` by CUDA graphs that share one pool of memory."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        aside.wait_stream(current)
+        with torch.cuda.stream(aside):
+            for _ in range(2):  # compiles, tunes, and makes the tables that are made on first use
+                run()
+        current.wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            result = run()
+        return graph.replay, result
+
+
+class ScaleGraphs:
+    """Runs the blocks of a sampling step from a recording for each scale and number of rows.
+
+    The weights are read where they lie: change them in place or not at all, and convert them to bf16 first (weights
+    that autocast converts are refused).
+
+    Raises:
+        UserError: the model's strategy keeps keys and values between scales.
+    """
+
+    def __init__(self, model: NextScaleTransformer, record: Record) -> None:
+        if model.backend.plan.cache_tokens:
+            raise UserError(
+                f"CUDA graphs: {model.strategy!r} keeps keys and values between scales, which have no fixed place; "
+                "sample without graphs, or with AdjacentAttention or SpatialAttention"
+            )
+        self._run = model.run_rows
+        self._record = record
+        self._recordings: dict[tuple[int, int], _Recording] = {}
+
+    def __call__(self, rows: SamplingState, scale: int, x_RlC: Tensor) -> Tensor:
+        if torch.is_autocast_enabled(x_RlC.device.type):
+            raise UserError("CUDA graphs: autocast converts the weights anew in each graph; convert the model to bf16")
+        if x_RlC.shape[0] * x_RlC.shape[1] > RECORDED_TOKENS:
+            return self._run(rows, scale, x_RlC)
+        key = scale, len(x_RlC)
+        if key not in self._recordings:
+            self._recordings[key] = _Recording(self._run, self._record, rows, scale, x_RlC)
+        return self._recordings[key].replay(rows, x_RlC)
+
+
+class _Recording:
+    """One scale with one number of rows, on inputs that stay where they are."""
+
+    def __init__(
+        self,
+        run: Callable[[SamplingState, int, Tensor], Tensor],
+        record: Record,
+        rows: SamplingState,
+        scale: int,
+        x_RlC: Tensor,
+    ) -> None:
+        fixed = replace(
+            rows,
+            modulations=[modulation.clone() for modulation in rows.modulations],
+            head_modulation=rows.head_modulation.clone(),
+        )
+        fixed_x_RlC = x_RlC.clone()
+        self._fixed = [fixed_x_RlC, fixed.head_modulation, *fixed.modulations]
+        self._again, self._result = record(lambda: run(fixed, scale, fixed_x_RlC))
+
+    def replay(self, rows: SamplingState, x_RlC: Tensor) -> Tensor:
+        torch._foreach_copy_(self._fixed, [x_RlC, rows.head_modulation, *rows.modulations])
+        self._again()
+        return self._result.clone()  # the next replay writes over it
+
+
+def record_scales(model: NextScaleTransformer, record: Record | None = None) -> NextScaleTransformer:
+    """Sample from recorded scales, in place: after `compile_blocks`, if blocks are compiled, and on the final device.
+
+    Args:
+        record: how; CUDA graphs by default.
+
+    Raises:
+        UserError: no GPU, or a strategy that keeps a cache.
+    """
+    if record is None:
+        if next(model.parameters()).device.type != "cuda":
+            raise UserError("CUDA graphs: the model is on no GPU; leave them out, or move it there first")
+        record = RecordOnGPU()
+    model.replay_rows = ScaleGraphs(model, record)
+    return model
