@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mvar_lightning.axis import AxisMember
 from mvar_lightning.errors import UserError
@@ -18,7 +19,7 @@ class GANLoss(AxisMember):
 
     Args:
         gradient_penalty: weight of R1 (Mescheder et al. 2018, arXiv 1801.04406): half the squared gradient of an
-            image's mean logit in its pixels, at real images; 0 leaves it out.
+            image's mean logit in its pixels, at real images as they are, not augmented; 0 leaves it out.
         penalty_every: steps between two penalties; each counts for the steps in between.
     """
 
@@ -44,7 +45,8 @@ class GANLoss(AxisMember):
 
     def penalty(self, discriminator: nn.Module, image_B3HW: Tensor) -> Tensor:
         """The gradient penalty at real images, its weight and the steps it stands for included; float32."""
-        with torch.autocast(image_B3HW.device.type, enabled=False):
+        # of torch's attention kernels only the plain one can be differentiated twice
+        with torch.autocast(image_B3HW.device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):
             image_B3HW = image_B3HW.detach().float().requires_grad_()
             score = discriminator(image_B3HW).mean(1).sum()
             [gradient] = torch.autograd.grad(score, image_B3HW, create_graph=True)

@@ -5,16 +5,15 @@ Shapes: B batch, C channels, any positions after them.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 
 class GroupNorm(nn.GroupNorm):
     """Group normalization in the precision of its parameters, whatever autocast says.
 
-    On a GPU autocast keeps group norms in float32 itself; on a CPU it would take and give bfloat16.
+    On a GPU autocast keeps group norms in float32 itself; on a CPU they compute in what they are given, and a
+    convolution before them gives bfloat16.
     """
 
     def forward(self, x_BC: Tensor) -> Tensor:
-        with torch.autocast(x_BC.device.type, enabled=False):
-            return super().forward(x_BC.to(self.weight.dtype))
+        return super().forward(x_BC.to(self.weight.dtype))

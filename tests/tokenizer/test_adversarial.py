@@ -96,6 +96,37 @@ def test_only_the_loss_that_wants_it_has_a_penalty() -> None:
     assert made == NonSaturatingLoss(2.0, 8) and made != HingeLoss(2.0, 8)
 
 
+class Brightness(Discriminator):
+    """Elementwise, so that it computes in whatever precision its images have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.3))
+
+    def forward(self, image_B3HW: Tensor) -> Tensor:
+        return (image_B3HW * self.scale).sin().flatten(1)
+
+
+@pytest.mark.parametrize("augment", [None, DiffAugment()])
+def test_under_autocast_images_are_judged_in_float32(augment: DiffAugment | None) -> None:
+    """A decoder under autocast gives bfloat16."""
+    image, fake = torch.rand(2, 4, 3, 8, 8).bfloat16()
+    loss, found = AdversarialLoss(Brightness(), start=0, adaptive=False, augment=augment), []
+    for cast, autocast in ((Tensor.float, False), (Tensor.bfloat16, True)):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            found.append(loss(cast(fake), cast(image), fake.float().mean(), torch.ones(1), 0))
+    assert torch.equal(found[0].generator, found[1].generator)
+    assert torch.equal(found[0].discriminator, found[1].discriminator)
+
+
+def test_under_autocast_the_penalty_is_that_of_float32() -> None:
+    network, image = LinearDiscriminator(), torch.rand(4, 3, 8, 8)
+    expected = HingeLoss(1.0, 1).penalty(network, image.bfloat16().float())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(HingeLoss(1.0, 1).penalty(network, image.bfloat16()), expected)
+
+
 def test_adaptive_weight_is_the_ratio_of_gradient_norms() -> None:
     plain, setting = Setting(), Setting(adaptive=True)
     [rest] = torch.autograd.grad(plain.rest, plain.last_layer.weight, retain_graph=True)

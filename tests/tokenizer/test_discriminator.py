@@ -7,10 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mvar_lightning.errors import UserError
-from mvar_lightning.tokenizer import Discriminator, FrozenFeatureDiscriminator, PatchDiscriminator
+from mvar_lightning.tokenizer import (
+    AdversarialLoss,
+    Discriminator,
+    FrozenFeatureDiscriminator,
+    NonSaturatingLoss,
+    PatchDiscriminator,
+)
 
 CPU = torch.device("cpu")
 
@@ -30,6 +37,19 @@ class TwoLevels(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self.patches(x).relu()
         return x.flatten(2).transpose(1, 2), self.wide(x)
+
+
+class Attention(nn.Module):
+    """A transformer layer's heart, as DINO calls it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 4, stride=4)
+        self.qkv = nn.Linear(8, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.patches(x).flatten(2).transpose(1, 2)).unsqueeze(1).chunk(3, -1)
+        return F.scaled_dot_product_attention(q, k, v).squeeze(1)
 
 
 class OneNumber(nn.Module):
@@ -157,6 +177,47 @@ def test_builds_on_the_meta_device_without_its_file() -> None:
         frozen = FrozenFeatureDiscriminator("nowhere.pt", [32] * 2)
         patches = PatchDiscriminator(16)
     assert {p.device.type for p in [*frozen.parameters(), *patches.parameters()]} == {"meta"}
+
+
+def test_gradient_penalty_of_frozen_features(discriminator: Discriminator) -> None:
+    """Against the definition by differences: half the squared slope of the mean logit, along its own gradient."""
+    discriminator.prepare(CPU, 32)
+    image = images(1).requires_grad_()
+    [slope] = torch.autograd.grad(discriminator(image).mean(), image)
+    direction = slope / slope.norm()
+    with torch.no_grad():
+        rise = discriminator(image + 0.01 * direction).mean() - discriminator(image - 0.01 * direction).mean()
+    penalty = NonSaturatingLoss(2.0, penalty_every=1).penalty(discriminator, image)
+    torch.testing.assert_close(penalty, (rise / 0.02) ** 2, rtol=0.02, atol=0)
+    penalty.backward()
+    trained = [parameter for parameter in discriminator.parameters() if parameter.ndim > 1]
+    assert trained and all(parameter.grad is not None and parameter.grad.any() for parameter in trained)
+
+
+def test_gradient_penalty_passes_through_attention(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(Attention()), str(tmp_path / "attention.pt"))
+    discriminator = FrozenFeatureDiscriminator(str(tmp_path / "attention.pt"), [8], size=16)
+    last_layer, image = nn.Conv2d(3, 3, 1), images(2, 16)
+    loss = AdversarialLoss(discriminator, NonSaturatingLoss(), start=0, adaptive=False)
+    terms = loss(last_layer(image), image, last_layer(image).mean(), last_layer.weight, 0)
+    (terms.generator + terms.discriminator).backward()
+    assert terms.log["gradient_penalty"] > 0
+    assert all(parameter.grad.isfinite().all() for parameter in discriminator.parameters())
+
+
+def test_frozen_features_are_float32_under_autocast(network: str) -> None:
+    """Heads aside: they compute in what autocast says."""
+
+    class Mean(nn.Module):
+        def forward(self, x_BCN: Tensor) -> Tensor:
+            return x_BCN.mean(1)
+
+    discriminator = FrozenFeatureDiscriminator(network, [8, 16], size=16)
+    discriminator.heads = nn.ModuleList([Mean(), Mean()])
+    image = images().bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = discriminator(image)
+    assert torch.equal(found, discriminator(image.float()))
 
 
 def test_networks_that_are_refused(network: str, tmp_path: Path) -> None:

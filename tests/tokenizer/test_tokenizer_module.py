@@ -17,6 +17,7 @@ from mvar_lightning.modules.tokenizer_module import TokenizerModule
 from mvar_lightning.modules.tokenizer_optimizers import warmup_cosine
 from mvar_lightning.tokenizer import L1Loss, L2Loss, LossPart, MultiScaleTokenizer, QuantizerLoss, fingerprint
 from mvar_lightning.tokenizer.losses import WeightedLoss
+from mvar_lightning.tokenizer.norms import GroupNorm
 from mvar_lightning.tokenizer.tokenizer import TokenizerOutput
 
 
@@ -119,6 +120,25 @@ def test_weights_scale_the_terms() -> None:
 def test_bad_choices_are_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         module(**change)
+
+
+@pytest.mark.parametrize("part", [L1Loss(), L2Loss()])
+def test_terms_are_float32_of_bfloat16_images(part: LossPart) -> None:
+    tokenizer = module().tokenizer
+    output = tokenizer(torch.rand(2, 3, 8, 8))
+    image, reconstruction = torch.rand(2, 3, 8, 8).bfloat16(), output.reconstruction_B3HW.bfloat16()
+    expected = part(output._replace(reconstruction_B3HW=reconstruction.float()), image.float())
+    for autocast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            found = part(output._replace(reconstruction_B3HW=reconstruction), image)
+        assert found.dtype == torch.float32 and torch.equal(found, expected)
+
+
+def test_group_norm_is_float32_under_autocast() -> None:
+    norm, x = GroupNorm(2, 8), torch.randn(3, 8, 5, 5).bfloat16()
+    expected = torch.nn.functional.group_norm(x.float(), 2, norm.weight, norm.bias)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(norm(x), expected)
 
 
 def test_negative_weight_is_refused() -> None:
