@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import time
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -19,6 +20,7 @@ from mvar_lightning.errors import UserError
 from mvar_lightning.metrics.classifier import (
     STEP_IMAGES,
     DatasetClassifier,
+    NothingToLearnFrom,
     load_classifier,
     save_classifier,
     train_classifier,
@@ -30,8 +32,10 @@ TRUSTED_ACCURACY = 0.9
 """Below this validation accuracy the log warns that class consistency says little."""
 
 
-def classifier_of(trainer: pl.Trainer, who: str) -> DatasetClassifier:
+def classifier_of(trainer: pl.Trainer, who: str) -> DatasetClassifier | None:
     """The classifier of the run's data set: loaded if it exists, else trained on rank zero while the others wait.
+
+    None where none can be trained: a data set of one image.
 
     It lies in ``classifier/`` beside the shards, or in the run's folder where the data may not be written, under a
     name made of the index, the image size and how images are cut to it: other data or another cut makes another
@@ -42,17 +46,20 @@ def classifier_of(trainer: pl.Trainer, who: str) -> DatasetClassifier:
         return _load_or_train(trainer, image_data_of(trainer, who))
 
 
-def _load_or_train(trainer: pl.Trainer, data: Any) -> DatasetClassifier:
+def _load_or_train(trainer: pl.Trainer, data: Any) -> DatasetClassifier | None:
     device = trainer.strategy.root_device
     if is_rehearsal(trainer):
         # seen two batches, kept nowhere
-        return _fit(data, device, steps=2)
+        with contextlib.suppress(NothingToLearnFrom):
+            return _fit(data, device, steps=2)
+        return None
     file: Path | None = None
     if trainer.is_global_zero:
-        file = classifier_file(data, Path(trainer.default_root_dir), device)
+        with contextlib.suppress(NothingToLearnFrom):
+            file = classifier_file(data, Path(trainer.default_root_dir), device)
     file = trainer.strategy.broadcast(file)
     trainer.strategy.barrier("classifier")
-    return load_classifier(cast(Path, file)).to(device)
+    return None if file is None else load_classifier(file).to(device)
 
 
 def classifier_file(data: Any, fallback: Path, device: torch.device) -> Path:

@@ -5,6 +5,7 @@ B batch, HW pixels.
 
 from __future__ import annotations
 
+import logging
 import time
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
@@ -31,7 +32,9 @@ from mvar_lightning.callbacks.judge import classifier_of
 from mvar_lightning.errors import UserError
 from mvar_lightning.metrics.classifier import DatasetClassifier, class_consistency
 from mvar_lightning.metrics.features import ClassifierFeatures, FeatureExtractor
-from mvar_lightning.metrics.frechet import FrechetDistance, as_saved
+from mvar_lightning.metrics.frechet import FrechetDistance, TooFewImages, as_saved
+
+log = logging.getLogger(__name__)
 
 LOG_SECONDS = 10.0
 """Sampling that takes longer than this says how far it is."""
@@ -44,7 +47,8 @@ class ImageMetrics(ValidationCallback):
     """What both kinds of runs share: the real statistics, their floor, and the numbers' way to the logger.
 
     The real statistics are those of the images this run validates on, gathered once per ``fit`` or ``validate``.
-    ``latest`` holds the numbers of the last measurement, by their logged names.
+    ``latest`` holds the numbers of the last measurement, by their logged names. Of a single image nothing can be
+    measured: that is told once, and the run goes on without these numbers.
 
     Args:
         extractor: features of the Frechet distance; a classifier trained on the run's own data if not given.
@@ -76,6 +80,7 @@ class ImageMetrics(ValidationCallback):
         self._distance: FrechetDistance | None = None
         self._once: dict[str, float] = {}
         self._collecting = False
+        self._left_out = False
         self._prefix = "val"
 
     @abstractmethod
@@ -89,6 +94,7 @@ class ImageMetrics(ValidationCallback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         # another call of fit or validate may come with other data
         self._distance, self._classifier, self._once = None, None, {}
+        self._left_out = False
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._prepare(trainer)
@@ -100,14 +106,24 @@ class ImageMetrics(ValidationCallback):
         self._prepare(trainer)
 
     def _prepare(self, trainer: pl.Trainer) -> None:
-        if self._distance is not None:
+        if self._distance is not None or self._left_out:
             return
         device = trainer.strategy.root_device
         image_data_of(trainer, type(self).__name__)  # told now if there are none, not after the first epoch
         if self.extractor is None or self.consistency:
             self._classifier = classifier_of(trainer, type(self).__name__)
+        if self._classifier is None and self.extractor is None:
+            self._leave_out("a data set of one image trains no classifier; add images or give an extractor")
+            return
         extractor = self.extractor or ClassifierFeatures(cast(DatasetClassifier, self._classifier))
         self._distance = FrechetDistance(extractor).to(device)
+
+    def due(self, trainer: pl.Trainer) -> bool:
+        return not self._left_out and super().due(trainer)
+
+    def _leave_out(self, why: str) -> None:
+        self._left_out = True
+        rank_zero_only(log.warning)(f"{type(self).__name__}: its numbers are left out: {why}")
 
     # -- the real images, as they pass by
 
@@ -171,9 +187,12 @@ class ImageMetrics(ValidationCallback):
         if gives_tokens(trainer) and self.looks():
             for image_B3HW, label_B in real_images(trainer, type(self).__name__):
                 self.see(pl_module, image_B3HW, label_B)
-        numbers = self.measure(trainer, pl_module, self.distance)
-        if not self._once:
-            self._once = self._references(trainer)
+        try:
+            numbers = self.measure(trainer, pl_module, self.distance)
+            self._once = self._once or self._references(trainer)
+        except TooFewImages as error:  # on all processes, as the sums are
+            self._leave_out(str(error))
+            return
         numbers |= self._once
         self._collecting = False
         self.latest = {f"{self._prefix}/{name}": value for name, value in numbers.items()}
@@ -216,7 +235,8 @@ class ReconstructionMetrics(ImageMetrics):
 
     def _begin(self, trainer: pl.Trainer, prefix: str) -> None:
         super()._begin(trainer, prefix)
-        self.distance.reset_generated()
+        if self._distance is not None:
+            self._distance.reset_generated()
         self._kept = 0
 
     def looks(self) -> bool:
@@ -234,7 +254,7 @@ class ReconstructionMetrics(ImageMetrics):
     ) -> dict[str, float]:
         images = _total(trainer, distance.count(real=False))
         numbers = {f"rfid_{distance.extractor.name}": distance.compute(), "rfid_images": images}
-        if self.consistency:
+        if self._classifier is not None and self.consistency:
             numbers["reconstruction_consistency"] = _total(trainer, self._kept) / images
         distance.reset_generated()
         return numbers
@@ -280,7 +300,7 @@ class SampleMetrics(ImageMetrics):
             if self._classifier is not None and self.consistency:
                 right += int(class_consistency(self._classifier, as_saved(image_B3HW), label_B).sum())
         numbers = {f"fid_{distance.extractor.name}": distance.compute(), "fid_images": float(self.count(trainer))}
-        if self.consistency:
+        if self._classifier is not None and self.consistency:
             numbers["class_consistency"] = _total(trainer, right) / self.count(trainer)
         distance.reset_generated()
         return numbers | self._rfid

@@ -35,6 +35,10 @@ Batches = Iterable[Mapping[str, Any]]
 """Batches as the data modules give them: ``image`` (B, 3, H, W) in [-1, 1] and ``label`` (B,)."""
 
 
+class NothingToLearnFrom(UserError):
+    """No batch of two images: batch statistics need as many."""
+
+
 @dataclass(frozen=True)
 class ClassifierScore:
     """What a classifier is worth as a judge: its share of right answers on validation images."""
@@ -134,7 +138,9 @@ def _endless(loader: Batches) -> Iterator[tuple[Tensor, Tensor]]:
                     usable = True
                     yield image_B3HW, label_B
         if not usable:
-            raise UserError("classifier: the training data has no batch of two images; add images or raise batch_size")
+            raise NothingToLearnFrom(
+                "classifier: the training data has no batch of two images; add images or raise batch_size"
+            )
 
 
 def _shift(image_B3HW: Tensor) -> Tensor:

@@ -49,6 +49,10 @@ def as_saved(image_B3HW: Tensor) -> Tensor:
     return image_B3HW.float().clamp(0, 1).mul(255).round().div(255)
 
 
+class TooFewImages(UserError):
+    """One image has no covariance."""
+
+
 class _Float64Features(nn.Module):
     """The extractor as torchmetrics wants it. Float64 features make ``compute`` answer in float64 too."""
 
@@ -97,7 +101,7 @@ class FrechetDistance:
         except RuntimeError as error:
             if "More than one sample" not in str(error):
                 raise
-            raise UserError(
+            raise TooFewImages(
                 "Frechet distance: needs at least two real and two generated images; raise num_images or the batch size"
             ) from error
 

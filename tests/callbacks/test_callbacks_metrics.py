@@ -10,9 +10,11 @@ import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from mvar_lightning.callbacks import EMA, ReconstructionMetrics, SampleMetrics
 from mvar_lightning.callbacks import judge as judge_file
+from mvar_lightning.callbacks.metrics import ImageMetrics
 from mvar_lightning.errors import UserError
 from mvar_lightning.metrics import FeatureExtractor, FrechetDistance, train_classifier
 
@@ -179,3 +181,23 @@ def test_errors_name_the_way_out(make_trainer: Any, module: Any, data: Any) -> N
     (Path(data.path) / "index.json").unlink()
     with pytest.raises(UserError, match="make the shards first"):
         make_trainer(SampleMetrics()).validate(module, datamodule=data, verbose=False)
+
+
+@pytest.mark.parametrize("kind", [SampleMetrics, ReconstructionMetrics])
+@pytest.mark.parametrize("extractor", [None, Colors()])
+def test_a_single_image_goes_on_without_numbers_and_says_so_once(
+    kind: type[ImageMetrics],
+    extractor: Colors | None,
+    make_trainer: Any,
+    module: Any,
+    data: Any,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for name in ("train_dataloader", "val_dataloader"):
+        one = getattr(data, name)().dataset[0]
+        setattr(data, name, lambda one=one: DataLoader([one]))
+    metrics = kind(extractor, num_images=4)
+    make_trainer(metrics, max_epochs=3).fit(module, datamodule=data)
+    said = [message for message in caplog.messages if "left out" in message]
+    assert len(said) == 1 and said[0].startswith(kind.__name__) and not metrics.latest
+    assert "add images" in said[0] or "raise num_images" in said[0]
