@@ -91,12 +91,28 @@ def _shifted(tokens: slice, first: int) -> slice:
 
 
 def _parts(x_BHLD: Tensor, ranges: list[slice]) -> Sequence[Tensor]:
-    """The tokens of each range. Ranges that make up the whole are split off in one: the backward pass of a split is one
-    concatenation, that of every slice a whole tensor of zeros to add."""
+    """The tokens of each range. Plain slices would each go back as a whole tensor of zeros that is added."""
     borders = [0, *(tokens.stop for tokens in ranges)]
     if [tokens.start for tokens in ranges] == borders[:-1] and borders[-1] == x_BHLD.shape[2]:
-        return x_BHLD.split([tokens.stop - tokens.start for tokens in ranges], dim=2)
-    return [x_BHLD[:, :, tokens] for tokens in ranges]
+        return x_BHLD.split([tokens.stop - tokens.start for tokens in ranges], dim=2)  # goes back as one concatenation
+    parts: Sequence[Tensor] = _Ranges.apply(x_BHLD, [(tokens.start, tokens.stop) for tokens in ranges])
+    return parts
+
+
+class _Ranges(torch.autograd.Function):
+    """Slices along the tokens that may overlap, as views; their gradients are added into one tensor."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BHLD: Tensor, ranges: list[tuple[int, int]]) -> tuple[Tensor, ...]:
+        ctx.shape, ctx.ranges = x_BHLD.shape, ranges
+        return tuple(x_BHLD[:, :, start:stop] for start, stop in ranges)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        whole = grads[0].new_zeros(ctx.shape)
+        for (start, stop), grad in zip(ctx.ranges, grads, strict=True):
+            whole[:, :, start:stop] += grad
+        return whole, None
 
 
 class NattenBackend(PerScaleBackend):

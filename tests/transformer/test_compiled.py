@@ -7,9 +7,11 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from mvar_lightning import (
+    AdjacentAttention,
     FullAttention,
     LlamaBlocks,
     NextScaleTransformer,
+    SlidingWindowAttention,
     SlidingWindowHistory,
     SpatialAttention,
     VARBlocks,
@@ -57,3 +59,25 @@ def test_blocks_of_different_drop_rates_are_compiled_once() -> None:
     compile_blocks(model, backend=compiled)
     model(torch.randn(2, 4, 4), torch.tensor([0, 1])).sum().backward()
     assert compiled.frame_count == 1
+
+
+@pytest.mark.parametrize(
+    "attention",
+    [FullAttention(), SlidingWindowAttention(2), AdjacentAttention(), SpatialAttention(3, scales=1)],
+    ids=repr,
+)
+def test_gradients_of_compiled_blocks_are_those_of_plain_ones(attention: Any) -> None:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=12, code_dim=4, num_classes=3, depth=2, width=32, heads=2, gamma_init=1.0, drop_path=0.0)
+    model = NextScaleTransformer([1, 2, 3], **sizes, attention=attention, label_drop=0.0).train()
+    x_BLZ, label_B = torch.randn(2, 13, 4), torch.tensor([0, 1])
+
+    def gradients() -> dict[str, torch.Tensor | None]:
+        model.zero_grad()
+        model(x_BLZ, label_B).square().mean().backward()
+        return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+    expected = gradients()
+    compile_blocks(model, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(gradients(), expected)
