@@ -148,7 +148,8 @@ class Ours(Side):
         model, tokenizer = _random_pair(case) if reference is None else _imported_pair(case, reference)
         device = torch.device(case.device)
         self.tokenizer, self.transformer = tokenizer.to(device).eval(), model.to(device).eval()
-        # MVAR's own training step masks all scales to adjacent; its sampler's neighborhoods come on top
+        # issue 6 compares the step that masks all scales to adjacent, which the reference's model has for a whole
+        # pyramid; its trainer's cycle runs scales 9 and 10 by themselves, with neighborhood attention
         self.trained = self._with_adjacent_attention(model) if case.architecture == "mvar" else model
         self.sampler = model
         if case.precision == "bf16" and "sample" in case.parts:
