@@ -56,7 +56,7 @@ def counted(case: Case) -> dict[str, Any]:
 
 def times(case: Case) -> dict[str, Any]:
     """Median seconds of each part and side, the ratios, and how far the sides' results are apart."""
-    _settle(case)
+    settle(case)
     sides = _load(case)
     result: dict[str, Any] = {"parameters": sum(p.numel() for p in sides["ours"].transformer.parameters())}
     if "reference" in sides:
@@ -102,7 +102,7 @@ def alternate(sides: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str,
 
 def memory(case: Case, side: str, part: str) -> dict[str, Any]:
     """Peak memory of one part of one side, MiB: above the loaded side on a CPU, the allocator's peak on a GPU."""
-    _settle(case)
+    settle(case)
     loaded: Side = SIDES[side](replace(case, parts=(part,)))
     gc.collect()
     if case.device == "cuda":
@@ -167,7 +167,7 @@ def _agreement(sides: dict[str, Side], case: Case) -> dict[str, Any]:
     return result
 
 
-def _settle(case: Case) -> None:
+def settle(case: Case) -> None:
     if case.threads:
         torch.set_num_threads(case.threads)
     if case.device == "cuda":

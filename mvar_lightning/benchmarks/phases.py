@@ -1,20 +1,22 @@
-"""Where sampling, decoding and a training step spend their time and memory: conditioning, each scale's parts, and so on.
+"""Where sampling, decoding and a training step spend time and memory: conditioning, parts of each scale, and so on.
 
-Hooks on the modules mark the borders, so what runs is the sampler or the step itself, not a copy of it.
+Timed wrappers around a few methods mark the borders, so what runs is the sampler or the step itself, not a copy of it.
+They go around methods that `compile_blocks` leaves alone: a hook on a compiled block would have it compiled again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
 
 from mvar_lightning.benchmarks.flops import MIB
-from mvar_lightning.benchmarks.measure import peak_resident, reset_peak_resident
+from mvar_lightning.benchmarks.measure import peak_resident, reset_peak_resident, settle
 from mvar_lightning.benchmarks.sides import Case, Ours
+from mvar_lightning.transformer import NextScaleTransformer
 
 EMBED, BLOCKS, HEAD, CHOICE = "embed", "blocks", "head", "guide, draw, next input"
 CONDITION, DECODE = "conditioning", "decode"
@@ -58,13 +60,12 @@ class Stopwatch:
 def profile(case: Case) -> dict[str, Any]:
     """Rows of (scale, phase, seconds, MiB above the loaded model): sampling, decoding and a training step, of the
     case's parts. Phases of no scale have -1."""
-    if case.threads:
-        torch.set_num_threads(case.threads)
+    settle(case)
     ours = Ours(case)
-    profiled = {"sample": _sampled, "decode": _decoded, "train": _trained}
+    profiled = {"sample": sampled, "decode": _decoded, "train": trained}
     parts = [part for part in profiled if part in case.parts]
     for part in parts:
-        ours.run(part)  # warm: what is made on first use is made
+        ours.run(part)  # warm: what is made on first use is made, and blocks are compiled
     watch = Stopwatch(case.device == "cuda")
     for part in parts:
         with case.autocast():
@@ -81,60 +82,81 @@ def _decoded(ours: Ours, watch: Stopwatch) -> None:
     watch.mark(-1, DECODE)
 
 
-def _sampled(ours: Ours, watch: Stopwatch) -> None:
-    handles = _hooks(ours, watch)
-    ours.sample()
-    watch.mark(ours.case.pyramid.num_scales - 1, CHOICE)
-    for handle in handles:
-        handle.remove()
+def sampled(ours: Any, watch: Any) -> None:
+    """One run of ``ours.sample()`` with the phases of ``ours.sampler`` marked."""
+    phases = _SamplingPhases(watch)
+    with phases.around(ours.sampler):
+        ours.sample()
+    watch.mark(phases.scale, CHOICE)
 
 
-def _trained(ours: Ours, watch: Stopwatch) -> None:
+class _SamplingPhases:
+    """Which scale and phase sampling is in. What none of the wrapped methods does is guidance, draw and next input."""
+
+    def __init__(self, watch: Any) -> None:
+        self.watch = watch
+        self.scale = -1
+        self._phase = CONDITION
+
+    @contextlib.contextmanager
+    def around(self, model: NextScaleTransformer) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for owner, name, phase in (
+                (model, "begin", CONDITION),
+                (model, "step_features", BLOCKS),
+                (model, "_step_input", EMBED),
+                (model.head, "features", HEAD),
+                (model.head, "classify", HEAD),
+            ):
+                stack.enter_context(replaced(owner, name, self._timed(getattr(owner, name), phase)))
+            yield
+
+    def _timed(self, method: Callable[..., Any], phase: str) -> Callable[..., Any]:
+        def run(*arguments: Any, **named: Any) -> Any:
+            outer = self._phase
+            self.watch.mark(self.scale, outer)
+            if phase == BLOCKS:  # a scale begins
+                self.scale, outer = arguments[1], CHOICE
+            self._phase = phase
+            result = method(*arguments, **named)
+            self.watch.mark(self.scale, phase)
+            self._phase = outer
+            return result
+
+        return run
+
+
+def trained(ours: Any, watch: Any) -> None:
     """Forward and backward pass as in ``train``; gradients that arrive at the blocks' ends mark the way back."""
-    first, last = ours.trained.blocks[0], ours.trained.blocks[-1]
+    model: NextScaleTransformer = ours.trained
+    inputs_of, features_of = model.inputs, model.features
 
-    def before_blocks(module: nn.Module, inputs: Any) -> None:
+    def inputs(*arguments: Any) -> Any:
+        made = inputs_of(*arguments)
         watch.mark(-1, TRAIN["inputs"])
-        inputs[0].register_hook(lambda _: watch.mark(-1, TRAIN["back"]))
+        return made
 
-    def after_blocks(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+    def features(given: Any, scales: range) -> torch.Tensor:
+        given.x_BlC.register_hook(lambda _: watch.mark(-1, TRAIN["back"]))
+        h_BlC = features_of(given, scales)
         watch.mark(-1, TRAIN["blocks"])
-        output.register_hook(lambda _: watch.mark(-1, TRAIN["loss"]))
+        h_BlC.register_hook(lambda _: watch.mark(-1, TRAIN["loss"]))
+        return h_BlC
 
-    handles = [first.register_forward_pre_hook(before_blocks), last.register_forward_hook(after_blocks)]
-    ours.train()
+    with replaced(model, "inputs", inputs), replaced(model, "features", features):
+        ours.train()
     watch.mark(-1, TRAIN["rest"])
-    for handle in handles:
-        handle.remove()
 
 
-def _hooks(ours: Ours, watch: Stopwatch) -> list[Any]:
-    """Marks between the phases of sampling. The scale is counted by the backend's view of it: a block is told which it runs."""
-    model = ours.sampler
-    scale = -1
-
-    def before_blocks(module: nn.Module, inputs: Any) -> None:
-        nonlocal scale
-        scale = inputs[2].start
-        watch.mark(scale, EMBED)
-
-    def after(phase: str) -> Callable[..., None]:
-        return lambda *_: watch.mark(scale, phase)
-
-    def before_words(*_: Any) -> None:
-        watch.mark(scale, CHOICE)
-
-    def before_positions(*_: Any) -> None:
-        if scale < 0:
-            watch.mark(-1, CONDITION)
-
-    return [
-        model.positions.register_forward_pre_hook(before_positions),
-        model.word_embedding.register_forward_pre_hook(before_words),
-        model.blocks[0].register_forward_pre_hook(before_blocks),
-        model.blocks[-1].register_forward_hook(after(BLOCKS)),
-        model.head.linear.register_forward_hook(after(HEAD)),
-    ]
+@contextlib.contextmanager
+def replaced(owner: Any, name: str, method: Callable[..., Any]) -> Iterator[None]:
+    """A method of one object, replaced for the length of a block."""
+    assert name not in vars(owner), f"{name} is replaced already"
+    setattr(owner, name, method)
+    try:
+        yield
+    finally:
+        delattr(owner, name)
 
 
 def table(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
