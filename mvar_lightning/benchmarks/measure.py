@@ -47,9 +47,11 @@ def counted(case: Case) -> dict[str, Any]:
     llama = case.architecture == "markov_var"
     hidden = int(width * LlamaBlocks().mlp_ratio * 2 / 3 + 255) // 256 * 256 if llama else 4 * width
     rows, bytes_each = 2 * case.batch, 4 if case.precision == "32" else 2
+    parts = 3 if llama else 2
     return {
         "attention_gflops": round(attention_block_gflops(plan, width, case.depth), 2),
-        "forward_tflop": round(transformer_tflops(plan, width, case.depth, hidden, 3 if llama else 2, 4096), 4),
+        "forward_tflop": round(transformer_tflops(plan, width, case.depth, hidden, parts, 4096), 4),
+        "trained_tflop": round(transformer_tflops(case.trained_plan, width, case.depth, hidden, parts, 4096), 4),
         "cache_mib": round(cache_mib(plan, width, case.depth, rows, bytes_each), 1),
     }
 
@@ -62,7 +64,7 @@ def times(case: Case) -> dict[str, Any]:
     if "reference" in sides:
         result["agreement"] = _agreement(sides, case)
     for part in case.parts:
-        runs = {name: partial(side.run, part) for name, side in sides.items()}
+        runs = {name: partial(sides[name].run, part) for name in sides if name in case.sides_of(part)}
         if part == "groups":
             runs["whole"] = partial(sides["ours"].run, "train")
         result[part] = alternate(runs, case.repeats)
@@ -104,6 +106,9 @@ def memory(case: Case, side: str, part: str) -> dict[str, Any]:
     """Peak memory of one part of one side, MiB: above the loaded side on a CPU, the allocator's peak on a GPU."""
     settle(case)
     loaded: Side = SIDES[side](replace(case, parts=(part,)))
+    loaded.keep_for(part)
+    if part == "step":
+        loaded.run(part)  # the optimizer's state and the gradients of the step before are part of every other step
     gc.collect()
     if case.device == "cuda":
         torch.cuda.empty_cache()
@@ -116,7 +121,7 @@ def memory(case: Case, side: str, part: str) -> dict[str, Any]:
         loaded.run(part)
         peak = peak_resident()
     figures = {"peak_mib": round(peak / MIB, 1), "above_loaded_mib": round((peak - before) / MIB, 1)}
-    if part in ("train", "groups"):
+    if part in ("train", "groups", "step"):
         with KeptForBackward(loaded.transformer) as kept:
             loaded.run(part)
         figures["activations_mib"] = round(kept.peak / MIB, 1)
@@ -156,11 +161,17 @@ def _load(case: Case) -> dict[str, Side]:
 
 def _agreement(sides: dict[str, Side], case: Case) -> dict[str, Any]:
     """Largest differences of logits, greedy sampling and images between the sides, before any is timed."""
-    checks = {"sample": "greedy", "decode": "decode", "train": "logits", "groups": "logits"}
+    checks = {
+        "sample": ("greedy",),
+        "decode": ("decode",),
+        "generate": ("greedy", "decode"),
+        "train": ("logits",),
+        "groups": ("logits",),
+    }
     result = {}
-    for part in case.parts:
-        ours, theirs = (sides[name].run(checks[part]).float() for name in ("ours", "reference"))
-        result[checks[part]] = {
+    for check in dict.fromkeys(check for part in case.parts for check in checks.get(part, ())):
+        ours, theirs = (sides[name].run(check).float() for name in ("ours", "reference"))
+        result[check] = {
             "largest_difference": float((ours - theirs).abs().max()),
             "largest_value": float(theirs.abs().max()),
         }

@@ -3,8 +3,8 @@
     mvar bench --depths 16 --var-repo ../VAR --markov-var-repo ../Markov-VAR
 
 Weights are random. Given a clone of a reference, its model is built first and imported into ours; results are compared
-before anything is timed; then both run in turn in one process. Each run leaves one JSON file (the history), and prints
-and writes one Markdown table.
+before anything is timed; then both run in turn in one process. Each run leaves one JSON file (the history) and one
+Markdown table, both written after every model, and prints the table.
 """
 
 from __future__ import annotations
@@ -15,20 +15,14 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from mvar_lightning.benchmarks.history import RESULTS, dated, now, write_whole
+from mvar_lightning.benchmarks.table import PARTS, markdown
 from mvar_lightning.errors import UserError
 
 ARCHITECTURES = ("var", "mvar", "markov_var")
-PARTS = {
-    "sample": "sampling, tokens only",
-    "decode": "decoding",
-    "train": "train step",
-    "groups": "train step in scale groups",
-}
-RESULTS = Path("benchmarks/results")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--precision", default="auto", choices=("auto", "32", "bf16"), help="auto: bf16 on a GPU, 32 on a CPU")
     add("--compile", action="store_true", help="compile our blocks (the first run of each scale is slow)")
     add("--profile", action="store_true", help="also time and memory by phase and scale, of ours")
+    add("--peak-tflops", type=float, metavar="N", help="the machine's; a column tells what training reaches of it")
     for name in ARCHITECTURES:
         option = f"--{name.replace('_', '-')}-repo"
         add(option, metavar="DIR", help=f"a clone of {name}'s published code, run beside ours")
@@ -61,19 +56,20 @@ def run(args: argparse.Namespace) -> int:
 
     device, precision = _machine(args)
     record = describe(device, precision, args)
-    stem = f"models-{record['date'].replace(':', '')}"
-    args.out.mkdir(parents=True, exist_ok=True)
+    figures, table = (dated("models", record["date"], suffix, args.out) for suffix in ("json", "md"))
     for architecture, depth, size in _rows(args):
         repo = getattr(args, f"{architecture}_repo")
         case = Case(architecture, depth, size, args.batch, device, precision, repo, args.repeats, args.threads)
         case = _with_parts(case, args)
         print(f"{architecture} d{depth}, {size} px ...", file=sys.stderr, flush=True)
-        record["rows"].append(measure(case, with_memory=not args.no_memory, with_profile=args.profile))
-        _write(args.out / f"{stem}.json", json.dumps(record, indent=1) + "\n")
-    text = markdown(record)
-    _write(args.out / f"{stem}.md", text)
-    print(text)
-    print(f"{args.out / stem}.json: all figures")
+        row = measure(case, with_memory=not args.no_memory, with_profile=args.profile)
+        if args.peak_tflops is not None:
+            row["of_peak"] = shares_of_peak(row, args.peak_tflops)
+        record["rows"].append(row)
+        write_whole(figures, json.dumps(record, indent=1) + "\n")
+        write_whole(table, markdown(record))
+    print(markdown(record))
+    print(f"{figures}: all figures")
     return 0
 
 
@@ -91,13 +87,24 @@ def measure(case: Any, *, with_memory: bool, with_profile: bool) -> dict[str, An
     if case.parts:
         row["times"] = in_own_process(times, case)
     if with_memory:
-        sides = ("ours",) if case.repo is None else ("ours", "reference")
         row["memory"] = {
-            part: {side: in_own_process(memory, case, side, part) for side in sides} for part in case.parts
+            part: {side: in_own_process(memory, case, side, part) for side in case.sides_of(part)}
+            for part in case.parts
         }
     if with_profile:
         row["profile"] = in_own_process(profile, case)
     return row
+
+
+def shares_of_peak(row: dict[str, Any], peak_tflops: float) -> dict[str, float]:
+    """What part of the machine's peak the products of training take, backward counted as two forward passes."""
+    counted, times = row["counted"], row.get("times", {})
+    forward = {"train": "trained_tflop", "groups": "trained_tflop", "step": "forward_tflop"}
+    return {
+        part: round(3 * counted[name] * row["batch"] / times[part]["ours"]["seconds"] / peak_tflops, 4)
+        for part, name in forward.items()
+        if part in times
+    }
 
 
 def describe(device: str, precision: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -105,7 +112,7 @@ def describe(device: str, precision: str, args: argparse.Namespace) -> dict[str,
     import torch
 
     return {
-        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "date": now(),
         "commit": _commit(),
         "machine": torch.cuda.get_device_name() if device == "cuda" else _processor(),
         "threads": args.threads or torch.get_num_threads(),
@@ -115,96 +122,17 @@ def describe(device: str, precision: str, args: argparse.Namespace) -> dict[str,
         "batch": args.batch,
         "repeats": args.repeats,
         "compiled": args.compile,
+        "peak_tflops": args.peak_tflops,
         "rows": [],
     }
-
-
-def markdown(record: dict[str, Any]) -> str:
-    """The run as one table: ours, the reference and the papers side by side."""
-    head = (
-        f"{record['date']}, commit {record['commit']}, {record['machine']}, {record['threads']} threads, "
-        f"torch {record['torch']}, {record['precision']}, batch {record['batch']}"
-    )
-    lines = [head, "", "| model | measure | ours | reference | ratio | published |", "|---|---|---|---|---|---|"]
-    for row in record["rows"]:
-        name = f"{row['architecture']} d{row['depth']}, {row['image_size']} px"
-        for cells in _cells(row):
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-            name = ""
-    for row in record["rows"]:
-        if "rows" in row.get("profile", {}):
-            lines += ["", *_profile_lines(row)]
-    return "\n".join(lines) + "\n"
-
-
-def _cells(row: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    """Measure, ours, reference, ratio, published."""
-    times, counted = row.get("times", {}), row["counted"]
-    if "failed" in times:
-        yield "times", f"failed: {times['failed']}", "", "", ""
-    for part, name in PARTS.items():
-        known = _known(row, "sample_decode_s", " with decoding") if part == "sample" else ""
-        known = _known(row, "train_s") if part == "train" else known
-        if part in times:
-            ours, theirs = times[part]["ours"], times[part].get("reference")
-            ratio = f"{times[part]['ratio']:.2f} ({times[part]['processor_ratio']:.2f} cpu)" if theirs else ""
-            yield f"{name}, s", f"{ours['seconds']:.3f}", f"{theirs['seconds']:.3f}" if theirs else "", ratio, known
-        elif known:
-            yield f"{name}, s", "", "", "", known
-        if "whole" in times.get(part, {}):
-            whole = times[part]["whole"]["seconds"]
-            yield "  our whole step beside it, s", f"{whole:.3f}", "", f"{times[part]['whole_ratio']:.2f}", ""
-    measured = row.get("memory", {})
-    for part, name in _MEMORY_NAMES.items():
-        if part not in measured and (known := _known(row, name)):
-            yield f"{PARTS[part]}: peak (above loaded), MiB", "", "", "", known
-    for part, sides in measured.items():
-        cells = [_memory_cell(sides.get(side)) for side in ("ours", "reference")]
-        both = [sides[side].get("peak_mib") for side in ("ours", "reference") if side in sides]
-        ratio = f"{both[0] / both[1]:.2f}" if len(both) == 2 and all(both) else ""
-        yield f"{PARTS[part]}: peak (above loaded), MiB", *cells, ratio, _known(row, _MEMORY_NAMES.get(part, ""))
-        kept = [sides[side].get("activations_mib") for side in ("ours", "reference") if side in sides]
-        if any(kept):
-            ratio = f"{kept[0] / kept[1]:.2f}" if len(kept) == 2 and all(kept) else ""
-            words = [f"{each:.0f}" if each else "" for each in kept]
-            yield f"{PARTS[part]}: kept for backward, MiB", words[0], "".join(words[1:]), ratio, ""
-    for check, apart in times.get("agreement", {}).items():
-        yield f"{check}: largest difference", f"{apart['largest_difference']:.1e}", "", "", ""
-    yield "key-value cache, MiB", f"{counted['cache_mib']:.0f}", "", "", _known(row, "cache_mib", " at their batch")
-    gflops = f"{counted['attention_gflops']:.2f}"
-    yield "attention blocks, GFLOPs counted", gflops, "", "", _known(row, "attention_gflops")
-
-
-_MEMORY_NAMES = {"sample": "peak_mib", "train": "train_mib"}
-
-
-def _known(row: dict[str, Any], name: str, note: str = "") -> str:
-    return "; ".join(f"{known[name]:g}{note} ({known['source']})" for known in row["published"] if name in known)
-
-
-def _memory_cell(figures: dict[str, Any] | None) -> str:
-    if figures is None:
-        return ""
-    if "failed" in figures:
-        return f"failed: {figures['failed']}"
-    return f"{figures['peak_mib']:.0f} ({figures['above_loaded_mib']:.0f})"
-
-
-def _profile_lines(row: dict[str, Any]) -> Iterator[str]:
-    from mvar_lightning.benchmarks.phases import table
-
-    first, *rest = table(row["profile"]["rows"])
-    yield f"{row['architecture']} d{row['depth']}, {row['image_size']} px: seconds by phase, memory above the model"
-    yield ""
-    yield f"| {' | '.join(first)} |"
-    yield "|" + "---|" * len(first)
-    yield from (f"| {' | '.join(line)} |" for line in rest)
 
 
 def _check(args: argparse.Namespace) -> None:
     for name, least in (("batch", 1), ("repeats", 1), ("threads", 0)):
         if getattr(args, name) < least:
             raise UserError(f"--{name} {getattr(args, name)}: must be {least} or more")
+    if args.peak_tflops is not None and not args.peak_tflops > 0:
+        raise UserError(f"--peak-tflops {args.peak_tflops:g}: must be more than 0 (an H200's in bf16 is 790 to 989)")
     if min(args.depths) < 1:
         raise UserError(f"--depths {min(args.depths)}: must be 1 or more (the papers' are 16, 20, 24)")
     for name in ARCHITECTURES:
@@ -254,10 +182,3 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
-
-
-def _write(path: Path, text: str) -> None:
-    """Aside, then renamed: the history holds no half file."""
-    aside = path.with_name(f".{path.name}.aside")
-    aside.write_text(text)
-    aside.replace(path)

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from mvar_lightning.attention import AdjacentAttention, AttentionPlan, FullAttention, SpatialAttention
 from mvar_lightning.benchmarks.references import Reference
 from mvar_lightning.checkpoints import import_official
+from mvar_lightning.modules.optim import parameter_groups
 from mvar_lightning.modules.scale_groups import AUTO_SHARE, groups_of_share, loss_of_groups
 from mvar_lightning.pyramid import PUBLISHED_SIDES, ScalePyramid
 from mvar_lightning.sampling import LinearGuidance, SamplingSettings, sample_pyramid
@@ -32,6 +33,13 @@ from mvar_lightning.transformer import LlamaBlocks, NextScaleTransformer, NoHist
 from mvar_lightning.transformer.compiled import compile_blocks
 
 CFG, TOP_K, TOP_P = 1.5, 900, 0.96
+CLIP = 2.0
+"""The recipes' (and VAR's) limit of the gradient's norm."""
+
+OURS_ALONE = ("step",)
+"""Parts that no reference runs: its step is in its trainer, with data, logging and schedule."""
+
+TRAINING = {"train", "groups", "step"}
 AXES: dict[str, Callable[[], dict[str, Any]]] = {
     "var": lambda: dict(attention=FullAttention(), history=NoHistory(), blocks=VARBlocks()),
     "mvar": lambda: dict(attention=SpatialAttention(7, 2), history=NoHistory(), blocks=VARBlocks()),
@@ -51,7 +59,7 @@ class Case:
         precision: ``32`` or ``bf16`` (our weights are bf16 then, the reference's under autocast, as its users do).
         repo: the reference's clone, or None.
         compiled: compile our blocks.
-        parts: what is measured; ``groups`` is the training step in scale groups, of strategies that allow it.
+        parts: what is measured (`Side.run`); ``groups`` is for strategies that allow it.
     """
 
     architecture: str
@@ -75,6 +83,14 @@ class Case:
         plan: AttentionPlan = AXES[self.architecture]()["attention"].plan(self.pyramid)
         return plan
 
+    @property
+    def trained_plan(self) -> AttentionPlan:
+        """What the parts ``train`` and ``groups`` run: for MVAR all scales with adjacent attention."""
+        return AdjacentAttention().plan(self.pyramid) if self.architecture == "mvar" else self.plan
+
+    def sides_of(self, part: str) -> tuple[str, ...]:
+        return ("ours",) if self.repo is None or part in OURS_ALONE else ("ours", "reference")
+
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         enabled = self.precision == "bf16"
         return torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16, enabled=enabled)
@@ -97,12 +113,17 @@ class Side(ABC):
         self.f_hat_BZhw = torch.randn(case.batch, 32, side, side, generator=generator).to(device)
 
     def run(self, part: str) -> Tensor:
-        """One of ``sample``, ``decode``, ``train``, ``groups``; gives its result, for comparison."""
+        """A part or a check by its method's name; gives its result, for comparison."""
         with self.case.autocast():
             result: Tensor = getattr(self, part)()
         if self.case.device == "cuda":
             torch.cuda.synchronize()
         return result
+
+    def keep_for(self, part: str) -> None:
+        """Let go of what a part does not use, before its memory is measured: decoding needs no transformer."""
+        if part == "decode":
+            self.transformer.to("meta")
 
     @abstractmethod
     def sample(self) -> Tensor:
@@ -115,6 +136,10 @@ class Side(ABC):
     @abstractmethod
     def decode(self) -> Tensor:
         """Images of a latent."""
+
+    @abstractmethod
+    def generate(self) -> Tensor:
+        """Sampling and decoding in one call: what the papers' seconds and memory are of."""
 
     @abstractmethod
     def logits(self) -> Tensor:
@@ -148,16 +173,26 @@ class Ours(Side):
         model, tokenizer = _random_pair(case) if reference is None else _imported_pair(case, reference)
         device = torch.device(case.device)
         self.tokenizer, self.transformer = tokenizer.to(device).eval(), model.to(device).eval()
+        self.model = model
         # issue 6 compares the step that masks all scales to adjacent, which the reference's model has for a whole
         # pyramid; its trainer's cycle runs scales 9 and 10 by themselves, with neighborhood attention
         self.trained = self._with_adjacent_attention(model) if case.architecture == "mvar" else model
         self.sampler = model
-        if case.precision == "bf16" and "sample" in case.parts:
-            trains = not {"train", "groups"}.isdisjoint(case.parts)
+        if case.precision == "bf16" and not {"sample", "generate"}.isdisjoint(case.parts):
+            trains = not TRAINING.isdisjoint(case.parts)
             self.sampler = (deepcopy(model) if trains else model).to(torch.bfloat16)
         if case.compiled:
-            for each in {id(m): m for m in (model, self.trained, self.sampler)}.values():
+            for each in self._models():
                 compile_blocks(each)
+
+    def _models(self) -> list[NextScaleTransformer]:
+        """Each that there is, once."""
+        return list({id(model): model for model in (self.model, self.trained, self.sampler)}.values())
+
+    def keep_for(self, part: str) -> None:
+        if part == "decode":
+            for model in self._models():
+                model.to("meta")
 
     def _with_adjacent_attention(self, model: NextScaleTransformer) -> NextScaleTransformer:
         with torch.device("meta"):
@@ -183,6 +218,10 @@ class Ours(Side):
         return decode_in_chunks(self.tokenizer, self.f_hat_BZhw, None).mul_(2).sub_(1)
 
     @torch.no_grad()
+    def generate(self) -> Tensor:
+        return decode_in_chunks(self.tokenizer, self.sample(), None)
+
+    @torch.no_grad()
     def logits(self) -> Tensor:
         logits_BLV: Tensor = self.trained(self.x_BLZ, self.label_B)
         return logits_BLV
@@ -192,6 +231,28 @@ class Ours(Side):
 
     def groups(self) -> Tensor:
         return self._step(partial(self._loss, groups_of_share(self.case.pyramid, AUTO_SHARE)))
+
+    def step(self) -> Tensor:
+        """A whole step as `NextScaleModule` takes it from tokens, in Lightning's order: gradients of the step before
+        are let go only after the forward pass. MVAR's is with its own attention, neighborhoods included."""
+        model, optimizer = self.model, self.optimizer
+        model.train()
+        with torch.autocast(self.idx_BL.device.type, enabled=False), torch.no_grad():
+            x_BLZ = self.tokenizer.teacher_input(self.idx_BL)
+        every = (range(self.case.pyramid.num_scales),)
+        loss, _ = loss_of_groups(model, x_BLZ, self.label_B, self.idx_BL, every)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        model.eval()
+        return loss.detach()
+
+    @cached_property
+    def optimizer(self) -> torch.optim.Optimizer:
+        # a learning rate of 0 does all the work and leaves the weights to the parts that follow
+        groups = parameter_groups(self.transformer.named_parameters())
+        return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
 
     def _loss(self, groups: tuple[range, ...]) -> Tensor:
         self.trained.train(self.transformer.training)
@@ -217,6 +278,9 @@ class Theirs(Side):
 
     def decode(self) -> Tensor:
         return self.reference.decode(self.f_hat_BZhw)
+
+    def generate(self) -> Tensor:
+        return self.reference.decode(self.sample())
 
     @torch.no_grad()
     def logits(self) -> Tensor:

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from mvar_lightning.attention import FullAttention, SlidingWindowAttention
-from mvar_lightning.benchmarks import measure, models, phases
+from mvar_lightning.benchmarks import measure, models, phases, sides
 from mvar_lightning.benchmarks.flops import attention_block_gflops, cache_mib
 from mvar_lightning.benchmarks.published import PREFIX_GFLOPS, PUBLISHED, published_for
 from mvar_lightning.benchmarks.references import Reference
 from mvar_lightning.benchmarks.sides import Case, Ours
+from mvar_lightning.benchmarks.table import markdown
 from mvar_lightning.errors import UserError
 from mvar_lightning.pyramid import PUBLISHED_SIDES, ScalePyramid
 
@@ -85,6 +86,7 @@ def arguments(tmp_path: Path, **changes: Any) -> argparse.Namespace:
     [
         ({"batch": 0}, "--batch 0"),
         ({"depths": [16, 0]}, "--depths 0"),
+        ({"peak_tflops": 0.0}, "--peak-tflops 0"),
         ({"markov_var_repo": "nowhere"}, "--markov-var-repo nowhere"),
         pytest.param({"device": "cuda"}, "no GPU", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="has")),
     ],
@@ -104,21 +106,95 @@ def test_counted_figures_need_no_run(tmp_path: Path, capsys: pytest.CaptureFixtu
     table = file.with_suffix(".md").read_text()
     assert table in capsys.readouterr().out
     assert "|  | key-value cache, MiB | 0 |" in table
-    assert "| markov_var d24, 1024 px | sampling, tokens only, s |  |  |  | 5.322 with decoding" in table
+    assert "| markov_var d24, 1024 px | sampling and decoding, s |  |  |  | 5.322 (Markov-VAR" in table
+    assert "of peak" not in table
 
 
 def test_the_table_puts_the_sides_beside_the_papers(tmp_path: Path) -> None:
     side = {"seconds": 2.0}
-    times = {"sample": {"ours": side, "reference": {"seconds": 3.0}, "ratio": 1.5, "processor_ratio": 1.4}}
-    memory = {"train": {"ours": {"peak_mib": 10, "above_loaded_mib": 4}, "reference": {"failed": "killed"}}}
-    row = {"architecture": "var", "depth": 16, "image_size": 256, "counted": measure.counted(TINY)}
+    both = {"ours": side, "reference": {"seconds": 3.0}, "ratio": 1.5, "processor_ratio": 1.4}
+    times = {"sample": both, "generate": both, "step": {"ours": side}}
+    memory = {
+        "generate": {"ours": {"peak_mib": 73, "above_loaded_mib": 4}, "reference": {"peak_mib": 100.0}},
+        "train": {"ours": {"peak_mib": 10, "above_loaded_mib": 4}, "reference": {"failed": "killed"}},
+        "step": {"ours": {"peak_mib": 12, "above_loaded_mib": 5}},
+    }
+    memory["generate"]["reference"]["above_loaded_mib"] = 6
     known = [{"source": row.source, **row.figures()} for row in published_for("var", 16, 256)]
-    args = arguments(tmp_path)
-    record = {**models.describe("cpu", "32", args), "rows": [{**row, "times": times, "memory": memory}]}
-    record["rows"][0]["published"] = known
-    table = models.markdown(record)
-    assert "| 2.000 | 3.000 | 1.50 (1.40 cpu) | 0.34 with decoding (MVAR" in table
-    assert "| 10 (4) | failed: killed |  | 34319 (MVAR" in table
+    row = {"architecture": "var", "depth": 16, "image_size": 256, "batch": 1, "counted": measure.counted(TINY)}
+    row |= {"published": known, "times": times, "memory": memory}
+    row["of_peak"] = models.shares_of_peak(row, peak_tflops=0.5)
+    record = {**models.describe("cpu", "32", arguments(tmp_path, peak_tflops=0.5)), "rows": [row]}
+    written = markdown(record)
+    assert "sampling, tokens only, s | 2.000 | 3.000 | 1.50 (1.40 cpu) |  |  |" in written
+    assert "sampling and decoding, s | 2.000 | 3.000 | 1.50 (1.40 cpu) |  | 0.34 (MVAR" in written
+    assert "| 73 (4) | 100 (6) | 0.73 of it |  | 10882 (MVAR" in written, "ours / reference, and it says so"
+    assert "train step, forward and backward: peak (above loaded), MiB | 10 (4) | failed: killed |  |  |  |" in written
+    share = f"{3 * row['counted']['forward_tflop'] / 2.0 / 0.5:.1%}"
+    assert f"whole train step, with optimizer, s | 2.000 |  |  | {share} | 0.99 (MVAR" in written
+    assert "| 12 (5) |  |  |  | 34319 (MVAR" in written
+
+
+def test_each_model_is_written_when_it_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is killed keeps what it has, as JSON and as a table."""
+    measured = models.measure
+
+    def killed_at_the_second(case: Case, **options: Any) -> dict[str, Any]:
+        if case.architecture == "mvar":
+            raise KeyboardInterrupt
+        return measured(case, **options)
+
+    monkeypatch.setattr(models, "measure", killed_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        models.run(arguments(tmp_path, parts=[], no_memory=True))
+    (figures,), (table,) = tmp_path.glob("models-*.json"), tmp_path.glob("models-*.md")
+    assert [row["architecture"] for row in json.loads(figures.read_text())["rows"]] == ["var"]
+    assert "var d16, 256 px" in table.read_text()
+
+
+def test_mvar_is_counted_as_it_is_trained() -> None:
+    """All scales with adjacent attention: more pairs than its neighborhoods."""
+    counted = measure.counted(replace(TINY, architecture="mvar"))
+    assert counted["trained_tflop"] > counted["forward_tflop"]
+    counted = measure.counted(TINY)
+    assert counted["trained_tflop"] == counted["forward_tflop"]
+
+
+def test_only_ours_takes_a_whole_step() -> None:
+    case = replace(TINY, repo="somewhere")
+    assert case.sides_of("step") == ("ours",) and case.sides_of("train") == ("ours", "reference")
+
+
+@pytest.mark.slow
+def test_a_whole_step_clips_updates_and_leaves_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = Ours(replace(TINY, architecture="mvar", parts=("step",)))
+    weight = ours.model.word_embedding.weight
+    before = weight.detach().clone()
+    monkeypatch.setattr(sides, "CLIP", 1e-3)
+    assert ours.run("step").isfinite()
+    norm = torch.stack([p.grad.norm() for p in ours.model.parameters() if p.grad is not None]).norm()
+    assert norm == pytest.approx(1e-3, rel=1e-2)
+    state = ours.optimizer.state[weight]
+    assert state["step"] == 1 and state["exp_avg"].any() and torch.equal(weight, before)
+    assert ours.model.strategy == ours.sampler.strategy, "MVAR's own attention"
+
+
+@pytest.mark.slow
+def test_a_process_that_decodes_holds_no_transformer() -> None:
+    ours = Ours(replace(TINY, architecture="mvar", parts=("decode",)))
+    expected = ours.run("decode")
+    ours.keep_for("decode")
+    for model in (ours.transformer, ours.trained, ours.sampler):
+        assert all(parameter.is_meta for parameter in model.parameters())
+    assert torch.equal(ours.run("decode"), expected)
+
+
+@pytest.mark.slow
+def test_sampling_and_decoding_is_both() -> None:
+    ours = Ours(replace(TINY, architecture="markov_var", precision="bf16", parts=("generate",)))
+    assert ours.sampler.word_embedding.weight.dtype == torch.bfloat16
+    image_B3HW = ours.run("generate")
+    assert image_B3HW.shape == (1, 3, 256, 256) and image_B3HW.min() >= 0
 
 
 @pytest.mark.slow
