@@ -9,7 +9,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from mvar_lightning import MultiScaleTokenizer, ShardsDataModule, save
+from mvar_lightning import L1Loss, L2Loss, MultiScaleTokenizer, QuantizerLoss, ShardsDataModule, save
 from mvar_lightning.data.embedded import digits
 from mvar_lightning.data.shards import ShardLimits, write_shards
 from mvar_lightning.data.sources import Source
@@ -24,6 +24,12 @@ TOKENIZER_SIZES: dict[str, Any] = {
     "norm_groups": 4,
 }
 """16 x 16 pixels, 21 tokens."""
+
+
+def plain() -> dict[str, Any]:
+    """Settings of VAR's plain form, without remedies."""
+    return {"losses": [L1Loss(), L2Loss(), QuantizerLoss()], "remedies": []}
+
 
 MODEL_SIZES: dict[str, Any] = {"num_classes": 10, "depth": 2, "width": 32, "heads": 2, "gamma_init": 0.1}
 BATCH, TRAIN, VAL = 16, 96, 32

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mvar_lightning.callbacks.access import is_rehearsal, run_folder
 from mvar_lightning.errors import UserError
+from mvar_lightning.modules.manual_steps import last_checkpoint
 
 NEVER = torch.iinfo(torch.int64).max
 
@@ -59,16 +60,6 @@ class NonFiniteLossGuard(pl.Callback):
             f"loss at step {step}: not finite; {last_checkpoint(trainer)}; "
             "lower the learning rate, clip gradients harder, or try precision 32-true"
         )
-
-
-def last_checkpoint(trainer: pl.Trainer) -> str:
-    """Where the run can be taken up again, in words."""
-    callback: Any = trainer.checkpoint_callback
-    for attribute in ("last_model_path", "best_model_path"):
-        path = getattr(callback, attribute, "")
-        if path:
-            return f"the last good checkpoint is {path}"
-    return "no checkpoint was written before it"
 
 
 class WritableRunFolder(pl.Callback):

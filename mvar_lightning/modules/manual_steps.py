@@ -10,6 +10,7 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -77,25 +78,42 @@ def take_uncounted_step(trainer: L.Trainer, optimizer: LightningOptimizer) -> No
 
 
 def check_finite(terms: dict[str, Tensor], trainer: L.Trainer) -> None:
-    """Stop the run, on all processes together, where one of them has a term that is not finite.
+    """Stop the run where a process has a term that is not finite: in training on all of them together.
 
     Raises:
         UserError: names the first such term, the step and the last good checkpoint.
     """
     values = torch.stack([term.detach().float() for term in terms.values()])
-    bad = sum_over_ranks((~values.isfinite()).float())
+    bad = (~values.isfinite()).float()
+    # validation batches may differ in number between processes: no talk there, who stops ends the others
+    bad = sum_over_ranks(bad) if trainer.training else bad
     if not bad.any():
         return
     place = int(bad.nonzero()[0])
     name, value = list(terms)[place], values[place].item()
     told = str(value) if not math.isfinite(value) else "not finite on another process"
-    callback: Any = trainer.checkpoint_callback
-    kept = getattr(callback, "last_model_path", "") or getattr(callback, "best_model_path", "")
     raise UserError(
-        f"loss term {name!r} is {told} at step {trainer.global_step}; "
-        + (f"the last good checkpoint is {kept}; " if kept else "no checkpoint was written before it; ")
-        + "check the images for NaN, lower lr, or give the term a smaller weight"
+        f"loss term {name!r} is {told} at step {trainer.global_step}; {last_checkpoint(trainer)}; "
+        "check the images for NaN, lower lr, or give the term a smaller weight"
     )
+
+
+def last_checkpoint(trainer: L.Trainer) -> str:
+    """Where the run can be taken up again, in words: the newest file that any of its callbacks wrote."""
+    callbacks: Any = trainer.checkpoint_callbacks
+    told = [getattr(each, name, "") for each in callbacks for name in ("last_model_path", "best_model_path")]
+    written = [path for path in told if path]
+    if not written:
+        return "no checkpoint was written before it"
+    return f"the last good checkpoint is {max(written, key=_written_at)}"
+
+
+def _written_at(path: str) -> int:
+    """When a file was written; those that are no local ones are taken to be the oldest."""
+    try:
+        return Path(path).stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def check_trainer(trainer: L.Trainer) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer import MultiScaleTokenizer, fingerprint_of
 
@@ -28,7 +30,8 @@ def check_weights(checkpoint: dict[str, Any]) -> None:
     """Refuse to write weights that a gradient which was not finite has spoiled: the checkpoint before stays.
 
     Raises:
-        UserError: names the first such tensor, of the weights in training or their averages, and the step.
+        UserError: names the first such tensor, of the weights in training, their averages or an optimizer's moments,
+            and the step.
     """
     for part in ("state_dict", "current_model_state"):
         for name, tensor in checkpoint.get(part, {}).items():
@@ -37,6 +40,15 @@ def check_weights(checkpoint: dict[str, Any]) -> None:
                     f"weight {name} is not finite at step {checkpoint['global_step']}, though the loss was: no "
                     "checkpoint of it is written, the one before stays; lower lr or set model.gradient_clip_val"
                 )
+    for place, optimizer in enumerate(checkpoint.get("optimizer_states", [])):
+        for number, moments in optimizer["state"].items():
+            for name, moment in moments.items():
+                if isinstance(moment, Tensor) and not moment.isfinite().all():
+                    raise UserError(
+                        f"{name} of parameter {number} of optimizer {place} is not finite at step "
+                        f"{checkpoint['global_step']}: that parameter would never move again; no checkpoint of it is "
+                        "written, the one before stays; lower lr or set model.gradient_clip_val"
+                    )
 
 
 def check_discriminator(checkpoint: dict[str, Any], has_one: bool) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
 from mvar_lightning.errors import UserError
+from mvar_lightning.modules.first_images import tell_of_poor_data
 from mvar_lightning.modules.manual_steps import (
     as_list,
     check_finite,
@@ -29,13 +30,14 @@ from mvar_lightning.modules.manual_steps import (
     window_of,
 )
 from mvar_lightning.modules.means import log_means
-from mvar_lightning.modules.reproducible import seed_batch
+from mvar_lightning.modules.reproducible import joined_generator, seed_batch
 from mvar_lightning.modules.tokenizer_checkpoint import (
     check_discriminator,
     check_weights,
     count_earlier_steps,
     description,
 )
+from mvar_lightning.modules.tokenizer_defaults import default_losses, default_remedies
 from mvar_lightning.modules.tokenizer_optimizers import OptimizerSettings, tokenizer_optimizers
 from mvar_lightning.modules.tokenizer_start import hold_still, start_from
 from mvar_lightning.tokenizer import (
@@ -43,16 +45,14 @@ from mvar_lightning.tokenizer import (
     CodebookRemedy,
     CodebookUsage,
     DataDependentInit,
-    L1Loss,
-    L2Loss,
     LossPart,
     MultiScaleTokenizer,
-    QuantizerLoss,
     TokenizerOutput,
     check_scale_dropout,
     draw_kept_scales,
 )
 from mvar_lightning.tokenizer.losses import WeightedLoss
+from mvar_lightning.tokenizer.scale_dropout import FIRST_KEPT
 
 log = logging.getLogger(__name__)
 
@@ -66,15 +66,18 @@ class TokenizerModule(L.LightningModule):
     Args:
         scales, vocab_size, code_dim, channels, channel_multipliers, num_res_blocks, phi_layers, phi_ratio, beta,
             codebook_std, norm_groups, codes: the tokenizer's (see ``MultiScaleTokenizer``).
-        losses: parts of the loss; without any, L1, L2 and the quantizer's with weight 1.
+        losses: parts of the loss; null for L1, L2 and the quantizer's with weight 1 and `EntropyLoss` with 0.1. List
+            them without the last for VAR's plain form.
         lr: peak learning rate of AdamW.
         betas: AdamW's.
         weight_decay: on convolution weights; none on biases, norms and codes.
         warmup: share of all steps with a rising learning rate.
         final_lr_ratio: last learning rate over the peak.
         adversarial: a discriminator with its losses; none leaves it out.
-        remedies: what looks after the codebook (see ``CodebookRemedy``).
+        remedies: what looks after the codebook (see ``CodebookRemedy``); null for `DataDependentInit` and
+            `DeadCodeRestart`, and none with ``init_from`` or a frozen quantizer, whose codes stay; [] for none.
         scale_dropout: share of training images that are rebuilt from their first scales alone.
+        scale_dropout_keeps: fewest scales that such an image keeps.
         accumulate_grad_batches: batches of a step.
         gradient_clip_val: largest norm of a step's gradient, of tokenizer and discriminator each; none for no limit.
         init_from: weights to start from: a folder or checkpoint of this suite, or a released file.
@@ -107,6 +110,7 @@ class TokenizerModule(L.LightningModule):
         adversarial: AdversarialLoss | None = None,
         remedies: list[CodebookRemedy] | None = None,
         scale_dropout: float = 0.0,
+        scale_dropout_keeps: int = FIRST_KEPT,
         accumulate_grad_batches: int = 1,
         gradient_clip_val: float | None = None,
         init_from: str | None = None,
@@ -143,13 +147,14 @@ class TokenizerModule(L.LightningModule):
                 "set adaptive: false"
             )
         self.init_from, self._started = init_from, False
-        check_scale_dropout(scale_dropout, self.tokenizer.pyramid.num_scales)
-        self.loss = WeightedLoss([L1Loss(), L2Loss(), QuantizerLoss()] if losses is None else losses)
+        check_scale_dropout(scale_dropout, self.tokenizer.pyramid.num_scales, scale_dropout_keeps)
+        self.loss = WeightedLoss(default_losses() if losses is None else losses)
         self.adversarial = adversarial
-        self.remedies = nn.ModuleList(remedies or [])
-        for remedy in remedies or []:
+        self.remedies = nn.ModuleList(default_remedies(init_from, frozen) if remedies is None else remedies)
+        for remedy in self._each_remedy():
             remedy.attach(self.tokenizer)
-        self.scale_dropout = scale_dropout
+        self.scale_dropout, self.scale_dropout_keeps = scale_dropout, scale_dropout_keeps
+        self._told_of_data = False
         self.accumulate_grad_batches, self.gradient_clip_val = accumulate_grad_batches, gradient_clip_val
         self.psnr = PeakSignalNoiseRatio(data_range=1.0)
         self.ssim = StructuralSimilarityIndexMeasure(data_range=1.0)
@@ -196,7 +201,10 @@ class TokenizerModule(L.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         image_B3HW = batch["image"]
         window = window_of(self.trainer, batch_idx, self.accumulate_grad_batches)
-        output = self._reconstruct(image_B3HW)
+        if not self._told_of_data:
+            self._told_of_data = True
+            tell_of_poor_data(self.trainer, self.tokenizer, image_B3HW)
+        output = self._reconstruct(image_B3HW, batch_idx)
         loss, discriminator_loss, terms = self._losses(output, image_B3HW)
         check_finite({**terms, "loss": loss}, self.trainer)
         self.log("train/loss", loss.detach(), prog_bar=True)
@@ -205,14 +213,35 @@ class TokenizerModule(L.LightningModule):
             self.manual_backward((loss + discriminator_loss) / window.size)
         if window.closes:
             self._step(output)
+        else:
+            for remedy in self._each_remedy():
+                remedy.between_batches(self.tokenizer, output)
         return loss.detach()
 
-    def _reconstruct(self, image_B3HW: Tensor) -> TokenizerOutput:
-        for remedy in self.remedies:
-            cast(CodebookRemedy, remedy).before_step(self.tokenizer, image_B3HW)
-        num_scales = self.tokenizer.pyramid.num_scales
-        kept_B = draw_kept_scales(len(image_B3HW), num_scales, self.scale_dropout, device=image_B3HW.device)
-        return self.tokenizer(image_B3HW, kept_B)
+    def _each_remedy(self) -> list[CodebookRemedy]:
+        return [cast(CodebookRemedy, remedy) for remedy in self.remedies]
+
+    def _reconstruct(self, image_B3HW: Tensor, batch_idx: int) -> TokenizerOutput:
+        optimizer = as_list(self.optimizers())[0].optimizer
+        for remedy in self._each_remedy():
+            try:
+                remedy.before_step(self.tokenizer, image_B3HW, optimizer)
+            except UserError as error:
+                raise UserError(f"at step {self.global_step}: {error}") from error
+        return self.tokenizer(image_B3HW, self._kept_scales(image_B3HW, batch_idx))
+
+    def _kept_scales(self, image_B3HW: Tensor, batch_idx: int) -> Tensor | None:
+        """This process' part of what one process would draw for the joined batch, rank zero's images first."""
+        own, processes = len(image_B3HW), self.trainer.world_size
+        kept_B = draw_kept_scales(
+            own * processes,
+            self.tokenizer.pyramid.num_scales,
+            self.scale_dropout,
+            self.scale_dropout_keeps,
+            image_B3HW.device,
+            joined_generator(self, batch_idx) if processes > 1 else None,
+        )
+        return None if kept_B is None else kept_B.view(processes, own)[self.global_rank]
 
     def _losses(self, output: TokenizerOutput, image_B3HW: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Loss of the tokenizer, of the discriminator, and every term by name."""
@@ -235,8 +264,12 @@ class TokenizerModule(L.LightningModule):
             theirs[0].zero_grad()
         take_step(ours)
         schedule.step()
-        for remedy in self.remedies:
-            cast(CodebookRemedy, remedy).after_step(self.tokenizer, output, ours.optimizer)
+        for remedy in self._each_remedy():
+            remedy.after_step(self.tokenizer, output, ours.optimizer)
+
+    def on_train_end(self) -> None:
+        for remedy in self._each_remedy():
+            remedy.after_fit()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip; callbacks have seen the whole gradient by now."""
@@ -256,7 +289,8 @@ class TokenizerModule(L.LightningModule):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         image_B3HW = batch["image"]
         output = self.tokenizer(image_B3HW)
-        total, _ = self.loss(output, image_B3HW)
+        total, terms = self.loss(output, image_B3HW)
+        check_finite({f"val/{name}": term for name, term in terms.items()}, self.trainer)
         reconstruction = (output.reconstruction_B3HW.float().clamp(-1, 1) + 1) / 2
         original = (image_B3HW.float() + 1) / 2
         self.psnr.update(reconstruction, original)

@@ -17,7 +17,7 @@ class Augmentation(AxisMember):
     """What real and reconstructed images go through before the discriminator sees them."""
 
     def __call__(self, image_B3HW: Tensor) -> Tensor:
-        """Images in the same range; gradients pass. Draws from torch's global generator."""
+        """Images in the same range; gradients pass. Draws from torch's global generator, each process its own."""
         raise NotImplementedError
 
 

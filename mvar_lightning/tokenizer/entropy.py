@@ -22,12 +22,16 @@ class EntropyLoss(LossPart):
     A token's soft assignment is a softmax over the codes of - distance^2 / temperature. Distances are measured as the
     quantizer measures them and in units of a scale's mean |row|^2 + |code|^2, so one temperature fits all scales.
 
+    The entropy of a mean depends on the batch it is taken over: validation losses compare at one batch size for each
+    process and one number of processes.
+
     Args:
         weight: factor of this term in the total.
         temperature: of the soft assignment; lower is closer to the nearest code.
         diversity: weight of the entropy of the mean, taken over the rows of all processes. Above 1 it also moves rows
             that are sure of their code, and fills coarse scales further.
-        max_rows: rows of a scale that are used, drawn anew at each step; bounds the memory at large vocabularies.
+        max_rows: rows of a scale that each process uses, drawn anew at each step; bounds the memory at large
+            vocabularies. Where it cuts, several processes are not one with their joined batch: each draws its own.
     """
 
     name = "entropy"

@@ -5,6 +5,7 @@ Shapes: N rows, Z width of a row.
 
 from __future__ import annotations
 
+import logging
 from typing import Any, cast
 
 import torch
@@ -17,8 +18,17 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def tell(log: logging.Logger, message: str) -> None:
+    """A warning, of the first process alone."""
+    if world_size() == 1 or dist.get_rank() == 0:
+        log.warning(message)
+
+
 def gather_rows(rows_NZ: Tensor) -> Tensor:
-    """The rows of all processes, in the order of their ranks and without gradient. Each must bring equally many."""
+    """The rows of all processes, in the order of their ranks and without gradient. Each must bring equally many.
+
+    So processes together see what one would whose batch is theirs one after the other.
+    """
     rows_NZ = rows_NZ.detach().contiguous()
     if world_size() == 1:
         return rows_NZ

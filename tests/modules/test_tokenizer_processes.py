@@ -24,18 +24,26 @@ def run(out: Path, processes: int) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_two_processes_equal_one_on_the_joined_batch(tmp_path: Path) -> None:
-    """Under plain DDP: no search for unused parameters, though the discriminator starts a step later."""
+    """Under plain DDP: no search for unused parameters, though the discriminator starts a step later.
+
+    With plain gradient steps every weight agrees to 1e-5. AdamW divides a gradient by its own size: where the gradient
+    of a weight is no more than rounding, that weight's step is a matter of luck, so there it is the mean that agrees.
+    """
     one, two = (run(tmp_path / f"{processes}.pt", processes) for processes in (1, 2))
-    for name, steps in (("plain", 5), ("gan", 5), ("accumulated gan", 3)):
-        ours, theirs = one[name], two[name]
-        assert ours["steps"] == theirs["steps"] == steps
+    for name in one.keys() - {"stopped"}:
+        ours, theirs, plain_steps = one[name], two[name], "PlainSteps" in name
+        assert ours["steps"] == theirs["steps"] == (3 if "accumulated" in name or "dropout" in name else 5)
         for batch, (mine, joined) in enumerate(zip(ours["losses"], theirs["losses"], strict=True)):
-            assert joined == pytest.approx(mine, abs=1e-5, rel=1e-4), f"{name}, batch {batch}"
+            close = pytest.approx(mine, abs=1e-5, rel=1e-5 if plain_steps else 1e-4)
+            assert joined == close, f"{name}, batch {batch}"
         assert ("train/gradient_penalty" in ours["losses"][-1]) == ("gan" in name)
         assert ours["state"].keys() == theirs["state"].keys()
         for key, value in ours["state"].items():
-            assert (theirs["state"][key].float() - value.float()).abs().mean() < 1e-5, f"{name}: {key}"
-    assert one["gan"]["state"]["adversarial.lecam.updates"] == 4
+            apart = (theirs["state"][key].float() - value.float()).abs()
+            assert (apart.max() if plain_steps else apart.mean()) < 1e-5, f"{name}: {key} {apart.max()}"
+        if "remedies" in name:
+            assert ours["state"]["remedies.0.done"] and ours["state"]["remedies.1.steps"] == ours["steps"]
+    assert one["gan, TokenizerModule"]["state"]["adversarial.lecam.updates"] == 4
     # a bad image on the second process stops both, each with the term and the step
     assert one["stopped"].startswith("loss term 'l1' is nan at step 3")
     told = [Path(f"{tmp_path / '2.pt'}.{rank}.txt").read_text() for rank in (0, 1)]

@@ -10,7 +10,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from small_run import TOKENIZER_SIZES, Record, copy_of, data_module, trainer
+from small_run import TOKENIZER_SIZES, Record, copy_of, data_module, plain, trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -49,7 +49,7 @@ def adversarial(**changes: Any) -> AdversarialLoss:
 def module(kind: type[TokenizerModule] = TokenizerModule, **changes: Any) -> TokenizerModule:
     """Its discriminator is made after it, so that the tokenizer starts the same with and without one."""
     L.seed_everything(0, verbose=False)
-    settings = {**TOKENIZER_SIZES, "lr": 3e-3, **changes}
+    settings = {**TOKENIZER_SIZES, **plain(), "lr": 3e-3, **changes}
     made = kind(**{**settings, "adversarial": None})
     make: Any = changes.get("adversarial")
     made.adversarial = make() if make is not None else None
@@ -74,7 +74,7 @@ class Automatic(TokenizerModule):
         return []
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        return self._losses(self._reconstruct(batch["image"]), batch["image"])[0]
+        return self._losses(self._reconstruct(batch["image"], batch_idx), batch["image"])[0]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clipping is the trainer's."""
@@ -340,8 +340,11 @@ def test_scale_dropout_and_remedies_take_part(tmp_path: Path) -> None:
             calls.append("batch")
 
     class Remedy(CodebookRemedy):
-        def before_step(self, tokenizer: Any, image_B3HW: Tensor) -> None:
+        def before_step(self, tokenizer: Any, image_B3HW: Tensor, optimizer: Any = None) -> None:
             calls.append("before")
+
+        def between_batches(self, tokenizer: Any, output: Any) -> None:
+            calls.append("between")
 
         def after_step(self, tokenizer: Any, output: Any, optimizer: torch.optim.Optimizer) -> None:
             calls.append("after")
@@ -350,12 +353,18 @@ def test_scale_dropout_and_remedies_take_part(tmp_path: Path) -> None:
 
     fitted = module(remedies=[Remedy()], accumulate_grad_batches=2)
     trainer(tmp_path, Watching(), max_epochs=1).fit(fitted, loader())
-    assert calls == ["before", "batch", "before", "after", "batch"] * 2 + ["before", "after", "batch"]
+    assert calls == ["before", "between", "batch", "before", "after", "batch"] * 2 + ["before", "after", "batch"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dropped = module(scales=[1, 2, 3, 4], scale_dropout=0.5)
         kept: list[Tensor] = []
-        plain = dropped.tokenizer.forward
-        dropped.tokenizer.forward = lambda image, keep: (kept.append(keep), plain(image, keep))[1]  # type: ignore
+        forward = dropped.tokenizer.forward
+        dropped.tokenizer.forward = lambda image, keep: (kept.append(keep), forward(image, keep))[1]  # type: ignore
         trainer(tmp_path, max_epochs=1).fit(dropped, loader())
-    assert {3, 4} == set(torch.cat(kept).tolist())
+        assert {3, 4} == set(torch.cat(kept).tolist())
+        kept.clear()
+        fewer = module(scales=[1, 2, 3, 4], scale_dropout=0.5, scale_dropout_keeps=1)
+        whole = fewer.tokenizer.forward
+        fewer.tokenizer.forward = lambda image, keep: (kept.append(keep), whole(image, keep))[1]  # type: ignore
+        trainer(tmp_path, max_epochs=2).fit(fewer, loader())
+        assert {1, 2, 3, 4} == set(torch.cat(kept).tolist())

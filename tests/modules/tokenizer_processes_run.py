@@ -15,15 +15,24 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from small_run import TOKENIZER_SIZES, trainer
+from small_run import TOKENIZER_SIZES, plain, trainer
 
-from mvar_lightning import AdversarialLoss, NonSaturatingLoss, PatchDiscriminator, TokenizerModule, UserError
+from mvar_lightning import (
+    AdversarialLoss,
+    DataDependentInit,
+    DeadCodeRestart,
+    NonSaturatingLoss,
+    PatchDiscriminator,
+    TokenizerModule,
+    UserError,
+)
+from mvar_lightning.tokenizer import CodebookRemedy
 
 GLOBAL_BATCH, BATCHES = 8, 5
 
 
 class Images(L.LightningDataModule):
-    """Fixed images; of n processes each takes every n-th, so that n small batches join to the same large one."""
+    """Fixed images; of n processes each takes the n-th part of a batch: in the order of ranks they join to it."""
 
     def __init__(self, batch_size: int, bad: bool = False) -> None:
         super().__init__()
@@ -33,9 +42,10 @@ class Images(L.LightningDataModule):
         coarse = torch.rand(GLOBAL_BATCH * BATCHES, 3, 4, 4, generator=torch.Generator().manual_seed(5)) * 2 - 1
         images = torch.nn.functional.interpolate(coarse, size=(16, 16), mode="bilinear")
         if self.bad:
-            images[3 * GLOBAL_BATCH + 1] = torch.nan  # the fourth batch, on the last process
-        own = [{"image": image} for image in images][self.trainer.global_rank :: self.trainer.world_size]
-        return DataLoader(own, batch_size=self.batch_size)
+            images[4 * GLOBAL_BATCH - 1] = torch.nan  # the fourth batch, on the last process
+        parts = images.unflatten(0, (BATCHES, self.trainer.world_size, self.batch_size))
+        own = parts[:, self.trainer.global_rank].flatten(0, 1)
+        return DataLoader([{"image": image} for image in own], batch_size=self.batch_size)
 
 
 class Losses(L.Callback):
@@ -55,29 +65,59 @@ def gan() -> AdversarialLoss:
     )
 
 
-def module(adversarial: bool, accumulate: int) -> TokenizerModule:
+def remedies() -> list[CodebookRemedy]:
+    return [DataDependentInit(), DeadCodeRestart(every=2, threshold=0.5, rows=64)]
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "gan": {"adversarial": gan},
+    "accumulated gan": {"adversarial": gan, "accumulate_grad_batches": 2},
+    "remedies": {"losses": lambda: None, "remedies": remedies},
+    "remedies, dropout and gan": {
+        "losses": lambda: None,
+        "remedies": remedies,
+        "adversarial": gan,
+        "scales": [1, 2, 3, 4],
+        "scale_dropout": 0.5,
+        "accumulate_grad_batches": 2,
+    },
+}
+"""What differs from the plain form; what is called makes objects of its own for each run."""
+
+
+class PlainSteps(TokenizerModule):
+    """Gradient descent. AdamW divides by the gradient's size: where that is rounding, so is the whole step."""
+
+    def configure_optimizers(self) -> Any:
+        made: Any = super().configure_optimizers()
+        for each in made if isinstance(made, tuple) else [made]:
+            groups = [{"params": group["params"]} for group in each["optimizer"].param_groups]
+            each["optimizer"] = torch.optim.SGD(groups, lr=0.05)
+            each["lr_scheduler"] = {"scheduler": torch.optim.lr_scheduler.ConstantLR(each["optimizer"], 1.0)}
+        return made
+
+
+def module(kind: type[TokenizerModule] = TokenizerModule, **changes: Any) -> TokenizerModule:
     L.seed_everything(0)
-    return TokenizerModule(
-        **TOKENIZER_SIZES,
-        lr=3e-3,
-        adversarial=gan() if adversarial else None,
-        accumulate_grad_batches=accumulate,
-        gradient_clip_val=0.5,
-    )
+    made = {name: value() if callable(value) else value for name, value in changes.items()}
+    return kind(**{**TOKENIZER_SIZES, **plain(), "lr": 3e-3, "gradient_clip_val": 0.5, **made})
 
 
 def main(out: str, processes: int) -> None:
     settings: dict[str, Any] = {"devices": processes, "use_distributed_sampler": False, "max_epochs": 1}
     settings["strategy"] = "ddp" if processes > 1 else "auto"
     result: dict[str, Any] = {}
-    for name, adversarial, accumulate in (("plain", False, 1), ("gan", True, 1), ("accumulated gan", True, 2)):
-        fitted, losses = module(adversarial, accumulate), Losses()
-        run = trainer(Path(out).parent, losses, **settings)
-        run.fit(fitted, datamodule=Images(GLOBAL_BATCH // processes))
-        result[name] = {"losses": losses.values, "steps": run.global_step, "state": fitted.state_dict()}
+    for name, changes in CASES.items():
+        for kind in (TokenizerModule, PlainSteps):
+            fitted, losses = module(kind, **changes), Losses()
+            run = trainer(Path(out).parent, losses, **settings)
+            run.fit(fitted, datamodule=Images(GLOBAL_BATCH // processes))
+            state = {key: value.clone() for key, value in fitted.state_dict().items()}
+            result[f"{name}, {kind.__name__}"] = {"losses": losses.values, "steps": run.global_step, "state": state}
     try:
         trainer(Path(out).parent, **settings).fit(
-            module(True, 1), datamodule=Images(GLOBAL_BATCH // processes, bad=True)
+            module(adversarial=gan), datamodule=Images(GLOBAL_BATCH // processes, bad=True)
         )
     except UserError as error:
         result["stopped"] = str(error)

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from small_run import MODEL_SIZES, TOKENIZER_SIZES, data_module, trainer
+from small_run import MODEL_SIZES, TOKENIZER_SIZES, data_module, plain, trainer
 
 from mvar_lightning import MarkovVARModule, TokenizerModule, load, save
 from mvar_lightning.callbacks import EMA, GradientNorm, ReconstructionMetrics, SampleMetrics
@@ -122,7 +122,7 @@ def main(tokenizer: str, shards: str, out: str, kind: str, grouped: str = "") ->
         use_distributed_sampler=False,
     )
     L.seed_everything(1)
-    tokenizer_run.validate(TokenizerModule(**TOKENIZER_SIZES), datamodule=data, verbose=False)
+    tokenizer_run.validate(TokenizerModule(**TOKENIZER_SIZES, **plain()), datamodule=data, verbose=False)
     result["reconstructed"] = numbers(tokenizer_run)
     if first.is_global_zero:
         torch.save(result, out)

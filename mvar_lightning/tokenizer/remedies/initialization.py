@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer.nearest import NearestCode
-from mvar_lightning.tokenizer.ranks import gather_rows, take_from_first
+from mvar_lightning.tokenizer.ranks import gather_rows, take_from_first, tell
 from mvar_lightning.tokenizer.remedies.base import CodebookRemedy
 from mvar_lightning.tokenizer.remedies.codes import k_means, replace_codes, shared_generator
 from mvar_lightning.tokenizer.tokenizer import MultiScaleTokenizer
@@ -45,7 +45,9 @@ class DataDependentInit(CodebookRemedy):
         self._latents: list[Tensor] = []
 
     @torch.no_grad()
-    def before_step(self, tokenizer: MultiScaleTokenizer, image_B3HW: Tensor) -> None:
+    def before_step(
+        self, tokenizer: MultiScaleTokenizer, image_B3HW: Tensor, optimizer: torch.optim.Optimizer | None = None
+    ) -> None:
         if self.done:
             return
         latent_NZhw = gather_rows(tokenizer.latent(image_B3HW).float())
@@ -55,19 +57,31 @@ class DataDependentInit(CodebookRemedy):
             )
         self._latents.append(latent_NZhw)
         if len(self._latents) == self.batches:
-            self._initialize(tokenizer, torch.cat(self._latents))
+            self._initialize(tokenizer, torch.cat(self._latents), optimizer)
             self._latents = []
             self.done.fill_(True)
 
-    def _initialize(self, tokenizer: MultiScaleTokenizer, latent_NZhw: Tensor) -> None:
+    def after_fit(self) -> None:
+        if not self.done:
+            tell(
+                log,
+                f"DataDependentInit: batches {self.batches}: the run ended after {len(self._latents)} and codes kept "
+                "their random start; give fewer",
+            )
+
+    def _initialize(
+        self, tokenizer: MultiScaleTokenizer, latent_NZhw: Tensor, optimizer: torch.optim.Optimizer | None
+    ) -> None:
         codes_nZ = self._choose(tokenizer, latent_NZhw)
         missing = tokenizer.vocab_size - len(codes_nZ)
         if missing:
-            log.warning(
+            tell(
+                log,
                 f"DataDependentInit: {len(latent_NZhw)} images left only {len(codes_nZ)} different residuals for "
-                f"{tokenizer.vocab_size} codes; {missing} codes keep their random start"
+                f"{tokenizer.vocab_size} codes; {missing} codes keep their random start: give more batches, or take a "
+                "smaller vocab_size",
             )
-        replace_codes(tokenizer, torch.arange(len(codes_nZ), device=codes_nZ.device), codes_nZ, optimizer=None)
+        replace_codes(tokenizer, torch.arange(len(codes_nZ), device=codes_nZ.device), codes_nZ, optimizer)
         # on a GPU the sums of k-means differ in rounding from process to process
         take_from_first(tokenizer.quantizer.codebook.weight)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mvar_lightning.errors import UserError
-from mvar_lightning.tokenizer.ranks import gather_rows, sum_over_ranks
+from mvar_lightning.tokenizer.ranks import gather_rows, sum_over_ranks, tell
 from mvar_lightning.tokenizer.remedies.base import CodebookRemedy
 from mvar_lightning.tokenizer.remedies.codes import draw_distinct, replace_codes, shared_generator
 from mvar_lightning.tokenizer.tokenizer import MultiScaleTokenizer, TokenizerOutput
@@ -61,6 +61,10 @@ class DeadCodeRestart(CodebookRemedy):
         shape = (num_scales, self.rows, tokenizer.code_dim)
         self.register_buffer("reservoir_KRZ", torch.zeros(shape, device=device))
         self.register_buffer("filled_K", torch.zeros(num_scales, dtype=torch.int64, device=device))
+
+    @torch.no_grad()
+    def between_batches(self, tokenizer: MultiScaleTokenizer, output: TokenizerOutput) -> None:
+        self._count(tokenizer, output.idx_BL)
 
     @torch.no_grad()
     def after_step(
@@ -117,7 +121,7 @@ class DeadCodeRestart(CodebookRemedy):
     def _tell_once(self, message: str) -> None:
         if not self._told:
             self._told = True
-            log.warning(f"DeadCodeRestart: {message} (said once)")
+            tell(log, f"DeadCodeRestart: {message} (said once)")
 
     def _draw(self, tokenizer: MultiScaleTokenizer, number: int, step: int) -> Tensor:
         """At most so many different rows of the reservoir that are no codes yet, in a random order.
