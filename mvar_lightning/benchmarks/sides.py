@@ -30,6 +30,7 @@ from mvar_lightning.sampling.generate import decode_in_chunks
 from mvar_lightning.sampling.noise import ImageNoise
 from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.transformer import LlamaBlocks, NextScaleTransformer, NoHistory, SlidingWindowHistory, VARBlocks
+from mvar_lightning.transformer.bf16 import weights_in_bf16
 from mvar_lightning.transformer.compiled import compile_blocks
 
 CFG, TOP_K, TOP_P = 1.5, 900, 0.96
@@ -56,7 +57,7 @@ class Case:
     """One model to measure.
 
     Attributes:
-        precision: ``32`` or ``bf16`` (our weights are bf16 then, the reference's under autocast, as its users do).
+        precision: ``32`` or ``bf16``: autocast; in sampling our weights are bf16, as `mvar sample` keeps them.
         repo: the reference's clone, or None.
         compiled: compile our blocks.
         parts: what is measured (`Side.run`); ``groups`` is for strategies that allow it.
@@ -180,7 +181,7 @@ class Ours(Side):
         self.sampler = model
         if case.precision == "bf16" and not {"sample", "generate"}.isdisjoint(case.parts):
             trains = not TRAINING.isdisjoint(case.parts)
-            self.sampler = (deepcopy(model) if trains else model).to(torch.bfloat16)
+            self.sampler = weights_in_bf16(deepcopy(model) if trains else model)
         if case.compiled:
             for each in self._models():
                 compile_blocks(each)

@@ -5,6 +5,7 @@ B batch, N images, R rows, L all tokens, K scales, HW pixels; picture_3HW is one
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Sequence
@@ -86,7 +87,11 @@ def to_png(picture_3HW: Tensor, file: Path) -> None:
         to_image(picture_3HW).save(aside, format="PNG")
         aside.replace(file)
     except OSError as error:
-        raise UserError(f"picture {file}: cannot be written ({error.strerror}); choose another run folder") from error
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise UserError(
+            f"picture {file}: cannot be written ({error.strerror}); free some space or choose another folder"
+        ) from error
 
 
 def mask_picture(visible_LL: Tensor, sides: Sequence[int], size: int = 720) -> Image.Image:

@@ -54,7 +54,9 @@ def run(args: argparse.Namespace) -> int:
     image_13HW = to_square(picture, tokenizer.image_size).to(device)
     mask_HW = read_mask(args, picture, tokenizer).to(device)
     jobs = list_jobs(labels, args.count, args.seed)
-    with options.computing(options.choose_precision(args.precision, device), device):
+    precision = options.choose_precision(args.precision, device)
+    options.prepare(model, precision)
+    with options.computing(precision, device):
         result_B3HW, idx_BL = edit(
             model, tokenizer, image_13HW, mask_HW, labels[0], seeds=[job.seed for job in jobs], **settings
         )

@@ -25,6 +25,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--out", default="samples", metavar="FOLDER", help="what is there already is kept (samples)")
     parser.add_argument("--format", default="png", choices=("png", "npz"), help="npz: also one file for the evaluator")
     parser.add_argument("--batch-size", type=int, default=16, help="images at a time on each device (16)")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the blocks: the first batch is slow, the others are faster"
+    )
     parser.add_argument("--devices", type=int, default=1, metavar="N", help="processes, each on its own GPU (1)")
     parser.set_defaults(run=run)
 
@@ -48,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     weights = sampling_jobs.weights_hash(model, tokenizer)
     del model, tokenizer  # each process reads its own
     sampling_jobs.claim_folder(folder, identity_of(args, settings, precision, weights))
-    task = sampling_jobs.Task(source, settings, precision, args.batch_size, device.type, folder)
+    task = sampling_jobs.Task(source, settings, precision, args.batch_size, device.type, folder, args.compile)
     made = make_missing(task, jobs, args.devices)
     print(f"{folder}: {len(jobs)} images, {made}")
     print(f"grid: {sampling_jobs.write_grid(folder, jobs)}")

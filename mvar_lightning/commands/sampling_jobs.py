@@ -26,7 +26,8 @@ import torch
 from PIL import Image
 
 from mvar_lightning.callbacks.pictures import enlarge, from_image, make_grid, to_png
-from mvar_lightning.commands.sampling_options import NO_CLASS, Source, computing
+from mvar_lightning.commands.picture_writer import PictureWriter
+from mvar_lightning.commands.sampling_options import NO_CLASS, Source, computing, prepare
 from mvar_lightning.errors import UserError
 from mvar_lightning.sampling import generate
 from mvar_lightning.sampling.noise import NUM_SEEDS
@@ -69,6 +70,7 @@ class Task:
     batch_size: int
     device: str
     folder: Path
+    compiled: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,27 +142,31 @@ def weights_hash(*modules: NextScaleTransformer | MultiScaleTokenizer) -> str:
 
 
 def make_images(task: Task, jobs: Sequence[Job], rank: int, send: Callable[[Report], None]) -> None:
-    """Make the images of ``jobs``, batch by batch, and report after each.
+    """Make the images of ``jobs``, batch by batch, and report after each: its files are written while the next batch is
+    sampled, those of the last before it is reported.
 
     Raises:
         UserError: the model cannot be read, or a file not be written.
     """
     device = torch.device(task.device)
     model, tokenizer = task.source.load(device)
+    prepare(model, task.precision, compiled=task.compiled)
     start = time.perf_counter()
-    for first in range(0, len(jobs), task.batch_size):
-        batch = jobs[first : first + task.batch_size]
-        labels, seeds = [job.label for job in batch], [job.seed for job in batch]
-        with computing(task.precision, device):
-            image_B3HW = generate(model, tokenizer, labels, seeds=seeds, return_tokens=False, **task.settings)
-        if not torch.isfinite(image_B3HW).all():
-            raise UserError(
-                f"sampled images of class {labels[0]}, seed {seeds[0]} and those with it: some pixels are NaN or "
-                "infinite; the weights are damaged, give an earlier checkpoint"
-            )
-        for job, image_3HW in zip(batch, image_B3HW.cpu(), strict=True):
-            to_png(image_3HW, task.folder / job.file)
-        send(Report(rank, len(batch), time.perf_counter() - start, peak_bytes(device)))
+    with PictureWriter(to_png) as writer:
+        for first in range(0, len(jobs), task.batch_size):
+            batch = jobs[first : first + task.batch_size]
+            labels, seeds = [job.label for job in batch], [job.seed for job in batch]
+            with computing(task.precision, device):
+                image_B3HW = generate(model, tokenizer, labels, seeds=seeds, return_tokens=False, **task.settings)
+            if not torch.isfinite(image_B3HW).all():
+                raise UserError(
+                    f"sampled images of class {labels[0]}, seed {seeds[0]} and those with it: some pixels are NaN or "
+                    "infinite; the weights are damaged, give an earlier checkpoint"
+                )
+            writer.add(zip(image_B3HW.cpu(), [task.folder / job.file for job in batch], strict=True))
+            if first + len(batch) == len(jobs):
+                writer.wait()
+            send(Report(rank, len(batch), time.perf_counter() - start, peak_bytes(device)))
 
 
 def peak_bytes(device: torch.device) -> int:

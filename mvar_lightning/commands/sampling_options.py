@@ -167,6 +167,17 @@ def computing(precision: str, device: torch.device) -> contextlib.AbstractContex
     return contextlib.nullcontext() if precision == "32" else torch.autocast(device.type, dtype=torch.bfloat16)
 
 
+def prepare(model: NextScaleTransformer, precision: str, *, compiled: bool = False) -> None:
+    """Make a loaded model ready for `computing` in ``precision``, in place, and compile its blocks if asked for."""
+    from mvar_lightning.transformer.bf16 import weights_in_bf16
+    from mvar_lightning.transformer.compiled import compile_blocks
+
+    if precision == "bf16":
+        weights_in_bf16(model)
+    if compiled:
+        compile_blocks(model)
+
+
 def class_names(data: str | None, num_classes: int) -> Sequence[str]:
     """Class names of a shard folder, none without one. Raises `UserError` where they do not fit the model."""
     from mvar_lightning.data.index import read_index

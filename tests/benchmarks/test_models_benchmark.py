@@ -192,7 +192,7 @@ def test_a_process_that_decodes_holds_no_transformer() -> None:
 @pytest.mark.slow
 def test_sampling_and_decoding_is_both() -> None:
     ours = Ours(replace(TINY, architecture="markov_var", precision="bf16", parts=("generate",)))
-    assert ours.sampler.word_embedding.weight.dtype == torch.bfloat16
+    assert ours.sampler.head.linear.weight.dtype == torch.bfloat16
     image_B3HW = ours.run("generate")
     assert image_B3HW.shape == (1, 3, 256, 256) and image_B3HW.min() >= 0
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +29,7 @@ from mvar_lightning import (
 )
 from mvar_lightning.callbacks.pictures import from_image
 from mvar_lightning.cli import main
+from mvar_lightning.commands import sampling_jobs
 from mvar_lightning.commands.sampling_jobs import Task, list_jobs, make_images, mixed
 from mvar_lightning.commands.sampling_options import Source, class_indices
 from mvar_lightning.commands.spreading import spread
@@ -304,6 +309,91 @@ def test_mask_of_another_size(run_edit: Run, tmp_path: Path, capsys: pytest.Capt
     Image.new("L", (20, 20), 255).save(tmp_path / "mask.png")
     assert run_edit("--mask", str(tmp_path / "mask.png")) == 2
     assert "20 x 20 pixels, the picture 30 x 20" in capsys.readouterr().err
+
+
+def test_bf16_runs_from_end_to_end(
+    sample: Run, run_edit: Run, tmp_path: Path, model: NextScaleTransformer, tokenizer: MultiScaleTokenizer
+) -> None:
+    """The pictures are those of float32 weights under autocast; the tokenizer's stay float32."""
+    out = tmp_path / "bf16"
+    arguments = ("--classes", "3", "--count", "2", "--batch-size", "2")
+    assert sample(out, *arguments, "--precision", "bf16") == 0
+    jobs = list_jobs([3], 2, seed=0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = generate(model, tokenizer, [3, 3], seeds=[job.seed for job in jobs], return_tokens=False)
+    for job, expected_3HW in zip(jobs, expected, strict=True):
+        with Image.open(out / job.file) as image:
+            assert (from_image(image) - expected_3HW).abs().max() <= 0.6 / 255
+    assert sample(out, *arguments) == 2, "32-bit ones go into another folder"
+    assert run_edit("--box", "15,0,25,20", "--class", "2", "--precision", "bf16") == 0
+
+
+def test_blocks_are_compiled_if_asked_for(sample: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[NextScaleTransformer] = []
+    monkeypatch.setattr("mvar_lightning.transformer.compiled.compile_blocks", compiled.append)
+    arguments = ("--classes", "0", "--count", "1")
+    assert sample(tmp_path / "one", *arguments) == 0 and not compiled
+    assert sample(tmp_path / "two", *arguments, "--compile") == 0 and len(compiled) == 1
+
+
+def test_a_batch_is_written_while_the_next_is_sampled(
+    sample: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first batch's files wait for the second one's sampling; written one after another they would wait forever."""
+    second = threading.Event()
+    calls: list[int] = []
+    make, write = sampling_jobs.generate, sampling_jobs.to_png
+
+    def generating(*arguments: Any, **named: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            second.set()
+        return make(*arguments, **named)
+
+    def writing(picture: torch.Tensor, file: Path) -> None:
+        assert second.wait(timeout=30), "nothing is sampled meanwhile"
+        write(picture, file)
+
+    monkeypatch.setattr(sampling_jobs, "generate", generating)
+    monkeypatch.setattr(sampling_jobs, "to_png", writing)
+    assert sample(tmp_path, "--classes", "0", "--count", "5", "--batch-size", "2") == 0
+    assert len(calls) == 3 and len(pngs(tmp_path)) == 5
+
+
+def test_a_full_disk_ends_in_one_line_and_what_is_there_counts(
+    sample: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--classes", "0", "--count", "9", "--batch-size", "2")
+    assert sample(tmp_path / "whole", *arguments) == 0
+    files = [job.file for job in list_jobs([0], 9, 0)]
+    save = Image.Image.save
+
+    def full(image: Image.Image, file: Path, **named: Any) -> None:
+        save(image, file, **named)  # part of it is there when the disk is full
+        if files[2] in file.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", full)
+        assert sample(tmp_path / "full", *arguments) == 2
+    error = capsys.readouterr().err
+    assert f"{files[2]}: cannot be written (No space left on device)" in error and error.count("\n") == 1
+    kept = pngs(tmp_path / "full")
+    assert {files[0], files[1]} <= kept.keys() and files[2] not in kept and len(kept) < 9
+    assert not list((tmp_path / "full").glob(".*")), "nothing half-written stays"
+    assert sample(tmp_path / "full", *arguments) == 0
+    assert f"{9 - len(kept)} made now" in capsys.readouterr().out
+    for file in files:  # in other batches, so to the last bit of a product
+        pixels = [np.asarray(Image.open(tmp_path / folder / file)).astype(int) for folder in ("full", "whole")]
+        assert np.abs(pixels[0] - pixels[1]).max() <= 1
+
+
+def test_the_last_batch_is_written_before_it_is_reported(checkpoint: Path, tmp_path: Path) -> None:
+    task = Task(Source(str(checkpoint), None, None, None), {}, "32", 2, "cpu", tmp_path)
+    there: list[int] = []
+    make_images(task, list_jobs([0], 4, 0), 0, lambda report: there.append(len(pngs(tmp_path))))
+    assert len(there) == 2 and there[-1] == 4
 
 
 @pytest.mark.slow
