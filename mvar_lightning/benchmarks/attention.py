@@ -9,12 +9,10 @@ B batch, H heads, L tokens, D head dim.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +27,7 @@ from mvar_lightning.attention import (
     SpatialAttention,
     choose_backend,
 )
+from mvar_lightning.benchmarks.history import add_out, write_figures
 from mvar_lightning.pyramid import PUBLISHED_SIDES, ScalePyramid
 
 STRATEGIES: tuple[AttentionStrategy, ...] = (
@@ -47,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--heads", type=int, default=16)
     parser.add_argument("--image-size", type=int, default=256, choices=sorted(PUBLISHED_SIDES))
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
+    add_out(parser, "attention")
     arguments = parser.parse_args(argv)
     pyramid = ScalePyramid(PUBLISHED_SIDES[arguments.image_size])
     shape = (arguments.batch, arguments.heads, pyramid.num_tokens, 64)
@@ -66,9 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"({row['forward_ratio']:.2f}x)   step {row['masked_step']:7.2f} -> {row['per_scale_step']:7.2f} ms "
             f"({row['step_ratio']:.2f}x)"
         )
-    if arguments.out is not None:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(figures, indent=2) + "\n")
+    print(f"{write_figures(figures, 'attention', arguments.out)}: all figures")
 
 
 def compare(

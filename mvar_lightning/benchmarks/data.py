@@ -9,7 +9,6 @@ Legend: B batch, S side of the crops.
 from __future__ import annotations
 
 import io
-import json
 import logging
 import platform
 import random
@@ -320,8 +319,3 @@ def measure(options: LoaderOptions, repeats: int = 9) -> dict[str, Any]:
         "trainer_images_per_second": {name: round(trainer_rate(options, name), 1) for name in decodings},
         "worker_mib_by_pass": [round(value, 1) for value in memory],
     }
-
-
-def write(figures: dict[str, Any], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(figures, indent=2) + "\n")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path("benchmarks/results")
 
@@ -16,6 +19,20 @@ def now() -> str:
 def dated(name: str, date: str, suffix: str, folder: Path = RESULTS) -> Path:
     """The file of one run: ``NAME-DATE.SUFFIX``."""
     return folder / f"{name}-{date.replace(':', '')}.{suffix}"
+
+
+def add_out(parser: argparse.ArgumentParser, name: str) -> None:
+    """The option of a measurement that keeps one JSON file."""
+    default = RESULTS / f"{name}-DATE.json"
+    parser.add_argument("--out", type=Path, metavar="FILE", help=f"JSON with all figures ({default})")
+
+
+def write_figures(figures: dict[str, Any], name: str, out: Path | None) -> Path:
+    """Write all figures with their date, to ``out`` or to a file of this run's own; gives its path."""
+    date = now()
+    path = dated(name, date, "json") if out is None else out
+    write_whole(path, json.dumps({"date": date, **figures}, indent=2) + "\n")
+    return path
 
 
 def write_whole(path: Path, text: str) -> None:

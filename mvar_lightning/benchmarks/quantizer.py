@@ -12,7 +12,6 @@ B batch, L all tokens, V vocabulary, Z code dim, N rows of a scale, s side of a 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -21,13 +20,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mvar_lightning.benchmarks.history import add_out, write_figures
 from mvar_lightning.pyramid import PUBLISHED_SIDES, ScalePyramid
 from mvar_lightning.tokenizer import MultiScaleQuantizer
 
@@ -204,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--code-dim", type=int, default=32)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/quantizer.json"), help="(%(default)s)")
+    add_out(parser, "quantizer")
     arguments = parser.parse_args(argv)
     shapes = Shapes(arguments.image_size, arguments.vocab_size, arguments.code_dim, arguments.batch)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -215,5 +214,4 @@ def main(argv: Sequence[str] | None = None) -> None:
         cells = [f"{row['milliseconds'][name]:8.1f} ms {row['peak_mebibytes'][name]:7.1f} MiB" for name in SIDES]
         print(f"{row['work']:20s} {cells[0]:>24s} {cells[1]:>24s}   {row['times_as_fast']:.2f}x as fast")
     print("  ".join(f"{name.replace('_', ' ')} {value:.6g}" for name, value in figures["agreement"].items()))
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    print(f"{write_figures(figures, 'quantizer', arguments.out)}: all figures")

@@ -7,7 +7,6 @@ the system's memory when the clock runs, so a disk's speed is not measured.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import re
 import tempfile
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from mvar_lightning.benchmarks.history import add_out, write_figures
 from mvar_lightning.data.index import ShardIndex, ShardInfo, SplitIndex
 from mvar_lightning.data.token_cache import CacheSettings, TokenCache
 from mvar_lightning.data.token_making import TokenJob
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=50_000, help="in the cache, in parts of 1,000 (50000)")
     parser.add_argument("--passes", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
+    add_out(parser, "tokens")
     arguments = parser.parse_args(argv)
     rows = []
     for tokens, target in TARGETS.items():
@@ -69,10 +69,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"{row.anonymous_mb[0]:.1f} -> {row.anonymous_mb[-1]:.1f} MB, "
                 f"mapped {row.mapped_mb[0]:.1f} -> {row.mapped_mb[-1]:.1f} MB"
             )
-    if arguments.out is not None:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        content = {"machine": platform.machine(), "figures": rows}
-        arguments.out.write_text(json.dumps(content, indent=2) + "\n")
+    content = {"machine": platform.machine(), "figures": rows}
+    print(f"{write_figures(content, 'tokens', arguments.out)}: all figures")
 
 
 def token_throughput(

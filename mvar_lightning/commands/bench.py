@@ -11,8 +11,6 @@ from typing import Any
 
 from mvar_lightning.errors import UserError
 
-RESULTS = Path("benchmarks/results")
-
 
 def add_parser(subparsers: Any) -> None:
     """Add `bench` with its members to the parser of `mvar`."""
@@ -46,6 +44,8 @@ def _run_member(name: str, args: argparse.Namespace) -> int:
 
 
 def _add_data(commands: Any, name: str) -> None:
+    from mvar_lightning.benchmarks.history import add_out
+
     member = commands.add_parser(name, help="what the data path can feed: decoding, loader, a no-op model, memory")
     member.add_argument("--data", metavar="DIR", help="shard folder (default: photographs of 500x375, made for it)")
     member.add_argument("--image-size", type=int, default=256, metavar="N", help="side of the crops (256)")
@@ -55,13 +55,8 @@ def _add_data(commands: Any, name: str) -> None:
     member.add_argument("--passes", type=int, default=20, metavar="N", help="over which memory is watched (20)")
     member.add_argument("--repeats", type=int, default=9, metavar="N", help="of each side in the comparison (9)")
     member.add_argument("--samples", type=int, default=512, metavar="N", help="photographs that are made (512)")
-    _add_out(member, name)
+    add_out(member, name)
     member.set_defaults(run=run_data)
-
-
-def _add_out(member: argparse.ArgumentParser, name: str) -> None:
-    default = RESULTS / f"{name}.json"
-    member.add_argument("--out", type=Path, default=default, metavar="FILE", help=f"JSON with all figures ({default})")
 
 
 def run_data(args: argparse.Namespace) -> int:
@@ -74,7 +69,8 @@ def run_data(args: argparse.Namespace) -> int:
     if args.samples < args.batch_size and args.data is None:
         raise UserError(f"--samples {args.samples}: less than a batch of {args.batch_size}; give more")
 
-    from mvar_lightning.benchmarks.data import LoaderOptions, measure, synthetic_shards, write
+    from mvar_lightning.benchmarks.data import LoaderOptions, measure, synthetic_shards
+    from mvar_lightning.benchmarks.history import write_figures
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.data
@@ -84,8 +80,7 @@ def run_data(args: argparse.Namespace) -> int:
         options = LoaderOptions(folder, args.image_size, args.batch_size, args.workers, args.seconds, args.passes)
         figures = measure(options, args.repeats)
     _print_data(figures)
-    write(figures, args.out)
-    print(f"{args.out}: all figures")
+    print(f"{write_figures(figures, 'data', args.out)}: all figures")
     return 0
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mvar_lightning.benchmarks import history
 from mvar_lightning.cli import main
 
 
@@ -14,6 +16,31 @@ def test_a_member_runs_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[
     out = tmp_path / "attention.json"
     assert main(["bench", "attention", "--heads", "1", "--repeats", "1", "--out", str(out)]) == 0
     assert "adjacent" in capsys.readouterr().out.lower() and json.loads(out.read_text())
+
+
+@pytest.mark.parametrize("member", ["attention", "quantizer", "tokens", "data"])
+def test_a_member_keeps_each_run(
+    member: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without --out a run writes a file of its own, with its date, beside those before."""
+    monkeypatch.chdir(tmp_path)
+    fakes: dict[str, list[tuple[str, Any]]] = {
+        "attention": [("attention.STRATEGIES", ())],
+        "quantizer": [("quantizer.measure", {"machine": "", "torch": "", "rows": [], "agreement": {}})],
+        "tokens": [("tokens.TARGETS", {})],
+        "data": [("data.measure", {}), ("data.synthetic_shards", None)],
+    }
+    for name, value in fakes[member]:
+        fake = (lambda *_, made=value: made) if name.islower() else value
+        monkeypatch.setattr(f"mvar_lightning.benchmarks.{name}", fake)
+    monkeypatch.setattr("mvar_lightning.commands.bench._print_data", lambda figures: None)
+    for second in (1, 2):
+        monkeypatch.setattr(history, "now", lambda second=second: f"2026-11-28T08:00:0{second}Z")
+        assert main(["bench", member]) == 0
+    files = sorted(Path("benchmarks/results").iterdir())
+    assert [file.name for file in files] == [f"{member}-2026-11-28T08000{second}Z.json" for second in (1, 2)]
+    assert json.loads(files[0].read_text())["date"] == "2026-11-28T08:00:01Z"
+    assert str(files[1]) in capsys.readouterr().out.replace("\n", "")
 
 
 @pytest.mark.parametrize("member", ["attention", "quantizer", "tokens"])
