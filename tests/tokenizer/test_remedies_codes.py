@@ -57,6 +57,17 @@ def test_a_fit_loses_fine_codes_unless_they_are_cosine() -> None:
     assert remedied[2] > 0.8 and remedied[2] > plain[2] + 0.25
 
 
+@pytest.mark.slow
+def test_a_fit_with_long_codes_uses_fewer_than_one_with_shorter() -> None:
+    """Seen at 2x2: 0.17 with Z 64 and 0.37 with Z 16. It is no rule: Z 4 and Z 8 are no better here than Z 64 (0.18,
+    0.20), and on photographs Z 8 alone was no better than Z 16 (docs/tokenizer.md)."""
+    long, short = (
+        mean_usage(100, lambda seed, code_dim=code_dim: tiny(seed, code_dim=code_dim), dull_images)
+        for code_dim in (64, 16)
+    )
+    assert long[1] < 0.3 and short[1] > long[1] + 0.08
+
+
 def test_cosine_takes_the_smallest_angle_and_adds_the_code_itself() -> None:
     ours = quantizer("cosine")
     latents = coarse_and_fine_latents(8)
