@@ -6,6 +6,7 @@ Legend: B batch, S side of the crop.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -72,6 +73,14 @@ def adm_center_crop(image: Image.Image, side: int) -> Image.Image:
     return image.crop((left, top, left + side, top + side))
 
 
+def check_ratio(ratio: float) -> None:
+    """Raise UserError for a ratio that no crop fits, or that is no number (a recipe's `.nan`)."""
+    if not math.isfinite(ratio):
+        raise UserError(f"resize_ratio {ratio}: not a finite number; give 1.0 or more (published: 1.125)")
+    if ratio < 1:
+        raise UserError(f"resize_ratio {ratio}: below 1 no crop fits; give 1.0 or more (published: 1.125)")
+
+
 @dataclass(frozen=True)
 class ResizeCrop:
     """Resize the shorter side to round(ratio * image_size), crop, and maybe mirror: RGB picture -> S x S picture.
@@ -89,8 +98,7 @@ class ResizeCrop:
     def __post_init__(self) -> None:
         if self.image_size < 1:
             raise UserError(f"image_size {self.image_size}: give the side of the square images in pixels, 1 or more")
-        if self.ratio < 1:
-            raise UserError(f"resize_ratio {self.ratio}: below 1 no crop fits; give 1.0 or more (published: 1.125)")
+        check_ratio(self.ratio)
 
     def __call__(self, image: Image.Image, rng: random.Random) -> Image.Image:
         size = shorter_to(full_size(image), self.shorter_side)

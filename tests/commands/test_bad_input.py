@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ def callback(name: str, **arguments: Any) -> Change:
         (set_in("data", "init_args", "imagesize", value=1), "data.imagesize is not a setting of ShardsDataModule"),
         (set_in("data", "init_args", "batch_size", value=0), "batch_size 0: must be 1 or more"),
         (set_in("data", "init_args", "crop", value="middle"), "crop 'middle'"),
+        (set_in("data", "init_args", "resize_ratio", value=math.nan), "resize_ratio nan: not a finite number; give"),
         (set_in("data", "init_args", "image_size", value=8), "data.image_size 8: the tokenizer makes images of 16"),
         (set_in("data", "init_args", "path", value="nowhere"), "data folder nowhere: does not exist; make it with"),
         (set_in("model", "class_path", value="mvar_lightning.WARModule"), "WARModule is no LightningModule (did you"),

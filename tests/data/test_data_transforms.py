@@ -175,6 +175,8 @@ def test_batch_is_normalized_as_the_reference_does():
         ({"crop": "middle", "image_size": 8}, "crop 'middle'"),
         ({"crop": "center", "image_size": 0}, "image_size 0"),
         ({"crop": "center", "image_size": 8, "ratio": 0.9}, r"resize_ratio 0\.9"),
+        ({"crop": "center", "image_size": 8, "ratio": float("nan")}, "resize_ratio nan: not a finite number"),
+        ({"crop": "random", "image_size": 8, "ratio": float("inf")}, "resize_ratio inf: not a finite number"),
     ],
 )
 def test_bad_options_are_named(options, message):
