@@ -9,7 +9,7 @@ import torch
 from codebook_fits import mean_usage, smooth_images, tiny
 
 from mvar_lightning.errors import UserError
-from mvar_lightning.tokenizer import DataDependentInit, MultiScaleTokenizer
+from mvar_lightning.tokenizer import DataDependentInit, MultiScaleTokenizer, ranks
 from mvar_lightning.tokenizer.nearest import code_metric
 from mvar_lightning.tokenizer.remedies.codes import draw_distinct, k_means, shared_generator
 
@@ -107,3 +107,14 @@ def test_distinct_rows_are_distinct_and_deterministic() -> None:
     assert torch.equal(drawn, draw_distinct(rows, 10, shared_generator(1)))
     assert len(draw_distinct(rows, 2, shared_generator(1))) == 2
     assert len(draw_distinct(rows[:0], 2, shared_generator(1))) == 0
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_several_processes_the_first_alone_warns(
+    rank: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ranks, "world_size", lambda: 2)
+    monkeypatch.setattr(ranks.dist, "get_rank", lambda: rank)
+    remedy = DataDependentInit(batches=2)
+    remedy.after_fit()
+    assert ("batches 2" in caplog.text) == (rank == 0)
