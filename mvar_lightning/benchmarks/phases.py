@@ -63,7 +63,8 @@ def profile(case: Case) -> dict[str, Any]:
     settle(case)
     ours = Ours(case)
     profiled = {"sample": sampled, "decode": _decoded, "train": trained}
-    parts = [part for part in profiled if part in case.parts]
+    wanted = {*case.parts, *(("sample", "decode") if "generate" in case.parts else ())}
+    parts = [part for part in profiled if part in wanted]
     for part in parts:
         ours.run(part)  # warm: what is made on first use is made, and blocks are compiled
     watch = Stopwatch(case.device == "cuda")
