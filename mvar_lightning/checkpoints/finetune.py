@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mvar_lightning.checkpoints.assign import on_meta
-from mvar_lightning.checkpoints.folder import open_checkpoint
+from mvar_lightning.checkpoints.folder import is_released, open_checkpoint
 from mvar_lightning.checkpoints.official import MODEL_PLACES, import_transformer, read_state
 from mvar_lightning.checkpoints.sizes import attention_of, looks_like, pyramid_of, transformer_arguments
 from mvar_lightning.errors import UserError
@@ -24,8 +24,8 @@ def load_initial_weights(model: NextScaleTransformer, path: str | Path) -> None:
 
     Args:
         model: the model to initialize, on any device.
-        path: a folder of `save`, a Lightning checkpoint, or a released file of the published models (its scales are
-            taken to be the model's).
+        path: a folder of `save` or of a run, a Lightning checkpoint, or a released file of the published models (its
+            scales are taken to be the model's).
 
     Raises:
         UserError: a checkpoint that does not fit; the message names what differs.
@@ -38,12 +38,12 @@ def load_initial_weights(model: NextScaleTransformer, path: str | Path) -> None:
 
 
 def _source_model(model: NextScaleTransformer, path: Path) -> NextScaleTransformer:
-    if path.is_dir() or path.suffix == ".ckpt":
-        opened = open_checkpoint(path)
-        if opened.record.model is None:
-            raise UserError(f"{path}: a checkpoint of a tokenizer alone; it has no transformer to start from")
-        return opened.model()
-    return _released_model(model, path)
+    if is_released(path):
+        return _released_model(model, path)
+    opened = open_checkpoint(path)
+    if opened.record.model is None:
+        raise UserError(f"{path}: a checkpoint of a tokenizer alone; it has no transformer to start from")
+    return opened.model()
 
 
 def _released_model(model: NextScaleTransformer, path: Path) -> NextScaleTransformer:

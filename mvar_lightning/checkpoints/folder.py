@@ -1,7 +1,7 @@
 """The suite's own checkpoints: a folder (``config.json`` and safetensors), or what Lightning writes (``.ckpt``).
 
 A folder holds ``config.json``, ``tokenizer.safetensors`` and, unless it is of a tokenizer alone, ``model.safetensors``.
-Nothing is unpickled.
+Where a checkpoint is asked for, a run's folder stands for the ``model/`` in it. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -24,6 +24,12 @@ from mvar_lightning.tokenizer import MultiScaleTokenizer, check_pair, fingerprin
 from mvar_lightning.transformer import NextScaleTransformer
 
 CONFIG, MODEL, TOKENIZER = "config.json", "model.safetensors", "tokenizer.safetensors"
+
+IN_RUN = "model"
+"""Where a run's folder keeps its weights."""
+
+RELEASED = (".pth", ".pt", ".bin", ".safetensors")
+"""How released files end."""
 
 COMPILED = "_orig_mod."
 """What ``torch.compile`` puts into the names of parameters."""
@@ -92,8 +98,8 @@ def load(
     """Model (None in a checkpoint of a tokenizer alone) and tokenizer, in eval mode.
 
     Args:
-        path: a folder that `save` wrote, or a Lightning checkpoint (``.ckpt``) of this suite. Where the run averaged
-            its weights (EMA), a Lightning checkpoint gives the averaged ones.
+        path: a folder that `save` wrote, the folder of a run, or a Lightning checkpoint (``.ckpt``) of this suite.
+            Where the run averaged its weights (EMA), a Lightning checkpoint gives the averaged ones.
         device: where to put them.
 
     Raises:
@@ -118,7 +124,27 @@ def open_checkpoint(path: str | Path) -> Opened:
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: no such checkpoint")
-    return _open_folder(path) if path.is_dir() else _open_lightning(path)
+    if _is_part(path):
+        raise UserError(f"{path}: is one file of a saved folder, whose {CONFIG} tells the sizes; give {path.parent}")
+    return _open_folder(saved_in(path)) if path.is_dir() else _open_lightning(path)
+
+
+def saved_in(path: Path) -> Path:
+    """The saved folder that a path stands for: of a run's folder the ``model/`` in it, of anything else itself."""
+    run = not (path / CONFIG).is_file() and (path / IN_RUN / CONFIG).is_file()
+    return path / IN_RUN if run else path
+
+
+def is_released(path: str | Path) -> bool:
+    """Whether a path is read as a released file, the one kind that does not tell its scales, or as a checkpoint of ours
+    (a saved folder, a run's folder, Lightning's file). All that takes either asks here."""
+    path = Path(path)
+    return path.suffix in RELEASED and not path.is_dir() and not _is_part(path)
+
+
+def _is_part(path: Path) -> bool:
+    """Whether a file is the weights of a saved folder."""
+    return path.name in (MODEL, TOKENIZER) and (path.parent / CONFIG).is_file()
 
 
 def _swap(path: Path, new: Path, old: Path) -> None:
@@ -135,7 +161,7 @@ def _swap(path: Path, new: Path, old: Path) -> None:
 
 def _open_folder(path: Path) -> Opened:
     if not (path / CONFIG).is_file():
-        raise UserError(f"{path}: not a checkpoint folder, it has no {CONFIG}")
+        raise UserError(f"{path}: not a checkpoint folder, it has no {CONFIG} (nor has a {IN_RUN}/ in it)")
     record = Record.parse(read_json(path / CONFIG), str(path / CONFIG))
     return Opened(str(path), record, {"tokenizer": path / TOKENIZER, "model": path / MODEL})
 

@@ -41,7 +41,7 @@ class NextScaleModule(L.LightningModule):
     ``label``, int64 (B,).
 
     Args:
-        tokenizer: folder or Lightning checkpoint of the tokenizer; scales, V and Z are read from it.
+        tokenizer: a saved folder, a run's folder or a Lightning checkpoint; scales, V and Z are read from it.
         num_classes: classes of the data (on the command line it comes from the data folder).
         depth: the one dial of size: width 64 d, heads d, drop path 0.1 d / 24, unless given.
         attention, history, blocks: the axes of variation.
@@ -52,7 +52,7 @@ class NextScaleModule(L.LightningModule):
         gamma_init: initial factor of the AdaLN gates.
         label_drop: share of labels dropped in training, for guidance.
         cfg, top_k, top_p: sampling of this run's pictures and metrics.
-        init_from: weights to start from (fine-tuning): a folder, a checkpoint or a released file.
+        init_from: weights to start from (fine-tuning): a folder (saved, or a run's), a checkpoint or a released file.
         compile_blocks: `torch.compile` every block.
         checkpoint_activations: recompute blocks in the backward pass.
         scale_groups: run a training step group of scales after group, exact and in less memory: lists such as

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from mvar_lightning.checkpoints import load_tokenizer
+from mvar_lightning.checkpoints.folder import is_released
 from mvar_lightning.checkpoints.official import import_tokenizer
 from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer import MultiScaleTokenizer
@@ -19,14 +19,13 @@ def start_from(tokenizer: MultiScaleTokenizer, path: str) -> None:
 
     Args:
         tokenizer: the one to start.
-        path: a folder or Lightning checkpoint of this suite, or a released file (``vae_ch160v4096z32.pth``), whose
-            scales are taken to be the tokenizer's.
+        path: a saved folder, a run's folder or Lightning checkpoint of this suite, or a released file
+            (``vae_ch160v4096z32.pth``), whose scales are taken to be the tokenizer's.
 
     Raises:
         UserError: no such file, or a tokenizer of other sizes.
     """
-    own = Path(path).is_dir() or Path(path).suffix == ".ckpt"
-    source = load_tokenizer(path) if own else import_tokenizer(path, tokenizer.pyramid)
+    source = import_tokenizer(path, tokenizer.pyramid) if is_released(path) else load_tokenizer(path)
     ours, theirs = tokenizer.config, source.config
     differing = [key for key in ours if key not in TRAINING_ONLY and ours[key] != theirs.get(key)]
     if differing:
