@@ -42,15 +42,6 @@ def write_evaluation(report: TokenizerReport, about: Mapping[str, Any], folder: 
     return targets
 
 
-def check_folder(folder: Path) -> None:
-    """Refuse a folder that cannot be made, before hours of work. Raises UserError."""
-    for place in (folder, *folder.parents):
-        if place.exists():
-            if not place.is_dir():
-                raise UserError(f"--out {folder}: {place} is a file; choose another folder")
-            return
-
-
 def _markdown(report: TokenizerReport, about: Mapping[str, Any]) -> str:
     told = "".join(f"- {name.replace('_', ' ')}: {value}\n" for name, value in about.items() if value is not None)
     return f"{report.markdown('Tokenizer')}\n{told}"

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mvar_lightning.commands import evaluation_options, sampling_options
+from mvar_lightning.commands.out_folder import check_folder
+from mvar_lightning.commands.run_data import data_settings, settle_cutting
 from mvar_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -134,9 +136,8 @@ def run_scaling(args: argparse.Namespace) -> int:
 
 def _folder(args: argparse.Namespace) -> Path:
     """Where to write; a run's folder given as the checkpoint is replaced by its model."""
-    from mvar_lightning.analysis.tokenizer_files import check_folder
-
     evaluation_options.check_counts(args, "images", "batch_size")
+    settle_cutting(args, args.checkpoint, matters=args.data is not None)
     source = Path(args.checkpoint or args.model or ".").resolve()
     if args.checkpoint is not None and (source / "model" / "config.json").is_file():  # a run's folder
         args.checkpoint = str(Path(args.checkpoint) / "model")
@@ -170,18 +171,9 @@ def _data(args: argparse.Namespace, model: NextScaleTransformer, tokenizer: Mult
 
 def _trained_on(args: argparse.Namespace) -> str | None:
     """The data folder of the run that a checkpoint lies in; None where there is no run beside it."""
-    from mvar_lightning.commands.runs import read_recipe
-
-    if args.checkpoint is None:
-        return None
-    checkpoint = Path(args.checkpoint)
-    for folder in (checkpoint, *checkpoint.parents[:2]):
-        if (folder / "config.yaml").is_file():
-            data = read_recipe(folder / "config.yaml").get("data")
-            settings = data.get("init_args") if isinstance(data, dict) else None
-            path = (settings.get("images") or settings.get("path")) if isinstance(settings, dict) else None
-            return str(path) if path else None
-    return None
+    settings = {} if args.checkpoint is None else data_settings(args.checkpoint)
+    path = settings.get("images") or settings.get("path")
+    return str(path) if path else None
 
 
 def _batches(

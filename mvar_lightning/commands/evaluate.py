@@ -19,6 +19,8 @@ from mvar_lightning.commands.evaluation_options import (
     extractor_of,
     lpips_of,
 )
+from mvar_lightning.commands.out_folder import check_folder
+from mvar_lightning.commands.run_data import settle_cutting
 from mvar_lightning.commands.tokenizer_options import add_tokenizer, tokenizer_of
 
 if TYPE_CHECKING:
@@ -62,14 +64,15 @@ def _add_tokenizer(kinds: Any) -> None:
 def run_tokenizer(args: argparse.Namespace) -> int:
     """Evaluate, print the tables, write the files."""
     from mvar_lightning.analysis.size_watch import SizeWatch
-    from mvar_lightning.analysis.tokenizer_files import check_folder, write_evaluation
+    from mvar_lightning.analysis.tokenizer_files import write_evaluation
     from mvar_lightning.commands.sampling_options import choose_device
 
     device = choose_device(args.device)
     check_counts(args, "images", "progressive_images", "batch_size", "feature_size")
-    tokenizer = tokenizer_of(args)
     out = Path(args.out) if args.out is not None else beside(Path(args.checkpoint))
     check_folder(out)
+    tokenizer = tokenizer_of(args, args.checkpoint)
+    settle_cutting(args, args.checkpoint)
     data = data_of(args, tokenizer.image_size, args.split, args.workers)
     watch = data.val_transform = SizeWatch(data.val_transform, tokenizer.image_size)
     report = _evaluate(args, tokenizer, data, out, device)

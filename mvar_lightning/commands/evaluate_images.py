@@ -18,6 +18,8 @@ from mvar_lightning.commands.evaluation_options import (
     features_of,
     holds_shards,
 )
+from mvar_lightning.commands.out_folder import check_folder
+from mvar_lightning.commands.run_data import settle_cutting
 from mvar_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -64,14 +66,15 @@ def run(args: argparse.Namespace) -> int:
     """Sample what is missing, take features, compare, print and write."""
     import torch
 
-    from mvar_lightning.analysis.tokenizer_files import check_folder
-
     device = sampling_options.choose_device(args.device)
     _check(args)
     if device.type == "cuda" and args.devices > torch.cuda.device_count():
         raise UserError(f"--devices {args.devices}: there are {torch.cuda.device_count()} GPUs here")
     out = Path(args.out) if args.out is not None else beside(Path(args.checkpoint or args.model or args.images))
     check_folder(out)
+    if args.save_moments is not None:
+        check_folder(Path(args.save_moments).parent, "--save-moments")
+    settle_cutting(args, args.checkpoint, matters=args.data is not None or holds_shards(Path(args.reference)))
     work = _prepare(args, out, device)
     work.check()
     plan = work.plan()

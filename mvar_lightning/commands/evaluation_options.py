@@ -17,14 +17,17 @@ if TYPE_CHECKING:
 
 
 def add_cutting(parser: argparse.ArgumentParser) -> None:
-    """Arguments that say how images are cut to size."""
-    parser.add_argument("--crop", default="center", choices=("center", "adm"), help="of each image (center)")
+    """Arguments that say how images are cut to size; `settle_cutting` fills in those that are not given."""
+    parser.add_argument(
+        "--crop",
+        choices=("center", "adm"),
+        help="of each image (default: as the checkpoint's run validates, or center)",
+    )
     parser.add_argument(
         "--resize-ratio",
         type=float,
-        default=1.125,
         metavar="R",
-        help="shorter side before the crop, over the image size; 1.0 for digits (1.125)",
+        help="shorter side before the crop, over the image size (default: as the checkpoint's run validates, or 1.125)",
     )
 
 
@@ -141,6 +144,7 @@ def _classifier_features(data: ShardsDataModule | None, out: Path, device: torch
 
     from mvar_lightning.callbacks.judge import classifier_file
     from mvar_lightning.metrics import ClassifierFeatures
+    from mvar_lightning.metrics.classifier import NothingToLearnFrom
 
     if data is None:
         raise UserError(
@@ -152,5 +156,11 @@ def _classifier_features(data: ShardsDataModule | None, out: Path, device: torch
             f"--features data: {data.path} needs both splits to train and check a classifier; "
             "choose --features inception, a TorchScript file, or none"
         )
-    with isolate_rng():
-        return ClassifierFeatures(str(classifier_file(data, out, device)))
+    try:
+        with isolate_rng():
+            return ClassifierFeatures(str(classifier_file(data, out, device)))
+    except NothingToLearnFrom as error:  # its own words speak of the batches of a recipe
+        raise UserError(
+            f"--features data: {data.path} has too few training images for a classifier "
+            f"({data.index.split('train').samples}); choose --features inception, a TorchScript file, or none"
+        ) from error

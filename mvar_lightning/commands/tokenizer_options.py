@@ -15,13 +15,15 @@ if TYPE_CHECKING:
     from mvar_lightning.tokenizer import MultiScaleTokenizer
 
 
-def add_tokenizer(parser: argparse.ArgumentParser) -> None:
-    """Arguments that say which tokenizer, for which images, on which device."""
+def add_tokenizer(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """Arguments that say which tokenizer, or which ones, for which images, on which device."""
     parser.add_argument(
         "--checkpoint",
         required=True,
-        metavar="PATH",
-        help="a run's folder, a saved folder, a Lightning checkpoint, or a released vae_ch160v4096z32.pth",
+        action="append" if several else "store",
+        metavar="[NAME=]PATH" if several else "PATH",
+        help="a run's folder, a saved folder, a Lightning checkpoint, or a released vae_ch160v4096z32.pth"
+        + ("; given several times, these are compared, each under its name" if several else ""),
     )
     parser.add_argument("--image-size", type=int, metavar="N", help="side of the images (default: the tokenizer's)")
     parser.add_argument("--patch-nums", type=side_lengths, metavar="1,2,3", help="scales of a released file")
@@ -29,13 +31,13 @@ def add_tokenizer(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto: cuda where there is")
 
 
-def tokenizer_of(args: argparse.Namespace) -> MultiScaleTokenizer:
-    """The tokenizer that the arguments name.
+def tokenizer_of(args: argparse.Namespace, path: str) -> MultiScaleTokenizer:
+    """The tokenizer of one of the checkpoints that the arguments name.
 
     Raises:
         UserError: no such file, one of another kind, or a tokenizer for images of another size than ``--image-size``.
     """
-    tokenizer = open_tokenizer(args.checkpoint, args.patch_nums, args.image_size)
+    tokenizer = open_tokenizer(path, args.patch_nums, args.image_size)
     size = tokenizer.image_size
     if args.image_size is not None and args.image_size != size:
         raise UserError(
@@ -57,15 +59,14 @@ def open_tokenizer(
     Raises:
         UserError: no such file, or one that holds no tokenizer.
     """
-    from mvar_lightning.checkpoints.folder import load_tokenizer
+    from mvar_lightning.checkpoints.folder import is_released, load_tokenizer
 
     path = Path(path)
-    if path.suffix in (".pth", ".safetensors") and not path.is_dir():
+    if is_released(path):
         return _released(path, patch_nums, image_size)
     if patch_nums is not None:
-        raise UserError("--patch-nums: only released files (.pth, .safetensors) need it; this checkpoint tells its own")
-    run = path / "model"
-    return load_tokenizer(run if (run / "config.json").is_file() else path)
+        raise UserError("--patch-nums: only released files (.pth) need it; this checkpoint tells its own")
+    return load_tokenizer(path)
 
 
 def _released(path: Path, patch_nums: Sequence[int] | None, image_size: int | None) -> MultiScaleTokenizer:
