@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto takes a GPU where there is one")
     add("--precision", default="auto", choices=("auto", "32", "bf16"), help="auto: bf16 on a GPU, 32 on a CPU")
     add("--compile", action="store_true", help="compile our blocks (the first run of each scale is slow)")
+    add("--graphs", action="store_true", help="sample from CUDA graphs of the scales, where no cache is kept")
     add("--profile", action="store_true", help="also time and memory by phase and scale, of ours")
     add("--peak-tflops", type=float, metavar="N", help="the machine's; a column tells what training reaches of it")
     for name in ARCHITECTURES:
@@ -122,6 +123,7 @@ def describe(device: str, precision: str, args: argparse.Namespace) -> dict[str,
         "batch": args.batch,
         "repeats": args.repeats,
         "compiled": args.compile,
+        "graphs": args.graphs,
         "peak_tflops": args.peak_tflops,
         "rows": [],
     }
@@ -156,7 +158,7 @@ def _with_parts(case: Any, args: argparse.Namespace) -> Any:
     from dataclasses import replace
 
     kept = [part for part in args.parts if part != "groups" or not case.plan.crosses_scales]
-    return replace(case, parts=tuple(kept), compiled=args.compile)
+    return replace(case, parts=tuple(kept), compiled=args.compile, graphs=args.graphs)
 
 
 def _rows(args: argparse.Namespace) -> Iterator[tuple[str, int, int]]:

@@ -32,6 +32,7 @@ from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.transformer import LlamaBlocks, NextScaleTransformer, NoHistory, SlidingWindowHistory, VARBlocks
 from mvar_lightning.transformer.bf16 import weights_in_bf16
 from mvar_lightning.transformer.compiled import compile_blocks
+from mvar_lightning.transformer.scale_graphs import record_scales
 
 CFG, TOP_K, TOP_P = 1.5, 900, 0.96
 CLIP = 2.0
@@ -60,6 +61,7 @@ class Case:
         precision: ``32`` or ``bf16``: autocast; in sampling our weights are bf16, as `mvar sample` keeps them.
         repo: the reference's clone, or None.
         compiled: compile our blocks.
+        graphs: sample from CUDA graphs of the scales, where the strategy keeps no cache.
         parts: what is measured (`Side.run`); ``groups`` is for strategies that allow it.
     """
 
@@ -73,6 +75,7 @@ class Case:
     repeats: int = 5
     threads: int = 0
     compiled: bool = False
+    graphs: bool = False
     parts: tuple[str, ...] = field(default=("sample", "decode", "train"))
 
     @property
@@ -175,8 +178,8 @@ class Ours(Side):
         device = torch.device(case.device)
         self.tokenizer, self.transformer = tokenizer.to(device).eval(), model.to(device).eval()
         self.model = model
-        # issue 6 compares the step that masks all scales to adjacent, which the reference's model has for a whole
-        # pyramid; its trainer's cycle runs scales 9 and 10 by themselves, with neighborhood attention
+        # the step to compare masks all scales to adjacent, as the reference's model does for a whole pyramid; its
+        # trainer's cycle runs scales 9 and 10 by themselves, with neighborhood attention
         self.trained = self._with_adjacent_attention(model) if case.architecture == "mvar" else model
         self.sampler = model
         if case.precision == "bf16" and not {"sample", "generate"}.isdisjoint(case.parts):
@@ -185,6 +188,8 @@ class Ours(Side):
         if case.compiled:
             for each in self._models():
                 compile_blocks(each)
+        if case.graphs and not case.plan.cache_tokens:
+            record_scales(self.sampler)
 
     def _models(self) -> list[NextScaleTransformer]:
         """Each that there is, once."""

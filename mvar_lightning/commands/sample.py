@@ -28,6 +28,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--compile", action="store_true", help="compile the blocks: the first batch is slow, the others are faster"
     )
+    parser.add_argument(
+        "--graphs", action="store_true", help="CUDA graphs of the scales, for strategies that keep no key-value cache"
+    )
     parser.add_argument("--devices", type=int, default=1, metavar="N", help="processes, each on its own GPU (1)")
     parser.set_defaults(run=run)
 
@@ -51,7 +54,9 @@ def run(args: argparse.Namespace) -> int:
     weights = sampling_jobs.weights_hash(model, tokenizer)
     del model, tokenizer  # each process reads its own
     sampling_jobs.claim_folder(folder, identity_of(args, settings, precision, weights))
-    task = sampling_jobs.Task(source, settings, precision, args.batch_size, device.type, folder, args.compile)
+    task = sampling_jobs.Task(
+        source, settings, precision, args.batch_size, device.type, folder, args.compile, args.graphs
+    )
     made = make_missing(task, jobs, args.devices)
     print(f"{folder}: {len(jobs)} images, {made}")
     print(f"grid: {sampling_jobs.write_grid(folder, jobs)}")

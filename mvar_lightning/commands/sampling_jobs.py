@@ -71,6 +71,7 @@ class Task:
     device: str
     folder: Path
     compiled: bool = False
+    graphs: bool = False
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def make_images(task: Task, jobs: Sequence[Job], rank: int, send: Callable[[Repo
     """
     device = torch.device(task.device)
     model, tokenizer = task.source.load(device)
-    prepare(model, task.precision, compiled=task.compiled)
+    prepare(model, task.precision, compiled=task.compiled, graphs=task.graphs)
     start = time.perf_counter()
     with PictureWriter(to_png) as writer:
         for first in range(0, len(jobs), task.batch_size):

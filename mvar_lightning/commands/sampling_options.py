@@ -167,15 +167,19 @@ def computing(precision: str, device: torch.device) -> contextlib.AbstractContex
     return contextlib.nullcontext() if precision == "32" else torch.autocast(device.type, dtype=torch.bfloat16)
 
 
-def prepare(model: NextScaleTransformer, precision: str, *, compiled: bool = False) -> None:
-    """Make a loaded model ready for `computing` in ``precision``, in place, and compile its blocks if asked for."""
+def prepare(model: NextScaleTransformer, precision: str, *, compiled: bool = False, graphs: bool = False) -> None:
+    """Make a loaded model ready for `computing` in ``precision``, in place; compile its blocks and record its scales if
+    asked for. Raises `UserError` as `record_scales`."""
     from mvar_lightning.transformer.bf16 import weights_in_bf16
     from mvar_lightning.transformer.compiled import compile_blocks
+    from mvar_lightning.transformer.scale_graphs import record_scales
 
     if precision == "bf16":
         weights_in_bf16(model)
     if compiled:
         compile_blocks(model)
+    if graphs:
+        record_scales(model)
 
 
 def class_names(data: str | None, num_classes: int) -> Sequence[str]:

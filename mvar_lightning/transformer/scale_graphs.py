@@ -47,8 +47,7 @@ class RecordOnGPU:
 class ScaleGraphs:
     """Runs the blocks of a sampling step from a recording for each scale and number of rows.
 
-    The weights are read where they lie: change them in place or not at all, and convert them to bf16 first (weights
-    that autocast converts are refused).
+    The weights are read where they lie: change them in place or not at all.
 
     Raises:
         UserError: the model's strategy keeps keys and values between scales.
@@ -62,14 +61,12 @@ class ScaleGraphs:
             )
         self._run = model.run_rows
         self._record = record
-        self._recordings: dict[tuple[int, int], _Recording] = {}
+        self._recordings: dict[tuple[int, int, torch.dtype], _Recording] = {}
 
     def __call__(self, rows: SamplingState, scale: int, x_RlC: Tensor) -> Tensor:
-        if torch.is_autocast_enabled(x_RlC.device.type):
-            raise UserError("CUDA graphs: autocast converts the weights anew in each graph; convert the model to bf16")
         if x_RlC.shape[0] * x_RlC.shape[1] > RECORDED_TOKENS:
             return self._run(rows, scale, x_RlC)
-        key = scale, len(x_RlC)
+        key = scale, len(x_RlC), x_RlC.dtype  # the dtype tells whether autocast is on
         if key not in self._recordings:
             self._recordings[key] = _Recording(self._run, self._record, rows, scale, x_RlC)
         return self._recordings[key].replay(rows, x_RlC)
@@ -93,7 +90,15 @@ class _Recording:
         )
         fixed_x_RlC = x_RlC.clone()
         self._fixed = [fixed_x_RlC, fixed.head_modulation, *fixed.modulations]
-        self._again, self._result = record(lambda: run(fixed, scale, fixed_x_RlC))
+        device = x_RlC.device.type
+
+        def steps() -> Tensor:
+            # what autocast has converted before is freed when it ends, but the graph would still read it
+            dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+            with torch.autocast(device, dtype, enabled=enabled, cache_enabled=False):
+                return run(fixed, scale, fixed_x_RlC)
+
+        self._again, self._result = record(steps)
 
     def replay(self, rows: SamplingState, x_RlC: Tensor) -> Tensor:
         torch._foreach_copy_(self._fixed, [x_RlC, rows.head_modulation, *rows.modulations])

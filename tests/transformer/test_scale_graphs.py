@@ -104,13 +104,24 @@ def test_a_cache_is_refused(attention: Any) -> None:
         record_scales(model, Recorded())
 
 
-def test_no_gpu_and_autocast_are_told() -> None:
-    model, tokenizer = pair(AXES[0])
+def test_a_model_on_no_gpu_is_told() -> None:
     with pytest.raises(UserError, match="the model is on no GPU"):
-        record_scales(model)
-    record_scales(model, Recorded())
-    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(UserError, match="convert the model to bf16"):
-        sampled(model, tokenizer, 1, 0.0)
+        record_scales(pair(AXES[0])[0])
+
+
+def test_under_autocast_scales_are_recorded_anew_and_without_its_cache() -> None:
+    model, tokenizer = pair(AXES[0])
+    caching: list[bool] = []
+    expected = sampled(model, tokenizer, 2, 0.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected_in_bf16 = sampled(model, tokenizer, 2, 0.0)
+    record_scales(model, recorded := Recorded())
+    model.blocks[0].register_forward_pre_hook(lambda *_: caching.append(torch.is_autocast_cache_enabled()))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(sampled(model, tokenizer, 2, 0.0), expected_in_bf16)
+        assert torch.is_autocast_cache_enabled() and not any(caching)
+    assert torch.equal(sampled(model, tokenizer, 2, 0.0), expected)
+    assert recorded.recordings == 6
 
 
 @pytest.mark.gpu
