@@ -21,7 +21,7 @@ from mvar_lightning.analysis.image_sources import ImageSource
 from mvar_lightning.checkpoints.files import read_json, written_aside
 from mvar_lightning.errors import UserError
 from mvar_lightning.metrics import FeatureExtractor, FeatureMoments
-from mvar_lightning.metrics.moments import open_arrays, write_arrays
+from mvar_lightning.metrics.moments import DAMAGED, open_arrays, write_arrays
 
 ABOUT = "about.json"
 KINDS = ("features", "logits", "spatial")
@@ -79,7 +79,7 @@ class FeatureStore:
                     if kind not in file:
                         return
                     rows = file[kind]
-            except Exception as error:  # zlib, zipfile and numpy each raise their own on damaged bytes
+            except (UserError, *DAMAGED) as error:
                 raise UserError(f"{self._file(part)}: damaged; remove it and run the command again") from error
             yield torch.from_numpy(rows)
 

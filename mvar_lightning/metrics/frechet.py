@@ -21,7 +21,8 @@ def frechet_distance(one: Moments, other: Moments) -> float:
     a covariance without full rank (fewer images than features) costs no precision.
 
     Raises:
-        UserError: moments of different numbers of features.
+        UserError: moments of different numbers of features, or a covariance with negative variances (left out, they
+            would make the distance too small).
     """
     if one.num_features != other.num_features:
         raise UserError(
@@ -30,13 +31,14 @@ def frechet_distance(one: Moments, other: Moments) -> float:
         )
     apart = (one.mean_F - other.mean_F).square().sum()
     traces = one.covariance_FF.trace() + other.covariance_FF.trace()
-    overlap = torch.linalg.svdvals(_root(one.covariance_FF).T @ _root(other.covariance_FF)).sum()
+    overlap = torch.linalg.svdvals(_root(one).T @ _root(other)).sum()
     return max(float(apart + traces - 2 * overlap), 0.0)
 
 
-def _root(covariance_FF: Tensor) -> Tensor:
+def _root(moments: Moments) -> Tensor:
     """(F, R) with root root^T = covariance; directions within rounding of none are left out."""
-    variance_F, directions_FF = torch.linalg.eigh(covariance_FF)
+    variance_F, directions_FF = torch.linalg.eigh(moments.covariance_FF)
+    moments.check_variances(variance_F)
     real_F = variance_F > variance_F.amax().clamp_min(0) * len(variance_F) * torch.finfo(torch.float64).eps
     return directions_FF[:, real_F] * variance_F[real_F].sqrt()
 

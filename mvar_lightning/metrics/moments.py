@@ -5,8 +5,12 @@ N images, F features, S spatial features.
 
 from __future__ import annotations
 
+import lzma
 import os
+import struct
+import tokenize
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +27,8 @@ class Moments:
     """Mean (F,) and covariance (F, F) in float64 on the CPU; ``images`` is None where a file does not tell it.
 
     Raises:
-        UserError: shapes that do not belong together, or numbers that are not finite.
+        UserError: shapes that do not belong together, numbers that are not finite, or a covariance that is not
+            symmetric. That it has no negative variance costs an eigenvalue decomposition: see `check_variances`.
     """
 
     mean_F: Tensor
@@ -36,6 +41,25 @@ class Moments:
             raise UserError(f"moments: a mean of shape {mean} and a covariance of shape {covariance} do not fit")
         if not (torch.isfinite(self.mean_F).all() and torch.isfinite(self.covariance_FF).all()):
             raise UserError("moments: some are NaN or infinite; compute them again")
+        apart = float((self.covariance_FF - self.covariance_FF.T).abs().amax()) if len(self.mean_F) else 0.0
+        if apart > self._rounding(float(self.covariance_FF.abs().amax()) if len(self.mean_F) else 0.0):
+            raise UserError(f"moments: the covariance is not symmetric, two halves differ by {apart:.3g}; "
+                            "compute them again")  # fmt: skip
+
+    def check_variances(self, variance_F: Tensor | None = None) -> None:
+        """Raise UserError where a direction has a negative variance: no set of images has such a covariance.
+
+        Args:
+            variance_F: the eigenvalues in ascending order, where they are known.
+        """
+        variance_F = torch.linalg.eigvalsh(self.covariance_FF) if variance_F is None else variance_F
+        if len(variance_F) and float(variance_F[0]) < -self._rounding(max(float(variance_F[-1]), 0.0)):
+            raise UserError(f"moments: the covariance has a negative variance, {float(variance_F[0]):.3g}; "
+                            "compute them again")  # fmt: skip
+
+    def _rounding(self, scale: float) -> float:
+        """What is no error yet: float32 files, and the mean's square that was subtracted (images all alike)."""
+        return 1e-6 * scale + 1e-10 * float(self.mean_F.square().amax())
 
     @property
     def num_features(self) -> int:
@@ -150,12 +174,28 @@ class StoredReference:
                 raise UserError(
                     f"features of shape {tuple(rows_NF.shape)}, moments of {features.num_features}; write it again"
                 )
+            for moments in (features, spatial):
+                if moments is not None:
+                    moments.check_variances()
         except (UserError, TypeError) as error:
             raise UserError(f"{path}: {error}") from error
         return cls(features, spatial, str(found["extractor"]) if "extractor" in found else None, rows_NF)
 
 
 _STORED = ("mu", "sigma", "mu_s", "sigma_s", "images", "extractor", "features")
+
+DAMAGED = (
+    OSError,
+    ValueError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    tokenize.TokenError,  # NumPy's second try at an array's header
+    RuntimeError,  # NotImplementedError with it: zipfile's answer to flags that say encrypted or an unknown method
+)
+"""What reading an npz of damaged bytes raises: NumPy, zipfile and its decompressors each have their own."""
 
 
 def _moments(found: dict[str, Any], mean: str, covariance: str, images: int | None) -> Moments:
@@ -168,7 +208,7 @@ def open_arrays(path: Path) -> Any:
         file = np.load(path, allow_pickle=False)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise UserError(f"{path}: not a readable npz: damaged, of another kind, or pickled") from error
     if not isinstance(file, np.lib.npyio.NpzFile):
         raise UserError(f"{path}: a single array, not an npz; write it with numpy.savez")
@@ -178,7 +218,7 @@ def open_arrays(path: Path) -> Any:
 def _array(path: Path, file: Any, name: str) -> np.ndarray:
     try:
         return file[name]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise UserError(f"{path}: {name} cannot be read: it is damaged or pickled; only plain arrays are") from error
 
 

@@ -215,6 +215,48 @@ def test_reference_files_that_are_none(tmp_path: Path) -> None:
             StoredReference.load(tmp_path / name)
 
 
+def test_a_compressed_file_damaged_anywhere_is_told(tmp_path: Path) -> None:
+    x, path = rows(50, 6, 0).numpy(), tmp_path / "reference.npz"
+    np.savez_compressed(path, mu=x.mean(0), sigma=np.cov(x, rowvar=False))
+    whole, told = path.read_bytes(), 0
+    for place in range(0, len(whole), 3):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0xFF
+        path.write_bytes(damaged)
+        try:
+            StoredReference.load(path)  # a few places matter to no one, such as a date
+        except UserError as error:
+            told += str(path) in str(error)
+    assert told > len(whole) / 3 / 2
+
+
+def test_a_covariance_of_no_images_is_refused(tmp_path: Path) -> None:
+    def told(sigma: np.ndarray) -> str:
+        np.savez(tmp_path / "file.npz", mu=np.zeros(3), sigma=sigma)
+        with pytest.raises(UserError, match=r"file\.npz") as caught:
+            StoredReference.load(tmp_path / "file.npz")
+        return str(caught.value)
+
+    lopsided = np.eye(3)
+    lopsided[0, 2] = 0.9
+    assert "not symmetric, two halves differ by 0.9" in told(lopsided)
+    assert "a negative variance, -1" in told(-np.eye(3))
+    assert "a negative variance, -1e-05" in told(np.diag([1, 1, -1e-5]))
+    zeros, eye = torch.zeros(3, dtype=torch.float64), torch.eye(3, dtype=torch.float64)
+    with pytest.raises(UserError, match="negative variance"):
+        frechet_distance(Moments(zeros, -eye), Moments(zeros, eye))
+
+
+def test_rounding_makes_no_covariance_invalid(tmp_path: Path) -> None:
+    sigma = np.cov(rows(20, 50, 0).numpy(), rowvar=False).astype(np.float32)  # of low rank: zeros by rounding alone
+    np.savez(tmp_path / "single.npz", mu=np.zeros(50, np.float32), sigma=sigma)
+    assert StoredReference.load(tmp_path / "single.npz").features.num_features == 50
+    alike = moments_of(rows(1, 50, 0).expand(300, -1))
+    StoredReference(alike).save(tmp_path / "alike.npz")
+    again = StoredReference.load(tmp_path / "alike.npz").features
+    assert frechet_distance(again, alike) == pytest.approx(0, abs=1e-9)
+
+
 def _share(rank: int, port: int, folder: str) -> None:
     address = f"tcp://127.0.0.1:{port}"
     torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
