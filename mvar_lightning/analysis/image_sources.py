@@ -28,7 +28,7 @@ from mvar_lightning.data.modules import ShardsDataModule
 from mvar_lightning.data.streaming import ValidationStream
 from mvar_lightning.data.transforms import planes
 from mvar_lightning.errors import UserError
-from mvar_lightning.metrics.moments import open_arrays
+from mvar_lightning.metrics.moments import DAMAGED, open_arrays
 
 PART = 1000
 """Images of a part, where a source does not come in parts of its own."""
@@ -119,15 +119,23 @@ class FolderImages(ImageSource):
 
 
 def _pictures(folder: Path) -> list[str]:
+    if folder.is_file():
+        raise UserError(f"{folder}: is a file, but no npz; give a folder of images, an npz, or a shard folder")
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give a folder of images, an npz, or a shard folder")
     sampled = (folder / "sampling.json").is_file()  # then our overview of all images lies beside them
-    names = [path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower()[1:] in SUFFIXES]
+    found = [path for path in folder.rglob("*") if path.suffix.lower()[1:] in SUFFIXES and not _is_report(path)]
+    names = [path.relative_to(folder) for path in found]
     kept = sorted(str(name) for name in names if not any(part.startswith(".") for part in name.parts))
     kept = [name for name in kept if not (sampled and name == "grid.png")]
     if not kept:
         raise UserError(f"{folder}: holds no images ({', '.join(SUFFIXES)}); give a folder that does")
     return kept
+
+
+def _is_report(path: Path) -> bool:
+    """Whether a picture is an evaluation's overview: --out may lie inside of the folder that is evaluated."""
+    return path.name == "images.png" and path.with_suffix(".json").is_file()
 
 
 def _open_size(path: Path) -> tuple[int, int]:
@@ -178,14 +186,17 @@ class ArchiveImages(ImageSource):
                 if fortran or dtype.hasobject:
                     raise ValueError("not plain rows of pixels")
                 return np.memmap(self.path, dtype, "r", stream.tell(), shape)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(f"{self.path}: arr_0 cannot be read: it is damaged, cut off or pickled") from error
+        except (TypeError, *DAMAGED) as error:  # TypeError: a header with another type among its words
+            raise UserError(f"{self.path}: {_UNREADABLE}") from error
 
     def read(self, part: int, batch_size: int) -> Iterator[Tensor]:
         images = self._images()[part * PART : (part + 1) * PART]
         for first in range(0, len(images), batch_size):
             batch = np.ascontiguousarray(images[first : first + batch_size].transpose(0, 3, 1, 2))
             yield torch.from_numpy(batch)
+
+
+_UNREADABLE = "arr_0 cannot be read: it is damaged, cut off or pickled"
 
 
 @lru_cache(maxsize=1)
@@ -202,13 +213,16 @@ def _stored_offset(path: Path) -> int | None:
             raise UserError(
                 f"{path}: holds no arr_0 (it has {held}); images are uint8 (images, height, width, 3) there"
             )
-    with zipfile.ZipFile(path) as archive:
-        member = archive.getinfo("arr_0.npy")
-    if member.compress_type != zipfile.ZIP_STORED:
-        return None
-    with path.open("rb") as stream:
-        stream.seek(member.header_offset + 26)  # of the local header, whose extra field is its own
-        name, extra = struct.unpack("<HH", stream.read(4))
+    try:
+        with zipfile.ZipFile(path) as archive:
+            member = archive.getinfo("arr_0.npy")
+        if member.compress_type != zipfile.ZIP_STORED:
+            return None
+        with path.open("rb") as stream:
+            stream.seek(member.header_offset + 26)  # of the local header, whose extra field is its own
+            name, extra = struct.unpack("<HH", stream.read(4))
+    except (KeyError, *DAMAGED) as error:  # KeyError: a damaged name
+        raise UserError(f"{path}: {_UNREADABLE}") from error
     return member.header_offset + 30 + name + extra
 
 
