@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from small_run import TOKENIZER_SIZES
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mvar_lightning import MultiScaleTokenizer
 from mvar_lightning.analysis.quality import psnr, ssim
@@ -103,6 +104,25 @@ def test_every_number_equals_a_direct_computation(tokenizer: MultiScaleTokenizer
     assert report.fixed_bits == 21 * 5
     assert report.entropy_bits == pytest.approx(sum(s.side**2 * s.bits_per_token for s in report.scales))
     assert 0 < report.entropy_bits < report.fixed_bits
+
+
+@torch.no_grad()
+def test_the_psnr_after_a_scale_is_of_the_codes_up_to_it(tokenizer: MultiScaleTokenizer) -> None:
+    images, quantizer, sides = make_images(), tokenizer.quantizer, tokenizer.pyramid.sides
+    report = evaluate_tokenizer(tokenizer, Loader(images, 5), progressive_images=7)
+    images = images[:7]
+    f_hat, found = torch.zeros(7, tokenizer.code_dim, sides[-1], sides[-1]), []
+    for scale, idx_Nl in enumerate(tokenizer.pyramid.split(tokenizer.encode(images))):
+        codes = quantizer.codebook.weight[idx_Nl].transpose(1, 2).reshape(7, -1, sides[scale], sides[scale])
+        if scale < len(sides) - 1:
+            codes = F.interpolate(codes, size=(sides[-1], sides[-1]), mode="bicubic")
+        conv = quantizer.phi[quantizer.phi_index[scale]]
+        f_hat = f_hat + 0.5 * codes + 0.5 * F.conv2d(codes, conv.weight, conv.bias, padding=1)
+        again = tokenizer.decoder(tokenizer.post_quant_conv(f_hat)).clamp(-1, 1)
+        errors = (as_saved((again + 1) / 2) - (images + 1) / 2).square().mean(dim=(1, 2, 3))
+        found.append(float((-10 * errors.log10()).mean()))
+    assert [scale.psnr for scale in report.scales] == pytest.approx(found, rel=1e-5)
+    assert len({round(value, 2) for value in found}) == 3, "scales that change nothing would show nothing"
 
 
 def test_the_batches_do_not_matter(tokenizer: MultiScaleTokenizer) -> None:

@@ -29,12 +29,12 @@ SCALES = [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("attention", [SpatialAttention(3), AdjacentAttention(), SlidingWindowAttention(2)])
-@pytest.mark.parametrize("form", ["file", "folder"])
+@pytest.mark.parametrize("form", ["file", "folder", "run"])
 def test_any_strategy_starts_from_var(attention: Any, form: str, released: Files, pairs: Pairs, tmp_path: Path) -> None:
     source = released["var_tiny"][0]
-    if form == "folder":
+    if form != "file":
         source = tmp_path / "var"
-        save(source, *pairs["var_tiny"])
+        save(source / "model" if form == "run" else source, *pairs["var_tiny"])
     model = NextScaleTransformer(SCALES, **SIZES, attention=attention)
     load_initial_weights(model, source)
     for key, tensor in pairs["var_tiny"][0].state_dict().items():
@@ -86,3 +86,6 @@ def test_other_scales_and_other_files(released: Files, pairs: Pairs, tmp_path: P
         load_initial_weights(model, tmp_path / "t")
     with pytest.raises(UserError, match="no such checkpoint"):
         load_initial_weights(model, tmp_path / "none.pth")
+    save(tmp_path / "v", *pairs["var_tiny"])
+    with pytest.raises(UserError, match=r"model\.safetensors: is one file of a saved folder.*; give .*v$"):
+        load_initial_weights(model, tmp_path / "v" / "model.safetensors")

@@ -15,6 +15,7 @@ from torch import nn
 from mvar_lightning import checkpoints
 from mvar_lightning.attention import SpatialAttention
 from mvar_lightning.checkpoints import load, load_tokenizer, save
+from mvar_lightning.checkpoints.folder import is_released
 from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer import MultiScaleTokenizer, fingerprint
 from mvar_lightning.transformer import GlobalHistory, LlamaBlocks, NextScaleTransformer
@@ -91,6 +92,25 @@ def test_tokenizer_alone(tokenizer: MultiScaleTokenizer, tmp_path: Path) -> None
     assert none is None
     assert_same(loaded, tokenizer)
     assert_same(load_tokenizer(tmp_path / "t"), tokenizer)
+
+
+def test_a_runs_folder_stands_for_the_model_in_it(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    folder.rename(tmp_path / "run" / "model")
+    model, tokenizer = load(tmp_path / "run")
+    assert model is not None and fingerprint(tokenizer) == fingerprint(load_tokenizer(tmp_path / "run" / "model"))
+    with pytest.raises(UserError, match=r"not a checkpoint folder, it has no config\.json \(nor has a model/ in it\)"):
+        load(tmp_path)
+
+
+def test_which_files_are_released_ones(folder: Path, tmp_path: Path) -> None:
+    own = [folder, folder.parent, tmp_path / "last.ckpt", tmp_path / "none", folder / "tokenizer.safetensors"]
+    (tmp_path / "weights.pth").mkdir()
+    assert not any(is_released(path) for path in [*own, tmp_path / "weights.pth"])
+    assert all(is_released(tmp_path / name) for name in ("vae.pth", "vae.safetensors", "tokenizer.safetensors"))
+    for name in ("tokenizer.safetensors", "model.safetensors"):
+        with pytest.raises(UserError, match=rf"{name}: is one file of a saved folder.*; give .*checkpoint$"):
+            load_tokenizer(folder / name)
 
 
 def test_save_replaces_a_checkpoint_and_nothing_else(

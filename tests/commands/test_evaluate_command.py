@@ -124,6 +124,8 @@ def test_wrong_input(workplace: Path, tokenizer: Path, shards: Path, fails: Fail
     here = [*start, tokenizer, "--data", shards]
     assert "no such checkpoint" in fails(*start, "nothing", "--data", shards)
     assert "not a checkpoint folder" in fails(*start, shards, "--data", shards)
+    part = f"{tokenizer}/tokenizer.safetensors"
+    assert f"{part}: is one file of a saved folder" in fails(*start, part, "--data", shards)
     assert "takes images of 16 x 16" in fails(*here, "--image-size", 32)
     assert "--patch-nums: only released files" in fails(*here, "--patch-nums", "1,2")
     assert "does not exist" in fails(*start, tokenizer, "--data", "nowhere")

@@ -7,12 +7,16 @@ import random
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from mvar_lightning import ShardsDataModule
 from mvar_lightning.data import photos as room
+from mvar_lightning.data.embedded import ensure
 from mvar_lightning.data.photos import CROP_SIDE, PHOTOS, Photo, held_out, photos, train_window, val_window
 from mvar_lightning.errors import UserError
 
@@ -43,6 +47,43 @@ def test_crops_are_color_jpegs_that_repeat_byte_for_byte() -> None:
     with Image.open(io.BytesIO(first)) as image:
         assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (CROP_SIDE, CROP_SIDE))
         assert len(image.getcolors(10_000) or []) > 100
+
+
+@pytest.mark.parametrize(
+    ("split", "number", "name", "color", "spread"),
+    [
+        ("train", 0, "astronaut, training crop 0", (201.39, 97.23, 76.84), 68.82),
+        ("train", 1255, "galaxies, training crop 55", (13.28, 15.37, 14.45), 12.80),
+        ("val", 120, "cat, validation crop 20", (153.58, 115.83, 83.87), 44.41),
+        ("val", 999, "tissue, validation crop 99", (183.22, 171.58, 161.78), 47.08),
+    ],
+)
+def test_crops_are_those_that_were_measured_on(
+    split: str, number: int, name: str, color: tuple[float, ...], spread: float
+) -> None:
+    """Means and standard deviation of the pixels, not bytes: JPEG encoders differ between versions of Pillow."""
+    example = getattr(photos(), split)[number]
+    with Image.open(io.BytesIO(example.load())) as image:
+        pixels = np.asarray(image, dtype=float)
+    assert example.name == name
+    assert pixels.mean(axis=(0, 1)) == pytest.approx(color, abs=0.5) and pixels.std() == pytest.approx(spread, abs=0.5)
+
+
+def test_a_missing_folder_of_that_name_is_made_and_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "TRAIN_CROPS", 4)  # of 300, for speed
+    monkeypatch.setattr(room, "VAL_CROPS", 2)
+    data = ShardsDataModule(str(tmp_path / "data" / "photos"), image_size=64, batch_size=8, num_workers=0)
+    data.prepare_data()
+    data.setup("fit")
+    assert data.class_names == tuple(PHOTOS) and (data.train_samples, data.val_samples) == (40, 20)
+    assert ensure(tmp_path / "data" / "photos") == data.index
+    batch = next(iter(data.train_dataloader()))
+    assert batch["image"].shape == (8, 3, 64, 64) and batch["image"].std() > 0.1
+    seen = [(batch["image"], batch["label"]) for batch in data.val_dataloader()]
+    images, labels = torch.cat([image for image, _ in seen]), torch.cat([label for _, label in seen])
+    assert sorted(labels.tolist()) == sorted([*range(10)] * 2)
+    red, blue = images[labels == [*PHOTOS].index("cat")].mean(dim=(0, 2, 3))[::2]
+    assert red > blue + 0.1, "a cat under another label"
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

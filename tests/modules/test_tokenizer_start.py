@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
-from small_run import TOKENIZER_SIZES, copy_of, trainer
+from small_run import MODEL_SIZES, TOKENIZER_SIZES, copy_of, trainer
 from torch.utils.data import DataLoader
 
 from mvar_lightning import (
@@ -19,9 +20,11 @@ from mvar_lightning import (
     PatchDiscriminator,
     TokenizerModule,
     UserError,
+    VARModule,
     load,
 )
 from mvar_lightning.checkpoints.official import tokenizer_reference_state
+from mvar_lightning.modules.tokenizer_start import start_from
 
 PUBLISHED_NORMS = {**TOKENIZER_SIZES, "channels": 32, "norm_groups": 32}
 
@@ -54,6 +57,16 @@ def test_starts_from_a_folder(tokenizer: Path, tmp_path: Path) -> None:
     found = started(tmp_path, init_from=str(tokenizer))
     assert all(torch.equal(found[name], value) for name, value in expected.items())
     assert any(not torch.equal(value, started(tmp_path)[name]) for name, value in expected.items())
+
+
+def test_a_runs_folder_is_taken_where_a_tokenizer_is_asked_for(tokenizer: Path, tmp_path: Path) -> None:
+    expected = load(tokenizer)[1].state_dict()
+    shutil.copytree(tokenizer, tmp_path / "run" / "model")
+    started_here = module().tokenizer
+    start_from(started_here, str(tmp_path / "run"))
+    frozen_there = VARModule(str(tmp_path / "run"), **MODEL_SIZES).tokenizer
+    for found in (started_here.state_dict(), frozen_there.state_dict()):
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 def test_tells_that_a_remedy_replaces_the_codes(
@@ -93,6 +106,8 @@ def test_other_sizes_are_told(tokenizer: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere"):
         started(tmp_path, init_from=str(tmp_path / "nowhere.pth"))
     started(tmp_path, init_from=str(tokenizer), beta=1.0)
+    with pytest.raises(UserError, match=r"tokenizer\.safetensors: is one file of a saved folder.*; give .*tokenizer$"):
+        start_from(module().tokenizer, str(tokenizer / "tokenizer.safetensors"))
 
 
 @pytest.mark.parametrize("frozen", [["encoder", "quant_conv", "quantizer"], ["decoder"]])
