@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 from mvar_lightning.errors import UserError
 
 MEASURES = ("last", "fall")
+LARGEST_SEED = 2**32 - 1
+"""Of Lightning's seed_everything, which refuses others, at the start of each run."""
 REDUCTIONS: dict[str, Callable[..., float]] = {"min": min, "max": max}
 
 
@@ -35,6 +38,11 @@ class Column:
     divide: float = 1.0
 
     def __post_init__(self) -> None:
+        for name in ("metric", "title", "measure", "reduce", "format"):
+            if not isinstance(value := getattr(self, name), str) or (name == "metric" and not value):
+                raise UserError(f"column {self.metric!r}: {name} {value!r} must be text")
+        if not _is_number(self.divide) or not self.divide:
+            raise UserError(f"column {self.metric!r}: divide {self.divide!r} must be a number other than 0")
         if self.measure not in MEASURES or self.reduce not in REDUCTIONS:
             raise UserError(
                 f"column {self.metric!r}: measure {self.measure!r}, reduce {self.reduce!r}; "
@@ -94,9 +102,11 @@ def read_sweep(path: str | Path) -> Sweep:
 
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"sweep {path}: not UTF-8 text (byte {error.start}); see recipes/ablations/") from None
     except OSError as error:
         raise UserError(f"sweep {path}: cannot be read ({error.strerror}); see recipes/ablations/") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-13-01
         raise UserError(f"sweep {path}: not valid YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, Mapping):
         raise UserError(f"sweep {path}: must be a mapping with recipe, variants and columns")
@@ -110,30 +120,70 @@ def _sweep(path: str | Path, content: Mapping[str, Any]) -> Sweep:
     for needed in ("recipe", "variants", "columns"):
         if not content.get(needed):
             raise UserError(f"sweep {path}: {needed} is missing or empty")
-    variants, columns = content["variants"], content["columns"]
-    if not isinstance(variants, Mapping) or not all(isinstance(v, Mapping | None) for v in variants.values()):
-        raise UserError(f"sweep {path}: variants must map each name to its settings, such as {{model.depth: 4}}")
-    if not isinstance(columns, list) or not all(isinstance(column, Mapping) for column in columns):
-        raise UserError(f"sweep {path}: columns must be a list of mappings with a metric")
-    for name in map(str, variants):
-        if not name or name[0] == "." or "/" in name:
-            raise UserError(f"sweep {path}: variant {name!r} is also a folder's name; use letters, digits and - alone")
-    seeds = content.get("seeds", [0])
-    if not isinstance(seeds, list) or not seeds or not all(isinstance(seed, int) for seed in seeds):
-        raise UserError(f"sweep {path}: seeds {seeds!r} must be a list of whole numbers")
-    try:
-        made = tuple(Column(**column) for column in columns)
-    except TypeError as error:
-        raise UserError(f"sweep {path}: columns: {str(error).split(') ')[-1]}") from None
-    plot = tuple(content.get("plot") or ())
-    if unknown := [metric for metric in plot if metric not in {column.metric for column in made}]:
+    if not isinstance(recipe := content["recipe"], str):
+        raise UserError(f"sweep {path}: recipe {recipe!r} must be the name of a YAML file")
+    columns = _columns(path, content["columns"])
+    plot = _names(path, content, "plot")
+    if unknown := [metric for metric in plot if metric not in {column.metric for column in columns}]:
         raise UserError(f"sweep {path}: plot: {unknown[0]!r} is the metric of no column")
     return Sweep(
-        recipe=str(content["recipe"]),
-        variants={str(name): dict(settings or {}) for name, settings in variants.items()},
-        columns=made,
-        overrides=dict(content.get("overrides") or {}),
-        seeds=tuple(dict.fromkeys(seeds)),
+        recipe=recipe,
+        variants=_variants(path, content["variants"]),
+        columns=columns,
+        overrides=_settings(path, "overrides", content.get("overrides")),
+        seeds=_seeds(path, content.get("seeds", [0])),
         plot=plot,
-        curves=tuple(content.get("curves") or ()),
+        curves=_names(path, content, "curves"),
     )
+
+
+def _variants(path: str | Path, variants: Any) -> dict[str, dict[str, Any]]:
+    if not isinstance(variants, Mapping) or not all(isinstance(v, Mapping | None) for v in variants.values()):
+        raise UserError(f"sweep {path}: variants must map each name to its settings, such as {{model.depth: 4}}")
+    for name in map(str, variants):
+        if not name or name[0] == "." or "/" in name or "\0" in name:
+            raise UserError(f"sweep {path}: variant {name!r} is also a folder's name; use letters, digits and - alone")
+    return {str(name): _settings(path, f"variant {name}", settings) for name, settings in variants.items()}
+
+
+def _settings(path: str | Path, where: str, settings: Any) -> dict[str, Any]:
+    if not isinstance(settings, Mapping | None):
+        raise UserError(f"sweep {path}: {where} {settings!r} must be settings, such as {{model.depth: 4}}")
+    for name, value in (settings or {}).items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError):  # a date, a set, or a list within itself
+            raise UserError(
+                f"sweep {path}: {where}: {name} {value!r} is no text, number, list or mapping; quote it"
+            ) from None
+    return dict(settings or {})
+
+
+def _columns(path: str | Path, columns: Any) -> tuple[Column, ...]:
+    if not isinstance(columns, list) or not all(isinstance(column, Mapping) for column in columns):
+        raise UserError(f"sweep {path}: columns must be a list of mappings with a metric")
+    try:
+        return tuple(Column(**column) for column in columns)
+    except TypeError as error:
+        raise UserError(f"sweep {path}: columns: {str(error).split(') ')[-1]}") from None
+    except UserError as error:
+        raise UserError(f"sweep {path}: {error}") from None
+
+
+def _seeds(path: str | Path, seeds: Any) -> tuple[int, ...]:
+    whole = isinstance(seeds, list) and all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds)
+    if not whole or not seeds or not all(0 <= seed <= LARGEST_SEED for seed in seeds):
+        raise UserError(f"sweep {path}: seeds {seeds!r} must be a list of whole numbers, 0 to {LARGEST_SEED}")
+    return tuple(dict.fromkeys(seeds))
+
+
+def _names(path: str | Path, content: Mapping[str, Any], which: str) -> tuple[str, ...]:
+    """A list of metrics. One name alone is refused: its letters would be taken for names."""
+    names = content.get(which) or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"sweep {path}: {which} {names!r} must be a list of metrics, such as [val/loss]")
+    return tuple(names)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

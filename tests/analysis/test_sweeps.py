@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +68,32 @@ def test_settings_become_overrides_variant_over_common_ones(tmp_path: Path) -> N
         ({"columns": [{"metric": "a", "tilte": "b"}]}, "unexpected keyword argument 'tilte'"),
         ({"plot": ["val/los"]}, "plot: 'val/los' is the metric of no column"),
         ({"columns": ["val/loss"]}, "columns must be a list of mappings"),
+        ({"columns": [{"title": "a"}]}, "'metric'"),
+        ({"columns": [{"metric": 3}]}, "column 3: metric 3 must be text"),
+        ({"columns": [{"metric": "a", "title": ["b"]}]}, "title ['b'] must be text"),
+        ({"columns": [{"metric": "a", "reduce": ["min"]}]}, "reduce ['min'] must be text"),
+        ({"columns": [{"metric": "a", "format": 3}]}, "format 3 must be text"),
+        ({"columns": [{"metric": "a", "divide": 0}]}, "divide 0 must be a number other than 0"),
+        ({"columns": [{"metric": "a", "divide": "x"}]}, "divide 'x' must be a number"),
+        ({"columns": [{"metric": "a", "divide": True}]}, "divide True must be a number"),
+        ({"columns": [{"metric": "a", "divide": math.nan}]}, "divide nan must be a number"),
+        ({"overrides": ["x"]}, "overrides ['x'] must be settings"),
+        ({"overrides": "abc"}, "overrides 'abc' must be settings"),
+        ({"overrides": {"a": date(2026, 1, 2)}}, "overrides: a datetime.date(2026, 1, 2) is no text"),
+        ({"variants": {"a": {"b": date(2026, 1, 2)}}}, "variant a: b datetime.date(2026, 1, 2) is no text"),
+        ({"variants": {"a": ["x"]}}, "variants must map each name"),
+        ({"plot": 3}, "plot 3 must be a list of metrics"),
+        ({"plot": [["val/loss"]]}, "plot [['val/loss']] must be a list of metrics"),
+        ({"curves": "val/loss"}, "curves 'val/loss' must be a list of metrics"),
+        ({"seeds": [-1]}, "seeds [-1] must be a list of whole numbers, 0 to 4294967295"),
+        ({"seeds": [2**32]}, "must be a list of whole numbers"),
+        ({"seeds": [True]}, "seeds [True] must be a list of whole numbers"),
+        ({"seeds": []}, "seeds [] must be a list of whole numbers"),
+        ({"recipe": ["a"]}, "recipe ['a'] must be the name of a YAML file"),
     ],
 )
 def test_a_wrong_sweep_is_told(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"sweep|column") as error:
+    with pytest.raises(UserError, match=r"sweep .*sweep\.yaml: ") as error:
         read_sweep(write(tmp_path, **changes))
     assert said in str(error.value)
 
@@ -80,6 +103,12 @@ def test_a_missing_or_broken_sweep_is_told(tmp_path: Path) -> None:
         read_sweep(tmp_path / "none.yaml")
     (tmp_path / "bad.yaml").write_text("a: [")
     with pytest.raises(UserError, match="not valid YAML"):
+        read_sweep(tmp_path / "bad.yaml")
+    (tmp_path / "bad.yaml").write_text("recipe: 2026-13-45")
+    with pytest.raises(UserError, match="not valid YAML"):
+        read_sweep(tmp_path / "bad.yaml")
+    (tmp_path / "bad.yaml").write_bytes(b"\xff\xfe\x00bad")
+    with pytest.raises(UserError, match="not UTF-8 text"):
         read_sweep(tmp_path / "bad.yaml")
 
 
