@@ -29,28 +29,39 @@ MEASURES = {
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """A fit with its 95% confidence interval of the exponent (Student's t)."""
+    """A fit with its 95% confidence interval of the exponent (Student's t).
+
+    Kept as the line log y = alpha log N + intercept: where the measure hardly changes, beta leaves the floats.
+    ``r_squared`` is NaN where it does not change at all: there is nothing to explain.
+    """
 
     alpha: float
     low: float
     high: float
-    beta: float
+    intercept: float
     r_squared: float
 
-    def at(self, parameters: float) -> float:
-        return (self.beta * parameters) ** self.alpha
+    @property
+    def beta(self) -> float:
+        """NaN where it is no float."""
+        try:
+            beta = math.exp(self.intercept / self.alpha)
+        except (ZeroDivisionError, OverflowError):
+            return math.nan
+        return beta or math.nan
 
-    def __str__(self) -> str:
-        return f"alpha {self.alpha:.3f} (95%: {self.low:.3f} to {self.high:.3f}), R2 {self.r_squared:.3f}"
+    def at(self, parameters: float) -> float:
+        return math.exp(self.alpha * math.log(parameters) + self.intercept)
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """Points and fit of one measure."""
+    """Points and fit of one measure, and the planned runs that it is without."""
 
     name: str
     points: tuple[tuple[float, float], ...]
     law: PowerLaw
+    missing: tuple[str, ...] = ()
 
 
 def fit_power_law(points: Sequence[tuple[float, float]]) -> PowerLaw:
@@ -63,49 +74,83 @@ def fit_power_law(points: Sequence[tuple[float, float]]) -> PowerLaw:
 
     if len(points) < 3 or len({size for size, _ in points}) < 2:
         raise UserError(f"scaling: {len(points)} runs; a power law needs three or more, of at least two sizes")
-    if bad := [point for point in points if not (point[0] > 0 and point[1] > 0 and math.isfinite(point[1]))]:
-        raise UserError(f"scaling: a run of {bad[0][0]:,.0f} parameters has the value {bad[0][1]}; it must be positive")
+    if bad := [point for point in points if not all(math.isfinite(number) and number > 0 for number in point)]:
+        raise UserError(f"scaling: a run of {bad[0][0]:,.0f} parameters has the value {bad[0][1]}; both must be "
+                        "positive numbers")  # fmt: skip
+    if len({value for _, value in points}) == 1:  # SciPy's correlation is 0 / 0, and the interval with it
+        return PowerLaw(0.0, 0.0, 0.0, math.log(points[0][1]), math.nan)
     found = linregress([math.log(size) for size, _ in points], [math.log(value) for _, value in points])
     reach = float(t.ppf(0.975, len(points) - 2)) * float(found.stderr)
     alpha = float(found.slope)
-    beta = math.exp(float(found.intercept) / alpha) if alpha else math.nan
-    return PowerLaw(alpha, alpha - reach, alpha + reach, beta, float(found.rvalue) ** 2)
+    return PowerLaw(alpha, alpha - reach, alpha + reach, float(found.intercept), float(found.rvalue) ** 2)
 
 
 def scaling_of(runs: Sequence[Mapping[str, Any]]) -> list[Scaling]:
     """The four measures over the runs of a sweep (``sweep.json``), each run a point.
 
+    A run with the report null was planned and is not finished; the fit is without it.
+
     Raises:
         UserError: runs that are no next-scale models', or too few of them.
     """
+    for run in runs:
+        if not isinstance(run, Mapping) or not isinstance(run.get("report", {}), Mapping | None):
+            raise UserError(f"scaling: {str(run)[:60]} is no run; make sweep.json anew with mvar sweep")
+    finished = [run for run in runs if run.get("report", {}) is not None]
+    missing = tuple(_name(run) for run in runs if run.get("report", {}) is None)
     found = []
     for name, (metric, inverted) in MEASURES.items():
-        points = []
-        for run in runs:
-            report = run.get("report", {})
-            value, size = report.get("metrics", {}).get(metric), report.get("parameters")
-            if value is None or size is None:
-                raise UserError(
-                    f"scaling: run {run.get('variant')} has no {metric if value is None else 'parameters'}; "
-                    "give a sweep of next-scale models that all came to their end"
-                )
-            points.append((float(size), 1 - float(value) if inverted else float(value)))
-        found.append(Scaling(name, tuple(sorted(points)), fit_power_law(points)))
+        values = [_number(run, metric) for run in finished]
+        sizes = [_number(run, "parameters") for run in finished]
+        points = [(size, 1 - value if inverted else value) for size, value in zip(sizes, values, strict=True)]
+        try:
+            law = fit_power_law(points)
+        except UserError as error:
+            raise UserError(f"{error}; not finished: {'; '.join(missing)}" if missing else str(error)) from error
+        found.append(Scaling(name, tuple(sorted(points)), law, missing))
     return found
 
 
+def _number(run: Mapping[str, Any], name: str) -> float:
+    """The parameters of a run, or one of its metrics."""
+    report = run.get("report", {})
+    metrics = report.get("metrics", {})
+    value = report.get(name) if name == "parameters" else metrics.get(name) if isinstance(metrics, Mapping) else None
+    if value is None:
+        raise UserError(
+            f"scaling: run {_name(run)} has no {name}; give a sweep of next-scale models that all came to their end"
+        )
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"scaling: run {_name(run)} has {name} {value!r}, no number; train that run again")
+    return float(value)
+
+
+def _name(run: Mapping[str, Any]) -> str:
+    return f"{run.get('variant')}" + (f", seed {run['seed']}" if "seed" in run else "")
+
+
 def scaling_content(found: Sequence[Scaling]) -> dict[str, Any]:
-    """Plain values, for JSON."""
+    """Plain values, for JSON, which has no NaN: None stands for it."""
     return {
         scaling.name: {
             "points": [list(point) for point in scaling.points],
             "alpha": scaling.law.alpha,
             "alpha_95": [scaling.law.low, scaling.law.high],
-            "beta": scaling.law.beta,
-            "r_squared": scaling.law.r_squared,
+            "intercept": scaling.law.intercept,
+            "beta": _plain(scaling.law.beta),
+            "r_squared": _plain(scaling.law.r_squared),
+            "missing": list(scaling.missing),
         }
         for scaling in found
     }
+
+
+def _plain(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _share(value: float) -> str:
+    return f"{value:.3f}" if math.isfinite(value) else "-"
 
 
 def scaling_markdown(found: Sequence[Scaling]) -> str:
@@ -113,15 +158,17 @@ def scaling_markdown(found: Sequence[Scaling]) -> str:
     rows = [
         [
             scaling.name,
-            f"{scaling.law.alpha:.3f}",
-            f"{scaling.law.low:.3f} to {scaling.law.high:.3f}",
-            f"{scaling.law.r_squared:.3f}",
+            f"{scaling.law.alpha:z.3f}",
+            f"{scaling.law.low:z.3f} to {scaling.law.high:z.3f}",
+            _share(scaling.law.r_squared),
             f"{scaling.points[0][1]:.4g} to {scaling.points[-1][1]:.4g}",
         ]
         for scaling in found
     ]
     sizes = [size for size, _ in found[0].points]
     told = f"{len(sizes)} runs of {sizes[0]:,.0f} to {sizes[-1]:,.0f} parameters; y = (beta N)^alpha:"
+    if found[0].missing:
+        told = f"Not finished, so not in the fits: {'; '.join(found[0].missing)}.\n\n{told}"
     return f"{told}\n\n{table_of(['measure', 'alpha', '95% interval', 'R2', 'smallest to largest'], rows)}"
 
 
@@ -142,7 +189,7 @@ def draw_scaling(found: Sequence[Scaling]) -> Draw:
                 axis.yaxis.set_minor_formatter(NullFormatter())
                 law = scaling.law
                 axis.annotate(
-                    f"alpha {law.alpha:.3f} ({law.low:.3f} to {law.high:.3f})\nR2 {law.r_squared:.3f}",
+                    f"alpha {law.alpha:z.3f} ({law.low:z.3f} to {law.high:z.3f})\nR2 {_share(law.r_squared)}",
                     (0.98, 0.98), xycoords="axes fraction", ha="right", va="top", fontsize=7,
                 )  # fmt: skip
                 axis.margins(y=0.25)

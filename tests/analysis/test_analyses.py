@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +23,7 @@ from mvar_lightning import (
 from mvar_lightning.analysis.alignment import alignment_of, residual_feature_alignment
 from mvar_lightning.analysis.attention_mass import attention_mass
 from mvar_lightning.analysis.perturbation import Perturbation, perturb
-from mvar_lightning.analysis.scaling import fit_power_law, scaling_of
+from mvar_lightning.analysis.scaling import draw_scaling, fit_power_law, scaling_content, scaling_markdown, scaling_of
 from mvar_lightning.errors import UserError
 from mvar_lightning.sampling.settings import SamplingSettings
 
@@ -176,8 +178,77 @@ def test_a_power_law_is_found_again() -> None:
     law = fit_power_law([(size, (2e-6 * size) ** -0.2) for size in (1e5, 1e6, 1e7, 1e8)])
     assert law.alpha == pytest.approx(-0.2) and law.beta == pytest.approx(2e-6) and law.r_squared == pytest.approx(1)
     assert law.at(1e6) == pytest.approx(2**-0.2)
-    noisy = fit_power_law([(1e5, 3.0), (1e6, 2.5), (1e6, 2.3), (1e7, 2.1)])
-    assert noisy.low < noisy.alpha < noisy.high and noisy.r_squared < 1
+
+
+def test_the_interval_is_students_by_hand() -> None:
+    points = [(1e5, 3.0), (1e6, 2.5), (1e6, 2.3), (1e7, 2.1)]
+    x, y = ([math.log(point[which]) for point in points] for which in (0, 1))
+    mean_x, mean_y = sum(x) / 4, sum(y) / 4
+    square = sum((a - mean_x) ** 2 for a in x)
+    slope = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / square
+    rest = sum((b - mean_y - slope * (a - mean_x)) ** 2 for a, b in zip(x, y, strict=True))
+    reach = 4.302653 * math.sqrt(rest / 2 / square)  # Student's t of 0.975 with 4 - 2 degrees of freedom, from a table
+    law = fit_power_law(points)
+    assert (law.alpha, law.low, law.high) == pytest.approx((slope, slope - reach, slope + reach), rel=1e-6)
+    assert law.r_squared == pytest.approx(1 - rest / sum((b - mean_y) ** 2 for b in y))
+
+
+SIZES = (1e4, 1e5, 1e6, 1e7)
+
+
+def runs_of(*losses: Any, accuracy: float = 0.25) -> list[dict[str, Any]]:
+    return [
+        {"variant": f"d{number}", "seed": 0, "report": {"parameters": size, "metrics": {
+            "val/loss": loss, "val/loss_last": 2.0, "val/accuracy": accuracy, "val/accuracy_last": number / 10}}}
+        for number, (size, loss) in enumerate(zip(SIZES, losses, strict=True))
+    ]  # fmt: skip
+
+
+def test_an_error_rate_is_what_accuracy_lacks() -> None:
+    found = {scaling.name: scaling.points for scaling in scaling_of(runs_of(4.0, 3.0, 2.0, 1.0))}
+    assert found["loss"] == tuple(zip(SIZES, (4.0, 3.0, 2.0, 1.0), strict=True))
+    assert [value for _, value in found["error rate"]] == [0.75] * 4
+    assert [value for _, value in found["error rate, last scale"]] == pytest.approx([1.0, 0.9, 0.8, 0.7])
+
+
+@pytest.mark.parametrize("last", [2.0, 2.0 + 1e-9, 2.0 - 1e-9])
+def test_a_loss_that_does_not_change_is_fitted_too(last: float, tmp_path: Path) -> None:
+    found = scaling_of(runs_of(2.0, 2.0, 2.0, last))
+    law = found[0].law
+    assert law.alpha == pytest.approx(0, abs=1e-6) and law.at(1e8) == pytest.approx(2)
+    assert law.low <= law.alpha <= law.high
+    content = json.loads(json.dumps(scaling_content(found), allow_nan=False))
+    assert content["loss"]["beta"] is None and content["loss"]["intercept"] == pytest.approx(math.log(2))
+    assert (content["loss"]["r_squared"] is None) == (last == 2.0)
+    markdown = scaling_markdown(found)
+    assert "nan" not in markdown and "| loss | 0.000 | 0.000 to 0.000 | " in markdown
+    draw_scaling(found)(tmp_path / "scaling.png")
+
+
+def test_planned_runs_that_are_not_finished_are_named() -> None:
+    lacking = [*runs_of(4.0, 3.0, 2.0, 1.0), {"variant": "d9", "seed": 1, "report": None}]
+    found = scaling_of(lacking)
+    assert len(found[0].points) == 4
+    assert scaling_markdown(found).startswith("Not finished, so not in the fits: d9, seed 1.")
+    assert scaling_content(found)["loss"]["missing"] == ["d9, seed 1"]
+    with pytest.raises(UserError, match=r"2 runs; a power law needs three or more.*; not finished: d9, seed 1"):
+        scaling_of(lacking[2:])
+
+
+def test_what_is_no_report_is_told() -> None:
+    with pytest.raises(UserError, match="run d1, seed 0 has val/loss 'a', no number"):
+        scaling_of(runs_of(1.0, "a", 2.0, 3.0))
+    with pytest.raises(UserError, match="has val/loss True, no number"):
+        scaling_of(runs_of(True, 1.0, 2.0, 3.0))
+    with pytest.raises(UserError, match="must be positive"):
+        scaling_of(runs_of(1.0, math.inf, 2.0, 3.0))
+    for wrong in (3, {"variant": "a", "report": [1]}):
+        with pytest.raises(UserError, match="is no run"):
+            scaling_of([wrong])  # type: ignore[list-item]
+    with pytest.raises(UserError, match="run a has no val/loss"):
+        scaling_of([{"variant": "a", "report": {"parameters": 3, "metrics": 3}}])
+    with pytest.raises(UserError, match="run a has no parameters"):
+        scaling_of([{"variant": "a", "report": {"metrics": {"val/loss": 3}}}])
 
 
 def test_what_cannot_be_fitted_is_told() -> None:
