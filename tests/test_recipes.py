@@ -15,8 +15,10 @@ import torch
 import yaml
 
 from mvar_lightning import MultiScaleTokenizer, ShardsDataModule, TokenShardsDataModule
+from mvar_lightning.callbacks import ReconstructionMetrics
 from mvar_lightning.commands.lightning_cli import SuiteCLI
 from mvar_lightning.data.embedded import DIGITS_SIDE
+from mvar_lightning.metrics import FeatureExtractor, InceptionFeatures
 from mvar_lightning.modules import next_scale
 from mvar_lightning.pyramid import PUBLISHED_SIDES
 
@@ -90,6 +92,11 @@ def image_size_of(raw: dict[str, Any]) -> int:
     return raw["data"]["init_args"].get("image_size", DIGITS_SIDE)
 
 
+def without_file(self: InceptionFeatures, path: str) -> None:
+    """In place of Inception's constructor, which reads the weights that a user downloads."""
+    FeatureExtractor.__init__(self, "inception", 2048)
+
+
 @cache
 def build(path: Path) -> Built:
     """Parse a recipe as `mvar fit` does and build everything, with meta tensors and without data or tokenizer files."""
@@ -106,6 +113,7 @@ def build(path: Path) -> Built:
         patch.setattr(next_scale, "load_tokenizer", lambda path: MultiScaleTokenizer(**sizes))
         patch.setattr(next_scale, "fingerprint", lambda tokenizer: "0" * 64)
         patch.setattr(next_scale, "load_initial_weights", lambda model, path: None)
+        patch.setattr(InceptionFeatures, "__init__", without_file)
         for kind in (ShardsDataModule, TokenShardsDataModule):
             patch.setattr(kind, "num_classes", property(lambda data: num_classes))
         patch.setenv("PL_GLOBAL_SEED", "0")  # the recipes seed everything; leave no trace of it
@@ -197,6 +205,14 @@ def test_next_scale_recipes_watch_samples_and_tokenizers_watch_reconstructions(p
     kinds = {type(callback).__name__ for callback in built.trainer.callbacks}
     wanted = {"SampleMetrics", "SampleGrid"} if hasattr(built.module, "model") else {"ReconstructionMetrics"}
     assert kinds >= {*wanted, "LastCheckpoint", "WritableRunFolder", "NonFiniteLossGuard"}
+
+
+@pytest.mark.parametrize("name", ["tokenizer/imagenet256", "tokenizer/adapt"])
+def test_tokenizers_at_256_pixels_train_no_classifier_for_their_metrics(name: str) -> None:
+    trainer = build(ROOT / "recipes" / f"{name}.yaml").trainer
+    (metrics,) = (callback for callback in trainer.callbacks if isinstance(callback, ReconstructionMetrics))
+    assert isinstance(metrics.extractor, InceptionFeatures) and not metrics.consistency
+    assert metrics.num_images >= 10_000
 
 
 @each_recipe
