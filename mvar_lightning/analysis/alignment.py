@@ -41,7 +41,8 @@ class Alignment:
 
     @property
     def signed_sqrt_KK(self) -> Tensor:
-        return self.rfa_KK.sign() * self.rfa_KK.abs().sqrt()
+        """The figure's numbers, with the two digits that table and picture show, and no -0.00."""
+        return (self.rfa_KK.sign() * self.rfa_KK.abs().sqrt()).round(decimals=2) + 0.0
 
     def content(self) -> dict[str, Any]:
         """Plain values, for JSON: row k holds scales 0 .. k."""

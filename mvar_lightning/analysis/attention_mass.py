@@ -124,8 +124,10 @@ class _Watcher(AttentionBackend):
         if read.kernel_size is not None:
             visible_lS = neighborhood_mask(read.side, read.kernel_size).to(scores_BHlS.device)
             scores_BHlS = scores_BHlS.masked_fill(~visible_lS, -torch.inf)
-        share_BlS = scores_BHlS.softmax(dim=-1).mean(dim=1).double().cpu()
-        self.sums.add(self.block, scale, self._on_scales(scale, share_BlS), self._within(scale, share_BlS))
+        # a softmax of its own: of a head that looks elsewhere the own block's share of the whole can round to nothing
+        own_BHll = scores_BHlS[..., -self.pyramid.tokens_of(scale) :].softmax(dim=-1)
+        share_BlS, own_Bll = (part.mean(dim=1).double().cpu() for part in (scores_BHlS.softmax(dim=-1), own_BHll))
+        self.sums.add(self.block, scale, self._on_scales(scale, share_BlS), self._within(scale, own_Bll))
 
     def _on_scales(self, scale: int, share_BlS: Tensor) -> Tensor:
         """Mass on each scale (K,), mean over queries, sum over images."""
@@ -136,11 +138,12 @@ class _Watcher(AttentionBackend):
             on_scale_K[key_scale] = part_BlS.sum(dim=2).mean(dim=1).sum()
         return on_scale_K
 
-    def _within(self, scale: int, share_BlS: Tensor) -> Tensor:
-        """Share of the own block's mass inside each window (N,), mean over queries, sum over images."""
+    def _within(self, scale: int, own_Bll: Tensor) -> Tensor:
+        """Share of the own block's mass inside each window (N,), mean over queries, sum over images.
+
+        Heads are averaged after each head's mass on the block was made 1, so each counts alike.
+        """
         side = self.pyramid.sides[scale]
-        own_Bll = share_BlS[:, :, -side * side :]
-        own_Bll = own_Bll / own_Bll.sum(dim=2, keepdim=True)
         within_N = torch.full((len(self.sums.kernels),), torch.nan, dtype=torch.float64)
         for number, kernel in enumerate(self.sums.kernels):
             if kernel <= side:

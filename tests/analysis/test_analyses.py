@@ -20,8 +20,9 @@ from mvar_lightning import (
     SlidingWindowAttention,
     SpatialAttention,
 )
-from mvar_lightning.analysis.alignment import alignment_of, residual_feature_alignment
-from mvar_lightning.analysis.attention_mass import attention_mass
+from mvar_lightning.analysis.alignment import Alignment, alignment_of, residual_feature_alignment
+from mvar_lightning.analysis.analysis_files import alignment_markdown, attention_markdown
+from mvar_lightning.analysis.attention_mass import AttentionMass, _Sums, _Watcher, attention_mass
 from mvar_lightning.analysis.perturbation import Perturbation, perturb
 from mvar_lightning.analysis.scaling import draw_scaling, fit_power_law, scaling_content, scaling_markdown, scaling_of
 from mvar_lightning.errors import UserError
@@ -101,6 +102,51 @@ def test_attention_does_not_depend_on_how_images_are_batched(tokenizer: MultiSca
     torch.testing.assert_close(one.within, other.within, rtol=1e-5, atol=1e-7, equal_nan=True)
 
 
+def test_each_head_counts_alike_in_windows_however_little_it_spends_on_its_own_block() -> None:
+    model = NextScaleTransformer([1, 2], attention=FullAttention(), vocab_size=16, code_dim=8, num_classes=3, depth=1,
+                                 width=32, heads=2)  # fmt: skip
+    sums = _Sums(model, (1,))
+    watcher = _Watcher(model.blocks[0].attention.backend, 0, sums)
+    scores_HlS = torch.zeros(2, 5, 5)
+    scores_HlS[0] = math.log(3) * torch.eye(5)  # of the four tokens of its map, half on itself: 3 / (3 + 1 + 1 + 1)
+    scores_HlS[0, 1:, 0] = 200.0  # and all but nothing on its map
+    k_BHSD = torch.eye(5).expand(1, 2, 5, 5)
+    watcher(scores_HlS[None] / 2, k_BHSD, k_BHSD, range(2), softmax_scale=2.0)
+    assert sums.within[0, 1, 0] == pytest.approx((1 / 2 + 1 / 4) / 2, rel=1e-6)
+    assert sums.on_scale[0, 1].tolist() == pytest.approx([(1 + 1 / 5) / 2, (0 + 4 / 5) / 2], rel=1e-6)
+
+
+def test_windows_up_to_15_and_every_block_apart() -> None:
+    torch.manual_seed(0)
+    sides = [1, 16]
+    tokenizer = MultiScaleTokenizer(
+        sides, vocab_size=16, code_dim=8, channels=8, channel_multipliers=[1, 2], num_res_blocks=1, norm_groups=4
+    )
+    model = NextScaleTransformer(sides, attention=FullAttention(), vocab_size=16, code_dim=8, num_classes=3, depth=2,
+                                 width=32, heads=2, gamma_init=0.5)  # fmt: skip
+    torch.nn.init.zeros_(model.blocks[0].attention.qkv.weight)
+    torch.nn.init.normal_(model.blocks[1].attention.qkv.weight)
+    mass = attention_mass(model, tokenizer, [(torch.rand(2, 3, 32, 32), torch.tensor([0, 1]))])
+    assert mass.kernels == (1, 3, 5, 7, 9, 11, 13, 15)
+    even = torch.tensor([kernel**2 / 256 for kernel in mass.kernels], dtype=torch.float64)
+    torch.testing.assert_close(mass.within[0, 1], even, rtol=1e-5, atol=0)
+    assert mass.within[0, 0, 1:].isnan().all()
+    torch.testing.assert_close(mass.on_scale[0, 1], torch.tensor([1, 256], dtype=torch.float64) / 257)
+    assert (mass.within[1, 1] - even).abs().max() > 1e-3, "the other block looks where it likes"
+    assert abs(mass.on_scale[1, 1, 0] - 1 / 257) > 1e-4
+
+
+def test_the_table_compares_with_an_even_spread() -> None:
+    on_scale = torch.tensor([[[1, 0], [0.3, 0.7]], [[1, 0], [0.5, 0.5]]], dtype=torch.float64)
+    within = torch.tensor([[[1.0], [0.25]], [[1.0], [0.75]]], dtype=torch.float64)
+    tables = [part.strip().splitlines()[2:] for part in attention_markdown(
+        AttentionMass(4, (1, 2), (1,), on_scale, within)).split("| query scale ")[1:]]  # fmt: skip
+    shares, over_even, windows = ([line for line in table if line.startswith("|")] for table in tables)
+    assert shares == ["| 1x1 | 100.0% |  |", "| 2x2 | 40.0% | 60.0% |"]
+    assert over_even == ["| 1x1 | 1.00 |  |", "| 2x2 | 2.00 | 0.75 |"], "0.4 over 1/5, 0.6 over 4/5"
+    assert windows == ["| 1x1 | 100.0% |", "| 2x2 | 50.0% |"]
+
+
 def test_attention_of_nothing_is_told(tokenizer: MultiScaleTokenizer, batches: Batches) -> None:
     with pytest.raises(UserError, match="not one image"):
         attention_mass(model_of(FullAttention()), tokenizer, [])
@@ -122,6 +168,34 @@ def test_residuals_that_repeat_an_input_are_aligned_with_it() -> None:
     assert rfa[1, 0] == pytest.approx(-1, abs=1e-5), "the finer scale takes back what the coarse input says"
     assert abs(rfa[1, 1]) < 0.1 and abs(rfa[0, 0]) < 0.1
     assert math.isnan(rfa[0, 1])
+
+
+def test_every_cell_of_a_coarse_map_lies_over_its_own_four() -> None:
+    pyramid = ScalePyramid([1, 2, 4])
+    generator = torch.Generator().manual_seed(0)
+    x_BLC, residual_BLC = (torch.randn(32, 21, 16, generator=generator) for _ in range(2))
+    coarse = x_BLC[:, 1:5]
+    over = [0, 0, 1, 1, 0, 0, 1, 1, 2, 2, 3, 3, 2, 2, 3, 3]
+    residual_BLC[:, 5:] = 2 * coarse[:, over] - 7
+    rfa = alignment_of(x_BLC, residual_BLC, pyramid)
+    assert rfa[2, 1] == pytest.approx(1, abs=1e-5)
+    assert abs(rfa[2, 0]) < 0.1 and abs(rfa[2, 2]) < 0.1
+
+
+def test_the_residual_is_what_all_blocks_have_added(tokenizer: MultiScaleTokenizer, batches: Batches) -> None:
+    model = model_of(AdjacentAttention())
+    for block, factor in zip(model.blocks, (2.0, 0.25), strict=True):  # x -> 2 x -> x / 2: -x / 2 is added
+        block.forward = lambda x_BlC, *others, factor=factor: factor * x_BlC
+    found = residual_feature_alignment(model, tokenizer, batches)
+    assert found.rfa_KK.diag().tolist() == pytest.approx([-1, -1, -1], abs=1e-4)
+
+
+def test_the_figure_shows_signed_square_roots() -> None:
+    found = Alignment(2, (1, 2), torch.tensor([[-0.25, math.nan], [0.09, -1e-6]]))
+    assert found.signed_sqrt_KK.flatten().tolist() == pytest.approx([-0.5, math.nan, 0.3, 0], nan_ok=True)
+    rows = alignment_markdown(found).splitlines()[-2:]
+    assert rows == ["| 1x1 | -0.50 |  |", "| 2x2 | +0.30 | +0.00 |"]
+    assert found.content()["rfa"] == [[-0.25], [0.09, -1e-6]], "as they are"
 
 
 def test_alignment_of_a_model(tokenizer: MultiScaleTokenizer, batches: Batches) -> None:
@@ -146,6 +220,14 @@ def test_one_token_of_one_scale_is_replaced_by_another_code(tokenizer: MultiScal
     assert torch.equal(codes, tokenizer.quantizer.lookup(changed))
     again, _ = Perturbation(tokenizer, 1, seeds=[9])(1, idx_Bl[2:3], torch.zeros(1, 4, 8))
     assert torch.equal(again, changed[2:3]), "the place and the code depend on the seed alone"
+
+
+def test_place_and_code_vary_over_seeds(tokenizer: MultiScaleTokenizer) -> None:
+    idx_Bl = torch.zeros(60, 4, dtype=torch.int64)
+    changed, _ = Perturbation(tokenizer, 1, seeds=range(60))(1, idx_Bl, torch.zeros(60, 4, 8))
+    places = changed.ne(0).nonzero()[:, 1]
+    assert (places.bincount(minlength=4) >= 5).all(), "each of the four places is struck"
+    assert set(changed[changed != 0].tolist()) > set(range(1, 14)), "by nearly all codes"
 
 
 def test_damage_of_every_scale_against_the_clean_images(tokenizer: MultiScaleTokenizer) -> None:
