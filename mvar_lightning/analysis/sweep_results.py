@@ -65,6 +65,11 @@ class Cell:
         """Standard deviation over the seeds; 0 for a single one."""
         return stdev(self.known) if len(self.known) > 1 else 0.0
 
+    def content(self) -> dict[str, Any]:
+        """Plain values, for JSON; the spread of fewer than two seeds is None, not 0."""
+        spread = self.spread if len(self.known) > 1 else None
+        return {"mean": _plain(self.mean), "spread": _plain(spread), "seeds": len(self.known)}
+
     def write(self, column: Column) -> str:
         if not self.known:
             return "-"
@@ -118,8 +123,7 @@ class SweepResults:
 
     def footnote(self) -> str:
         """Steps, seeds, and how to read the cells; the counts behind a FID, where there is one."""
-        missing = [f"{name}, seed {seed}" for name in self.sweep.variants for seed in self.sweep.seeds
-                   if (name, seed) not in self._by_name]  # fmt: skip
+        missing = [f"{name}, seed {seed}" for name, seed in self._planned() if (name, seed) not in self._by_name]
         steps = sorted({int(run.report["steps"]) for run in self.runs})
         told = [f"{self.sweep.recipe}, {' to '.join(f'{step:,}' for step in sorted({steps[0], steps[-1]}))} steps"]
         if len(self.sweep.seeds) > 1:
@@ -127,7 +131,7 @@ class SweepResults:
         else:
             told.append(f"one run each (seed {self.sweep.seeds[0]}): small differences mean nothing")
         if missing:
-            told.append(f"failed: {' and '.join(missing)}")
+            told.append(f"not run or failed: {' and '.join(missing)}")
         metrics = self.runs[0].report["metrics"]
         for name, value in metrics.items():
             if name.endswith(("fid_images", "fid_reference_images", "_floor")):
@@ -135,17 +139,34 @@ class SweepResults:
         return "; ".join(told) + "."
 
     def content(self) -> dict[str, Any]:
-        """Everything, for JSON, which has no NaN: None stands for it."""
-        runs = [
-            {
-                "variant": run.variant,
-                "seed": run.seed,
-                "values": {column.heading: _plain(run.value(column)) for column in self.sweep.columns},
-                "report": {**run.report, "metrics": {k: _plain(v) for k, v in run.report["metrics"].items()}},
-            }
-            for run in self.runs
-        ]
-        return {"recipe": self.sweep.recipe, "overrides": self.sweep.overrides, "runs": runs}
+        """Everything, for JSON, which has no NaN: None stands for it.
+
+        ``variants`` and ``seeds`` are the plan, ``runs`` all of it: the report of a run that is not finished is None.
+        ``table`` has mean and spread of each column over a variant's seeds, and how many of them have a number.
+        """
+        sweep = self.sweep
+        return {
+            "recipe": sweep.recipe,
+            "overrides": sweep.overrides,
+            "variants": sweep.variants,
+            "seeds": list(sweep.seeds),
+            "table": {
+                name: {column.heading: self.cell(name, column).content() for column in sweep.columns}
+                for name in sweep.variants
+            },
+            "runs": [self._run_content(name, seed) for name, seed in self._planned()],
+        }
+
+    def _planned(self) -> list[tuple[str, int]]:
+        return [(name, seed) for name in self.sweep.variants for seed in self.sweep.seeds]
+
+    def _run_content(self, variant: str, seed: int) -> dict[str, Any]:
+        run = self._by_name.get((variant, seed))
+        values = {column.heading: None if run is None else _plain(run.value(column)) for column in self.sweep.columns}
+        report = None
+        if run is not None:
+            report = {**run.report, "metrics": {k: _plain(v) for k, v in run.report["metrics"].items()}}
+        return {"variant": variant, "seed": seed, "values": values, "report": report}
 
     def plot(self, path: Path) -> None:
         """Each plotted column as a row of dots: a ring for every seed, a filled dot for their mean.
@@ -205,4 +226,4 @@ def _gap(kind: str, name: str, known: Sequence[str]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -31,29 +31,32 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("sweep", metavar="FILE", help="a YAML file under recipes/ablations/")
     parser.add_argument("--out", metavar="DIR", help="where to write (default: runs/sweeps/ and the file's name)")
-    parser.add_argument("--only", metavar="VARIANT", nargs="+", help="these variants alone, in a table of their own")
+    parser.add_argument(
+        "--only",
+        metavar="VARIANT",
+        nargs="+",
+        help="train these variants alone; the table keeps the finished runs of the others",
+    )
     parser.add_argument("--fresh", action="store_true", help="forget earlier runs of this sweep")
     parser.set_defaults(run=run_sweep, takes_overrides=True)
 
 
 def run_sweep(arguments: argparse.Namespace) -> int:
-    from dataclasses import replace
-
     from mvar_lightning.analysis.sweeps import read_sweep
     from mvar_lightning.commands.runs import RUNS
 
     sweep = read_sweep(arguments.sweep)
     if unknown := set(arguments.only or ()) - set(sweep.variants):
         raise UserError(f"--only {min(unknown)}: no such variant; this sweep has {', '.join(sweep.variants)}")
-    if arguments.only:
-        sweep = replace(sweep, variants={name: sweep.variants[name] for name in arguments.only})
     out = Path(arguments.out or RUNS / "sweeps" / Path(arguments.sweep).stem)
-    runs = list(_runs(sweep, out, arguments.overrides))
+    planned = list(_runs(sweep, out, arguments.overrides))
+    runs = [entry for entry in planned if not arguments.only or entry[0] in arguments.only]
     _check(runs)
     failed = [run for _, _, run in runs if not _train_in_its_own_process(arguments, run)]
     if len(failed) == len(runs):
         raise UserError(f"sweep: none of the {len(runs)} runs came to its end (see above); mend them and sweep again")
-    _write(_results(sweep, [entry for entry in runs if entry[2] not in failed]), out)
+    kept = [entry for entry in planned if (entry[2] not in failed if entry in runs else _is_finished(entry[2]))]
+    _write(_results(sweep, kept), out)
     if failed:
         names = ", ".join(str(run.folder) for run in failed)
         raise UserError(
@@ -70,6 +73,14 @@ def _runs(sweep: Sweep, out: Path, overrides: list[str]) -> Iterator[tuple[str, 
         for seed in sweep.seeds:
             folder = out / variant / f"seed{seed}"
             yield variant, seed, run_of(sweep.recipe, [*sweep.arguments(variant, seed), *overrides], folder)
+
+
+def _is_finished(run: Run) -> bool:
+    """Whether a run that is not asked for lies in the folder, of the same recipe and overrides."""
+    from mvar_lightning.commands.runs import read_json
+
+    stamp = run.folder / "run.json"
+    return run.metrics_file.is_file() and stamp.is_file() and read_json(stamp) == run.identity()
 
 
 def _check(runs: list[tuple[str, int, Run]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from PIL import Image
 from mvar_lightning.analysis.curves import Curve, read_curves
 from mvar_lightning.analysis.sweep_results import SweepResults, SweepRun
 from mvar_lightning.analysis.sweeps import Column, Sweep, read_sweep
+from mvar_lightning.cli import main
+from mvar_lightning.commands.runs import run_of
 from mvar_lightning.errors import UserError
 
 CONTENT: dict[str, Any] = {
@@ -150,7 +153,7 @@ def test_failed_runs_and_missing_numbers_leave_gaps_that_are_told(tmp_path: Path
     sweep = read_sweep(write(tmp_path, columns=columns, curves=["val/loss", "val/fid"]))
     found = SweepResults(sweep, [run("shallow", 0, 1.0), run("plain", 0, 4.0), run("plain", 1, math.nan)])
     assert found.rows()[1:] == [["shallow", "1 (1 of 2)", "-", "-"], ["plain", "4 (1 of 2)", "-", "-"]]
-    assert "failed: shallow, seed 1" in found.footnote()
+    assert "not run or failed: shallow, seed 1" in found.footnote()
     assert found.gaps() == [
         "column 'val/lss': no run has it; close to it: val/loss",
         "column 'no/such': no run has it; see metrics.json",
@@ -159,6 +162,56 @@ def test_failed_runs_and_missing_numbers_leave_gaps_that_are_told(tmp_path: Path
     assert "NaN" not in json.dumps(found.content())
     found.plot(tmp_path / "bars.png")
     found.plot_curves(tmp_path / "curves.png")
+
+
+def test_the_numbers_tell_the_plan_and_the_spread(tmp_path: Path) -> None:
+    sweep = read_sweep(write(tmp_path, variants={"shallow": {"model.depth": 2}, "plain": None, "late": None}))
+    runs = [run("shallow", 0, 1.0), run("shallow", 1, 2.0), run("plain", 1, 4.0)]
+    content = json.loads(json.dumps(SweepResults(sweep, runs).content(), allow_nan=False))
+    assert content["variants"] == {"shallow": {"model.depth": 2}, "plain": {}, "late": {}}
+    assert content["seeds"] == [0, 1]
+    losses = {name: columns["loss"] for name, columns in content["table"].items()}
+    assert losses["shallow"] == {"mean": 1.5, "spread": pytest.approx(0.5**0.5), "seeds": 2}
+    assert losses["plain"] == {"mean": 4.0, "spread": None, "seeds": 1}
+    assert losses["late"] == {"mean": None, "spread": None, "seeds": 0}
+    told = [(entry["variant"], entry["seed"], entry["values"]["loss"]) for entry in content["runs"]]
+    assert told == [("shallow", 0, 1.0), ("shallow", 1, 2.0), ("plain", 0, None), ("plain", 1, 4.0),
+                    ("late", 0, None), ("late", 1, None)]  # fmt: skip
+    assert [entry["report"] is None for entry in content["runs"]] == [False, False, True, False, True, True]
+
+
+@pytest.mark.parametrize("stale", [False, True], ids=["the same recipe", "another recipe"])
+def test_only_keeps_the_finished_runs_of_other_variants(
+    stale: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mvar_lightning.commands.sweep._check", lambda runs: None)
+    Path("recipe.yaml").write_text("model: {depth: 1}")
+    path = write(tmp_path, recipe="recipe.yaml", seeds=[0], curves=[], variants={"a": None, "b": None, "c": None})
+    trained: list[str] = []
+
+    def train(command: list[str], check: bool) -> subprocess.CompletedProcess[bytes]:
+        folder = Path(command[command.index("--run-folder") + 1])
+        trained.append(folder.parent.name)
+        overrides = command[command.index("--run-folder") + 2 :]
+        made = run_of("recipe.yaml", [word for word in overrides if word != "--fresh"], folder)
+        if "--fresh" in overrides:
+            made.forget()
+        made.claim()
+        made.metrics_file.write_text(json.dumps({"steps": 3, "metrics": {"val/loss": 1.5, "use_1": 0.5}}))
+        return subprocess.CompletedProcess([], 0)
+
+    monkeypatch.setattr(subprocess, "run", train)
+    assert main(["sweep", str(path), "--out", "out", "--only", "a", "b"]) == 0
+    if stale:
+        Path("recipe.yaml").write_text("model: {depth: 2}")
+    trained.clear()
+    assert main(["sweep", str(path), "--out", "out", "--only", "b", *(["--fresh"] if stale else [])]) == 0
+    assert trained == ["b"]
+    content = json.loads(Path("out/sweep.json").read_text())
+    assert [entry["report"] is not None for entry in content["runs"]] == [not stale, True, False]
+    first = "-" if stale else "1.5"
+    assert f"| a | {first} |" in Path("out/sweep.md").read_text() and "| c | - |" in Path("out/sweep.md").read_text()
 
 
 def test_curves_are_read_back_and_a_continued_run_replaces_what_it_repeats(tmp_path: Path) -> None:
