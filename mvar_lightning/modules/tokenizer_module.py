@@ -80,7 +80,7 @@ class TokenizerModule(L.LightningModule):
         scale_dropout_keeps: fewest scales that such an image keeps.
         accumulate_grad_batches: batches of a step.
         gradient_clip_val: largest norm of a step's gradient, of tokenizer and discriminator each; none for no limit.
-        init_from: weights to start from: a folder or checkpoint of this suite, or a released file.
+        init_from: weights to start from: a folder (saved, or a run's) or checkpoint of this suite, or a released file.
         frozen: parts that keep their weights, of encoder, quant_conv, quantizer, post_quant_conv, decoder.
 
     Raises:
