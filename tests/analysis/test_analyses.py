@@ -23,7 +23,7 @@ from mvar_lightning import (
 from mvar_lightning.analysis.alignment import Alignment, alignment_of, residual_feature_alignment
 from mvar_lightning.analysis.analysis_files import alignment_markdown, attention_markdown
 from mvar_lightning.analysis.attention_mass import AttentionMass, _Sums, _Watcher, attention_mass
-from mvar_lightning.analysis.perturbation import Perturbation, perturb
+from mvar_lightning.analysis.perturbation import Perturbation, _Measured, _measure, perturb
 from mvar_lightning.analysis.scaling import draw_scaling, fit_power_law, scaling_content, scaling_markdown, scaling_of
 from mvar_lightning.errors import UserError
 from mvar_lightning.sampling.settings import SamplingSettings
@@ -240,6 +240,16 @@ def test_damage_of_every_scale_against_the_clean_images(tokenizer: MultiScaleTok
     assert [tuple(picture.shape) for picture in pictures] == [(3, 3, 8, 8)] * 4
     other, _ = perturb(model, tokenizer, settings, count=5, batch_size=5, keep=3)
     assert [damage.mse for damage in other] == pytest.approx([damage.mse for damage in damages], rel=1e-4)
+
+
+def test_damage_is_the_mean_square_and_the_mean_distance_of_pixels() -> None:
+    measured, clean = _Measured(), torch.full((2, 3, 4, 4), 0.25)
+    changed = clean.clone()
+    changed[0] += 0.5
+    changed[1, :, :2] -= 0.1
+    _measure(measured, changed, clean, None)
+    assert measured.mse.value == pytest.approx((0.5**2 + 0.1**2 / 2) / 2, rel=1e-5)
+    assert measured.l1.value == pytest.approx((0.5 + 0.1 / 2) / 2, rel=1e-5)
 
 
 def test_a_perceptual_distance_is_averaged_over_images(tokenizer: MultiScaleTokenizer) -> None:
