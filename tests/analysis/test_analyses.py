@@ -23,7 +23,7 @@ from mvar_lightning import (
 from mvar_lightning.analysis.alignment import Alignment, alignment_of, residual_feature_alignment
 from mvar_lightning.analysis.analysis_files import alignment_markdown, attention_markdown
 from mvar_lightning.analysis.attention_mass import AttentionMass, _Sums, _Watcher, attention_mass
-from mvar_lightning.analysis.perturbation import Perturbation, _Measured, _measure, perturb
+from mvar_lightning.analysis.perturbation import Perturbation, _measure, _Measured, perturb
 from mvar_lightning.analysis.scaling import draw_scaling, fit_power_law, scaling_content, scaling_markdown, scaling_of
 from mvar_lightning.errors import UserError
 from mvar_lightning.sampling.settings import SamplingSettings
