@@ -5,7 +5,7 @@ N images, K scales, HW pixels; picture_3HW is one RGB picture in [0, 1].
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from PIL import ImageDraw, ImageFont
@@ -56,24 +56,45 @@ def _decibel(original_N3HW: Tensor, again_NR3HW: Tensor) -> list[list[str]]:
 
 
 def labeled_rows(image_RN3HW: Tensor, labels: Sequence[str], captions: Sequence[Sequence[str]]) -> Tensor:
-    """R rows of N images in [0, 1], enlarged if small; a label above each column, a caption below each image."""
+    """R rows of N images in [0, 1], enlarged if small; a label above each column, a caption below each image.
+
+    Labels wider than a column take several lines.
+    """
     rows, count = image_RN3HW.shape[:2]
     cells = enlarge(image_RN3HW.flatten(0, 1))
     height, width = cells.shape[-2:]
     font = ImageFont.load_default(size=min(max(width // 11, 11), 22))
     line = int(font.getbbox("Mg")[3]) + 6
-    bands = [torch.ones(3, line, count * (width + GAP) + GAP)]
+    headings = [broken(label, font.getlength, width + GAP // 2) for label in labels]
+    head = line * max(map(len, headings))
+    bands = [torch.ones(3, head, count * (width + GAP) + GAP)]
     for row in cells.split(count):
         bands += [make_grid(row, columns=count, padding=GAP), torch.ones(3, line, bands[0].shape[2])]
     picture = to_image(torch.cat(bands, dim=1))
     draw = ImageDraw.Draw(picture)
     for column in range(count):
         middle = GAP + column * (width + GAP) + width / 2
-        draw.text((middle, line - 1), labels[column], INK, font, anchor="md")
+        for above, text in enumerate(reversed(headings[column])):
+            draw.text((middle, head - 1 - above * line), text, INK, font, anchor="md")
         for row in range(rows):
-            below = line + (row + 1) * (height + 2 * GAP) + row * line
+            below = head + (row + 1) * (height + 2 * GAP) + row * line
             draw.text((middle, below), captions[row][column], INK, font, anchor="ma")
     return from_image(picture)
+
+
+def broken(label: str, length: Callable[[str], float], width: float) -> list[str]:
+    """A label in lines no longer than ``width``: broken between words, and inside one only where it is too long."""
+    lines = [""]
+    for word in label.split():
+        joined = f"{lines[-1]} {word}".strip()
+        if length(joined) <= width:
+            lines[-1] = joined
+            continue
+        lines += [""] if lines[-1] else []
+        for letter in word:
+            lines += [""] if lines[-1] and length(lines[-1] + letter) > width else []
+            lines[-1] += letter
+    return lines
 
 
 def reconstruct_after_each_scale(tokenizer: MultiScaleTokenizer, image_N3HW: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from mvar_lightning import MultiScaleTokenizer
 from mvar_lightning.analysis.quality import psnr, ssim
 from mvar_lightning.analysis.size_watch import SizeWatch
-from mvar_lightning.analysis.strips import labeled_rows, progressive_picture, reconstruct_after_each_scale
+from mvar_lightning.analysis.strips import broken, labeled_rows, progressive_picture, reconstruct_after_each_scale
 from mvar_lightning.analysis.tokenizer import evaluate_tokenizer
 from mvar_lightning.analysis.tokenizer_files import FILES, write_evaluation
 from mvar_lightning.analysis.tokenizer_report import ScaleReport
@@ -259,6 +259,20 @@ def test_strips_hold_the_images_under_labels_and_above_captions() -> None:
     below = [ink[line + 72 : 2 * line + 72, 4 + 68 * column : 68 + 68 * column].any() for column in range(3)]
     assert ink[:line].any() and [bool(seen) for seen in below] == [True, True, False]
     assert not ink[2 * line + 2 * 72 :].any()
+
+
+def test_labels_wider_than_a_column_take_lines_and_stay_apart() -> None:
+    def picture(*labels: str) -> torch.Tensor:
+        return labeled_rows(torch.zeros(1, 2, 3, 64, 64), labels, [["", ""]])
+
+    short, wide = picture("a", "b"), picture("default with cosine codes", "a" * 30)
+    head = wide.shape[1] - short.shape[1] + (short.shape[1] - 72) // 2
+    ink = wide[:, :head].amin(dim=0) < 0.9
+    assert not ink[:, [0, 1, 69, 70, 138, 139]].any()
+    assert ink[:, 4:68].any() and ink[:, 72:136].any() and not wide[:, head + 4 : head + 68, 4:68].any()
+    assert broken("default with cosine codes", len, 12) == ["default with", "cosine codes"]
+    assert broken("of restarted codes", len, 6) == ["of", "restar", "ted", "codes"]
+    assert broken("", len, 6) == [""]
 
 
 def test_progressive_picture_ends_with_the_original(tokenizer: MultiScaleTokenizer) -> None:
