@@ -81,6 +81,15 @@ def check_ratio(ratio: float) -> None:
         raise UserError(f"resize_ratio {ratio}: below 1 no crop fits; give 1.0 or more (published: 1.125)")
 
 
+def _check_room(ratio: float, image_size: int) -> None:
+    """Raise UserError for a ratio with which no image could be resized: each one would be skipped as damaged."""
+    if ratio * image_size > math.sqrt(MAX_PIXELS):
+        raise UserError(
+            f"resize_ratio {ratio}: with image_size {image_size} images would be enlarged to more than {MAX_PIXELS:,} "
+            "pixels; give a smaller one (published: 1.125)"
+        )
+
+
 @dataclass(frozen=True)
 class ResizeCrop:
     """Resize the shorter side to round(ratio * image_size), crop, and maybe mirror: RGB picture -> S x S picture.
@@ -99,6 +108,7 @@ class ResizeCrop:
         if self.image_size < 1:
             raise UserError(f"image_size {self.image_size}: give the side of the square images in pixels, 1 or more")
         check_ratio(self.ratio)
+        _check_room(self.ratio, self.image_size)
 
     def __call__(self, image: Image.Image, rng: random.Random) -> Image.Image:
         size = shorter_to(full_size(image), self.shorter_side)
@@ -131,6 +141,7 @@ def build_transform(
     crop: str, image_size: int, ratio: float = 1.125, flip: bool = False, decoding: str = "exact"
 ) -> Transform:
     """The transform a recipe names: `random`, `center` (both after the resize) or `adm`, which is always exact."""
+    check_ratio(ratio)  # also for adm, which does not read it: a token cache with NaN would never equal itself
     resizer = choose_resizer(decoding)
     makers: dict[str, Callable[[], Transform]] = {
         "random": lambda: ResizeCrop(image_size, ratio, random_corner, flip, resizer),

@@ -177,6 +177,12 @@ def test_batch_is_normalized_as_the_reference_does():
         ({"crop": "center", "image_size": 8, "ratio": 0.9}, r"resize_ratio 0\.9"),
         ({"crop": "center", "image_size": 8, "ratio": float("nan")}, "resize_ratio nan: not a finite number"),
         ({"crop": "random", "image_size": 8, "ratio": float("inf")}, "resize_ratio inf: not a finite number"),
+        ({"crop": "adm", "image_size": 8, "ratio": float("nan")}, "resize_ratio nan: not a finite number"),
+        ({"crop": "center", "image_size": 8, "ratio": 1e308}, r"resize_ratio 1e\+308: with image_size 8.*smaller one"),
+        (
+            {"crop": "random", "image_size": 8, "ratio": 1251.0},
+            r"resize_ratio 1251\.0: .* more than 100,000,000 pixels",
+        ),
     ],
 )
 def test_bad_options_are_named(options, message):
