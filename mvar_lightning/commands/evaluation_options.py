@@ -93,12 +93,17 @@ def lpips_of(args: argparse.Namespace, device: torch.device) -> LPIPS | None:
 
 
 def extractor_of(
-    args: argparse.Namespace, data: ShardsDataModule | None, out: Path, device: torch.device
+    args: argparse.Namespace,
+    data: ShardsDataModule | None,
+    out: Path,
+    device: torch.device,
+    others: str = "inception, a TorchScript file, or none",
 ) -> FeatureExtractor | None:
     """The features that a Frechet distance compares, none for ``none``.
 
     A classifier of the data is trained where there is none yet; ``out`` is a folder for it where the data's may not be
-    written. Raises UserError for missing files or data that no classifier can be trained on.
+    written; ``others`` says in messages what can be chosen instead.
+    Raises UserError for missing files or data that no classifier can be trained on.
     """
     from mvar_lightning.metrics.features import INCEPTION_FILE, InceptionFeatures, TorchScriptFeatures
 
@@ -108,7 +113,7 @@ def extractor_of(
     if name == "none":
         return None
     if name == "data":
-        return _classifier_features(data, out, device)
+        return _classifier_features(data, out, device, others)
     if name == "inception":
         return InceptionFeatures(str(Path("weights") / INCEPTION_FILE))
     if Path(name).name == INCEPTION_FILE:
@@ -134,12 +139,14 @@ def features_of(args: argparse.Namespace, size: tuple[int, int], out: Path, devi
         cutting = {"resize_ratio": args.resize_ratio, "val_crop": args.crop}
         data = ShardsDataModule(path, size[0], batch_size=64, num_workers=args.workers, **cutting)
         data.setup("validate")
-    extractor = extractor_of(args, data, out, device)
+    extractor = extractor_of(args, data, out, device, "inception or a TorchScript file")  # none leaves no number
     assert extractor is not None
     return extractor.to(device)
 
 
-def _classifier_features(data: ShardsDataModule | None, out: Path, device: torch.device) -> FeatureExtractor:
+def _classifier_features(
+    data: ShardsDataModule | None, out: Path, device: torch.device, others: str
+) -> FeatureExtractor:
     from lightning.pytorch.utilities.seed import isolate_rng
 
     from mvar_lightning.callbacks.judge import classifier_file
@@ -154,7 +161,7 @@ def _classifier_features(data: ShardsDataModule | None, out: Path, device: torch
     if not data.index.split("train").samples or not data.index.split("val").samples:
         raise UserError(
             f"--features data: {data.path} needs both splits to train and check a classifier; "
-            "choose --features inception, a TorchScript file, or none"
+            f"choose --features {others}"
         )
     try:
         with isolate_rng():
@@ -162,5 +169,5 @@ def _classifier_features(data: ShardsDataModule | None, out: Path, device: torch
     except NothingToLearnFrom as error:  # its own words speak of the batches of a recipe
         raise UserError(
             f"--features data: {data.path} has too few training images for a classifier "
-            f"({data.index.split('train').samples}); choose --features inception, a TorchScript file, or none"
+            f"({data.index.split('train').samples}); choose --features {others}"
         ) from error

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from mvar_lightning.cli import main
 from mvar_lightning.commands.out_folder import check_folder
@@ -150,6 +151,11 @@ def test_too_few_images_for_a_classifier(tokenizer: Path, shards: Path, workplac
     told = fails("evaluate", "tokenizer", "--checkpoint", tokenizer, "--data", "one")
     assert "--features data: one has too few training images for a classifier (1); choose --features inception" in told
     assert "or none" in told and "batch" not in told and "epoch" not in told
+    Path("images").mkdir()
+    for number in range(2):
+        Image.new("RGB", (16, 16), (number, 0, 0)).save(f"images/{number}.png")
+    told = fails("evaluate", "images", "--images", "images", "--reference", "one")
+    assert told.endswith("(1); choose --features inception or a TorchScript file"), "it refuses none"
     write_shards(Source(whole.class_names, whole.train[:5], whole.val[:5]), Path("five"), ShardLimits(samples=4))
     assert read_index(Path("five")).split("train").samples == 5, "fewer than a batch of 32"
     assert main(["evaluate", "tokenizer", "--checkpoint", str(tokenizer), "--data", "five", "--out", "out"]) == 0
