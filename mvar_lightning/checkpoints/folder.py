@@ -125,7 +125,7 @@ def open_checkpoint(path: str | Path) -> Opened:
     if not path.exists():
         raise UserError(f"{path}: no such checkpoint")
     if _is_part(path):
-        raise UserError(f"{path}: is one file of a saved folder, whose {CONFIG} tells the sizes; give {path.parent}")
+        raise UserError(f"{path}: is one file of a saved folder, which is read as a whole; give {path.parent}")
     return _open_folder(saved_in(path)) if path.is_dir() else _open_lightning(path)
 
 
@@ -143,8 +143,8 @@ def is_released(path: str | Path) -> bool:
 
 
 def _is_part(path: Path) -> bool:
-    """Whether a file is the weights of a saved folder."""
-    return path.name in (MODEL, TOKENIZER) and (path.parent / CONFIG).is_file()
+    """Whether a file is the weights or the record of a saved folder."""
+    return path.name in (CONFIG, MODEL, TOKENIZER) and (path.parent / CONFIG).is_file()
 
 
 def _swap(path: Path, new: Path, old: Path) -> None:

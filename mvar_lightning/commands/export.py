@@ -9,7 +9,7 @@ from typing import Any
 def add_parser(subparsers: Any) -> None:
     """Add `export` to the parser of `mvar`."""
     parser = subparsers.add_parser("export", help="write a checkpoint under the names of the published models")
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint folder or a Lightning .ckpt")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a run's folder, a saved folder, or a Lightning .ckpt")
     parser.add_argument(
         "--model", required=True, metavar="FILE", help="where the transformer goes (.pth, .safetensors)"
     )

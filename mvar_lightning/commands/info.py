@@ -9,7 +9,7 @@ from typing import Any
 def add_parser(subparsers: Any) -> None:
     """Add `info` to the parser of `mvar`."""
     parser = subparsers.add_parser("info", help="architecture, sizes and tokenizer hash of a checkpoint")
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint folder or a Lightning .ckpt")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a run's folder, a saved folder, or a Lightning .ckpt")
     parser.set_defaults(run=run)
 
 

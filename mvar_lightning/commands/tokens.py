@@ -23,7 +23,9 @@ def _add_make(commands: Any) -> None:
         help="encode image shards with a tokenizer",
         description="Encode image shards. An interrupted command, given again, makes the parts that are missing.",
     )
-    make.add_argument("--checkpoint", required=True, metavar="TOKENIZER", help="a checkpoint folder or Lightning .ckpt")
+    make.add_argument(
+        "--checkpoint", required=True, metavar="TOKENIZER", help="a run's folder, a saved folder, or a Lightning .ckpt"
+    )
     make.add_argument("--data", required=True, metavar="SHARDS", help="a folder that `mvar shards make` wrote")
     make.add_argument("--out", required=True, metavar="DIR", help="new or empty folder, or one to go on with")
     make.add_argument("--views", type=int, default=1, metavar="N", help="views of each training image (1)")

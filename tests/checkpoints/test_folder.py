@@ -108,7 +108,7 @@ def test_which_files_are_released_ones(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "weights.pth").mkdir()
     assert not any(is_released(path) for path in [*own, tmp_path / "weights.pth"])
     assert all(is_released(tmp_path / name) for name in ("vae.pth", "vae.safetensors", "tokenizer.safetensors"))
-    for name in ("tokenizer.safetensors", "model.safetensors"):
+    for name in ("tokenizer.safetensors", "model.safetensors", "config.json"):
         with pytest.raises(UserError, match=rf"{name}: is one file of a saved folder.*; give .*checkpoint$"):
             load_tokenizer(folder / name)
 
