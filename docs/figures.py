@@ -24,13 +24,14 @@ from mvar_lightning import (
     SlidingWindowAttention,
     SpatialAttention,
 )
+from mvar_lightning.analysis import style
 
 PICTURES = Path(__file__).parent / "img"
 PYRAMID = ScalePyramid([1, 2, 3, 4, 6])
 EXAMPLE = PYRAMID.offsets[4] + 2 * 6 + 2
 """The query whose keys are shown in orange: row 2, column 2 of the 6 x 6 map."""
 
-COLORS = ListedColormap(["#f5f3ee", "#3b78b3", "#e08e2b"])
+COLORS = ListedColormap(["#f5f3ee", *style.COLORS[:2]])
 """Hidden, visible, visible to the example query."""
 
 
@@ -43,7 +44,7 @@ def draw_maps(axis: Axes, visible_L: np.ndarray) -> None:
             face = COLORS(2 if visible_L[token] else 0)
             axis.add_patch(Rectangle((left + x, 6 - side + y), 1, 1, facecolor=face, edgecolor="0.55", linewidth=0.6))
             if token == EXAMPLE:
-                axis.plot(left + x + 0.5, 6 - side + y + 0.5, "o", markersize=6, markerfacecolor="none", color="black")
+                axis.plot(left + x + 0.5, 6 - side + y + 0.5, "o", markersize=4, markerfacecolor="none", color="black")
         left += side + 1
     axis.set(xlim=(-0.2, left - 0.8), ylim=(6.2, -0.2), aspect="equal")
     axis.axis("off")
@@ -59,26 +60,27 @@ def draw_mask(axis: Axes, visible_LL: np.ndarray) -> None:
         axis.axvline(offset - 0.5, color="0.55", linewidth=0.6)
     middles = [(a + b - 1) / 2 for a, b in pairwise(PYRAMID.offsets)]
     names = [str(side) if side < 3 else f"{side}x{side}" for side in PYRAMID.sides]
-    axis.set_xticks(middles, names, fontsize=10)
-    axis.set_yticks(middles, names, fontsize=10)
+    axis.set_xticks(middles, names, fontsize=6)
+    axis.set_yticks(middles, names, fontsize=6)
     axis.tick_params(length=0)
-    axis.set_xlabel(f"keys, by scale\n{visible_LL.sum():,} query-key pairs", fontsize=11)
+    axis.set_xlabel(f"keys, by scale\n{visible_LL.sum():,} query-key pairs")
 
 
 def strategies_picture(strategies: Sequence[AttentionStrategy], file: str) -> None:
     """A column for each strategy: what one query sees of the maps, and the whole mask."""
-    figure, axes = plt.subplots(
-        2, len(strategies), figsize=(4.1 * len(strategies), 6), height_ratios=(1, 3), layout="constrained"
-    )
-    for (maps, mask), strategy in zip(axes.T, strategies, strict=True):
-        visible_LL = strategy.mask(PYRAMID).numpy()
-        maps.set_title(repr(strategy), fontsize=11, family="monospace")
-        draw_maps(maps, visible_LL[EXAMPLE])
-        draw_mask(mask, visible_LL)
-    axes[1, 0].set_ylabel("queries, by scale", fontsize=11)
-    PICTURES.mkdir(exist_ok=True)
-    figure.savefig(PICTURES / file, dpi=100)
-    plt.close(figure)
+    with plt.rc_context(style.SETTINGS):
+        figure, axes = plt.subplots(
+            2, len(strategies), figsize=(2.9 * len(strategies), 4.3), height_ratios=(1, 3), layout="constrained"
+        )
+        for (maps, mask), strategy in zip(axes.T, strategies, strict=True):
+            visible_LL = strategy.mask(PYRAMID).numpy()
+            maps.set_title(repr(strategy), fontsize=7.5)
+            draw_maps(maps, visible_LL[EXAMPLE])
+            draw_mask(mask, visible_LL)
+        axes[1, 0].set_ylabel("queries, by scale")
+        PICTURES.mkdir(exist_ok=True)
+        figure.savefig(PICTURES / file)
+        plt.close(figure)
 
 
 if __name__ == "__main__":

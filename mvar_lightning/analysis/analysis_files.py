@@ -149,7 +149,7 @@ def _draw_windows(axis: Any, mass: AttentionMass, within_N: Tensor, scale: int, 
     kernels = [mass.kernels[n] for n in fits]
     axis.plot(kernels, [100 * float(within_N[n]) for n in fits], "o-", color=color, markersize=3,
               label=name or "_unnamed")  # fmt: skip
-    axis.plot(kernels, [100 * (kernel / side) ** 2 for kernel in kernels], ":", color=color, linewidth=0.9)
+    axis.plot(kernels, [100 * float(mass.even[scale, n]) for n in fits], ":", color=color, linewidth=0.9)
 
 
 # -- alignment
@@ -196,7 +196,10 @@ def _draw_matrix(
                 dark = abs(value) > 0.6 * limits[1]
                 text = format(round(value, int(form[-2])) + 0.0, form)  # no -0.0
                 axis.text(column, row, text, ha="center", va="center", fontsize=6, color="white" if dark else "black")
-    axis.figure.colorbar(image, ax=axis, shrink=0.8)
+    known_KK = values_KK[~values_KK.isnan()]
+    beyond = bool((known_KK < limits[0]).any()), bool((known_KK > limits[1]).any())
+    extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get(beyond, "neither")
+    axis.figure.colorbar(image, ax=axis, shrink=0.8, extend=extend)
 
 
 # -- perturbation
@@ -232,10 +235,13 @@ def draw_damages(damages: Sequence[Damage], sides: Sequence[int], fid: str | Non
                 axis.plot(range(len(values)), values, "o-", color=COLORS[0], markersize=3.5)
                 axis.set_xticks(range(len(values)), [str(side) for side in sides])
                 axis.set(title=name, xlabel="side of the perturbed scale")
-                axis.set_ylim(0, 1.08 * max(values) or 1.0)
+                if not name.startswith("FID") and min(values) > 0:
+                    axis.set_yscale("log")  # each scale does a fraction of the damage of the one before
+                else:
+                    axis.set_ylim(0, 1.15 * max(values) or 1.0)
                 if name.startswith("FID"):
                     axis.axhline(damages[0].fid or 0.0, color=COLORS[1], linestyle="--", linewidth=1)
-                    axis.annotate("undisturbed", (0.98, damages[0].fid or 0.0), (0, 3), fontsize=6,
+                    axis.annotate("undisturbed", (0.98, damages[0].fid or 0.0), (0, -8), fontsize=6,
                                   xycoords=("axes fraction", "data"), textcoords="offset points",
                                   ha="right", color=COLORS[1])  # fmt: skip
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mvar_lightning.attention import AttentionBackend
 from mvar_lightning.attention.neighborhood import neighborhood_mask
+from mvar_lightning.attention.plan import ScaleRead
 from mvar_lightning.errors import UserError
 from mvar_lightning.evaluating import evaluating
 from mvar_lightning.tokenizer import MultiScaleTokenizer
@@ -33,7 +34,7 @@ class AttentionMass:
 
     ``on_scale[b, k, j]`` is the share of block b's softmax that queries of scale k spend on keys of scale j; a row
     sums to 1. ``within[b, k, n]`` is the share of the mass on the query's own block inside a window of ``kernels[n]``,
-    NaN where the map is smaller than that.
+    NaN where the map is smaller than that; ``even[k, n]`` is what an even spread over what is visible would have there.
     """
 
     images: int
@@ -41,6 +42,7 @@ class AttentionMass:
     kernels: tuple[int, ...]
     on_scale: Tensor
     within: Tensor
+    even: Tensor
 
     def content(self) -> dict[str, Any]:
         """Plain values, for JSON; NaN becomes None."""
@@ -50,6 +52,7 @@ class AttentionMass:
             "kernels": list(self.kernels),
             "mass_on_scale_mean": _plain(self.on_scale.mean(dim=0)),
             "mass_within_kernel_mean": _plain(self.within.mean(dim=0)),
+            "mass_within_kernel_if_even": _plain(self.even),
             "mass_on_scale_by_block": _plain(self.on_scale),
             "mass_within_kernel_by_block": _plain(self.within),
         }
@@ -78,8 +81,19 @@ def attention_mass(
             images += len(image_B3HW)
     if not images:
         raise UserError("attention: there is not one image to look at; give a split that has some")
+    even_KN = torch.tensor([[_even(read, kernel) for kernel in sums.kernels] for read in model.backend.plan.reads])
     sides = model.pyramid.sides
-    return AttentionMass(images, sides, sums.kernels, sums.on_scale / images, sums.within / images)
+    return AttentionMass(images, sides, sums.kernels, sums.on_scale / images, sums.within / images, even_KN)
+
+
+def _even(read: ScaleRead, kernel: int) -> float:
+    """Share of a window in an even spread over the visible part of the own block, mean over queries; NaN if it does
+    not fit into the map."""
+    if kernel > read.side:
+        return float("nan")
+    visible_ll = neighborhood_mask(read.side, read.kernel_size or read.side)
+    inside_ll = visible_ll & neighborhood_mask(read.side, kernel)
+    return float((inside_ll.sum(dim=1) / visible_ll.sum(dim=1)).mean())
 
 
 class _Sums:

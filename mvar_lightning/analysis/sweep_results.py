@@ -206,14 +206,16 @@ class SweepResults:
         columns = min(3, len(tags))
         rows = math.ceil(len(tags) / columns)
         first = {run.variant: run for run in reversed(self.runs)}
+        titles = {column.metric: column.heading for column in self.sweep.columns if column.measure == "last"}
         lines: dict[str, Any] = {}
         with figure_of(path, rows, columns, width=3.1 * columns, height=2.3 * rows + 0.5) as axes:
             for axis, tag in zip(axes, tags, strict=False):
                 for number, name in enumerate(names):
                     if name in first and (curve := first[name].curves.get(tag)) is not None:
-                        style = {"color": COLORS[number % len(COLORS)], "linestyle": LINES[number // len(COLORS)]}
+                        # not by color alone: prints may be gray
+                        style = {"color": COLORS[number % len(COLORS)], "linestyle": LINES[number % len(LINES)]}
                         (lines[name],) = axis.plot(curve.steps, curve.values, label=name, **style)
-                axis.set_title(tag)
+                axis.set_title(titles.get(tag, tag))
                 axis.set_xlabel("step")
             for axis in axes[len(tags) :]:
                 axis.set_visible(False)

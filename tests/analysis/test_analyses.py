@@ -130,17 +130,33 @@ def test_windows_up_to_15_and_every_block_apart() -> None:
     assert mass.kernels == (1, 3, 5, 7, 9, 11, 13, 15)
     even = torch.tensor([kernel**2 / 256 for kernel in mass.kernels], dtype=torch.float64)
     torch.testing.assert_close(mass.within[0, 1], even, rtol=1e-5, atol=0)
+    torch.testing.assert_close(mass.even[1].double(), even)
     assert mass.within[0, 0, 1:].isnan().all()
     torch.testing.assert_close(mass.on_scale[0, 1], torch.tensor([1, 256], dtype=torch.float64) / 257)
     assert (mass.within[1, 1] - even).abs().max() > 1e-3, "the other block looks where it likes"
     assert abs(mass.on_scale[1, 1, 0] - 1 / 257) > 1e-4
 
 
+@pytest.mark.parametrize("attention", [FullAttention(), AdjacentAttention(), SpatialAttention(5, scales=1)], ids=repr)
+def test_attention_without_weights_lies_on_the_even_spread(attention: Any) -> None:
+    """Under a neighborhood a window is compared with what can be seen, not with the whole map."""
+    sides = [1, 8]
+    tokenizer = MultiScaleTokenizer(
+        sides, vocab_size=16, code_dim=8, channels=8, channel_multipliers=[1, 2], num_res_blocks=1, norm_groups=4
+    )
+    model = NextScaleTransformer(sides, attention=attention, vocab_size=16, code_dim=8, num_classes=3, depth=1,
+                                 width=32, heads=2)  # fmt: skip
+    torch.nn.init.zeros_(model.blocks[0].attention.qkv.weight)
+    mass = attention_mass(model, tokenizer, [(torch.rand(2, 3, 16, 16), torch.tensor([0, 1]))])
+    torch.testing.assert_close(mass.within[0].float(), mass.even, equal_nan=True)
+    assert isinstance(attention, SpatialAttention) == (float(mass.even[1, 2]) == 1.0), "5x5 is all of a neighborhood"
+
+
 def test_the_table_compares_with_an_even_spread() -> None:
     on_scale = torch.tensor([[[1, 0], [0.3, 0.7]], [[1, 0], [0.5, 0.5]]], dtype=torch.float64)
     within = torch.tensor([[[1.0], [0.25]], [[1.0], [0.75]]], dtype=torch.float64)
     tables = [part.strip().splitlines()[2:] for part in attention_markdown(
-        AttentionMass(4, (1, 2), (1,), on_scale, within)).split("| query scale ")[1:]]  # fmt: skip
+        AttentionMass(4, (1, 2), (1,), on_scale, within, within[0])).split("| query scale ")[1:]]  # fmt: skip
     shares, over_even, windows = ([line for line in table if line.startswith("|")] for table in tables)
     assert shares == ["| 1x1 | 100.0% |  |", "| 2x2 | 40.0% | 60.0% |"]
     assert over_even == ["| 1x1 | 1.00 |  |", "| 2x2 | 2.00 | 0.75 |"], "0.4 over 1/5, 0.6 over 4/5"
