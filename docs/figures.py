@@ -31,8 +31,8 @@ PYRAMID = ScalePyramid([1, 2, 3, 4, 6])
 EXAMPLE = PYRAMID.offsets[4] + 2 * 6 + 2
 """The query whose keys are shown in orange: row 2, column 2 of the 6 x 6 map."""
 
-COLORS = ListedColormap(["#f5f3ee", *style.COLORS[:2]])
-"""Hidden, visible, visible to the example query."""
+COLORS = ListedColormap(["#f5f3ee", style.COLORS[0], style.COLORS[4]])
+"""Hidden, visible, visible to the example query: an orange that stays apart from the blue in a gray print."""
 
 
 def draw_maps(axis: Axes, visible_L: np.ndarray) -> None:
@@ -70,11 +70,11 @@ def strategies_picture(strategies: Sequence[AttentionStrategy], file: str) -> No
     """A column for each strategy: what one query sees of the maps, and the whole mask."""
     with plt.rc_context(style.SETTINGS):
         figure, axes = plt.subplots(
-            2, len(strategies), figsize=(2.9 * len(strategies), 4.3), height_ratios=(1, 3), layout="constrained"
+            2, len(strategies), figsize=(3.1 * len(strategies), 4.6), height_ratios=(1, 3), layout="constrained"
         )
         for (maps, mask), strategy in zip(axes.T, strategies, strict=True):
             visible_LL = strategy.mask(PYRAMID).numpy()
-            maps.set_title(repr(strategy), fontsize=7.5)
+            maps.set_title(repr(strategy))
             draw_maps(maps, visible_LL[EXAMPLE])
             draw_mask(mask, visible_LL)
         axes[1, 0].set_ylabel("queries, by scale")
