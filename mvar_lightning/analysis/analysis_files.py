@@ -15,7 +15,7 @@ from mvar_lightning.analysis.alignment import Alignment
 from mvar_lightning.analysis.attention_mass import AttentionMass
 from mvar_lightning.analysis.perturbation import Damage
 from mvar_lightning.analysis.strips import labeled_rows
-from mvar_lightning.analysis.style import COLORS, figure_of
+from mvar_lightning.analysis.style import COLORS, MARKERS, figure_of, text_color
 from mvar_lightning.callbacks.pictures import to_image
 from mvar_lightning.checkpoints.files import written_aside
 from mvar_lightning.errors import UserError
@@ -118,7 +118,8 @@ def draw_on_scale(mass: AttentionMass) -> Draw:
 def draw_within(mass: AttentionMass) -> Draw:
     """Share inside growing windows: a line for each of the largest scales; for the largest one, a line a block.
 
-    A uniform spread is dotted, for comparison.
+    An even spread is dotted, for comparison, up to the window that holds all that is visible. Lines differ by marker
+    and not by style, for that reason.
     """
 
     def draw(path: Path) -> None:
@@ -126,7 +127,8 @@ def draw_within(mass: AttentionMass) -> Draw:
         with figure_of(path, 1, 2, width=6.4, height=2.7) as (left, right):
             for number, scale in enumerate(shown):
                 name, color = f"{mass.sides[scale]}x{mass.sides[scale]}", COLORS[number % len(COLORS)]
-                _draw_windows(left, mass, mass.within[:, scale].mean(dim=0), scale, color, name)
+                marker = MARKERS[number % len(MARKERS)]
+                _draw_windows(left, mass, mass.within[:, scale].mean(dim=0), scale, color, name, marker)
             blocks = len(mass.within)
             for block in range(blocks):
                 shade = str(round(0.75 * (1 - block / max(blocks - 1, 1)), 3))
@@ -143,13 +145,17 @@ def draw_within(mass: AttentionMass) -> Draw:
     return draw
 
 
-def _draw_windows(axis: Any, mass: AttentionMass, within_N: Tensor, scale: int, color: str, name: str) -> None:
+def _draw_windows(
+    axis: Any, mass: AttentionMass, within_N: Tensor, scale: int, color: str, name: str, marker: str = "o"
+) -> None:
     side = mass.sides[scale]
     fits = [n for n, kernel in enumerate(mass.kernels) if kernel <= side]
     kernels = [mass.kernels[n] for n in fits]
-    axis.plot(kernels, [100 * float(within_N[n]) for n in fits], "o-", color=color, markersize=3,
+    axis.plot(kernels, [100 * float(within_N[n]) for n in fits], f"{marker}-", color=color, markersize=3,
               label=name or "_unnamed")  # fmt: skip
-    axis.plot(kernels, [100 * float(mass.even[scale, n]) for n in fits], ":", color=color, linewidth=0.9)
+    even = [float(mass.even[scale, n]) for n in fits]
+    shown = next((count for count, share in enumerate(even, 1) if share > 1 - 1e-6), len(even))
+    axis.plot(kernels[:shown], [100 * share for share in even[:shown]], ":", color=color, linewidth=0.9)
 
 
 # -- alignment
@@ -193,9 +199,9 @@ def _draw_matrix(
         for column in range(row + 1):
             value = float(values_KK[row, column])
             if not math.isnan(value):
-                dark = abs(value) > 0.6 * limits[1]
                 text = format(round(value, int(form[-2])) + 0.0, form)  # no -0.0
-                axis.text(column, row, text, ha="center", va="center", fontsize=6, color="white" if dark else "black")
+                color = text_color(image.cmap(image.norm(value)))
+                axis.text(column, row, text, ha="center", va="center", fontsize=6, color=color)
     known_KK = values_KK[~values_KK.isnan()]
     beyond = bool((known_KK < limits[0]).any()), bool((known_KK > limits[1]).any())
     extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get(beyond, "neither")
@@ -240,10 +246,9 @@ def draw_damages(damages: Sequence[Damage], sides: Sequence[int], fid: str | Non
                 else:
                     axis.set_ylim(0, 1.15 * max(values) or 1.0)
                 if name.startswith("FID"):
-                    axis.axhline(damages[0].fid or 0.0, color=COLORS[1], linestyle="--", linewidth=1)
-                    axis.annotate("undisturbed", (0.98, damages[0].fid or 0.0), (0, -8), fontsize=6,
-                                  xycoords=("axes fraction", "data"), textcoords="offset points",
-                                  ha="right", color=COLORS[1])  # fmt: skip
+                    axis.axhline(damages[0].fid or 0.0, color=COLORS[1], linestyle="--", linewidth=1,
+                                 label="undisturbed")  # fmt: skip
+                    axis.legend(loc="best", fontsize=6)  # where no line runs, however small the damage
 
     return draw
 

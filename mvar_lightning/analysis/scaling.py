@@ -63,6 +63,18 @@ class Scaling:
     law: PowerLaw
     missing: tuple[str, ...] = ()
 
+    def band(self, parameters: float) -> tuple[float, float]:
+        """Lowest and highest value of the law at this size, with 95% confidence (Student's t).
+
+        Around the mean size the spread of the runs decides, far from it the interval of alpha.
+        """
+        logs = [math.log(size) for size, _ in self.points]
+        center = sum(logs) / len(logs)
+        variance = sum((log - center) ** 2 for log in logs) / len(logs)
+        reach = (self.law.high - self.law.alpha) * math.hypot(math.sqrt(variance), math.log(parameters) - center)
+        middle = self.law.at(parameters)
+        return middle * math.exp(-reach), middle * math.exp(reach)
+
 
 def fit_power_law(points: Sequence[tuple[float, float]]) -> PowerLaw:
     """Fit y = (beta N)^alpha to points (N, y).
@@ -173,7 +185,7 @@ def scaling_markdown(found: Sequence[Scaling]) -> str:
 
 
 def draw_scaling(found: Sequence[Scaling]) -> Draw:
-    """Each measure in its panel, both axes logarithmic."""
+    """Each measure in its panel, both axes logarithmic; the fit with its 95% band."""
 
     from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
@@ -183,6 +195,9 @@ def draw_scaling(found: Sequence[Scaling]) -> Draw:
                 sizes = [size for size, _ in scaling.points]
                 axis.plot(sizes, [value for _, value in scaling.points], "o", color=COLORS[0], markersize=4)
                 axis.plot(sizes, [scaling.law.at(size) for size in sizes], "--", color=COLORS[1])
+                steps = [sizes[0] * (sizes[-1] / sizes[0]) ** (part / 40) for part in range(41)]
+                axis.fill_between(steps, *zip(*map(scaling.band, steps), strict=True), color=COLORS[1], alpha=0.18,
+                                  linewidth=0)  # fmt: skip
                 axis.set(title=scaling.name, xlabel="parameters", xscale="log", yscale="log")
                 axis.yaxis.set_major_locator(MaxNLocator(4))  # powers of ten alone would leave most axes without a tick
                 axis.yaxis.set_major_formatter(StrMethodFormatter("{x:.4g}"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +13,8 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 """In this order; the yellow of the palette is left out, since it is faint on white."""
 
 LINES = ("-", "--", ":", "-.")
-"""Line styles, for more lines than colors."""
+MARKERS = ("o", "s", "^", "D", "v")
+"""Line styles and markers go around beside the colors, which a gray print loses; their counts have no common factor."""
 
 SETTINGS: Any = {  # matplotlib types the keys one by one
     "font.size": 8,
@@ -44,3 +47,39 @@ def figure_of(path: Path, rows: int = 1, columns: int = 1, width: float = 6.4, h
             figure.savefig(path)
         finally:
             plt.close(figure)
+
+
+def line_style(number: int) -> dict[str, Any]:
+    """Color, line style and marker of the line of this number; twenty can be told apart in gray."""
+    return {
+        "color": COLORS[number % len(COLORS)],
+        "linestyle": LINES[number % len(LINES)],
+        "marker": MARKERS[number % len(MARKERS)],
+        "markersize": 3.5,
+    }
+
+
+def text_color(background: Any) -> str:
+    """Black or white, whichever has more contrast on a color (WCAG's relative luminance)."""
+    from matplotlib.colors import to_rgb
+
+    linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in to_rgb(background)]
+    luminance = sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+    return "white" if luminance < 0.179 else "black"
+
+
+def format_ticks(axis: Any, form: str) -> None:
+    """About three ticks on a matplotlib XAxis or YAxis, written in the format of its values (`.1%`, `,.0f`).
+
+    Ticks closer than the last digit of the format get more digits, so that none is written rounded.
+    """
+    from matplotlib.ticker import MaxNLocator, ScalarFormatter, StrMethodFormatter
+
+    axis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
+    places = axis.get_majorticklocs()
+    found = re.fullmatch(r"(.*\.)(\d+)([f%])", form)
+    if found is None:
+        axis.set_major_formatter(ScalarFormatter(useOffset=False))
+        return
+    needed = math.ceil(-math.log10(places[1] - places[0]) - 1e-6) - 2 * (found[3] == "%")
+    axis.set_major_formatter(StrMethodFormatter(f"{{x:{found[1]}{max(int(found[2]), needed)}{found[3]}}}"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -173,9 +174,7 @@ class SweepResults:
 
         Dots and not bars, so that an axis need not begin at zero: differences of a percent would not be seen.
         """
-        from matplotlib.ticker import MaxNLocator
-
-        from mvar_lightning.analysis.style import COLORS, figure_of
+        from mvar_lightning.analysis.style import COLORS, figure_of, format_ticks
 
         columns, names = self.plotted, list(self.sweep.variants)
         with figure_of(path, 1, len(columns), width=2.3 * len(columns) + 0.9, height=0.26 * len(names) + 0.8) as axes:
@@ -183,43 +182,65 @@ class SweepResults:
                 for place, cell in enumerate(self.cell(name, column) for name in names):
                     axis.axhline(place, color="0.85", linewidth=0.6, zorder=0)
                     if len(cell.known) > 1:
-                        axis.plot(cell.known, [place] * len(cell.known), "o", color=COLORS[0], markersize=4, mfc="none")
+                        # wider than the mean's dot, which must not hide them
+                        rings = {"color": COLORS[0], "markersize": 6.5, "mfc": "none", "mew": 0.9}
+                        axis.plot(cell.known, [place] * len(cell.known), "o", **rings)
                     if cell.known:
-                        axis.plot(cell.mean, place, "o", color=COLORS[0], markersize=4.5)
+                        axis.plot(cell.mean, place, "o", color=COLORS[0], markersize=3.5)
                     axis.annotate(cell.write(column), (1.02, place), xycoords=("axes fraction", "data"),
                                   va="center", fontsize=7)  # fmt: skip
                 axis.set(title=column.heading, yticks=range(len(names)), yticklabels=names)
                 axis.set_ylim(len(names) - 0.5, -0.5)
-                axis.xaxis.set_major_locator(MaxNLocator(3))
                 axis.margins(x=0.12)
                 low, high = axis.get_xlim()
                 if (lacking := LEAST_RANGE * abs(low + high) / 2 - (high - low)) > 0:
                     axis.set_xlim(low - lacking / 2, high + lacking / 2)
+                format_ticks(axis.xaxis, column.format)
                 if axis is not axes[0]:
                     axis.set_yticklabels([])
 
     def plot_curves(self, path: Path) -> None:
-        """Each curve in its panel, a line for every variant (its first seed's)."""
-        from mvar_lightning.analysis.style import COLORS, LINES, figure_of
+        """Each curve in its panel, a line for every variant (its first seed's); one y axis for all of a kind.
+
+        Titles and formats are those of the column of the same metric, where there is one.
+        """
+        from matplotlib.ticker import PercentFormatter
+
+        from mvar_lightning.analysis.style import figure_of, line_style
 
         tags, names = self.logged_curves, list(self.sweep.variants)
         columns = min(3, len(tags))
         rows = math.ceil(len(tags) / columns)
         first = {run.variant: run for run in reversed(self.runs)}
-        titles = {column.metric: column.heading for column in self.sweep.columns if column.measure == "last"}
+        named = {column.metric: column for column in self.sweep.columns if column.measure == "last"}
+        kinds = [_kind(tag) for tag in tags]
         lines: dict[str, Any] = {}
         with figure_of(path, rows, columns, width=3.1 * columns, height=2.3 * rows + 0.5) as axes:
-            for axis, tag in zip(axes, tags, strict=False):
+            for axis, tag, kind in zip(axes, tags, kinds, strict=False):
+                column = named.get(tag, Column(tag))
                 for number, name in enumerate(names):
                     if name in first and (curve := first[name].curves.get(tag)) is not None:
-                        # not by color alone: prints may be gray
-                        style = {"color": COLORS[number % len(COLORS)], "linestyle": LINES[number % len(LINES)]}
-                        (lines[name],) = axis.plot(curve.steps, curve.values, label=name, **style)
-                axis.set_title(titles.get(tag, tag))
-                axis.set_xlabel("step")
+                        apart = max(1, len(curve.steps) // 6)
+                        values = [value / column.divide for value in curve.values]
+                        (lines[name],) = axis.plot(curve.steps, values, label=name, **line_style(number),
+                                                   markevery=(number % apart, apart))  # fmt: skip
+                axis.set(title=column.heading, xlabel="step")
+                if (first_of_kind := axes[kinds.index(kind)]) is not axis:
+                    axis.sharey(first_of_kind)
+                if kind == "usage":
+                    axis.set_ylim(0, 1)
+                if kinds.count(kind) > 1 and kind not in column.heading.casefold():
+                    axis.set_ylabel(kind)
+                if column.format.endswith("%"):
+                    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
             for axis in axes[len(tags) :]:
                 axis.set_visible(False)
             axes[0].figure.legend(lines.values(), lines, loc="outside lower center", ncols=4, frameon=False)
+
+
+def _kind(tag: str) -> str:
+    """What a logged curve measures, whichever split or scale it is of: `loss` of `val/loss_last`."""
+    return re.sub(r"_(last|scale_\d+)$", "", tag.rpartition("/")[2]).replace("_", " ")
 
 
 def _gap(kind: str, name: str, known: Sequence[str]) -> str:

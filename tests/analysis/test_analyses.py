@@ -21,10 +21,17 @@ from mvar_lightning import (
     SpatialAttention,
 )
 from mvar_lightning.analysis.alignment import Alignment, alignment_of, residual_feature_alignment
-from mvar_lightning.analysis.analysis_files import alignment_markdown, attention_markdown
+from mvar_lightning.analysis.analysis_files import _draw_windows, alignment_markdown, attention_markdown
 from mvar_lightning.analysis.attention_mass import AttentionMass, _Sums, _Watcher, attention_mass
 from mvar_lightning.analysis.perturbation import Perturbation, _measure, _Measured, perturb
-from mvar_lightning.analysis.scaling import draw_scaling, fit_power_law, scaling_content, scaling_markdown, scaling_of
+from mvar_lightning.analysis.scaling import (
+    Scaling,
+    draw_scaling,
+    fit_power_law,
+    scaling_content,
+    scaling_markdown,
+    scaling_of,
+)
 from mvar_lightning.errors import UserError
 from mvar_lightning.sampling.settings import SamplingSettings
 
@@ -150,6 +157,19 @@ def test_attention_without_weights_lies_on_the_even_spread(attention: Any) -> No
     mass = attention_mass(model, tokenizer, [(torch.rand(2, 3, 16, 16), torch.tensor([0, 1]))])
     torch.testing.assert_close(mass.within[0].float(), mass.even, equal_nan=True)
     assert isinstance(attention, SpatialAttention) == (float(mass.even[1, 2]) == 1.0), "5x5 is all of a neighborhood"
+
+
+def test_the_even_spread_is_drawn_up_to_the_window_that_holds_all_that_is_visible() -> None:
+    from matplotlib.figure import Figure
+
+    kernels, even = (1, 3, 5, 7), torch.tensor([[1.0, *[math.nan] * 3], [1 / 25, 9 / 25, 1.0, 1.0]])
+    within = torch.tensor([[[1.0, *[math.nan] * 3], [0.1, 0.5, 1.0, 1.0]]])
+    mass = AttentionMass(1, (1, 8), kernels, torch.ones(1, 2, 2).tril(), within, even)
+    axis = Figure().subplots()
+    _draw_windows(axis, mass, within[0, 1], 1, "black", "8x8")
+    measured, spread = axis.lines
+    assert list(measured.get_xdata()) == [1, 3, 5, 7]
+    assert list(spread.get_xdata()) == [1, 3, 5] and list(spread.get_ydata()) == pytest.approx([4, 36, 100])
 
 
 def test_the_table_compares_with_an_even_spread() -> None:
@@ -299,6 +319,10 @@ def test_the_interval_is_students_by_hand() -> None:
     law = fit_power_law(points)
     assert (law.alpha, law.low, law.high) == pytest.approx((slope, slope - reach, slope + reach), rel=1e-6)
     assert law.r_squared == pytest.approx(1 - rest / sum((b - mean_y) ** 2 for b in y))
+    for size in (1e4, 1e6, 1e8):
+        off = 4.302653 * math.sqrt(rest / 2 * (1 / 4 + (math.log(size) - mean_x) ** 2 / square))
+        bounds = [math.log(bound / law.at(size)) for bound in Scaling("loss", tuple(points), law).band(size)]
+        assert bounds == pytest.approx([-off, off], rel=1e-6), "the band of a fitted line"
 
 
 SIZES = (1e4, 1e5, 1e6, 1e7)
