@@ -60,7 +60,7 @@ tensorboard: install  ## open the runs (PORT=6006)
 	$(BIN)/tensorboard --logdir runs --port $(PORT)
 
 bench: install  ## time attention per scale against attention with a mask, at VAR-d16 shapes
-	$(BIN)/mvar bench attention
+	$(BIN)/python -m benchmarks attention
 
 figures: install  ## draw the pictures of the docs
 	$(BIN)/python docs/figures.py

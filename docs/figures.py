@@ -24,7 +24,7 @@ from mvar_lightning import (
     SlidingWindowAttention,
     SpatialAttention,
 )
-from mvar_lightning.analysis import style
+from mvar_lightning.tools import plots as style
 
 PICTURES = Path(__file__).parent / "img"
 PYRAMID = ScalePyramid([1, 2, 3, 4, 6])

@@ -20,8 +20,8 @@ from mvar_lightning.tokenizer import (
     QuantizerLoss,
     draw_kept_scales,
 )
+from mvar_lightning.tokenizer.codebook import CodebookRemedy
 from mvar_lightning.tokenizer.losses import WeightedLoss
-from mvar_lightning.tokenizer.remedies import CodebookRemedy
 
 
 def tiny(seed: int = 0, **changes: Any) -> MultiScaleTokenizer:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from mvar_lightning import L1Loss, L2Loss, MultiScaleTokenizer, QuantizerLoss, ShardsDataModule, save
-from mvar_lightning.data.embedded import digits
-from mvar_lightning.data.shards import ShardLimits, write_shards
-from mvar_lightning.data.sources import Source
+from mvar_lightning.data.making.embedded import digits
+from mvar_lightning.data.making.shards import ShardLimits, write_shards
+from mvar_lightning.data.making.sources import Source
 
 TOKENIZER_SIZES: dict[str, Any] = {
     "scales": [1, 2, 4],

@@ -23,8 +23,8 @@ from mvar_lightning import (
     SpatialAttention,
     VARBlocks,
 )
-from mvar_lightning.modules.optim import parameter_groups
-from mvar_lightning.modules.token_loss import token_loss
+from mvar_lightning.training.optimizers import parameter_groups
+from mvar_lightning.training.token_loss import token_loss
 
 SCALES, VOCAB, CODE_DIM, CLASSES = (1, 2, 3, 4), 24, 6, 3
 ATTENTION = (FullAttention(), AdjacentAttention(), SlidingWindowAttention(2), SpatialAttention(3, scales=1))

@@ -16,11 +16,11 @@ import yaml
 
 from mvar_lightning import MultiScaleTokenizer, ShardsDataModule, TokenShardsDataModule
 from mvar_lightning.callbacks import ReconstructionMetrics
-from mvar_lightning.commands.lightning_cli import SuiteCLI
-from mvar_lightning.data.embedded import DIGITS_SIDE
+from mvar_lightning.data.making.embedded import DIGITS_SIDE
 from mvar_lightning.metrics import FeatureExtractor, InceptionFeatures
-from mvar_lightning.modules import next_scale
 from mvar_lightning.pyramid import PUBLISHED_SIDES
+from mvar_lightning.runs.recipe import SuiteCLI
+from mvar_lightning.training import next_scale
 
 ROOT = Path(__file__).parents[1]
 SWEEPS = sorted((ROOT / "recipes/ablations").glob("*.yaml"))

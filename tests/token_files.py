@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from mvar_lightning.data.index import ShardIndex, ShardInfo, SplitIndex
-from mvar_lightning.data.token_cache import CacheSettings, TokenCache
-from mvar_lightning.data.token_making import Task, TokenJob
+from mvar_lightning.data.tokens.cache import CacheSettings, TokenCache
+from mvar_lightning.data.tokens.making import Task, TokenJob
 
 TRAIN, VAL = (7, 4, 9), (5, 3)
 """Samples of each part."""

@@ -19,9 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mvar_lightning.attention.neighborhood import neighborhood_mask, window_starts
 from mvar_lightning.attention.plan import AttentionPlan, ScaleRead
-from mvar_lightning.attention.strategies import AttentionStrategy
+from mvar_lightning.attention.strategies import AttentionStrategy, neighborhood_mask, window_starts
 from mvar_lightning.errors import UserError
 from mvar_lightning.pyramid import ScalePyramid
 

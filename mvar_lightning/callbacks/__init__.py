@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from mvar_lightning.callbacks.ema import EMA
-from mvar_lightning.callbacks.guards import NonFiniteLossGuard, WritableRunFolder
 from mvar_lightning.callbacks.last_checkpoint import LastCheckpoint
 from mvar_lightning.callbacks.metrics import ReconstructionMetrics, SampleMetrics
-from mvar_lightning.callbacks.samples import (
+from mvar_lightning.callbacks.monitors import GradientNorm, NonFiniteLossGuard, Throughput, WritableRunFolder
+from mvar_lightning.callbacks.run_pictures import (
     AttentionMaskPicture,
     CoarseToFine,
     ReconstructionGrid,
     ReconstructionStrips,
     SampleGrid,
 )
-from mvar_lightning.callbacks.throughput import GradientNorm, Throughput
 
 __all__ = [
     "EMA",

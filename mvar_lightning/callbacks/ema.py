@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mvar_lightning.errors import UserError
-from mvar_lightning.modules.sharding import load_whole, local, whole
-from mvar_lightning.tokenizer.remedies import take_replaced_codes
+from mvar_lightning.tokenizer.codebook import take_replaced_codes
+from mvar_lightning.training.distributed import load_whole, local, whole
 
 
 class EMA(pl.Callback):

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
+import subprocess
+import threading
 import time
+from enum import IntEnum
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from mvar_lightning.callbacks.access import is_rehearsal, run_folder
-from mvar_lightning.callbacks.stop_signals import StopSignals, Wish, agreed
+from mvar_lightning.callbacks.base import is_rehearsal, run_folder
 from mvar_lightning.errors import UserError
 
 VALIDATION = "epoch_loop.val_loop.batch_progress"
@@ -142,3 +153,174 @@ def _epoch_ends_here(trainer: pl.Trainer) -> bool:
     """Whether a validation or the end of the epoch follows this batch."""
     loop: Any = trainer.fit_loop.epoch_loop
     return loop._num_ready_batches_reached() or loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+
+
+# Signals that end a run in order: noted when they come, obeyed by all ranks at the same step.
+
+
+class Wish(IntEnum):
+    """What should happen at the end of a step; of several wishes, over all ranks, the largest counts."""
+
+    GO_ON = 0
+    SAVE = 1
+    STOP = 2
+    REQUEUE = 3
+
+
+class ToldToStop(SystemExit):
+    """The run was told to stop and has kept its place."""
+
+
+class StopSignals:
+    """Notes SIGTERM (stop) and SIGUSR1 (stop and, under SLURM, put the job back into the queue).
+
+    Lightning acts within its handlers: it saves wherever the step happens to be, and talks to other ranks there, which
+    can be in the middle of something else. Here a handler only takes a note.
+    """
+
+    def __init__(self) -> None:
+        self.wish = Wish.GO_ON
+        self._launcher: Any = None
+
+    def listen(self, trainer: pl.Trainer) -> None:
+        """Take the signals over from Lightning, which gives back what was before when the trainer ends."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        signal.signal(signal.SIGTERM, self._stop)
+        environment = getattr(trainer.strategy, "cluster_environment", None)
+        slurm = environment if isinstance(environment, SLURMEnvironment) else None
+        signal.signal((slurm and slurm.requeue_signal) or signal.SIGUSR1, self._requeue)
+        self._launcher = trainer.strategy.launcher
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self._note(Wish.STOP, number)
+
+    def _requeue(self, number: int, frame: FrameType | None) -> None:
+        self._note(Wish.REQUEUE, number)
+
+    def _note(self, wish: Wish, number: int) -> None:
+        if self.wish < Wish.STOP and self._launcher is not None:
+            self._launcher.kill(number)  # to the ranks that Lightning started from here
+        self.wish = max(self.wish, wish)
+
+    def obey(self, trainer: pl.Trainer, wish: Wish) -> None:
+        """End this process, on all ranks together; the job goes back into the queue first where that was asked for."""
+        if wish < Wish.STOP:
+            return
+        if wish == Wish.REQUEUE and trainer.is_global_zero:
+            requeue(trainer)
+        raise ToldToStop(f"told to stop at step {trainer.global_step}")
+
+
+def agreed(trainer: pl.Trainer, wish: Wish) -> Wish:
+    """The largest wish of all ranks, which must call this together."""
+    if trainer.world_size == 1:
+        return wish
+    value = torch.tensor(int(wish), device=trainer.strategy.root_device)
+    return Wish(int(trainer.strategy.reduce(value, reduce_op="max")))
+
+
+def requeue(trainer: pl.Trainer) -> None:
+    """`scontrol requeue` for this job, where it is one of SLURM's and may be requeued."""
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    job = os.environ.get("SLURM_JOB_ID", "")
+    if not isinstance(environment, SLURMEnvironment) or not environment.auto_requeue or not job:
+        return
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
+        job = f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID', '')}"
+    if not re.fullmatch(r"[0-9_]+", job):
+        return
+    try:
+        status = subprocess.run(["scontrol", "requeue", job], check=False).returncode
+    except OSError as error:
+        rank_zero_info(f"scontrol requeue {job}: {error.strerror}; start the job again yourself")
+        return
+    rank_zero_info(f"scontrol requeue {job}: {'done' if status == 0 else f'failed with status {status}'}")
+
+
+# Checkpoints that are whole or not there: written aside on the same file system, on the disk, then renamed.
+#
+# Lightning's own writer goes through the system's temporary folder. Where that is another file system (on most
+# clusters), its last act is a copy over the old checkpoint, and a kill in the middle of it leaves neither.
+
+
+class DurableCheckpointIO(TorchCheckpointIO):
+    """Lightning's reader, and a writer that a crash, a kill or a full disk cannot make lose the checkpoint before.
+
+    The file being written is ``.NAME.partial`` beside it; what a killed run left there is overwritten by the next.
+    Twice the size of a checkpoint must be free.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Raises `UserError` where the disk is full or cannot be written; the checkpoint before is then intact."""
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        path = Path(path)
+        aside = path.with_name(f".{path.name}.partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write(checkpoint, aside)
+            aside.replace(path)
+            _sync(path.parent)
+        except OSError as error:
+            aside.unlink(missing_ok=True)
+            before = "the one written before it is intact" if path.is_file() else "there is none yet"
+            raise UserError(
+                f"checkpoint {path}: could not be written ({error.strerror}; {_free(path)} free); {before}; make room "
+                "or mend the disk, then run the same command again"
+            ) from error
+
+
+def _write(checkpoint: dict[str, Any], path: Path) -> None:
+    """Straight to the file: 2B parameters with their moments are 24 GB, which another copy in memory would double.
+
+    torch's writer tells of a failed write in words of its own; the error beneath is told instead.
+    """
+    with path.open("wb") as file:
+        watched: Any = _Watched(file)
+        try:
+            torch.save(checkpoint, watched)
+        except RuntimeError as error:
+            if watched.error is not None:
+                raise watched.error from error
+            raise
+        file.flush()
+        os.fsync(file.fileno())
+
+
+class _Watched:
+    """A file that remembers why it could not be written."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return int(self.file.write(data))
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def _sync(folder: Path) -> None:
+    """Put the new name on the disk; some file systems know no such thing for folders."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)
+
+
+def _free(path: Path) -> str:
+    try:
+        room = os.statvfs(path.parent)
+    except OSError:
+        return "unknown"
+    return f"{room.f_bavail * room.f_frsize / 1e9:.1f} GB"

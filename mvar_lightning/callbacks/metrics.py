@@ -5,10 +5,12 @@ B batch, HW pixels.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from abc import abstractmethod
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import lightning.pytorch as pl
@@ -17,20 +19,21 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from mvar_lightning.callbacks.access import (
+from mvar_lightning.callbacks.base import (
     ValidationCallback,
     gives_tokens,
     holds_tokens,
     image_data_of,
     images_of,
     is_rehearsal,
-    loading,
     real_images,
     reconstruct,
 )
-from mvar_lightning.callbacks.judge import classifier_of
+from mvar_lightning.data.reading.loader import loading
 from mvar_lightning.errors import UserError
-from mvar_lightning.metrics.classifier import DatasetClassifier, class_consistency
+from mvar_lightning.evaluation.data_classifier import _fit as fit_classifier
+from mvar_lightning.evaluation.data_classifier import classifier_file
+from mvar_lightning.metrics.classifier import DatasetClassifier, NothingToLearnFrom, class_consistency, load_classifier
 from mvar_lightning.metrics.features import ClassifierFeatures, FeatureExtractor
 from mvar_lightning.metrics.frechet import FrechetDistance, TooFewImages, as_saved
 
@@ -350,3 +353,33 @@ def _total(trainer: pl.Trainer, count: int) -> float:
     """The sum over ranks."""
     total = torch.tensor(count, device=trainer.strategy.root_device)
     return float(trainer.strategy.reduce(total, reduce_op="sum"))
+
+
+def classifier_of(trainer: pl.Trainer, who: str) -> DatasetClassifier | None:
+    """The classifier of the run's data set: loaded if it exists, else trained on rank zero while the others wait.
+
+    None where none can be trained: a data set of one image.
+
+    It lies in ``classifier/`` beside the shards, or in the run's folder where the data may not be written, under a
+    name made of the index, the image size and how images are cut to it: other data or another cut makes another
+    classifier. What else the run sets (batches, workers, processes) makes no difference to it.
+    """
+    # building a network draws random weights, even if they are replaced: training must not notice
+    with isolate_rng():
+        return _load_or_train(trainer, image_data_of(trainer, who))
+
+
+def _load_or_train(trainer: pl.Trainer, data: Any) -> DatasetClassifier | None:
+    device = trainer.strategy.root_device
+    if is_rehearsal(trainer):
+        # seen two batches, kept nowhere
+        with contextlib.suppress(NothingToLearnFrom):
+            return fit_classifier(data, device, steps=2)
+        return None
+    file: Path | None = None
+    if trainer.is_global_zero:
+        with contextlib.suppress(NothingToLearnFrom):
+            file = classifier_file(data, Path(trainer.default_root_dir), device)
+    file = trainer.strategy.broadcast(file)
+    trainer.strategy.barrier("classifier")
+    return None if file is None else load_classifier(file).to(device)

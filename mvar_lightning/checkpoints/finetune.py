@@ -9,7 +9,7 @@ from typing import Any
 from mvar_lightning.checkpoints.assign import on_meta
 from mvar_lightning.checkpoints.folder import is_released, open_checkpoint
 from mvar_lightning.checkpoints.official import MODEL_PLACES, import_transformer, read_state
-from mvar_lightning.checkpoints.sizes import attention_of, looks_like, pyramid_of, transformer_arguments
+from mvar_lightning.checkpoints.official_sizes import attention_of, looks_like, pyramid_of, transformer_arguments
 from mvar_lightning.errors import UserError
 from mvar_lightning.transformer import NextScaleTransformer
 

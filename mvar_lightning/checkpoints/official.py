@@ -14,9 +14,7 @@ from torch import Tensor, nn
 
 from mvar_lightning.attention import AdjacentAttention, FullAttention, SpatialAttention
 from mvar_lightning.checkpoints.assign import check_fit, fill, on_meta, shapes_of
-from mvar_lightning.checkpoints.buffers import check_derived, derived_buffers, derived_shapes
-from mvar_lightning.checkpoints.files import read_safetensors, read_torch, write_tensors, written_aside
-from mvar_lightning.checkpoints.key_maps import (
+from mvar_lightning.checkpoints.official_names import (
     MARKOV_VAR_KEYS,
     VAR_KEYS,
     Table,
@@ -25,11 +23,14 @@ from mvar_lightning.checkpoints.key_maps import (
     to_reference,
     tokenizer_keys,
 )
-from mvar_lightning.checkpoints.sizes import (
+from mvar_lightning.checkpoints.official_sizes import (
     ARCHITECTURES,
     HITS,
     attention_of,
     check_architecture,
+    check_derived,
+    derived_buffers,
+    derived_shapes,
     pyramid_of,
     tokenizer_arguments,
     transformer_arguments,
@@ -38,6 +39,7 @@ from mvar_lightning.checkpoints.sizes import (
 from mvar_lightning.errors import UserError
 from mvar_lightning.pyramid import ScalePyramid
 from mvar_lightning.tokenizer import MultiScaleTokenizer
+from mvar_lightning.tools.files import read_safetensors, read_torch, write_tensors, written_aside
 from mvar_lightning.transformer import LlamaBlocks, NextScaleTransformer, NoHistory, SlidingWindowHistory, VARBlocks
 
 MODEL_PLACES = ((), ("trainer", "var_wo_ddp"), ("trainer", "mvar_wo_ddp"), ("mvar_wo_ddp",), ("var_wo_ddp",))

@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mvar_lightning.commands import evaluation_options, sampling_options
-from mvar_lightning.commands.out_folder import check_folder
-from mvar_lightning.commands.run_data import data_settings, settle_cutting
+from mvar_lightning.commands import options
 from mvar_lightning.errors import UserError
+from mvar_lightning.runs.recipe import data_settings, settle_cutting
+from mvar_lightning.tools.files import check_folder
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from mvar_lightning.data.modules import ShardsDataModule
+    from mvar_lightning.data.image_data import ShardsDataModule
     from mvar_lightning.tokenizer import MultiScaleTokenizer
     from mvar_lightning.transformer import NextScaleTransformer
 
@@ -36,8 +36,8 @@ def add_parser(subparsers: Any) -> None:
     perturb = kinds.add_parser("perturb", help="damage that one wrong token does, scale by scale (Markov-VAR)")
     _add_common(perturb)
     perturb.add_argument("--images", type=int, default=256, metavar="N", help="images that are sampled (256)")
-    sampling_options.add_settings(perturb)
-    evaluation_options.add_features(perturb)
+    options.add_settings(perturb)
+    options.add_features(perturb)
     perturb.set_defaults(run=run_perturb)
     scaling = kinds.add_parser("scaling", help="power laws of loss and error rate over the runs of a sweep (VAR)")
     scaling.add_argument(
@@ -48,15 +48,15 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    sampling_options.add_source(parser)
-    evaluation_options.add_cutting(parser)
+    options.add_source(parser)
+    options.add_cutting(parser)
     parser.add_argument("--out", metavar="DIR", help="where to write (default: analysis/ in the run, or beside a file)")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="images at a time (16)")
 
 
 def run_attention(args: argparse.Namespace) -> int:
-    from mvar_lightning.analysis import analysis_files as files
-    from mvar_lightning.analysis.attention_mass import attention_mass
+    from mvar_lightning.evaluation.papers import figures as files
+    from mvar_lightning.evaluation.papers.attention_mass import attention_mass
 
     out = _folder(args)
     model, tokenizer, device = _loaded(args)
@@ -67,8 +67,8 @@ def run_attention(args: argparse.Namespace) -> int:
 
 
 def run_rfa(args: argparse.Namespace) -> int:
-    from mvar_lightning.analysis import analysis_files as files
-    from mvar_lightning.analysis.alignment import residual_feature_alignment
+    from mvar_lightning.evaluation.papers import figures as files
+    from mvar_lightning.evaluation.papers.alignment import residual_feature_alignment
 
     out = _folder(args)
     model, tokenizer, device = _loaded(args)
@@ -78,18 +78,19 @@ def run_rfa(args: argparse.Namespace) -> int:
 
 
 def run_perturb(args: argparse.Namespace) -> int:
-    from mvar_lightning.analysis import analysis_files as files
-    from mvar_lightning.analysis.perturbation import perturb
+    from mvar_lightning.evaluation.features import extractor_of, lpips_of
+    from mvar_lightning.evaluation.papers import figures as files
+    from mvar_lightning.evaluation.papers.perturbation import perturb
     from mvar_lightning.sampling import SamplingSettings
 
     out = _folder(args)
     model, tokenizer, device = _loaded(args)
-    chosen = sampling_options.settings_of(args)
+    chosen = options.settings_of(args)
     settings = SamplingSettings(chosen.pop("cfg"), **chosen)
     distance = None
     if args.features != "none":
         data = _data(args, model, tokenizer)
-        extractor = evaluation_options.extractor_of(args, data, out, device)
+        extractor = extractor_of(args, data, out, device)
         distance = _real_images(extractor, data, device)
     damages, pictures = perturb(
         model,
@@ -98,7 +99,7 @@ def run_perturb(args: argparse.Namespace) -> int:
         args.images,
         seed=args.seed,
         batch_size=args.batch_size,
-        perceptual=evaluation_options.lpips_of(args, device),
+        perceptual=lpips_of(args, device),
         distance=distance,
     )
     name, sides = None if distance is None else distance.extractor.name, model.pyramid.sides
@@ -118,8 +119,8 @@ def run_perturb(args: argparse.Namespace) -> int:
 
 
 def run_scaling(args: argparse.Namespace) -> int:
-    from mvar_lightning.analysis import scaling
-    from mvar_lightning.commands.runs import read_json
+    from mvar_lightning.evaluation.papers import scaling
+    from mvar_lightning.runs.run import read_json
 
     folder = Path(args.sweep)
     if not (folder / "sweep.json").is_file():
@@ -136,28 +137,32 @@ def run_scaling(args: argparse.Namespace) -> int:
 
 def _folder(args: argparse.Namespace) -> Path:
     """Where to write; a run's folder given as the checkpoint is replaced by its model."""
-    evaluation_options.check_counts(args, "images", "batch_size")
+    options.check_counts(args, "images", "batch_size")
     settle_cutting(args, args.checkpoint, matters=args.data is not None)
     source = Path(args.checkpoint or args.model or ".").resolve()
     if args.checkpoint is not None and (source / "model" / "config.json").is_file():  # a run's folder
         args.checkpoint = str(Path(args.checkpoint) / "model")
-    out = Path(args.out) if args.out is not None else evaluation_options.beside(source).with_name("analysis")
+    out = Path(args.out) if args.out is not None else options.beside(source).with_name("analysis")
     check_folder(out)
     return out
 
 
 def _loaded(args: argparse.Namespace) -> tuple[NextScaleTransformer, MultiScaleTokenizer, torch.device]:
-    device = sampling_options.choose_device(args.device)
-    model, tokenizer = sampling_options.source_of(args).load(device)
+    from mvar_lightning.tools.compute import choose_device
+
+    device = choose_device(args.device)
+    model, tokenizer = options.source_of(args).load(device)
     return model, tokenizer, device
 
 
 def _data(args: argparse.Namespace, model: NextScaleTransformer, tokenizer: MultiScaleTokenizer) -> ShardsDataModule:
     """The shards of ``--data``: the model's, as far as its number of classes and its run's recipe tell."""
+    from mvar_lightning.evaluation.features import data_of
+
     if args.data is None:
         raise UserError("--data: the analysis looks at real images; name a shard folder (perturb runs without: "
                         "--features none)")  # fmt: skip
-    data = evaluation_options.data_of(args, tokenizer.image_size, "val")
+    data = data_of(args, tokenizer.image_size, "val")
     if data.num_classes != model.num_classes:
         raise UserError(f"--data {args.data}: has {data.num_classes} classes, the model {model.num_classes}; "
                         "give the data that it was trained on")  # fmt: skip
@@ -197,8 +202,8 @@ def _first(data: ShardsDataModule, images: int, device: torch.device) -> Iterato
 
 
 def _real_images(extractor: Any, data: ShardsDataModule, device: torch.device) -> Any:
-    from mvar_lightning.callbacks.access import to_unit
     from mvar_lightning.metrics import FrechetDistance
+    from mvar_lightning.tools.drawing import to_unit
 
     distance = FrechetDistance(extractor).to(device)
     for batch in data.ordered_dataloader("val"):
@@ -216,7 +221,7 @@ def _about(args: argparse.Namespace, model: NextScaleTransformer) -> dict[str, A
 
 
 def _finish(name: str, content: dict[str, Any], markdown: str, drawings: dict[str, Any], out: Path) -> int:
-    from mvar_lightning.analysis.analysis_files import write_analysis
+    from mvar_lightning.evaluation.papers.figures import write_analysis
 
     print(markdown)
     for path in write_analysis(name, content, markdown, drawings, out):

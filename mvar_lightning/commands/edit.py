@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mvar_lightning.commands import sampling_options as options
+from mvar_lightning.commands import options
 from mvar_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,14 +37,16 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the results, a before-and-after grid and coarse-to-fine strips."""
-    from mvar_lightning.callbacks.pictures import to_png
-    from mvar_lightning.commands.sampling_jobs import list_jobs, peak_bytes
     from mvar_lightning.sampling import edit
+    from mvar_lightning.sampling.jobs import list_jobs, peak_bytes
+    from mvar_lightning.tools.compute import choose_device, choose_precision, computing
+    from mvar_lightning.tools.drawing import to_png
+    from mvar_lightning.transformer.acceleration import prepare
 
     if args.count < 1:
         raise UserError(f"--count {args.count}: must be at least 1")
     source, settings = options.source_of(args), options.settings_of(args)
-    device = options.choose_device(args.device)
+    device = choose_device(args.device)
     model, tokenizer = source.load(device)
     names = options.class_names(args.data, model.num_classes)
     labels = options.class_indices(args.class_, model.num_classes, names)
@@ -54,9 +56,9 @@ def run(args: argparse.Namespace) -> int:
     image_13HW = to_square(picture, tokenizer.image_size).to(device)
     mask_HW = read_mask(args, picture, tokenizer).to(device)
     jobs = list_jobs(labels, args.count, args.seed)
-    precision = options.choose_precision(args.precision, device)
-    options.prepare(model, precision)
-    with options.computing(precision, device):
+    precision = choose_precision(args.precision, device)
+    prepare(model, precision)
+    with computing(precision, device):
         result_B3HW, idx_BL = edit(
             model, tokenizer, image_13HW, mask_HW, labels[0], seeds=[job.seed for job in jobs], **settings
         )
@@ -98,7 +100,7 @@ def read_mask(args: argparse.Namespace, picture: Image.Image, tokenizer: MultiSc
     from PIL import Image
 
     from mvar_lightning.sampling import inpaint_mask
-    from mvar_lightning.sampling.edit import kept
+    from mvar_lightning.sampling.editing import kept
 
     if args.mask is not None:
         mask = open_picture(args.mask)
@@ -126,7 +128,7 @@ def before_and_after(image_13HW: Tensor, mask_HW: Tensor, result_B3HW: Tensor) -
     """One picture: the image, the image with its mask in red, and the results."""
     import torch
 
-    from mvar_lightning.callbacks.pictures import enlarge, make_grid
+    from mvar_lightning.tools.drawing import enlarge, make_grid
 
     before_3HW = image_13HW[0].add(1).div(2)
     tint_311 = torch.tensor(TINT, device=mask_HW.device)[:, None, None]
@@ -138,7 +140,7 @@ def coarse_to_fine(tokenizer: MultiScaleTokenizer, idx_BL: Tensor) -> Tensor:
     """One picture: a row for each result, its image after each scale."""
     import torch
 
-    from mvar_lightning.callbacks.pictures import make_strips
+    from mvar_lightning.tools.drawing import make_strips
 
     return make_strips(torch.stack([image.add(1).div(2) for image in tokenizer.progressive(idx_BL)], dim=1))
 

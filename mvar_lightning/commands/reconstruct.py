@@ -9,11 +9,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mvar_lightning.commands.evaluation_options import check_counts, data_of
-from mvar_lightning.commands.out_folder import check_folder
-from mvar_lightning.commands.run_data import settle_cutting
-from mvar_lightning.commands.tokenizer_options import add_tokenizer, tokenizer_of
+from mvar_lightning.commands.options import add_tokenizer, check_counts, tokenizer_of
 from mvar_lightning.errors import UserError
+from mvar_lightning.evaluation.features import data_of
+from mvar_lightning.runs.recipe import settle_cutting
+from mvar_lightning.tools.files import check_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,8 +43,8 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the picture and say where it is."""
-    from mvar_lightning.callbacks.pictures import to_png
-    from mvar_lightning.commands.sampling_options import choose_device
+    from mvar_lightning.tools.compute import choose_device
+    from mvar_lightning.tools.drawing import to_png
 
     _check(args)
     device = choose_device(args.device)
@@ -120,9 +120,10 @@ def _images(args: argparse.Namespace, side: int) -> tuple[Tensor, bool]:
     """Images in [0, 1], and whether one was smaller than that."""
     import torch
 
-    from mvar_lightning.analysis.size_watch import SizeWatch
-    from mvar_lightning.callbacks.access import loading, to_unit
+    from mvar_lightning.data.reading.loader import loading
     from mvar_lightning.data.transforms import build_transform
+    from mvar_lightning.evaluation.image_sources import SizeWatch
+    from mvar_lightning.tools.drawing import to_unit
 
     if args.data is None:
         watch = SizeWatch(build_transform(args.crop, side, args.resize_ratio), side)
@@ -143,7 +144,7 @@ def _picture(tokenizers: dict[str, MultiScaleTokenizer], image_N3HW: Tensor) -> 
     """The picture (3, H, W) in [0, 1], and what it shows of the images, in words."""
     import torch
 
-    from mvar_lightning.analysis.strips import comparison_picture, progressive_picture, reconstruct_after_each_scale
+    from mvar_lightning.evaluation.strips import comparison_picture, progressive_picture, reconstruct_after_each_scale
 
     after = {
         name: torch.cat([reconstruct_after_each_scale(tokenizer, one).cpu() for one in image_N3HW.split(1)])

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mvar_lightning.commands import sampling_options as options
+from mvar_lightning.commands import options
 from mvar_lightning.errors import UserError
 
 if TYPE_CHECKING:
-    from mvar_lightning.commands.sampling_jobs import Job, Report, Task
+    pass
 
 
 def add_parser(subparsers: Any) -> None:
@@ -39,12 +37,13 @@ def run(args: argparse.Namespace) -> int:
     """Make the images that are missing; prints where they are, the speed and the peak memory."""
     import torch
 
-    from mvar_lightning.commands import sampling_jobs
+    from mvar_lightning.sampling import jobs as sampling_jobs
+    from mvar_lightning.tools.compute import choose_device, choose_precision
 
     _check_counts(args)
     source, settings = options.source_of(args), options.settings_of(args)
-    device = options.choose_device(args.device)
-    precision = options.choose_precision(args.precision, device)
+    device = choose_device(args.device)
+    precision = choose_precision(args.precision, device)
     if device.type == "cuda" and args.devices > torch.cuda.device_count():
         raise UserError(f"--devices {args.devices}: there are {torch.cuda.device_count()} GPUs here")
     model, tokenizer = source.load(torch.device("cpu"))
@@ -57,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     task = sampling_jobs.Task(
         source, settings, precision, args.batch_size, device.type, folder, args.compile, args.graphs
     )
-    made = make_missing(task, jobs, args.devices)
+    made = sampling_jobs.make_missing(task, jobs, args.devices)
     print(f"{folder}: {len(jobs)} images, {made}")
     print(f"grid: {sampling_jobs.write_grid(folder, jobs)}")
     if args.format == "npz":
@@ -75,29 +74,3 @@ def _check_counts(args: argparse.Namespace) -> None:
     for name in ("count", "batch_size", "devices"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
-
-
-def make_missing(task: Task, jobs: Sequence[Job], processes: int) -> str:
-    """Make what is not there yet, with a progress bar; says what was made, how fast, and the peak memory."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from mvar_lightning.commands.sampling_jobs import make_images
-    from mvar_lightning.commands.spreading import spread
-
-    missing = [job for job in jobs if not (task.folder / job.file).exists()]
-    if not missing:
-        return "all of them there already"
-    latest: dict[int, Report] = {}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as bar:
-        shown = bar.add_task("images", total=len(jobs), completed=len(jobs) - len(missing))
-
-        def receive(report: Report) -> None:
-            latest[report.rank] = report
-            bar.advance(shown, report.images)
-
-        spread(partial(make_images, task), missing, processes, task.device, receive)
-    speed = len(missing) / max(report.seconds for report in latest.values())
-    peak = max(report.peak_bytes for report in latest.values()) / 2**30
-    each = "" if processes == 1 else " in the largest process"
-    return f"{len(missing)} made now at {speed:.1f} images/s, peak memory {peak:.2f} GiB{each}"

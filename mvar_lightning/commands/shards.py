@@ -67,9 +67,9 @@ def _cores() -> int:
 
 def run_make(args: argparse.Namespace) -> int:
     """Write the shards with a progress bar; prints what was written."""
-    from mvar_lightning.commands.progress import progress
-    from mvar_lightning.data.embedded import load_source
-    from mvar_lightning.data.shards import SKIPPED_NAME, ShardLimits, write_shards
+    from mvar_lightning.data.making.embedded import load_source
+    from mvar_lightning.data.making.shards import SKIPPED_NAME, ShardLimits, write_shards
+    from mvar_lightning.tools.console import progress
 
     _check_workers(args.workers)
     limits = ShardLimits(args.samples_per_shard, args.mb_per_shard * 1024**2)
@@ -106,8 +106,8 @@ def _check_workers(workers: int | None) -> None:
 
 def run_check(args: argparse.Namespace) -> int:
     """Print what is missing or damaged; 1 if anything is."""
-    from mvar_lightning.commands.progress import progress
     from mvar_lightning.data.index import check, read_index
+    from mvar_lightning.tools.console import progress
 
     _check_workers(args.workers)
     shards = sum(len(split.shards) for split in read_index(args.folder).splits.values())

@@ -46,7 +46,7 @@ def _add_make(commands: Any) -> None:
 
 def run_make(args: argparse.Namespace) -> int:
     """Make the cache; prints what it holds."""
-    from mvar_lightning.commands.token_jobs import Machines, make_tokens, settings_of
+    from mvar_lightning.data.tokens.encoding import Machines, make_tokens, settings_of
 
     machines = Machines(args.accelerator, args.devices, args.num_nodes, args.num_workers)
     cache = make_tokens(args.checkpoint, args.data, args.out, machines, settings_of(args))
@@ -66,7 +66,7 @@ def run_make(args: argparse.Namespace) -> int:
 
 def run_check(args: argparse.Namespace) -> int:
     """Print what is missing or damaged; 1 if anything is."""
-    from mvar_lightning.data.token_cache import check_cache, read_cache
+    from mvar_lightning.data.tokens.cache import check_cache, read_cache
 
     cache, problems = read_cache(args.folder), check_cache(args.folder)
     if args.checkpoint is not None:

@@ -1,11 +1,10 @@
 """From class labels to images: one loop over the scales for every strategy, and zero-shot editing."""
 
-from mvar_lightning.sampling.edit import edit, inpaint_mask, outpaint_mask
+from mvar_lightning.sampling.editing import edit, inpaint_mask, outpaint_mask
 from mvar_lightning.sampling.filters import filter_logits, sample_tokens
-from mvar_lightning.sampling.generate import generate, sample_pyramid
 from mvar_lightning.sampling.guidance import ConstantGuidance, CutoffGuidance, GuidanceSchedule, LinearGuidance
 from mvar_lightning.sampling.noise import ImageNoise
-from mvar_lightning.sampling.settings import SamplingSettings
+from mvar_lightning.sampling.sampler import SamplingSettings, generate, sample_pyramid
 
 __all__ = [
     "ConstantGuidance",

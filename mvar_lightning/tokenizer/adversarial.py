@@ -15,14 +15,14 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from mvar_lightning.axis import AxisMember
 from mvar_lightning.errors import UserError
-from mvar_lightning.tokenizer.diff_augment import Augmentation
-from mvar_lightning.tokenizer.discriminator import Discriminator
-from mvar_lightning.tokenizer.gan_losses import GANLoss, HingeLoss
-from mvar_lightning.tokenizer.lecam import LeCam
-from mvar_lightning.tokenizer.ranks import sum_over_ranks, world_size
+from mvar_lightning.tokenizer.discriminator import Augmentation, Discriminator
+from mvar_lightning.tools.processes import sum_over_ranks, world_size
 
 SMALL = 1e-4
 """Added to the norm that divides in the adaptive weight, as in VQGAN."""
@@ -193,3 +193,117 @@ def _steps(name: str, value: int | float, total_steps: float) -> int:
             "set trainer.max_steps or give a number of steps"
         )
     return round(value * total_steps)
+
+
+# What a discriminator and the tokenizer want of logits: the loss axis of adversarial training.
+#
+# Shapes: B batch, n logits of an image, HW pixels.
+
+
+class GANLoss(AxisMember):
+    """Two losses of logits that are high for real images.
+
+    Args:
+        gradient_penalty: weight of R1 (Mescheder et al. 2018, arXiv 1801.04406): half the squared gradient of an
+            image's mean logit in its pixels, at real images as they are, not augmented; 0 leaves it out.
+        penalty_every: steps between two penalties; each counts for the steps in between.
+    """
+
+    def __init__(self, gradient_penalty: float = 0.0, penalty_every: int = 16) -> None:
+        if gradient_penalty < 0 or penalty_every < 1:
+            raise UserError(
+                f"{type(self).__name__}: gradient_penalty {gradient_penalty}, penalty_every {penalty_every}: "
+                "give a weight of 0 or more and at least 1 step"
+            )
+        self.gradient_penalty, self.penalty_every = gradient_penalty, penalty_every
+
+    def discriminator(self, real_Bn: Tensor, fake_Bn: Tensor) -> Tensor:
+        """What the discriminator minimizes, a scalar."""
+        raise NotImplementedError
+
+    def generator(self, fake_Bn: Tensor) -> Tensor:
+        """What the tokenizer minimizes, a scalar."""
+        raise NotImplementedError
+
+    def penalty_due(self, step: int) -> bool:
+        """Whether the discriminator pays the gradient penalty at this step."""
+        return self.gradient_penalty > 0 and step % self.penalty_every == 0
+
+    def penalty(self, discriminator: nn.Module, image_B3HW: Tensor) -> Tensor:
+        """The gradient penalty at real images, its weight and the steps it stands for included; float32."""
+        # of torch's attention kernels only the plain one can be differentiated twice
+        with torch.autocast(image_B3HW.device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):
+            image_B3HW = image_B3HW.detach().float().requires_grad_()
+            score = discriminator(image_B3HW).mean(1).sum()
+            [gradient] = torch.autograd.grad(score, image_B3HW, create_graph=True)
+        return gradient.square().sum((1, 2, 3)).mean() * (self.gradient_penalty / 2 * self.penalty_every)
+
+
+class HingeLoss(GANLoss):
+    """Real logits above 1, others below -1 (as in VQGAN)."""
+
+    def discriminator(self, real_Bn: Tensor, fake_Bn: Tensor) -> Tensor:
+        return 0.5 * (F.relu(1 - real_Bn).mean() + F.relu(1 + fake_Bn).mean())
+
+    def generator(self, fake_Bn: Tensor) -> Tensor:
+        return -fake_Bn.mean()
+
+
+class NonSaturatingLoss(GANLoss):
+    """Cross-entropy; the tokenizer maximizes log D instead of minimizing log (1 - D). It wants the gradient penalty."""
+
+    def __init__(self, gradient_penalty: float = 1.0, penalty_every: int = 16) -> None:
+        super().__init__(gradient_penalty, penalty_every)
+
+    def discriminator(self, real_Bn: Tensor, fake_Bn: Tensor) -> Tensor:
+        return 0.5 * (F.softplus(-real_Bn).mean() + F.softplus(fake_Bn).mean())
+
+    def generator(self, fake_Bn: Tensor) -> Tensor:
+        return F.softplus(-fake_Bn).mean()
+
+
+# LeCam regularization of a discriminator (Tseng et al. 2021, arXiv 2104.03310).
+#
+# Shapes: B batch, n logits of an image.
+
+
+class LeCam(nn.Module):
+    """Keeps logits of real images from rising above the running mean of the others, and the other way round.
+
+    One-sided, as in the paper's code. The means are those of whole steps, over all batches and processes of a step, and
+    lie in buffers.
+
+    Args:
+        weight: of the regularization; 0 leaves it out.
+        decay: of the running means.
+    """
+
+    means_2: Tensor
+    updates: Tensor
+
+    def __init__(self, weight: float = 0.0, decay: float = 0.999) -> None:
+        super().__init__()
+        if weight < 0 or not 0 <= decay < 1:
+            raise UserError(f"lecam {weight}, lecam_decay {decay}: give a weight of 0 or more and a decay in [0, 1)")
+        self.weight, self.decay = weight, decay
+        self.register_buffer("means_2", torch.zeros(2))
+        self.register_buffer("updates", torch.tensor(0))
+        self._seen: list[Tensor] = []
+
+    def forward(self, real_Bn: Tensor, fake_Bn: Tensor) -> Tensor:
+        """The term before its weight, a scalar; 0 before the first step."""
+        self._seen.append(torch.stack([real_Bn.detach().mean(), fake_Bn.detach().mean()]).float())
+        # a copy: the buffer changes before others may look at this graph
+        real_mean, fake_mean = self.means_2.clone()
+        term = F.relu(real_Bn - fake_mean).square().mean() + F.relu(real_mean - fake_Bn).square().mean()
+        return term * (self.updates > 0)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Take this step's logits into the running means; the first ones become them."""
+        if not self._seen:
+            return
+        step_2 = sum_over_ranks(torch.stack(self._seen).mean(0)) / world_size()
+        self._seen = []
+        self.means_2.lerp_(step_2, torch.where(self.updates > 0, 1 - self.decay, 1.0))
+        self.updates += 1

@@ -10,18 +10,17 @@ Shapes: B batch, C channels of a VGG level, HW pixels, hw map of a level.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mvar_lightning.errors import UserError
-from mvar_lightning.tokenizer.frozen import Frozen
 from mvar_lightning.tokenizer.losses import LossPart
 from mvar_lightning.tokenizer.tokenizer import TokenizerOutput
 
@@ -181,3 +180,40 @@ def _heads() -> list[nn.Parameter]:
 def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+# A network that is used in training but neither trained nor saved.
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class Frozen(Generic[M]):
+    """Holds such a network outside of the module tree, and loads it when it is first asked for.
+
+    A submodule would be in every checkpoint, in the averaged copy of the weights (EMA), in DDP's broadcasts and on the
+    meta device where recipes are only checked. Deep copies share the network.
+
+    Args:
+        load: makes the network, on the CPU.
+    """
+
+    def __init__(self, load: Callable[[], M]) -> None:
+        self._load = load
+        self._network: M | None = None
+        self._device = torch.device("cpu")
+
+    def on(self, device: torch.device) -> M:
+        """The network on a device: in evaluation mode, without gradients of its own (they pass through it)."""
+        # validation may be the first to ask: tensors made in inference mode could not be trained through
+        with torch.inference_mode(False), torch.no_grad():
+            if self._network is None:
+                self._network = self._load().eval()
+                for parameter in self._network.parameters():  # TorchScript has no requires_grad_ of its own
+                    parameter.requires_grad_(False)
+            if device != self._device:
+                self._network, self._device = self._network.to(device), device
+        return self._network
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Frozen[M]:
+        return self

@@ -14,7 +14,7 @@ map's positions are token rows without a copy.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import wraps
+from functools import lru_cache, wraps
 from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
@@ -25,7 +25,79 @@ from torch import Tensor, nn
 from mvar_lightning.errors import UserError
 from mvar_lightning.pyramid import ScalePyramid
 from mvar_lightning.tokenizer.nearest import NearestCode, code_metric
-from mvar_lightning.tokenizer.resize import resize
+
+# Resizing between the maps of the pyramid as two small matrix products.
+#
+# Area averaging and bicubic interpolation are linear and separable, so a square map changes its side by one matrix
+# applied to its rows and columns. The matrices are read off ``F.interpolate`` itself, and working channel-last spares
+# the permutations between token rows and maps.
+#
+# Shapes: B batch, s source side, t target side, Z code dim.
+
+
+@lru_cache(maxsize=256)
+def resize_matrix(source: int, target: int, mode: str, device: torch.device) -> Tensor:
+    """The (target, source) float32 matrix of ``F.interpolate(..., mode=mode)`` along one dimension.
+
+    Cached by device rather than kept as a module's buffer: it holds no state, and a module built on the meta device
+    must not lose it. Made outside inference mode, so that training may use a matrix that sampling made first.
+    """
+    with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
+        basis = torch.eye(source).reshape(source, 1, source, 1)
+        matrix = F.interpolate(basis, size=(target, 1), mode=mode).reshape(source, target).t().contiguous()
+        return matrix.to(device)
+
+
+def resize(map_BssZ: Tensor, target: int, mode: str) -> Tensor:
+    """(B, s, s, Z) -> (B, t, t, Z), equal to ``F.interpolate`` on the channel-first map."""
+    B, source, _, Z = map_BssZ.shape
+    if source == target:
+        return map_BssZ
+    matrix_ts = resize_matrix(source, target, mode, map_BssZ.device)
+    rows = torch.matmul(matrix_ts, map_BssZ.reshape(B, source, source * Z))
+    return torch.matmul(matrix_ts, rows.reshape(B * target, source, Z)).reshape(B, target, target, Z)
+
+
+# Scale dropout: some images of a batch are rebuilt from their first scales alone, so these must carry an image.
+#
+# Shapes: B batch.
+
+
+FIRST_KEPT = 3
+"""Fewest scales an image keeps, where nothing else is said."""
+
+
+def check_scale_dropout(probability: float, num_scales: int, first: int = FIRST_KEPT) -> None:
+    """Raise UserError where dropping scales makes no sense."""
+    if not 0 <= probability <= 1:
+        raise UserError(f"scale_dropout {probability}: must be in [0, 1]; 0.1 is usual, 0 switches it off")
+    if first < 1:
+        raise UserError(f"scale_dropout_keeps {first}: an image needs at least 1 scale; {FIRST_KEPT} is usual")
+    if probability and num_scales <= first:
+        raise UserError(
+            f"scale_dropout {probability}: keeps at least {first} scales and the pyramid has {num_scales}; lower "
+            "scale_dropout_keeps, or set scale_dropout to 0"
+        )
+
+
+def draw_kept_scales(
+    batch: int,
+    num_scales: int,
+    probability: float,
+    first: int = FIRST_KEPT,
+    device: torch.device | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor | None:
+    """How many scales each image keeps, int64 (B,): with ``probability`` any number from ``first`` to all but one.
+
+    None where nothing is dropped. Draws on the CPU, from torch's own generator if none is given.
+    """
+    if not probability:
+        return None
+    dropped_B = torch.rand(batch, generator=generator) < probability
+    fewer_B = torch.randint(first, num_scales, (batch,), generator=generator)
+    return torch.where(dropped_B, fewer_B, num_scales).to(device)
+
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -7,16 +7,17 @@ Shapes: B batch, L all tokens, K scales, V vocabulary, Z code dim, HW pixels, hw
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from mvar_lightning.errors import UserError
 from mvar_lightning.pyramid import ScalePyramid
-from mvar_lightning.tokenizer.autoencoder import Decoder, Encoder
-from mvar_lightning.tokenizer.convolution import Conv3x3
+from mvar_lightning.tokenizer.autoencoder import Conv3x3, Decoder, Encoder
 from mvar_lightning.tokenizer.nearest import CodeMetric
 from mvar_lightning.tokenizer.quantizer import MultiScaleQuantizer
 
@@ -205,3 +206,62 @@ class MultiScaleTokenizer(nn.Module):
                 f"token indices from {int(idx_BL.min())} to {int(idx_BL.max())}: "
                 f"the codebook has 0 to {self.vocab_size - 1}"
             )
+
+
+# Whether a transformer speaks a tokenizer's tokens.
+
+
+class SpeaksTokens(Protocol):
+    """What of a transformer has to agree with its tokenizer."""
+
+    pyramid: ScalePyramid
+    vocab_size: int
+    code_dim: int
+
+
+def check_pair(model: SpeaksTokens, tokenizer: MultiScaleTokenizer) -> None:
+    """Raise `UserError` where the tokenizer is not of the kind that the model was made for."""
+    for name, ours, theirs in (
+        ("scales", list(model.pyramid.sides), list(tokenizer.pyramid.sides)),
+        ("vocab_size", model.vocab_size, tokenizer.vocab_size),
+        ("code_dim", model.code_dim, tokenizer.code_dim),
+    ):
+        if ours != theirs:
+            raise UserError(
+                f"{name}: the model has {ours}, the tokenizer {theirs}; take the tokenizer it was trained with"
+            )
+
+
+# A hash that says which tokenizer tokens belong to.
+
+
+TRAINING_ONLY = frozenset({"beta", "codebook_std"})
+"""Entries of the configuration that change no token and no image once the weights are there."""
+
+UNCHANGED = {"codes": "euclidean"}
+"""Entries that came later, with the value that leaves a tokenizer as it was: old hashes stay valid."""
+
+
+def fingerprint(tokenizer: MultiScaleTokenizer) -> str:
+    """SHA-256 (64 hexadecimal digits) of what turns images into tokens and back.
+
+    Covers the configuration and the parameters as float32 in the order of their names, so it is the same on any device
+    and for any way of building the module; buffers (running statistics) do not count.
+    """
+    return fingerprint_of(tokenizer, dict(tokenizer.named_parameters()))
+
+
+def fingerprint_of(tokenizer: MultiScaleTokenizer, state: Mapping[str, Tensor]) -> str:
+    """The fingerprint that ``tokenizer`` would have with the parameters in ``state`` (which may hold more)."""
+    config = {
+        key: value
+        for key, value in tokenizer.config.items()
+        if key not in TRAINING_ONLY and not (key in UNCHANGED and value == UNCHANGED[key])
+    }
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name in sorted(name for name, _ in tokenizer.named_parameters()):
+        parameter = state[name]
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        array = parameter.detach().to("cpu", torch.float32).contiguous().numpy()
+        digest.update(array.astype("<f4", copy=False).tobytes())
+    return digest.hexdigest()

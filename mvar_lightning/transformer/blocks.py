@@ -7,24 +7,170 @@ B batch, l tokens of the scales at hand, C width.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mvar_lightning.attention import AttentionBackend, LayerCache
 from mvar_lightning.axis import AxisMember
 from mvar_lightning.pyramid import ScalePyramid
-from mvar_lightning.transformer.layers import (
-    DropPath,
-    GeluMLP,
-    Modulation,
-    ModulationOffset,
-    SelfAttention,
-    SwiGLU,
-)
-from mvar_lightning.transformer.positions import LearnedPositions, LevelMLP
-from mvar_lightning.transformer.rope import PyramidRotation
+from mvar_lightning.transformer.linear import Linear, activated_linear, linear, multiplied_linear
+from mvar_lightning.transformer.positions import LearnedPositions, LevelMLP, PyramidRotation
+
+# The parts a block is made of: attention, MLPs, norms, AdaLN modulation, stochastic depth.
+#
+# B batch, l tokens of the scales at hand, C width, H heads, D head dim.
+
+
+MAX_LOG_SCALE = math.log(100.0)
+NORM_FLOOR = 1e-12
+"""Shortest length a query or key is divided by (that of `F.normalize`)."""
+
+Rotation = Callable[[Tensor, range], Tensor]
+"""Rotates queries and keys (B, l, n, H, D), n = 2 of them, of a range of scales by their positions."""
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention with l2-normalized queries and keys (VAR's `SelfAttention`).
+
+    Which keys a query sees is the backend's business; this module has no branch on it. Queries carry a learnt
+    scale per head, exp(min(log_scale, log 100)), from 4. Keys have no bias.
+    """
+
+    def __init__(
+        self, width: int, heads: int, backend: AttentionBackend, *, qk_norm: bool, rotation: Rotation | None = None
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.backend = backend
+        self.rotation = rotation
+        self.qkv = Linear(width, 3 * width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(width))
+        self.v_bias = nn.Parameter(torch.zeros(width))
+        self.proj = Linear(width, width)
+        # without the norm VAR divides the usual 1 / sqrt(D) by four
+        self.softmax_scale = 1.0 if qk_norm else 0.25 / math.sqrt(width // heads)
+        self.log_scale = nn.Parameter(torch.full((heads, 1, 1), math.log(4.0))) if qk_norm else None
+
+    def forward(self, x_BlC: Tensor, scales: range, cache: LayerCache | None = None) -> Tensor:
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        qkv_Bl3HD = linear(x_BlC, self.qkv.weight, bias).unflatten(2, (3, self.heads, -1))
+        qk_Bl2HD, v_Bl1HD = qkv_Bl3HD.split((2, 1), dim=2)  # its backward pass is one concatenation
+        v_BlHD = v_Bl1HD.squeeze(2)
+        if self.log_scale is not None:
+            qk_Bl2HD = self._normalized(qk_Bl2HD)
+        if self.rotation is not None:
+            qk_Bl2HD = self.rotation(qk_Bl2HD, scales)
+        q, k = qk_Bl2HD.to(v_BlHD.dtype).transpose(1, 3).unbind(2)  # two of (B, H, l, D)
+        v = v_BlHD.transpose(1, 2)
+        if cache is not None:
+            k, v = cache.extend(k, v, scales.start)
+        out = self.backend(q, k, v, scales, self.softmax_scale)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+    def _normalized(self, qk_Bl2HD: Tensor) -> Tensor:
+        """Queries and keys of length exp(log_scale) and 1, in one pass over both."""
+        assert self.log_scale is not None
+        # in float32: half precision overflows here (NaN in fp16)
+        qk_Bl2HD = qk_Bl2HD.float()
+        q_length_H1 = self.log_scale[:, :, 0].clamp_max(MAX_LOG_SCALE).exp()
+        length_2H1 = torch.stack([q_length_H1, torch.ones_like(q_length_H1)])
+        norm_Bl2H1 = torch.linalg.vector_norm(qk_Bl2HD, dim=-1, keepdim=True)
+        return qk_Bl2HD * (length_2H1 / norm_Bl2H1.clamp_min(NORM_FLOOR))
+
+
+class GeluMLP(nn.Module):
+    """Linear, tanh-approximated GELU, Linear (VAR's `FFN`)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.up = Linear(width, hidden)
+        self.down = Linear(hidden, width)
+
+    def forward(self, x_BlC: Tensor) -> Tensor:
+        return self.down(activated_linear(self.up, x_BlC, "gelu"))
+
+
+class SwiGLU(nn.Module):
+    """silu(gate(x)) * up(x), then down; no biases (Markov-VAR's `LlamaMLP`)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate = Linear(width, hidden, bias=False)
+        self.up = Linear(width, hidden, bias=False)
+        self.down = Linear(hidden, width, bias=False)
+
+    def forward(self, x_BlC: Tensor) -> Tensor:
+        return self.down(multiplied_linear(self.up, x_BlC, activated_linear(self.gate, x_BlC, "swish")))
+
+
+class Modulation(nn.Module):
+    """AdaLN: the condition's linear image, ``parts`` rows of width C: (B, C) -> (B, 1, parts, C)."""
+
+    def __init__(self, width: int, parts: int) -> None:
+        super().__init__()
+        self.parts = parts
+        self.linear = Linear(width, parts * width)
+
+    def forward(self, condition_BC: Tensor) -> Tensor:
+        return self.linear(F.silu(condition_BC)).unflatten(1, (1, self.parts, -1))
+
+
+class ModulationOffset(nn.Module):
+    """A block's own learnt offset to a modulation that all blocks share (VAR d36)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.offset = nn.Parameter(torch.randn(1, 1, 6, width) / width**0.5)
+
+    def forward(self, shared_B16C: Tensor) -> Tensor:
+        return self.offset + shared_B16C
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drops a residual branch for whole samples, in training only.
+
+    It scales the gates of a block's two branches, not the branches: a token's worth of work for each image.
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, modulation_B16C: Tensor) -> Tensor:
+        """A block's modulation, whose first two of six parts are gates, with some gates at zero."""
+        if not self.training or self.probability == 0.0:
+            return modulation_B16C
+        keep, gates_B12C = 1.0 - self.probability, modulation_B16C[:, :, :2]
+        kept = [gates_B12C.new_empty(len(gates_B12C), 1, 1).bernoulli_(keep).div_(keep) for _ in range(2)]
+        return torch.cat([gates_B12C * torch.stack(kept, dim=2), modulation_B16C[:, :, 2:]], dim=2)
+
+
+class ModulatedHead(nn.Module):
+    """AdaLN norm and linear classifier, computed from float32 (VAR's `AdaLNBeforeHead` and `head`)."""
+
+    def __init__(self, width: int, vocab_size: int, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+        self.modulation = Modulation(width, parts=2)
+        self.linear = Linear(width, vocab_size)
+
+    def forward(self, x_BlC: Tensor, modulation_B12C: Tensor) -> Tensor:
+        return self.classify(self.features(x_BlC, modulation_B12C))
+
+    def features(self, x_BlC: Tensor, modulation_B12C: Tensor) -> Tensor:
+        """What the classifier reads, in its precision."""
+        scale, shift = modulation_B12C.unbind(2)
+        h_BlC = torch.addcmul(shift, self.norm(x_BlC.float()), 1 + scale)
+        return h_BlC.to(self.linear.weight.dtype)
+
+    def classify(self, h_BlC: Tensor) -> Tensor:
+        """Logits (B, l, V), float32."""
+        return self.linear(h_BlC).float()
 
 
 class AdaLNBlock(nn.Module):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mvar_lightning.axis import AxisMember
 from mvar_lightning.errors import UserError
-from mvar_lightning.transformer.products import linear
+from mvar_lightning.transformer.linear import linear
 
 
 @dataclass

@@ -8,9 +8,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from mvar_lightning.transformer.blocks import AdaLNBlock
+from mvar_lightning.transformer.blocks import AdaLNBlock, ModulatedHead, Modulation, ModulationOffset
 from mvar_lightning.transformer.history import AttentivePool
-from mvar_lightning.transformer.layers import ModulatedHead, Modulation, ModulationOffset
 from mvar_lightning.transformer.positions import LearnedPositions
 
 HEAD_SCALE = 0.02

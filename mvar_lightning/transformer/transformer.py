@@ -19,10 +19,9 @@ from torch.utils.checkpoint import checkpoint
 from mvar_lightning.attention import AttentionStrategy, FullAttention, KVCache, choose_backend
 from mvar_lightning.errors import UserError
 from mvar_lightning.pyramid import ScalePyramid
-from mvar_lightning.transformer.blocks import AdaLNBlock, BlockDesign, VARBlocks
+from mvar_lightning.transformer.blocks import AdaLNBlock, BlockDesign, ModulatedHead, VARBlocks
 from mvar_lightning.transformer.history import History, HistoryState, NoHistory
 from mvar_lightning.transformer.init import init_weights
-from mvar_lightning.transformer.layers import ModulatedHead
 
 TOKENS_AT_ONCE = 2**16
 """So many tokens go through the blocks of a sampling step at a time: enough to fill a GPU, and the activations of a

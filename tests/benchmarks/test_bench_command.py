@@ -1,4 +1,4 @@
-"""`mvar bench`: its members read their own options."""
+"""`python -m benchmarks`: its members read their own options."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from mvar_lightning.benchmarks import history
-from mvar_lightning.cli import main
+from benchmarks import results as history
+from benchmarks.__main__ import main
 
 
 def test_a_member_runs_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "attention.json"
-    assert main(["bench", "attention", "--heads", "1", "--repeats", "1", "--out", str(out)]) == 0
+    assert main(["attention", "--heads", "1", "--repeats", "1", "--out", str(out)]) == 0
     assert "adjacent" in capsys.readouterr().out.lower() and json.loads(out.read_text())
 
 
@@ -32,11 +32,11 @@ def test_a_member_keeps_each_run(
     }
     for name, value in fakes[member]:
         fake = (lambda *_, made=value: made) if name.islower() else value
-        monkeypatch.setattr(f"mvar_lightning.benchmarks.{name}", fake)
-    monkeypatch.setattr("mvar_lightning.commands.bench._print_data", lambda figures: None)
+        monkeypatch.setattr(f"benchmarks.{name}", fake)
+    monkeypatch.setattr("benchmarks.__main__._print_data", lambda figures: None)
     for second in (1, 2):
         monkeypatch.setattr(history, "now", lambda second=second: f"2026-11-28T08:00:0{second}Z")
-        assert main(["bench", member]) == 0
+        assert main([member]) == 0
     files = sorted(Path("benchmarks/results").iterdir())
     assert [file.name for file in files] == [f"{member}-2026-11-28T08000{second}Z.json" for second in (1, 2)]
     assert json.loads(files[0].read_text())["date"] == "2026-11-28T08:00:01Z"
@@ -46,11 +46,11 @@ def test_a_member_keeps_each_run(
 @pytest.mark.parametrize("member", ["attention", "quantizer", "tokens"])
 def test_a_member_tells_its_own_options(member: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["bench", member, "--help"])
-    assert f"usage: mvar bench {member}" in capsys.readouterr().out
+        main([member, "--help"])
+    assert f"usage: python -m benchmarks {member}" in capsys.readouterr().out
 
 
 def test_alone_it_measures_the_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "--batch", "0"]) == 2 and "--batch 0" in capsys.readouterr().err
-    assert main(["bench", "--parts", "--no-memory", "--out", str(tmp_path)]) == 0
+    assert main(["--batch", "0"]) == 2 and "--batch 0" in capsys.readouterr().err
+    assert main(["--parts", "--no-memory", "--out", str(tmp_path)]) == 0
     assert "attention blocks, GFLOPs counted | 43.61" in capsys.readouterr().out

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import measure, models, phases, sides
+from benchmarks.flops import attention_block_gflops, cache_mib
+from benchmarks.published import PREFIX_GFLOPS, PUBLISHED, published_for
+from benchmarks.references import Reference
+from benchmarks.sides import Case, Ours
+from benchmarks.table import markdown
 from mvar_lightning.attention import FullAttention, SlidingWindowAttention
-from mvar_lightning.benchmarks import measure, models, phases, sides
-from mvar_lightning.benchmarks.flops import attention_block_gflops, cache_mib
-from mvar_lightning.benchmarks.published import PREFIX_GFLOPS, PUBLISHED, published_for
-from mvar_lightning.benchmarks.references import Reference
-from mvar_lightning.benchmarks.sides import Case, Ours
-from mvar_lightning.benchmarks.table import markdown
 from mvar_lightning.errors import UserError
 from mvar_lightning.pyramid import PUBLISHED_SIDES, ScalePyramid
 

@@ -1,4 +1,4 @@
-"""`mvar bench --profile`: phases are told apart where rows and logits come in chunks, and nothing compiles anew."""
+"""The benchmark's phases are told apart where rows and logits come in chunks, and nothing compiles anew."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import phases
 from mvar_lightning import AdjacentAttention, MultiScaleTokenizer, NextScaleTransformer
-from mvar_lightning.benchmarks import phases
-from mvar_lightning.modules.scale_groups import loss_of_groups
 from mvar_lightning.sampling import LinearGuidance, SamplingSettings, sample_pyramid
 from mvar_lightning.sampling.noise import ImageNoise
-from mvar_lightning.transformer import compiled, transformer
+from mvar_lightning.training.scale_groups import loss_of_groups
+from mvar_lightning.transformer import acceleration as compiled
+from mvar_lightning.transformer import transformer
 
 SCALES, CLASSES = (1, 2, 3), 5
 
@@ -59,7 +60,7 @@ def in_a_row(told: list[Any]) -> list[Any]:
 
 def test_chunks_of_rows_and_logits_keep_their_phases(ours: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transformer, "TOKENS_AT_ONCE", 1)
-    monkeypatch.setattr(import_module("mvar_lightning.sampling.generate"), "LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr(import_module("mvar_lightning.sampling.sampler"), "LOGITS_AT_ONCE", 1)
     watch = Marks()
     phases.sampled(ours, watch)
     found = in_a_row([phase for scale, phase in watch.told if scale == 2])

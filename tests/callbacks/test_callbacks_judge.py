@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from small_run import data_module, write_digits
 
-from mvar_lightning.callbacks import judge
-from mvar_lightning.data.modules import ShardsDataModule
+from mvar_lightning.data.image_data import ShardsDataModule
+from mvar_lightning.evaluation import data_classifier as judge
 
 
 @pytest.fixture

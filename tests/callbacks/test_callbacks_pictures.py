@@ -18,17 +18,9 @@ from mvar_lightning.callbacks import (
     ReconstructionStrips,
     SampleGrid,
 )
-from mvar_lightning.callbacks import pictures as pictures_file
-from mvar_lightning.callbacks.pictures import (
-    enlarge,
-    from_image,
-    make_grid,
-    make_strips,
-    mask_picture,
-    to_image,
-    to_png,
-)
 from mvar_lightning.errors import UserError
+from mvar_lightning.tools import drawing as pictures_file
+from mvar_lightning.tools.drawing import enlarge, from_image, make_grid, make_strips, mask_picture, to_image, to_png
 
 
 def test_grid_places_every_image() -> None:

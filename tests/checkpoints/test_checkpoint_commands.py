@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mvar_lightning.checkpoints import load, save
-from mvar_lightning.commands import export, import_, info
+from mvar_lightning.commands import checkpoints
 from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer import MultiScaleTokenizer, fingerprint
 from mvar_lightning.transformer import NextScaleTransformer
@@ -20,8 +20,7 @@ Files = dict[str, tuple[Path, Path]]
 def run(*arguments: object) -> int:
     parser = argparse.ArgumentParser()
     subparsers = parser.add_subparsers(required=True)
-    for command in (import_, export, info):
-        command.add_parser(subparsers)
+    checkpoints.add_parser(subparsers)
     parsed = parser.parse_args([str(argument) for argument in arguments])
     return int(parsed.run(parsed))
 

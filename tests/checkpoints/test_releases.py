@@ -10,7 +10,12 @@ from reference_files import releases
 
 from mvar_lightning.checkpoints.assign import check_fit, on_meta, shapes_of
 from mvar_lightning.checkpoints.official import reference_state, tokenizer_reference_state
-from mvar_lightning.checkpoints.sizes import attention_of, pyramid_of, tokenizer_arguments, transformer_arguments
+from mvar_lightning.checkpoints.official_sizes import (
+    attention_of,
+    pyramid_of,
+    tokenizer_arguments,
+    transformer_arguments,
+)
 from mvar_lightning.pyramid import ScalePyramid
 from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.transformer import NextScaleTransformer

@@ -8,7 +8,7 @@ import pytest
 FAULTS = """
 import resource, sys
 import torch
-from mvar_lightning.commands.allocator import keep_freed_memory
+from mvar_lightning.tools.compute import keep_freed_memory
 
 if sys.argv[1] == "kept":
     assert keep_freed_memory()

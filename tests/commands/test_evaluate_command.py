@@ -15,11 +15,11 @@ from PIL import Image
 from reference_files import write_case
 
 from mvar_lightning import load, save
-from mvar_lightning.analysis.tokenizer_files import FILES
-from mvar_lightning.callbacks import judge
+from mvar_lightning.checkpoints.source import open_tokenizer
 from mvar_lightning.cli import main
-from mvar_lightning.commands.tokenizer_options import open_tokenizer
 from mvar_lightning.data.index import read_index
+from mvar_lightning.evaluation import data_classifier as judge
+from mvar_lightning.evaluation.tokenizer_report import FILES
 from mvar_lightning.tokenizer import fingerprint, perceptual
 
 Fails = Callable[..., str]

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from mvar_lightning import VARModule
-from mvar_lightning.callbacks import checkpoint_io
-from mvar_lightning.callbacks.checkpoint_io import DurableCheckpointIO
+from mvar_lightning.callbacks import last_checkpoint as checkpoint_io
+from mvar_lightning.callbacks.last_checkpoint import DurableCheckpointIO
 from mvar_lightning.cli import main
 from mvar_lightning.errors import UserError
 
@@ -112,7 +112,7 @@ def test_a_disk_that_fills_up_elsewhere_is_told_too(
 HOLD = """
 import sys, time
 from pathlib import Path
-from mvar_lightning.commands.folder_lock import FolderLock
+from mvar_lightning.tools.files import FolderLock
 FolderLock(Path(sys.argv[1])).take()
 print("held", flush=True)
 time.sleep(60)

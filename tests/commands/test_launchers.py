@@ -18,9 +18,9 @@ import yaml
 from sabotage import losses
 
 from mvar_lightning import load
-from mvar_lightning.commands import processes
 from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer import fingerprint
+from mvar_lightning.tools import processes
 
 Recipe = dict[str, Any]
 
@@ -47,7 +47,7 @@ def two_and_tokenizer(tokenizer_recipe: Recipe, two: Recipe, rewrite: Callable[[
     Path("recipes/tok.yaml").write_text(yaml.safe_dump(tokenizer_recipe))
     two["tokenizer_recipe"] = "recipes/tok.yaml"
     two["model"]["init_args"] |= {"tokenizer": "runs/tok/model", "checkpoint_activations": True}
-    two["trainer"]["strategy"] = {"class_path": "mvar_lightning.modules.FullySharded"}
+    two["trainer"]["strategy"] = {"class_path": "mvar_lightning.training.FullySharded"}
     two["trainer"] |= {"gradient_clip_val": 1.0}
     two["trainer"]["callbacks"].append({"class_path": "mvar_lightning.callbacks.EMA", "init_args": {"decay": 0.9}})
     rewrite(two)

@@ -13,11 +13,11 @@ from PIL import Image
 from small_run import TOKENIZER_SIZES
 
 from mvar_lightning import MultiScaleTokenizer, ShardsDataModule, load, save
-from mvar_lightning.analysis.quality import psnr
-from mvar_lightning.analysis.strips import comparison_picture
-from mvar_lightning.callbacks.pictures import from_image
 from mvar_lightning.cli import main
 from mvar_lightning.commands.reconstruct import named_path
+from mvar_lightning.evaluation.strips import comparison_picture
+from mvar_lightning.metrics.quality import psnr
+from mvar_lightning.tools.drawing import from_image
 
 Fails = Callable[..., str]
 CELL, GAP = 64, 4
@@ -57,7 +57,7 @@ def test_tokenizers_side_by_side(
 
 
 def test_captions_are_the_psnr(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mvar_lightning.analysis import strips
+    from mvar_lightning.evaluation import strips
 
     written: list[object] = []
     monkeypatch.setattr(strips, "labeled_rows", lambda *arguments: written.extend(arguments[1:]))

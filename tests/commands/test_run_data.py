@@ -14,12 +14,12 @@ import yaml
 from PIL import Image
 
 from mvar_lightning.cli import main
-from mvar_lightning.commands.out_folder import check_folder
-from mvar_lightning.commands.run_data import data_settings
 from mvar_lightning.data.index import read_index
-from mvar_lightning.data.shards import ShardLimits, write_shards
-from mvar_lightning.data.sources import Source
+from mvar_lightning.data.making.shards import ShardLimits, write_shards
+from mvar_lightning.data.making.sources import Source
 from mvar_lightning.errors import UserError
+from mvar_lightning.runs.recipe import data_settings
+from mvar_lightning.tools.files import check_folder
 
 Fails = Callable[..., str]
 RECIPE = {"class_path": "mvar_lightning.ShardsDataModule", "init_args": {"resize_ratio": 1.0, "val_crop": "adm"}}
@@ -144,7 +144,7 @@ def test_the_proof_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_too_few_images_for_a_classifier(tokenizer: Path, shards: Path, workplace: Path, fails: Fails) -> None:
-    from mvar_lightning.data.embedded import digits
+    from mvar_lightning.data.making.embedded import digits
 
     whole = digits()
     write_shards(Source(whole.class_names, whole.train[:1], whole.val[:2]), Path("one"), ShardLimits(samples=4))

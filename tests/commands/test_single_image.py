@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from mvar_lightning.cli import main
-from mvar_lightning.data.embedded import digits
-from mvar_lightning.data.shards import ShardLimits, write_shards
-from mvar_lightning.data.sources import Source
+from mvar_lightning.data.making.embedded import digits
+from mvar_lightning.data.making.shards import ShardLimits, write_shards
+from mvar_lightning.data.making.sources import Source
 
 
 @pytest.mark.slow

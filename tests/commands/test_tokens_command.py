@@ -21,8 +21,8 @@ from mvar_lightning import load
 from mvar_lightning.cli import main
 from mvar_lightning.data.images import decode_rgb
 from mvar_lightning.data.index import ShardIndex, ShardInfo, SplitIndex, read_index, sha256_of
-from mvar_lightning.data.token_cache import check_cache, open_part, read_cache
-from mvar_lightning.data.token_views import Views
+from mvar_lightning.data.tokens.cache import check_cache, open_part, read_cache
+from mvar_lightning.data.tokens.making import Views
 from mvar_lightning.data.transforms import to_batch
 
 Make = Callable[..., int]

@@ -15,8 +15,8 @@ from PIL import Image
 
 from mvar_lightning import VARModule, load
 from mvar_lightning.cli import main
-from mvar_lightning.commands.runs import run_of
-from mvar_lightning.data.embedded import digits
+from mvar_lightning.data.making.embedded import digits
+from mvar_lightning.runs.run import run_of
 from mvar_lightning.tokenizer import fingerprint
 
 Recipe = dict[str, Any]

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from mvar_lightning.data.index import ShardIndex, ShardInfo, SplitIndex, read_index, sha256_of
-from mvar_lightning.data.shards import ShardLimits, write_shards
-from mvar_lightning.data.sources import Example, Source
+from mvar_lightning.data.making.shards import ShardLimits, write_shards
+from mvar_lightning.data.making.sources import Example, Source
 
 
 def png_of(number: int, side: int = 8) -> bytes:

@@ -10,9 +10,9 @@ import sys
 import pytest
 
 from mvar_lightning.commands import shards
-from mvar_lightning.commands.progress import Lines
 from mvar_lightning.data import index
 from mvar_lightning.errors import UserError
+from mvar_lightning.tools.console import Lines
 
 
 def run(*arguments: str) -> int:

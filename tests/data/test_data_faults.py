@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from mvar_lightning.benchmarks.data import LoaderOptions, worker_memory
+from benchmarks.data import LoaderOptions, worker_memory
 from mvar_lightning.data.faults import worker_death
+from mvar_lightning.data.image_data import ShardsDataModule
 from mvar_lightning.data.index import read_index
-from mvar_lightning.data.modules import ShardsDataModule
-from mvar_lightning.data.reading import SmallSetMemory
+from mvar_lightning.data.reading.samples import SmallSetMemory
 from mvar_lightning.errors import UserError
 
 
@@ -50,7 +50,7 @@ def test_a_killed_worker_ends_the_pass_with_advice(numbered_shards, which):
 KILLED_IN_TRAINING = """
 import os, signal, sys
 import lightning, torch
-from mvar_lightning.data.modules import ShardsDataModule
+from mvar_lightning.data.image_data import ShardsDataModule
 from mvar_lightning.errors import UserError
 
 class Kills(lightning.LightningModule):
@@ -147,7 +147,7 @@ def test_a_shard_with_flipped_bytes_loses_samples_and_not_the_run(numbered_shard
 
 @pytest.mark.slow
 def test_memory_of_workers_does_not_grow_over_twenty_passes(tmp_path, streamed):
-    from mvar_lightning.benchmarks.data import synthetic_shards
+    from benchmarks.data import synthetic_shards
 
     synthetic_shards(tmp_path / "shards", 64, size=(160, 120))
     options = LoaderOptions(str(tmp_path / "shards"), image_size=64, batch_size=8, passes=20, pass_batches=8)

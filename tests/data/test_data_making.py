@@ -19,11 +19,12 @@ import pytest
 from PIL import Image
 
 from mvar_lightning.cli import main
-from mvar_lightning.data import chunks, shards, writing
 from mvar_lightning.data.index import check, read_index
-from mvar_lightning.data.shards import ShardLimits, write_shards
-from mvar_lightning.data.sources import Source, scan_folder
-from mvar_lightning.data.work_folder import work_path
+from mvar_lightning.data.making import shards
+from mvar_lightning.data.making import writer as chunks
+from mvar_lightning.data.making import writer as writing
+from mvar_lightning.data.making.shards import ShardLimits, work_path, write_shards
+from mvar_lightning.data.making.sources import Source, scan_folder
 from mvar_lightning.errors import UserError
 
 

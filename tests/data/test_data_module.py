@@ -8,9 +8,9 @@ import lightning
 import pytest
 import torch
 
-from mvar_lightning.data.embedded import digits, ensure, load_source
+from mvar_lightning.data.image_data import ShardsDataModule
 from mvar_lightning.data.index import check
-from mvar_lightning.data.modules import ShardsDataModule
+from mvar_lightning.data.making.embedded import digits, ensure, load_source
 from mvar_lightning.errors import UserError
 
 

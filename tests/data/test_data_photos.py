@@ -15,9 +15,17 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from mvar_lightning import ShardsDataModule
-from mvar_lightning.data import photos as room
-from mvar_lightning.data.embedded import ensure
-from mvar_lightning.data.photos import CROP_SIDE, PHOTOS, Photo, held_out, photos, train_window, val_window
+from mvar_lightning.data.making import embedded as room
+from mvar_lightning.data.making.embedded import (
+    CROP_SIDE,
+    PHOTOS,
+    Photo,
+    ensure,
+    held_out,
+    photos,
+    train_window,
+    val_window,
+)
 from mvar_lightning.errors import UserError
 
 

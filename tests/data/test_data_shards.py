@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mvar_lightning.data import writing
 from mvar_lightning.data.index import check, read_index
-from mvar_lightning.data.shards import ShardLimits, write_shards
-from mvar_lightning.data.sources import Example, Source, scan_folder
-from mvar_lightning.data.writing import shrink
+from mvar_lightning.data.making import writer as writing
+from mvar_lightning.data.making.shards import ShardLimits, write_shards
+from mvar_lightning.data.making.sources import Example, Source, scan_folder
+from mvar_lightning.data.making.writer import shrink
 from mvar_lightning.errors import UserError
 
 

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from mvar_lightning.data import ground_truth, imagenet
-from mvar_lightning.data.embedded import load_source
 from mvar_lightning.data.index import check
-from mvar_lightning.data.listing import read_list
-from mvar_lightning.data.shards import ShardLimits, write_shards
+from mvar_lightning.data.making import ground_truth, imagenet
+from mvar_lightning.data.making.embedded import load_source
+from mvar_lightning.data.making.shards import ShardLimits, write_shards
+from mvar_lightning.data.making.sources import read_list
 from mvar_lightning.errors import UserError
 
 WNIDS = ("n01440764", "n01443537", "n02085620")

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from mvar_lightning.data import faults as faults_module
 from mvar_lightning.data.faults import Faults
 from mvar_lightning.data.index import ShardInfo, read_index
-from mvar_lightning.data.loader import StreamLoader, TrainLoader
-from mvar_lightning.data.reading import ImageReader, SmallSetMemory, read_shard
-from mvar_lightning.data.streaming import StreamConfig, TrainStream, ValidationStream
+from mvar_lightning.data.reading.loader import StreamLoader, TrainLoader
+from mvar_lightning.data.reading.order import StreamConfig, TrainStream, ValidationStream
+from mvar_lightning.data.reading.samples import ImageReader, SmallSetMemory, read_shard
 from mvar_lightning.data.transforms import build_transform, finished
 from mvar_lightning.errors import UserError
 

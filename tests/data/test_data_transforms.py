@@ -12,13 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mvar_lightning.data import images, resizing
+from mvar_lightning.data import images
+from mvar_lightning.data import transforms as resizing
+from mvar_lightning.data.image_data import ShardsDataModule
 from mvar_lightning.data.images import ImageError, decode_rgb, full_size, suffix_of
-from mvar_lightning.data.modules import ShardsDataModule
-from mvar_lightning.data.resizing import TOLERANCE, exact_window, fast_window, has_fast_lanczos
 from mvar_lightning.data.transforms import (
+    TOLERANCE,
     adm_center_crop,
     build_transform,
+    exact_window,
+    fast_window,
+    has_fast_lanczos,
     normalize,
     random_corner,
     resize_shorter,

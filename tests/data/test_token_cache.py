@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from token_files import token_job, token_settings, write_numbered_part, write_token_cache
 
-from mvar_lightning.data import token_cache
-from mvar_lightning.data.token_cache import check_cache, open_part, read_cache
+from mvar_lightning.data.tokens import cache as token_cache
+from mvar_lightning.data.tokens.cache import check_cache, open_part, read_cache
 from mvar_lightning.errors import UserError
 
 SIDES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)

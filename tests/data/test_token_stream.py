@@ -14,11 +14,11 @@ import torch
 from token_files import token_settings, write_token_cache
 
 import mvar_lightning
-from mvar_lightning.benchmarks.tokens import token_throughput
-from mvar_lightning.data import token_stream
-from mvar_lightning.data.token_cache import TokenCache
-from mvar_lightning.data.token_shards import TokenShardsDataModule
-from mvar_lightning.data.token_stream import (
+from benchmarks.tokens import token_throughput
+from mvar_lightning.data.token_data import TokenShardsDataModule
+from mvar_lightning.data.tokens import stream as token_stream
+from mvar_lightning.data.tokens.cache import TokenCache
+from mvar_lightning.data.tokens.stream import (
     TokenConfig,
     TokenReader,
     TokenTrainLoader,

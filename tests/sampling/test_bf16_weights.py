@@ -19,7 +19,7 @@ from mvar_lightning import (
     VARBlocks,
 )
 from mvar_lightning.sampling import ImageNoise, LinearGuidance, SamplingSettings, sample_pyramid
-from mvar_lightning.transformer.bf16 import weights_in_bf16
+from mvar_lightning.transformer.acceleration import weights_in_bf16
 
 AXES: dict[str, dict[str, Any]] = {
     "var": {},

@@ -12,7 +12,7 @@ from torch import Tensor
 from mvar_lightning import MultiScaleTokenizer, NextScaleTransformer, edit, generate
 from mvar_lightning.errors import UserError
 from mvar_lightning.sampling import inpaint_mask, outpaint_mask
-from mvar_lightning.sampling.edit import keep_at, kept
+from mvar_lightning.sampling.editing import keep_at, kept
 
 
 @pytest.fixture

@@ -183,7 +183,7 @@ def test_a_few_tokens_and_logits_at_a_time_give_the_same(
     images, idx_BL = run()
     monkeypatch.setattr("mvar_lightning.transformer.transformer.TOKENS_AT_ONCE", 50)
     # the package's name `generate` is the function
-    monkeypatch.setattr(importlib.import_module("mvar_lightning.sampling.generate"), "LOGITS_AT_ONCE", 2000)
+    monkeypatch.setattr(importlib.import_module("mvar_lightning.sampling.sampler"), "LOGITS_AT_ONCE", 2000)
     images_in_parts, idx_in_parts = run()
     assert torch.equal(idx_in_parts, idx_BL)
     torch.testing.assert_close(images_in_parts, images)

@@ -27,14 +27,15 @@ from mvar_lightning import (
     import_official,
     save,
 )
-from mvar_lightning.callbacks.pictures import from_image
+from mvar_lightning.checkpoints.source import Source
 from mvar_lightning.cli import main
-from mvar_lightning.commands import sampling_jobs
-from mvar_lightning.commands.sampling_jobs import Task, list_jobs, make_images, mixed
-from mvar_lightning.commands.sampling_options import Source, class_indices
-from mvar_lightning.commands.spreading import spread
+from mvar_lightning.commands.options import class_indices
 from mvar_lightning.errors import UserError
 from mvar_lightning.sampling import ConstantGuidance, CutoffGuidance, GuidanceSchedule
+from mvar_lightning.sampling import jobs as sampling_jobs
+from mvar_lightning.sampling.jobs import Task, list_jobs, make_images, mixed
+from mvar_lightning.tools.drawing import from_image
+from mvar_lightning.tools.processes import spread
 
 Run = Callable[..., int]
 
@@ -330,7 +331,7 @@ def test_bf16_runs_from_end_to_end(
 
 def test_blocks_are_compiled_if_asked_for(sample: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[NextScaleTransformer] = []
-    monkeypatch.setattr("mvar_lightning.transformer.compiled.compile_blocks", compiled.append)
+    monkeypatch.setattr("mvar_lightning.transformer.acceleration.compile_blocks", compiled.append)
     arguments = ("--classes", "0", "--count", "1")
     assert sample(tmp_path / "one", *arguments) == 0 and not compiled
     assert sample(tmp_path / "two", *arguments, "--compile") == 0 and len(compiled) == 1

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer import AdversarialLoss, DiffAugment, Discriminator, GANLoss, HingeLoss, NonSaturatingLoss
-from mvar_lightning.tokenizer.diff_augment import change_color, cut_out, translate
-from mvar_lightning.tokenizer.lecam import LeCam
+from mvar_lightning.tokenizer.adversarial import LeCam
+from mvar_lightning.tokenizer.discriminator import change_color, cut_out, translate
 
 
 class LinearDiscriminator(Discriminator):

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mvar_lightning.tokenizer import convolution
-from mvar_lightning.tokenizer.convolution import Conv3x3, filtered
+from mvar_lightning.tokenizer import autoencoder as convolution
+from mvar_lightning.tokenizer.autoencoder import Conv3x3, filtered
 
 
 def plain(layer: nn.Conv2d, x_BCHW: Tensor) -> Tensor:

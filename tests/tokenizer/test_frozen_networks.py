@@ -24,7 +24,7 @@ from mvar_lightning import (
 )
 from mvar_lightning.callbacks import EMA
 from mvar_lightning.tokenizer import LPIPS
-from mvar_lightning.tokenizer.frozen import Frozen
+from mvar_lightning.tokenizer.perceptual import Frozen
 
 
 class Patches(nn.Module):

@@ -12,8 +12,7 @@ from torch import Tensor
 from mvar_lightning.errors import UserError
 from mvar_lightning.pyramid import ScalePyramid
 from mvar_lightning.tokenizer.nearest import NearestCode
-from mvar_lightning.tokenizer.quantizer import MultiScaleQuantizer, phi_of_scales
-from mvar_lightning.tokenizer.resize import resize
+from mvar_lightning.tokenizer.quantizer import MultiScaleQuantizer, phi_of_scales, resize
 
 SCALES = st.sets(st.integers(1, 7), min_size=1, max_size=5).map(sorted)
 few_examples = settings(max_examples=25, deadline=None)

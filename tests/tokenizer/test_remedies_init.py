@@ -9,9 +9,10 @@ import torch
 from codebook_fits import mean_usage, smooth_images, tiny
 
 from mvar_lightning.errors import UserError
-from mvar_lightning.tokenizer import DataDependentInit, MultiScaleTokenizer, ranks
+from mvar_lightning.tokenizer import DataDependentInit, MultiScaleTokenizer
+from mvar_lightning.tokenizer.codebook import draw_distinct, k_means, shared_generator
 from mvar_lightning.tokenizer.nearest import code_metric
-from mvar_lightning.tokenizer.remedies.codes import draw_distinct, k_means, shared_generator
+from mvar_lightning.tools import processes as ranks
 
 
 def far_from_its_codes(codes: str = "euclidean", seed: int = 0) -> MultiScaleTokenizer:

@@ -10,7 +10,7 @@ from codebook_fits import fit, smooth_images, tiny, usage
 
 from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer import DataDependentInit, DeadCodeRestart, EntropyLoss, MultiScaleTokenizer
-from mvar_lightning.tokenizer.remedies import take_replaced_codes
+from mvar_lightning.tokenizer.codebook import take_replaced_codes
 
 
 def with_lost_codes() -> MultiScaleTokenizer:

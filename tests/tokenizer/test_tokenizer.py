@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mvar_lightning.checkpoints.key_maps import TOKENIZER_KEYS, to_ours, to_reference, tokenizer_keys
+from mvar_lightning.checkpoints.official_names import TOKENIZER_KEYS, to_ours, to_reference, tokenizer_keys
 from mvar_lightning.errors import UserError
 from mvar_lightning.pyramid import PUBLISHED_SIDES
 from mvar_lightning.tokenizer import MultiScaleTokenizer, fingerprint

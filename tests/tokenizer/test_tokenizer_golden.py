@@ -10,7 +10,7 @@ import torch
 from golden_formula import CASES, load_case, normal, sliced, weights
 from torch import Tensor
 
-from mvar_lightning.checkpoints.key_maps import TOKENIZER_KEYS, to_ours
+from mvar_lightning.checkpoints.official_names import TOKENIZER_KEYS, to_ours
 from mvar_lightning.tokenizer import MultiScaleTokenizer
 
 pytestmark = pytest.mark.parametrize("name", CASES)

@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mvar_lightning.errors import UserError
-from mvar_lightning.modules.tokenizer_module import TokenizerModule
-from mvar_lightning.modules.tokenizer_optimizers import warmup_cosine
 from mvar_lightning.tokenizer import L1Loss, L2Loss, LossPart, MultiScaleTokenizer, QuantizerLoss, fingerprint
+from mvar_lightning.tokenizer.autoencoder import GroupNorm
 from mvar_lightning.tokenizer.losses import WeightedLoss
-from mvar_lightning.tokenizer.norms import GroupNorm
 from mvar_lightning.tokenizer.tokenizer import TokenizerOutput
+from mvar_lightning.training.optimizers import warmup_cosine
+from mvar_lightning.training.tokenizer import TokenizerModule
 
 
 def module(**changes: Any) -> TokenizerModule:

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from codebook_fits import smooth_images, tiny
 
 from mvar_lightning.tokenizer import CodebookUsage, DataDependentInit, DeadCodeRestart, EntropyLoss
-from mvar_lightning.tokenizer.remedies import initialization
+from mvar_lightning.tokenizer import codebook as initialization
 
 BATCH, STEPS = 32, 6
 

@@ -16,7 +16,7 @@ from mvar_lightning import (
     SpatialAttention,
     VARBlocks,
 )
-from mvar_lightning.transformer.compiled import compile_blocks
+from mvar_lightning.transformer.acceleration import compile_blocks
 
 SCALES = list(range(1, 11))
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mvar_lightning.transformer import products
-from mvar_lightning.transformer.products import Linear, activated_linear, linear, multiplied_linear
+from mvar_lightning.transformer import linear as products
+from mvar_lightning.transformer.linear import Linear, activated_linear, linear, multiplied_linear
 
 
 @pytest.fixture

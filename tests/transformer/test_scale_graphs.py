@@ -23,8 +23,8 @@ from mvar_lightning import (
     generate,
 )
 from mvar_lightning.sampling import CutoffGuidance
-from mvar_lightning.transformer import scale_graphs
-from mvar_lightning.transformer.scale_graphs import record_scales
+from mvar_lightning.transformer import acceleration as scale_graphs
+from mvar_lightning.transformer.acceleration import record_scales
 
 SCALES = [1, 2, 4]
 AXES = [

@@ -17,7 +17,7 @@ from mvar_lightning.transformer import (
     VARBlocks,
 )
 from mvar_lightning.transformer.history import AttentivePool
-from mvar_lightning.transformer.rope import PyramidRotation
+from mvar_lightning.transformer.positions import PyramidRotation
 
 SCALES = [1, 2, 3]
 SIZES = dict(vocab_size=16, code_dim=4, num_classes=5, depth=2, width=128, heads=2)

@@ -1,0 +1,121 @@
+"""What the callbacks ask of a run: its batches, its folder, its loggers, whether now is the time.
+
+B batch, HW pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+import lightning.pytorch as pl
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+
+from mvar_lightning.data.reading.loader import loading
+from mvar_lightning.errors import UserError
+from mvar_lightning.tools.compute import evaluating
+from mvar_lightning.tools.drawing import to_png, to_unit
+
+
+class ValidationCallback(pl.Callback):
+    """A callback that acts every n-th epoch's validation, and at each one outside of training.
+
+    Everything that needs the weights happens in ``on_validation_epoch_end``: from ``on_validation_epoch_start``
+    to there, Lightning's weight averaging has put the averaged weights in place (see ``ema.py``).
+    """
+
+    def __init__(self, every_n_epochs: int = 1) -> None:
+        if every_n_epochs < 1:
+            raise UserError(
+                f"every_n_epochs {every_n_epochs}: must be at least 1; remove the callback to switch it off"
+            )
+        self.every_n_epochs = every_n_epochs
+
+    def due(self, trainer: pl.Trainer) -> bool:
+        if trainer.sanity_checking:
+            return False
+        if trainer.state.fn != TrainerFn.FITTING or is_rehearsal(trainer):
+            return True
+        epoch = trainer.current_epoch + 1
+        last = epoch == trainer.max_epochs or trainer.global_step == trainer.max_steps
+        return last or epoch % self.every_n_epochs == 0
+
+
+def is_rehearsal(trainer: pl.Trainer) -> bool:
+    """Whether this is a ``fast_dev_run``: everything is tried, little is computed, nothing is kept."""
+    return bool(cast(Any, trainer).fast_dev_run)
+
+
+def image_data_of(trainer: pl.Trainer, who: str) -> Any:
+    """The data module that gives real images: the run's own or, where that gives tokens, the images behind them.
+
+    Raises:
+        UserError: the run was given bare loaders, or tokens alone.
+    """
+    data = getattr(trainer, "datamodule", None)
+    if data is None:
+        raise UserError(f"{who}: needs the run's data module, not bare loaders; pass datamodule=ShardsDataModule(...)")
+    image_data = getattr(data, "image_data", None)
+    return data if image_data is None else image_data(who)
+
+
+def gives_tokens(trainer: pl.Trainer) -> bool:
+    """Whether the run's data module gives tokens, so that real images come from `real_images`."""
+    return hasattr(getattr(trainer, "datamodule", None), "image_data")
+
+
+def holds_tokens(batch: Any) -> bool:
+    """Whether a batch comes from a token cache, without images."""
+    return isinstance(batch, dict) and "tokens" in batch
+
+
+def real_images(trainer: pl.Trainer, who: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """This rank's share of the validation images in [0, 1], and their labels, on the run's device, batch by batch.
+
+    For runs whose own batches hold tokens. Raises UserError as `image_data_of`.
+    """
+    device = trainer.strategy.root_device
+    limit = trainer.limit_test_batches if trainer.testing else trainer.limit_val_batches
+    with isolate_rng(), loading(image_data_of(trainer, who).val_dataloader()) as loader:
+        for batch in islice(loader, limit if isinstance(limit, int) else None):
+            image_B3HW, label_B = images_of(batch, who)
+            yield image_B3HW.to(device), label_B.to(device)
+
+
+def images_of(batch: Any, who: str) -> tuple[Tensor, Tensor]:
+    """Images (B, 3, H, W) in [0, 1] and labels (B,) of a batch."""
+    if not isinstance(batch, dict) or "image" not in batch or "label" not in batch:
+        raise UserError(
+            f"{who}: the validation batches hold no 'image' and 'label'; remove this callback from the recipe"
+        )
+    return to_unit(batch["image"]), batch["label"]
+
+
+def reconstruct(pl_module: pl.LightningModule, image_B3HW: Tensor) -> Tensor:
+    """Images in [0, 1] through the module's tokenizer and back."""
+    tokenizer = cast(Any, pl_module.tokenizer)
+    with evaluating(tokenizer):
+        return to_unit(tokenizer.decode(tokenizer.encode(image_B3HW * 2 - 1)))
+
+
+def run_folder(trainer: pl.Trainer) -> Path:
+    return Path(trainer.default_root_dir)
+
+
+def publish(trainer: pl.Trainer, picture_3HW: Tensor, tag: str, file: str | None) -> None:
+    """A picture in [0, 1] to every TensorBoard of the run and, if ``file`` is named, into the run's folder.
+
+    Rank zero only. A ``fast_dev_run`` writes no file: it must not replace the picture of a real run.
+    """
+    if not trainer.is_global_zero:
+        return
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(tag, picture_3HW, global_step=trainer.global_step)
+    if file is not None and not is_rehearsal(trainer):
+        to_png(picture_3HW, run_folder(trainer) / file)

@@ -1,0 +1,199 @@
+"""Speed, memory and gradient norm of a run, to the logger."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+
+from mvar_lightning.callbacks.base import is_rehearsal, run_folder
+from mvar_lightning.errors import UserError
+from mvar_lightning.tools.compute import peak_memory
+from mvar_lightning.training.manual_steps import last_checkpoint
+
+
+class Throughput(pl.Callback):
+    """Images per second, seconds per training step, the part of it spent waiting for data, and peak memory.
+
+    Means over the steps since the last log; validation, checkpoints and the first ``warmup_steps`` are not counted.
+    Logged as ``speed/images_per_second`` (all ranks), ``speed/step_seconds``, ``speed/data_seconds`` and
+    ``memory/peak_gpu_mb`` (PyTorch's allocations) or ``memory/peak_resident_mb`` (the process, on a CPU), in MB of
+    10^6 bytes. ``latest`` holds the last values, and the means over the whole run at its end.
+    """
+
+    def __init__(self, warmup_steps: int = 2) -> None:
+        self.warmup_steps = warmup_steps
+        self.latest: dict[str, float] = {}
+        self._window = _Tally()
+        self._run = _Tally()
+        self._steps_seen = 0
+        self._mark: float | None = None
+        self._batch_started = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._window, self._run, self._steps_seen, self._mark = _Tally(), _Tally(), 0, None
+        if pl_module.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(pl_module.device)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._batch_started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._steps_seen += 1
+        # the logger takes values of these steps only, as for Lightning's own monitors
+        logs_now = bool(trainer._logger_connector.should_update_logs)
+        if logs_now and pl_module.device.type == "cuda":
+            # the device runs behind; a window must hold the work it is charged for
+            torch.cuda.synchronize(pl_module.device)
+        now = time.perf_counter()
+        if self._mark is not None and self._steps_seen > self.warmup_steps:
+            images = batch_size_of(batch) * trainer.world_size
+            for tally in (self._window, self._run):
+                tally.add(images, seconds=now - self._mark, waiting=self._batch_started - self._mark)
+        self._mark = now
+        if logs_now and self._window.steps:
+            self._log(trainer, pl_module)
+
+    def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.latest = self._window.means() | peak_memory(pl_module.device)
+        self._window = _Tally()
+        pl_module.log_dict(self.latest, on_step=True, on_epoch=False, rank_zero_only=True)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # what lies between two training steps here is not the loader's doing
+        self._mark = None
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._mark = None
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._run.steps:
+            self.latest = self._run.means() | peak_memory(pl_module.device)
+
+
+class _Tally:
+    """Images and seconds of some steps."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.images = 0
+        self.seconds = 0.0
+        self.waiting = 0.0
+
+    def add(self, images: int, seconds: float, waiting: float) -> None:
+        self.steps += 1
+        self.images += images
+        self.seconds += seconds
+        self.waiting += waiting
+
+    def means(self) -> dict[str, float]:
+        return {
+            "speed/images_per_second": self.images / self.seconds,
+            "speed/step_seconds": self.seconds / self.steps,
+            "speed/data_seconds": self.waiting / self.steps,
+        }
+
+
+class GradientNorm(pl.Callback):
+    """The norm of all gradients before clipping, after unscaling: ``train/gradient_norm``.
+
+    With several optimizers the number is of the one that steps last.
+    """
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if gradients:
+            norm: Tensor = get_total_norm(gradients)
+            if isinstance(norm, DTensor):  # of sharded gradients: summed over the ranks
+                norm = norm.full_tensor()
+            pl_module.log("train/gradient_norm", norm.detach(), on_step=True, on_epoch=False, rank_zero_only=True)
+
+
+def batch_size_of(batch: Any) -> int:
+    """Length of the first tensor in a batch (0 if it has none)."""
+    values = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, (list, tuple)) else [batch]
+    return next((len(value) for value in values if isinstance(value, Tensor) and value.dim() > 0), 0)
+
+
+# Guards: stop a run that cannot come to a good end, with one line that says why.
+
+
+NEVER = torch.iinfo(torch.int64).max
+
+
+class NonFiniteLossGuard(pl.Callback):
+    """Stops the run at a loss that is NaN or infinite, before its gradient is taken; no checkpoint is written after it.
+
+    On a GPU looking at a loss waits for the device. With ``every_n_steps`` above 1 the first bad step is only noted on
+    the device, looked at every so many steps and before each checkpoint, so that no checkpoint holds weights that
+    have seen it.
+    """
+
+    def __init__(self, every_n_steps: int = 1) -> None:
+        if every_n_steps < 1:
+            raise UserError(f"every_n_steps {every_n_steps}: must be at least 1; remove the guard to switch it off")
+        self.every_n_steps = every_n_steps
+        self._first_bad: Tensor | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._first_bad = torch.full((), NEVER, device=pl_module.device)
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        assert self._first_bad is not None
+        bad = ~loss.detach().isfinite().all()
+        step = torch.where(bad, trainer.global_step, NEVER)
+        self._first_bad = torch.minimum(self._first_bad, step)
+        if trainer.global_step % self.every_n_steps == 0:
+            self._check(trainer)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # a checkpoint may be written by one rank alone: no talk with the others here
+        if self._first_bad is not None and int(self._first_bad) != NEVER:
+            self._stop(trainer, int(self._first_bad))
+
+    def _check(self, trainer: pl.Trainer) -> None:
+        assert self._first_bad is not None
+        # all ranks stop together, else the healthy ones would wait for the sick one's gradients
+        step = int(trainer.strategy.reduce(self._first_bad, reduce_op="min"))
+        if step != NEVER:
+            self._stop(trainer, step)
+
+    def _stop(self, trainer: pl.Trainer, step: int) -> None:
+        raise UserError(
+            f"loss at step {step}: not finite; {last_checkpoint(trainer)}; "
+            "lower the learning rate, clip gradients harder, or try precision 32-true"
+        )
+
+
+class WritableRunFolder(pl.Callback):
+    """Refuses to start a run whose folder cannot be written, before hours are spent on it."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if not trainer.is_global_zero or is_rehearsal(trainer):
+            return
+        folder = run_folder(trainer)
+        probe = folder / f".writable.{os.getpid()}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise UserError(
+                f"run folder {folder}: cannot be written ({error.strerror}); "
+                "choose another with --trainer.default_root_dir"
+            ) from error

@@ -1,0 +1,242 @@
+"""What `mvar sample`, `edit` and `import` share: where the model comes from, how tokens are chosen, which classes."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mvar_lightning.checkpoints.source import NO_CLASS, Source, open_tokenizer
+from mvar_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from mvar_lightning.sampling import GuidanceSchedule
+    from mvar_lightning.tokenizer import MultiScaleTokenizer
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """Arguments that say which model."""
+    source = parser.add_argument_group("model", "a checkpoint, or --official with both released files")
+    source.add_argument(
+        "--checkpoint", metavar="PATH", help="a run's folder, a saved folder, or a Lightning checkpoint"
+    )
+    source.add_argument("--official", choices=("var", "mvar", "markov_var"), help="architecture of released files")
+    source.add_argument("--model", metavar="FILE", help="released transformer, e.g. var_d16.pth")
+    source.add_argument("--tokenizer", metavar="FILE", help="released tokenizer, e.g. vae_ch160v4096z32.pth")
+    add_untold(source)
+    source.add_argument("--data", metavar="FOLDER", help="shard folder whose class names may be used for classes")
+    source.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto: cuda where there is")
+    source.add_argument(
+        "--precision", default="auto", choices=("auto", "32", "bf16"), help="auto: bf16 on a GPU, 32 on a CPU"
+    )
+
+
+def add_untold(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Arguments for what the weights of released files do not tell."""
+    parser.add_argument(
+        "--patch-nums", type=side_lengths, metavar="1,2,3", help="its scales (known for 680, 2240 and 9451 tokens)"
+    )
+    parser.add_argument("--kernel-size", type=int, default=7, metavar="K", help="MVAR's neighborhood (7)")
+    parser.add_argument(
+        "--first-neighborhood-scale",
+        type=int,
+        metavar="N",
+        help="MVAR's first scale with a neighborhood, counted from 0 (default: the last but one)",
+    )
+
+
+def untold_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of `import_official`."""
+    return {name: getattr(args, name) for name in ("patch_nums", "kernel_size", "first_neighborhood_scale")}
+
+
+def side_lengths(text: str) -> tuple[int, ...]:
+    """Side lengths from a list like 1,2,3."""
+    try:
+        return tuple(int(part) for part in text.replace(" ", "").split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: give whole numbers with commas between them, like 1,2,3") from None
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Arguments that say how tokens are chosen."""
+    settings = parser.add_argument_group("sampling")
+    settings.add_argument("--cfg", type=float, default=1.5, help="guidance at the last scale; 0 is off (1.5)")
+    settings.add_argument(
+        "--guidance", default="linear", choices=("linear", "constant"), help="over the scales: growing, or the same"
+    )
+    settings.add_argument(
+        "--guided-scales", type=scale_range, metavar="A-B", help="guide these alone, counted from 0 (all of them)"
+    )
+    settings.add_argument("--top-k", type=int, default=900, help="most probable tokens kept; 0 is off (900)")
+    settings.add_argument("--top-p", type=float, default=0.96, help="share of probability kept; 1 is off (0.96)")
+    settings.add_argument("--temperature", type=float, default=1.0, help="divides the logits (1.0)")
+    settings.add_argument("--more-smooth", action="store_true", help="mix codes: nicer to look at, not for FID")
+    settings.add_argument("--seed", type=int, default=0, help="another one gives other images (0)")
+
+
+def scale_range(text: str) -> tuple[int, int]:
+    """First and last scale from text like 2-7."""
+    first, dash, last = text.partition("-")
+    if not (dash and first.isdecimal() and last.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r}: give the first and the last scale, like 2-7")
+    return int(first), int(last)
+
+
+def source_of(args: argparse.Namespace) -> Source:
+    """The source that the arguments name. Raises `UserError` where they name none or two."""
+    if (args.checkpoint is None) == (args.official is None):
+        raise UserError("model: give either --checkpoint PATH or --official var|mvar|markov_var with its files")
+    if args.official is not None and (args.model is None or args.tokenizer is None):
+        raise UserError(f"--official {args.official}: give both files, --model FILE and --tokenizer FILE")
+    return Source(args.checkpoint, args.official, args.model, args.tokenizer, untold_of(args))
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of `generate` and `edit`. Raises `UserError` for values out of range."""
+    from mvar_lightning.sampling import SamplingSettings
+
+    top_k, guidance = None if args.top_k == 0 else args.top_k, _guidance_of(args)
+    SamplingSettings(guidance, top_k, args.top_p, args.temperature, args.more_smooth)
+    return {
+        "cfg": guidance,
+        "top_k": top_k,
+        "top_p": args.top_p,
+        "temperature": args.temperature,
+        "more_smooth": args.more_smooth,
+    }
+
+
+def _guidance_of(args: argparse.Namespace) -> GuidanceSchedule:
+    from mvar_lightning.sampling import ConstantGuidance, CutoffGuidance, LinearGuidance
+
+    linear = args.guidance == "linear"
+    if args.guided_scales is not None:
+        first, last = args.guided_scales
+        return CutoffGuidance(args.cfg, first, last, linear=linear)
+    return LinearGuidance(args.cfg) if linear else ConstantGuidance(args.cfg)
+
+
+def class_names(data: str | None, num_classes: int) -> Sequence[str]:
+    """Class names of a shard folder, none without one. Raises `UserError` where they do not fit the model."""
+    from mvar_lightning.data.index import read_index
+
+    if data is None:
+        return ()
+    names = read_index(data).class_names
+    if len(names) != num_classes:
+        raise UserError(f"--data {data}: has {len(names)} classes, the model {num_classes}; give its own data folder")
+    return names
+
+
+def class_indices(text: str | None, num_classes: int, names: Sequence[str] = ()) -> list[int]:
+    """Classes from text such as ``3,7``, ``0-9``, ``cat,dog`` or ``none``; all of them where there is no text.
+
+    Raises:
+        UserError: a class that the model does not have, or a name that is not known.
+    """
+    if text is None:
+        return list(range(num_classes))
+    indices = [index for part in text.split(",") for index in _class_part(part.strip(), num_classes, names)]
+    return list(dict.fromkeys(indices))
+
+
+def _class_part(part: str, num_classes: int, names: Sequence[str]) -> Sequence[int]:
+    if part in names:
+        return [names.index(part)]
+    if part == "none":
+        return [NO_CLASS]
+    first, dash, last = part.partition("-")
+    if not first.isdecimal() or (dash and not last.isdecimal()):
+        known = f"--data names {', '.join(names[:5])}, ..." if names else "to use names give --data FOLDER"
+        raise UserError(f"class {part!r}: must be an index from 0 to {num_classes - 1} or a known name; {known}")
+    chosen = range(int(first), int(last if dash else first) + 1)
+    if not chosen or chosen[-1] >= num_classes:
+        raise UserError(f"class {part}: the model knows classes 0 to {num_classes - 1}")
+    return chosen
+
+
+# What `mvar evaluate`, `reconstruct` and `analyze` share: how images are cut, and what they are compared by.
+
+
+def add_cutting(parser: argparse.ArgumentParser) -> None:
+    """Arguments that say how images are cut to size; `settle_cutting` fills in those that are not given."""
+    parser.add_argument(
+        "--crop",
+        choices=("center", "adm"),
+        help="of each image (default: as the checkpoint's run validates, or center)",
+    )
+    parser.add_argument(
+        "--resize-ratio",
+        type=float,
+        metavar="R",
+        help="shorter side before the crop, over the image size (default: as the checkpoint's run validates, or 1.125)",
+    )
+
+
+def add_features(parser: argparse.ArgumentParser) -> None:
+    """Arguments that say what images are compared by."""
+    add_extractor(parser, "data|inception|none|FILE", "; none leaves them out")
+    parser.add_argument("--lpips", metavar="FILE", help="VGG weights; without them LPIPS is left out")
+
+
+def add_extractor(parser: argparse.ArgumentParser, choices: str = "data|inception|FILE", more: str = "") -> None:
+    """Arguments that say whose features are compared."""
+    parser.add_argument(
+        "--features",
+        default="data",
+        metavar=choices,
+        help="of Frechet distances: a classifier trained on these shards (data); Inception (weights/NAME.pth, or its "
+        f"path); a TorchScript file{more}",
+    )
+    parser.add_argument("--feature-size", type=int, metavar="N", help="resize images for a TorchScript file")
+
+
+def check_counts(args: argparse.Namespace, *names: str) -> None:
+    """Raise UserError for a number below 1."""
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+
+
+def beside(checkpoint: Path) -> Path:
+    """Where evaluations of a checkpoint go: in a run's folder, beside anything else."""
+    if (checkpoint / "model").is_dir():
+        return checkpoint / "evaluation"
+    return checkpoint.parent / "evaluation"
+
+
+# What `mvar evaluate tokenizer` and `mvar reconstruct` share: which tokenizer, and how images are cut.
+
+
+def add_tokenizer(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """Arguments that say which tokenizer, or which ones, for which images, on which device."""
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        action="append" if several else "store",
+        metavar="[NAME=]PATH" if several else "PATH",
+        help="a run's folder, a saved folder, a Lightning checkpoint, or a released vae_ch160v4096z32.pth"
+        + ("; given several times, these are compared, each under its name" if several else ""),
+    )
+    parser.add_argument("--image-size", type=int, metavar="N", help="side of the images (default: the tokenizer's)")
+    parser.add_argument("--patch-nums", type=side_lengths, metavar="1,2,3", help="scales of a released file")
+    add_cutting(parser)
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto: cuda where there is")
+
+
+def tokenizer_of(args: argparse.Namespace, path: str) -> MultiScaleTokenizer:
+    """The tokenizer of one of the checkpoints that the arguments name.
+
+    Raises:
+        UserError: no such file, one of another kind, or a tokenizer for images of another size than ``--image-size``.
+    """
+    tokenizer = open_tokenizer(path, args.patch_nums, args.image_size)
+    size = tokenizer.image_size
+    if args.image_size is not None and args.image_size != size:
+        raise UserError(
+            f"--image-size {args.image_size}: this tokenizer takes images of {size} x {size}; leave the option out"
+        )
+    return tokenizer

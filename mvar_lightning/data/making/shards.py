@@ -1,0 +1,325 @@
+"""Writing WebDataset shards: same images, same bytes, whatever the number of processes, and nothing half-written.
+
+A sample is two members of a tar file: KEY.cls (the label as an ASCII integer) and KEY.jpg, .png or .webp (the image
+file as it was). Samples are shuffled with a fixed seed on the way, so every shard mixes the classes.
+
+The shuffled row of a split is cut into chunks of equally many samples, the units of work. A chunk becomes one shard, or
+more where it is over the limit of bytes. Finished chunks lie in a working folder beside the destination, each with a
+record; once all are there the shards get their numbers, the index is written, and they become the destination.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import math
+import os
+import random
+import shutil
+import tempfile
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+from mvar_lightning.data.index import INDEX_NAME, ShardIndex, ShardInfo, SplitIndex
+from mvar_lightning.data.making.sources import Example, Source
+from mvar_lightning.data.making.writer import Chunk, ChunkRecord, ChunkWriter, Progress, WritingFailed, run_chunks
+from mvar_lightning.errors import UserError
+
+SKIPPED_NAME = "skipped.txt"
+
+
+@dataclass(frozen=True)
+class ShardLimits:
+    """When a shard is full. Small sets still get `min_shards` shards, so that several workers have work."""
+
+    samples: int = 1000
+    bytes: int = 256 * 1024**2
+    min_shards: int = 4
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or self.bytes < 1 or self.min_shards < 1:
+            raise UserError(
+                f"shard limits: {self.samples} samples, {self.bytes} bytes, {self.min_shards} shards; "
+                "each must be 1 or more (--samples-per-shard, --mb-per-shard)"
+            )
+
+    def samples_per_shard(self, total: int) -> int:
+        """Samples a shard, evened out so that the last shard is not a stub."""
+        shards = max(math.ceil(total / self.samples), min(self.min_shards, total))
+        return math.ceil(total / shards)
+
+
+def write_shards(
+    source: Source,
+    destination: str | Path,
+    limits: ShardLimits | None = None,
+    resize: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    *,
+    workers: int = 0,
+    resume: bool = False,
+    fresh: bool = False,
+    skip_damaged: bool = False,
+    decode: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> ShardIndex:
+    """Write both splits and the index into a new folder.
+
+    Args:
+        source: the images.
+        destination: a new or empty folder.
+        limits: when a shard is full.
+        resize: shrinks the shorter side to that many pixels (Lanczos, from the full picture) and encodes anew, in the
+            same format (JPEG and WebP at quality 95); otherwise bytes are copied.
+        seed: of the order.
+        progress: told what is done.
+        workers: processes that write; 0 writes in this one. The bytes do not depend on it.
+        resume: keep finished chunks when something fails or the process is killed, and go on from those of an earlier
+            call with the same source and options; otherwise nothing is left behind.
+        fresh: forget those of an earlier call.
+        skip_damaged: leave out images that cannot be read, and list them in ``skipped.txt``.
+        decode: decode every image that is copied, so that truncated ones are found, too.
+        say: told, in a line, what an earlier call had finished.
+
+    Raises:
+        UserError: the destination holds something or cannot be written, an earlier call with other options has left its
+            work there, another one is at it, or an image is unreadable (named).
+    """
+    if resize is not None and resize < 1:
+        raise UserError(f"resize {resize}: give the new shorter side in pixels, 1 or more")
+    if workers < 0:
+        raise UserError(f"--workers {workers}: must be 0 (this process) or more")
+    limits = limits or ShardLimits()
+    plan = _plan(source, limits, resize, seed, decode)
+    work = WorkFolder(Path(destination), plan, keep=resume, fresh=fresh)
+    with work.opened():
+        writer = ChunkWriter(work.shards, limits.bytes, resize, skip_damaged, decode)
+        try:
+            index = _fill(work, source, list(_chunks(source, limits, seed)), writer, workers, progress, say)
+        except WritingFailed as failure:
+            raise UserError(f"destination {work.destination}: {failure}{work.kept}") from failure
+        except OSError as error:
+            raise UserError(f"destination {work.destination}: writing failed ({error.strerror}){work.kept}") from error
+        except UserError as error:
+            raise UserError(f"{error}{work.kept}") from None
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"stopped{work.kept}") from None
+    return index
+
+
+SPLITS = ("train", "val")
+
+
+def _fill(
+    work: WorkFolder,
+    source: Source,
+    chunks: list[Chunk],
+    writer: ChunkWriter,
+    workers: int,
+    progress: Progress | None,
+    say: Callable[[str], None],
+) -> ShardIndex:
+    """Everything that the destination will hold."""
+    for split in SPLITS:
+        (work.shards / split).mkdir(exist_ok=True)
+    chunks = [replace(chunk, record=ChunkRecord.read(chunk.record_path(work.records))) for chunk in chunks]
+    if finished := sum(chunk.record is not None for chunk in chunks):
+        say(f"{work.destination}: going on, {finished} of {len(chunks)} parts were finished and are verified")
+    _take_back_names(work.shards, chunks)
+    records = run_chunks(chunks, work.records, writer, workers, progress or (lambda count: None))
+    index = ShardIndex(source.class_names, {split: _numbered(split, chunks, records) for split in SPLITS})
+    skipped = [name for record in records for name in record.skipped]
+    if not all(index.split(split).samples for split, of in zip(SPLITS, (source.train, source.val), strict=True) if of):
+        raise UserError(f"all images of a split are damaged, first: {skipped[0]}")
+    for split in SPLITS:
+        for (working, _), shard in zip(_names(split, chunks, records), index.split(split).shards, strict=True):
+            (work.shards / working).rename(work.shards / shard.name)
+    if skipped:
+        (work.shards / SKIPPED_NAME).write_text("".join(f"{name}\n" for name in skipped), "utf-8", "backslashreplace")
+    (work.shards / INDEX_NAME).write_text(index.to_json(), encoding="utf-8")
+    return index
+
+
+def _examples(source: Source, split: str) -> Sequence[Example]:
+    return source.train if split == "train" else source.val
+
+
+def _chunks(source: Source, limits: ShardLimits, seed: int) -> Iterator[Chunk]:
+    """The units of work. Their examples are made when they are asked for."""
+    for split in SPLITS:
+        examples = _examples(source, split)
+        if not examples:
+            continue
+        order = array("l", random.Random(f"{seed}/{split}").sample(range(len(examples)), len(examples)))
+        size = limits.samples_per_shard(len(examples))
+        for number, first in enumerate(range(0, len(order), size)):
+            yield Chunk(split, number, first, examples, order[first : first + size])
+
+
+def _plan(
+    source: Source, limits: ShardLimits, resize: int | None, seed: int, decode: bool
+) -> dict[str, str | int | bool | None]:
+    """What must be the same for finished chunks to be used again."""
+    plan: dict[str, str | int | bool | None] = {
+        "samples per shard": limits.samples,
+        "bytes per shard": limits.bytes,
+        "resize": resize,
+        "seed": seed,
+        "decode": decode,
+        "classes": hashlib.sha256("\n".join(source.class_names).encode()).hexdigest(),
+    }
+    for split in SPLITS:
+        digest = hashlib.sha256()
+        for example in _examples(source, split):
+            digest.update(f"{example.label} {example.name}\n".encode(errors="surrogateescape"))
+        plan[f"{split} images"] = f"{len(_examples(source, split))} {digest.hexdigest()}"
+    return plan
+
+
+def _names(split: str, chunks: Sequence[Chunk], records: Sequence[ChunkRecord]) -> Iterator[tuple[str, ShardInfo]]:
+    """Working name of each shard of a split in order, and the shard under the name that it will have."""
+    shards = (part for chunk, record in zip(chunks, records, strict=True) if chunk.split == split
+              for part in record.shards)  # fmt: skip
+    for number, part in enumerate(shards):
+        yield part.name, replace(part, name=f"{split}/{number:06d}.tar")
+
+
+def _numbered(split: str, chunks: Sequence[Chunk], records: Sequence[ChunkRecord]) -> SplitIndex:
+    return SplitIndex(tuple(shard for _, shard in _names(split, chunks, records)))
+
+
+def _take_back_names(folder: Path, chunks: Sequence[Chunk]) -> None:
+    """Undo the numbering that a killed call had begun; it begins only when all chunks have records."""
+    records = [chunk.record for chunk in chunks if chunk.record is not None]
+    if len(records) < len(chunks):
+        return
+    for split in SPLITS:
+        for working, shard in _names(split, chunks, records):
+            if (folder / shard.name).exists():
+                (folder / shard.name).rename(folder / working)
+
+
+# Where shards are while they are made: a folder beside the destination, which gets its content once all is there.
+
+
+PLAN_NAME, LOCK_NAME = "plan.json", "lock"
+
+
+class WorkFolder:
+    """Two folders: `shards`, which becomes the destination, and `records` of what is finished.
+
+    Args:
+        destination: what `shards` becomes.
+        plan: what must be the same for unfinished work to be used.
+        keep: whether the work outlives a failure, so that it can go on; otherwise nothing is left behind.
+        fresh: forget what an earlier failure left.
+    """
+
+    def __init__(self, destination: Path, plan: Mapping[str, Any], keep: bool, fresh: bool = False) -> None:
+        self.destination = Path(os.path.realpath(destination))
+        self.plan, self.keep, self.fresh = dict(plan), keep, fresh
+        self.path = work_path(self.destination)
+
+    @property
+    def shards(self) -> Path:
+        return self.path / "shards"
+
+    @property
+    def records(self) -> Path:
+        return self.path / "records"
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """The folder, for this process alone; it becomes the destination when the block ends without an exception.
+
+        Raises:
+            UserError: the destination holds something, unfinished work there has another plan, another process is at
+                it, or the disk refuses.
+        """
+        self._check_destination()
+        with self._telling("cannot be written"):
+            self.destination.parent.mkdir(parents=True, exist_ok=True)
+            if self.keep:
+                self.path.mkdir(exist_ok=True)
+            else:
+                prefix = f".{self.destination.name}.partial-"
+                self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=self.destination.parent))
+            lock = (self.path / LOCK_NAME).open("w")
+        with lock:
+            self._lock(lock)
+            try:
+                self._claim()
+                yield
+                with self._telling("writing failed"):
+                    self.shards.rename(self.destination)
+                shutil.rmtree(self.path, ignore_errors=True)
+            finally:
+                if not self.keep:
+                    shutil.rmtree(self.path, ignore_errors=True)
+
+    @property
+    def kept(self) -> str:
+        """What a message adds after a failure."""
+        return f"; what is finished is kept in {self.path}, the same command goes on" if self.keep else ""
+
+    def _check_destination(self) -> None:
+        folder = self.destination
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"destination {folder}: already exists and is not empty; remove it or give another")
+        if folder.is_mount():
+            raise UserError(f"destination {folder}: is a mount point, which cannot be replaced; give a folder in it")
+
+    def _lock(self, lock: IO[str]) -> None:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"destination {self.destination}: another process is making it ({self.path})") from None
+        except OSError:  # some network file systems have no locks
+            return
+
+    def _claim(self) -> None:
+        stamp = self.path / PLAN_NAME
+        with self._telling("cannot be written"):
+            if self.fresh:
+                for folder in (self.shards, self.records):
+                    shutil.rmtree(folder, ignore_errors=True)
+                stamp.unlink(missing_ok=True)
+            for folder in (self.shards, self.records):
+                folder.mkdir(exist_ok=True)
+            if not stamp.exists():
+                aside = stamp.with_suffix(".aside")
+                aside.write_text(json.dumps(self.plan, indent=1))
+                aside.replace(stamp)
+                return
+        try:
+            found = json.loads(stamp.read_text())
+            differing = [
+                f"other {name} ({str(found.get(name))[:8]}, now {str(value)[:8]})"
+                for name, value in self.plan.items()
+                if found.get(name) != value
+            ]
+        except (OSError, ValueError, AttributeError):
+            differing = [f"no readable {PLAN_NAME}"]
+        if differing:
+            raise UserError(
+                f"destination {self.destination}: unfinished work in {self.path} has {differing[0]}; "
+                "go on with the command it was begun with, begin anew with --fresh, or give another destination"
+            )
+
+    @contextlib.contextmanager
+    def _telling(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"destination {self.destination}: {what} ({error.strerror}); give another") from error
+
+
+def work_path(destination: Path) -> Path:
+    """Where unfinished shards of a destination lie."""
+    return destination.parent / f".{destination.name}.partial"

@@ -1,0 +1,295 @@
+"""One chunk of samples to tar files: encoded images as they were or reduced, with length and checksum."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, replace
+from multiprocessing.connection import wait as wait_for
+from pathlib import Path
+from typing import IO
+
+from webdataset import TarWriter
+
+from mvar_lightning.data.images import ImageError, decode_rgb, suffix_of
+from mvar_lightning.data.index import ShardInfo, sha256_of
+from mvar_lightning.data.making.sources import Example
+from mvar_lightning.data.transforms import resize_shorter
+from mvar_lightning.errors import UserError
+
+Progress = Callable[[int], None]
+"""Told the number of samples just written."""
+
+
+@dataclass(frozen=True)
+class ChunkWriter:
+    """Writes one chunk; made once and sent to every process.
+
+    Args:
+        folder: where the shards lie while they are made.
+        max_bytes: a shard ends once it is this long.
+        resize: new shorter side in pixels, None copies the bytes.
+        skip_damaged: leave out and note images that cannot be read, instead of stopping at the first.
+        decode: decode every image that is copied, not just its header.
+    """
+
+    folder: Path
+    max_bytes: int
+    resize: int | None
+    skip_damaged: bool
+    decode: bool = False
+
+    def __call__(self, chunk: Chunk, report: Progress = lambda count: None) -> ChunkRecord:
+        """Raises UserError at an unreadable image unless those are skipped, OSError where writing fails."""
+        if chunk.record is not None and self._is_sound(chunk.record):
+            report(chunk.record.taken)
+            return chunk.record
+        shards: list[ShardInfo] = []
+        skipped: list[str] = []
+        numbered = enumerate(chunk.examples(), start=chunk.first_key)
+        done = False
+        while not done:
+            name = f"{chunk.split}/part-{chunk.number:06d}-{len(shards):02d}.tar"
+            shard, done = self._shard(name, numbered, skipped, report)
+            if shard is not None:
+                shards.append(shard)
+        return ChunkRecord(tuple(shards), tuple(skipped), len(chunk))
+
+    def _is_sound(self, record: ChunkRecord) -> bool:
+        if record.skipped and not self.skip_damaged:
+            return False
+        return all(_is_sound(self.folder / shard.name, shard) for shard in record.shards)
+
+    def _shard(
+        self, name: str, examples: Iterator[tuple[int, Example]], skipped: list[str], report: Progress
+    ) -> tuple[ShardInfo | None, bool]:
+        """Take examples until the shard is full: the shard, if anything went in, and whether they came to an end."""
+        path = self.folder / name
+        written, total, done = 0, 0, True
+        try:
+            # Fixed owner, mode and time: the bytes of a shard depend on its samples alone.
+            with (
+                path.open("wb") as file,
+                TarWriter(hashed := _Hashed(file), user="mvar", group="mvar", mtime=0, encoder=False) as tar,
+            ):
+                for number, example in examples:
+                    sample = self._encode(example, number, skipped)
+                    if sample is not None:
+                        total += tar.write(sample)
+                        written += 1
+                    report(1)
+                    if total >= self.max_bytes:
+                        done = False
+                        break
+        except BaseException:
+            path.unlink(missing_ok=True)  # on a full disk it would be in the way
+            raise
+        if not written:
+            path.unlink()
+            return None, done
+        return ShardInfo(name, written, hashed.bytes, hashed.sha256.hexdigest()), done
+
+    def _encode(self, example: Example, number: int, skipped: list[str]) -> dict[str, str | bytes] | None:
+        try:
+            data = example.load()
+            suffix = suffix_of(data)
+            if self.resize is not None:
+                data = shrink(data, suffix, self.resize)
+            elif self.decode:
+                decode_rgb(data)
+        except (ImageError, UserError) as error:
+            told = str(error) if isinstance(error, UserError) else f"image {example.name}: {error}"
+            if not self.skip_damaged:
+                raise UserError(f"{told}; replace it, or leave such images out with --skip-damaged") from None
+            skipped.append(told)
+            return None
+        return {"__key__": f"{number:08d}", "cls": str(example.label).encode("ascii"), suffix: data}
+
+
+class _Hashed:
+    """A file that is written in one go, with its length and checksum at the end."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.bytes, self.sha256 = file, 0, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.sha256.update(data)
+        self.bytes += len(data)
+        return self.file.write(data)
+
+
+def _is_sound(path: Path, shard: ShardInfo) -> bool:
+    try:
+        return path.stat().st_size == shard.bytes and sha256_of(path) == shard.sha256
+    except OSError:
+        return False
+
+
+def shrink(data: bytes, suffix: str, side: int) -> bytes:
+    """The image with its shorter side at `side`, in its own format (JPEG and WebP at quality 95); small ones as is."""
+    image = decode_rgb(data)
+    if min(image.size) <= side:
+        return data
+    buffer = io.BytesIO()
+    resize_shorter(image, side).save(buffer, {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}[suffix], quality=95)
+    return buffer.getvalue()
+
+
+# Chunks of samples, written by this process or by several, each finished one kept with a record of what it became.
+
+
+class WritingFailed(Exception):
+    """The disk or a process failed; the message says how."""
+
+
+@dataclass(frozen=True)
+class ChunkRecord:
+    """What a chunk became: shards by their working names, what was left out, and how many samples were taken."""
+
+    shards: tuple[ShardInfo, ...]
+    skipped: tuple[str, ...]
+    taken: int
+
+    def write(self, path: Path) -> None:
+        """Write aside, then rename: a record is there only when its shards are."""
+        aside = path.with_suffix(".aside")
+        aside.write_text(json.dumps(asdict(self)), encoding="utf-8")
+        aside.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> ChunkRecord | None:
+        """The record, if there is one."""
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            shards = tuple(ShardInfo(**row) for row in content["shards"])
+            return cls(shards, tuple(content["skipped"]), int(content["taken"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Samples that are written together: a stretch of the shuffled row of a split.
+
+    Args:
+        split, number: the chunk's name; the number counts the chunks of the split.
+        first_key: place of the first sample in the row.
+        of, places: the split's examples, and which of them these are. They are made on demand, and sent to another
+            process by themselves: the split has a million.
+        record: what an earlier call made of the chunk.
+    """
+
+    split: str
+    number: int
+    first_key: int
+    of: Sequence[Example]
+    places: Sequence[int]
+    record: ChunkRecord | None = None
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def examples(self) -> Iterator[Example]:
+        return (self.of[place] for place in self.places)
+
+    def by_itself(self) -> Chunk:
+        return replace(self, of=list(self.examples()), places=range(len(self)))
+
+    def record_path(self, folder: Path) -> Path:
+        return folder / f"{self.split}-{self.number:06d}.json"
+
+
+def run_chunks(
+    chunks: Sequence[Chunk], records: Path, writer: ChunkWriter, workers: int, report: Progress
+) -> list[ChunkRecord]:
+    """Write every chunk that has no record with sound shards; the records of all, in order.
+
+    Raises:
+        UserError: an unreadable image, the first in the order of the chunks.
+        WritingFailed: the disk is full, or a process died.
+    """
+    found: dict[int, ChunkRecord] = {}
+    results = _here(chunks, writer, report) if workers == 0 else _in_processes(chunks, writer, workers, report)
+    try:
+        for place, record in results:
+            if record != chunks[place].record:
+                record.write(chunks[place].record_path(records))
+            found[place] = record
+    except OSError as error:
+        raise WritingFailed(f"writing failed ({error.strerror})") from error
+    except BrokenProcessPool as error:
+        raise WritingFailed("a writing process was killed (out of memory?); try fewer --workers") from error
+    return [found[place] for place in range(len(chunks))]
+
+
+Results = Iterator[tuple[int, ChunkRecord]]
+
+
+def _here(chunks: Iterable[Chunk], writer: ChunkWriter, report: Progress) -> Results:
+    for place, chunk in enumerate(chunks):
+        yield place, writer(chunk, report)
+
+
+def _in_processes(chunks: Sequence[Chunk], writer: ChunkWriter, workers: int, report: Progress) -> Results:
+    """Some chunks ahead of the processes, no more: each carries its examples along.
+
+    After a failure the chunks before it are finished, so that the failure told is the first in order.
+    """
+    context = multiprocessing.get_context("forkserver")  # a fork of this process would copy the bar's thread and locks
+    context.set_forkserver_preload([writer.__class__.__module__])
+    pool = ProcessPoolExecutor(workers, context, _begin)
+    ahead = iter(range(len(chunks)))
+    running: dict[Future[ChunkRecord], int] = {}
+    failures: dict[int, Exception] = {}
+    try:
+        while True:
+            while not failures and len(running) < 2 * workers and (place := next(ahead, None)) is not None:
+                running[pool.submit(writer, chunks[place].by_itself())] = place
+            if not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                place = running.pop(future)
+                if future.cancelled():
+                    continue
+                if error := future.exception():
+                    failures[place] = _checked(error)
+                    _cancel(future for future, other in running.items() if other > place)
+                    continue
+                report(future.result().taken)
+                yield place, future.result()
+        if failures:
+            raise failures[min(failures)]
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _checked(error: BaseException) -> Exception:
+    if not isinstance(error, Exception):
+        raise error
+    return error
+
+
+def _cancel(futures: Iterable[Future[ChunkRecord]]) -> None:
+    for future in futures:
+        future.cancel()
+
+
+def _begin() -> None:
+    """In a writing process: Ctrl-C is the parent's to handle, and nobody writes on when the parent was killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int, end: Callable[[int], None] = os._exit) -> None:
+    wait_for([sentinel])
+    end(1)

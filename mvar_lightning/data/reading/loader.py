@@ -1,0 +1,180 @@
+"""The loader around a stream: worker processes, a length, and a position that checkpoints keep."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing.connection
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from lightning.pytorch.utilities.combined_loader import _shutdown_workers_and_reset_iterator
+from torch.utils.data import DataLoader
+
+from mvar_lightning.data.faults import hold_worker_deaths, worker_death
+from mvar_lightning.data.reading.order import Failure, ShardStream, TrainStream
+from mvar_lightning.data.reading.samples import Batch
+from mvar_lightning.data.transforms import finished
+from mvar_lightning.errors import UserError
+
+
+class StreamLoader:
+    """Iterates a stream's batches, over worker processes or in this one, and knows their number.
+
+    Images come as uint8 from the workers. They are normalized here, unless `leaves_finish(self)` says, when a pass
+    starts, that whoever takes the batches does that (on the device).
+    """
+
+    leaves_finish: Callable[[StreamLoader], bool] = staticmethod(lambda loader: False)
+
+    def __init__(self, stream: ShardStream, num_workers: int, pin_memory: bool = False) -> None:
+        if num_workers < 0:
+            raise UserError(f"num_workers {num_workers}: must be 0 (load in the main process) or more")
+        self.stream = stream
+        self.num_workers = num_workers
+        self._loader = DataLoader(
+            stream,
+            batch_size=None,  # the stream makes the batches
+            num_workers=num_workers,
+            collate_fn=_as_it_is,
+            worker_init_fn=outlive_stop_signals,
+            persistent_workers=num_workers > 0,
+            pin_memory=pin_memory,
+        )
+
+    @property
+    def batch_size(self) -> int:
+        return self.stream.config.batch_size
+
+    def __len__(self) -> int:
+        return self.stream.num_batches(max(1, self.num_workers))
+
+    def __iter__(self) -> Iterator[Batch]:
+        # Not a generator: worker processes start here, and with them the next epoch's first batches.
+        batches = self._unwrapped(iter(self._loader))
+        if self.num_workers:
+            hold_worker_deaths()
+        return batches if self.leaves_finish(self) else map(finished, batches)
+
+    @property
+    def _iterator(self) -> Any:
+        """Lightning looks here for worker processes to end. Left to the garbage collector they can take 5 s each."""
+        return self._loader._iterator
+
+    @_iterator.setter
+    def _iterator(self, iterator: Any) -> None:
+        self._loader._iterator = iterator
+
+    def close(self) -> None:
+        """End the worker processes; the next pass starts new ones."""
+        _shutdown_workers_and_reset_iterator(self)
+
+    def _unwrapped(self, batches: Iterator[Any]) -> Iterator[Batch]:
+        while True:
+            self._check_workers()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except (RuntimeError, EOFError, OSError):  # among others, torch waited for a worker that died
+                self._check_workers(wait=1.0)
+                raise
+            if isinstance(batch, Failure):
+                self.close()
+                raise UserError(batch.message)
+            yield batch
+
+    def _check_workers(self, wait: float = 0.0) -> None:
+        workers = getattr(self._iterator, "_workers", ())
+        if wait:
+            ended = multiprocessing.connection.wait([worker.sentinel for worker in workers], wait)
+            for worker in workers:
+                if worker.sentinel in ended:  # its files are closed; how it ended is known only a moment later
+                    worker.join(wait)
+        if died := worker_death(workers):
+            self.close()
+            raise died from None
+
+
+class TrainLoader(StreamLoader):
+    """Each pass is the next epoch. `state_dict` is the place of the next batch, so that a resumed run goes on with
+    the batch that an uninterrupted one would have had (same ranks and workers)."""
+
+    stream: TrainStream
+
+    def __init__(self, stream: TrainStream, num_workers: int, pin_memory: bool = False, epoch: int = 0) -> None:
+        super().__init__(stream, num_workers, pin_memory)
+        self.epoch = epoch
+        self.batch = 0
+        self._drawn = False  # whether the pass under way has given a batch
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._drawn and self.batch:  # a pass was left early
+            self._next_epoch()
+        self._drawn = False
+        return self._counted(self._pass(), (self.epoch, self.batch))
+
+    def _pass(self) -> Iterator[Batch]:
+        self.stream.position[0], self.stream.position[1] = self.epoch, self.batch
+        return super().__iter__()
+
+    def _counted(self, batches: Iterator[Batch], place: tuple[int, int]) -> Iterator[Batch]:
+        if place != (self.epoch, self.batch):  # a checkpoint was read since: under sharding that comes late
+            self.close()
+            batches = self._pass()
+        for batch in batches:
+            self._drawn = True
+            self.batch += 1
+            if self.batch >= self.stream.epoch_batches:
+                self._next_epoch()
+            yield batch
+
+    def _next_epoch(self) -> None:
+        self.epoch += 1
+        self.batch = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "batch": self.batch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch, self.batch = int(state["epoch"]), int(state["batch"])
+        self._drawn = False
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+# Data workers outlive the signals that tell a run to stop.
+#
+# Schedulers signal every process of a job. A worker killed by that would end the run at once, before it has saved.
+
+
+def outlive_stop_signals(worker: int) -> None:
+    """For a loader's ``worker_init_fn``: of SIGTERM only the parent's counts, SIGUSR1 is left to the parent.
+
+    The parent ends its workers by a message, and by SIGTERM if they do not hear it. Only `sigwaitinfo` tells who sent a
+    signal, so a thread waits for it.
+    """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_parent(parent: int) -> None:
+    while True:
+        if signal.sigwaitinfo({signal.SIGTERM}).si_pid == parent:
+            os._exit(0)
+
+
+@contextlib.contextmanager
+def loading(loader: Any) -> Iterator[Any]:
+    """A loader for a pass that may stop early: its worker processes end with the block, not when memory is tidied."""
+    try:
+        yield loader
+    finally:
+        close = getattr(loader, "close", None)
+        if close is not None:
+            close()

@@ -1,0 +1,292 @@
+"""Where shards lie: a folder, a URL, or names with brace ranges.
+
+Local files are opened here. URLs go through webdataset's openers, which run a program each (`curl` for http, https and
+sftp, `gsutil` for gs, `aws` for s3) and read its output. `pipe:` URLs run any command and are refused unless allowed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import select
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from braceexpand import braceexpand
+from webdataset.gopen import Pipe, gopen, gopen_schemes
+
+from mvar_lightning.data.faults import CHECK
+from mvar_lightning.data.index import INDEX_NAME, ShardIndex, ShardInfo, SplitIndex, count_samples, presence_problem
+from mvar_lightning.data.making.embedded import ensure
+from mvar_lightning.errors import UserError
+
+log = logging.getLogger(__name__)
+
+UNKNOWN = 0
+"""Samples or bytes of a shard that no index tells."""
+
+
+def is_url(path: str) -> bool:
+    return "://" in path or path.startswith("pipe:")
+
+
+@dataclass(frozen=True)
+class ShardPlace:
+    """Opens shards. `root` is a folder or URL that their names are joined to; empty where names say all."""
+
+    root: str = ""
+    allow_pipe: bool = False
+
+    @classmethod
+    def of(cls, place: ShardPlace | Path) -> ShardPlace:
+        return place if isinstance(place, ShardPlace) else cls(str(place))
+
+    def location(self, name: str) -> str:
+        """Path or URL of a shard."""
+        if not self.root:
+            return name
+        return f"{self.root.rstrip('/')}/{name}" if is_url(self.root) else str(Path(self.root) / name)
+
+    def open(self, shard: ShardInfo) -> IO[bytes]:
+        """The shard's bytes in order. Raises UserError when they cannot be had, and where `pipe:` is not allowed."""
+        where = self.location(shard.name)
+        # by the root: a name in the index of a local folder is never taken for a URL
+        if is_url(self.root or where):
+            refuse_pipe(where, self.allow_pipe)
+            return open_remote(where, shard.bytes)
+        try:
+            return Path(where).open("rb")
+        except OSError as error:
+            raise UserError(f"shard {where}: cannot be opened ({error.strerror}); {CHECK}") from None
+
+    def problem(self, shard: ShardInfo) -> str | None:
+        """What is wrong with a shard, as far as can be told at no cost: a local file's length. None for URLs."""
+        where = self.location(shard.name)
+        if is_url(where) or not shard.bytes:
+            return None
+        return presence_problem(Path(where), shard)
+
+
+def refuse_pipe(url: str, allowed: bool) -> None:
+    if url.startswith("pipe:") and not allowed:
+        raise UserError(f"shards {url}: runs a command; set data.allow_pipe to true if you trust the recipe")
+
+
+def index_at(path: str, allow_pipe: bool = False) -> ShardIndex:
+    """Index of a shard folder or of a URL that holds one; a missing embedded data set is made.
+
+    Raises:
+        UserError: no index there, or not a valid one.
+    """
+    if not is_url(path):
+        return ensure(path)
+    if path.startswith("pipe:"):
+        raise UserError(f"data {path}: a command is no folder; give it as train_shards and val_shards")
+    where = f"{path.rstrip('/')}/{INDEX_NAME}"
+    data = read_remote(where, f"shards are read from a URL with the {INDEX_NAME} that `mvar shards make` wrote")
+    try:
+        return ShardIndex.from_json(json.loads(data))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"shard index {where}: not a valid index ({reason}); copy the shards anew") from None
+
+
+def expand(patterns: str | Sequence[str]) -> list[str]:
+    """Names of shards: `{000..127}` and `{a,b}` expanded. Raises UserError for braces that do not close."""
+    try:
+        given = [patterns] if isinstance(patterns, str) else list(patterns)
+        # a command may hold braces of its own
+        return [name for one in given for name in ([one] if one.startswith("pipe:") else braceexpand(one))]
+    except ValueError:
+        raise UserError(f"shards {patterns}: a brace is not closed; write for example train/{{000..127}}.tar") from None
+
+
+def index_of_names(
+    train: str | Sequence[str], val: str | Sequence[str], num_classes: int, allow_pipe: bool = False
+) -> ShardIndex:
+    """An index for shards that come without one.
+
+    Validation shards are counted, for each sample must be read exactly once: local ones by their headers, remote ones
+    by reading them. Training shards are counted where that is cheap (local files), else their number is UNKNOWN.
+
+    Raises:
+        UserError: a shard that is missing or not a tar file, a `pipe:` that is not allowed.
+    """
+    place = ShardPlace("", allow_pipe)
+    splits = {
+        "train": SplitIndex(tuple(_counted(place, name, remote=False) for name in expand(train))),
+        "val": SplitIndex(tuple(_counted(place, name, remote=True) for name in expand(val))),
+    }
+    return ShardIndex(tuple(str(label) for label in range(num_classes)), splits)
+
+
+def _counted(place: ShardPlace, name: str, remote: bool) -> ShardInfo:
+    if is_url(name):
+        refuse_pipe(name, place.allow_pipe)
+        samples = _count_remote(place, name) if remote else UNKNOWN
+        return ShardInfo(name, samples, UNKNOWN, "")
+    path = Path(name)
+    if not path.is_file():
+        raise UserError(f"shard {name}: missing; check the range, and the folder that it is relative to")
+    samples = count_samples(path)
+    if samples < 1:
+        raise UserError(f"shard {name}: not a tar file with KEY.cls labels; {CHECK}")
+    return ShardInfo(name, samples, path.stat().st_size, "")
+
+
+def _count_remote(place: ShardPlace, name: str) -> int:
+    import tarfile
+
+    log.info("counting the samples of %s; an %s beside the shards would spare that", name, INDEX_NAME)
+    try:
+        with (
+            place.open(ShardInfo(name, UNKNOWN, UNKNOWN, "")) as file,
+            tarfile.open(fileobj=file, mode="r|*") as tar,
+        ):
+            return sum(member.name.endswith(".cls") for member in tar)
+    except (tarfile.TarError, OSError) as error:
+        raise UserError(f"shard {name}: cannot be counted ({error}); {CHECK}") from None
+
+
+# Bytes of a URL through webdataset's openers, and what they lack: a length that is checked, another try, a time
+# limit.
+#
+# The openers are pipes to a program. A server that breaks off or falls silent in the middle is asked again, and what
+# was had before is read past, so that the reader above notices nothing.
+
+
+log = logging.getLogger(__name__)
+
+WAITS = (1.0, 5.0, 15.0)
+"""Seconds before each new try. `curl` itself repeats what a server refuses for the moment (5xx, 30 times)."""
+
+SILENCE = 120.0
+"""Seconds without a byte after which a transfer counts as broken."""
+
+REFUSED = 22
+"""Status of `curl --fail` for an HTTP error; it is final."""
+
+
+def _open_s3(url: str, mode: str = "rb", bufsize: int = 8192) -> Pipe:
+    return Pipe(["aws", "s3", "cp", "--only-show-errors", url, "-"], mode=mode, bufsize=bufsize, ignore_status=[141])
+
+
+# webdataset has no opener for s3 unless USE_AIS_FOR names one
+gopen_schemes.setdefault("s3", _open_s3)
+
+
+class RemoteFile(io.RawIOBase):
+    """The bytes behind a URL, in order; `expected` of them, or 0 where nobody knows.
+
+    Raises:
+        UserError: from the first read, when there is nothing to be had.
+        OSError: when the transfer broke off for good.
+    """
+
+    def __init__(self, url: str, expected: int = 0) -> None:
+        self.url, self.expected = url, expected
+        self.given = 0
+        self._tries = 0
+        self._pipe = self._open()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while True:
+            data, trouble = self._receive(len(buffer))
+            if trouble is None:
+                buffer[: len(data)] = data
+                self.given += len(data)
+                return len(data)
+            self._again(trouble)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._end_program()
+        super().close()
+
+    def _open(self) -> Pipe:
+        try:
+            pipe = gopen(self.url)
+        except FileNotFoundError as error:
+            raise UserError(f"shard {self.url}: needs the program `{error.filename}`; install it") from None
+        except (ValueError, ImportError) as error:
+            raise UserError(f"shard {self.url}: cannot be opened ({error})") from None
+        assert isinstance(pipe, Pipe), self.url
+        return pipe
+
+    def _receive(self, size: int) -> tuple[bytes, str | None]:
+        """Some bytes, or none at the end; or what went wrong."""
+        stream = self._pipe.stream
+        assert stream is not None
+        if not select.select([stream], [], [], SILENCE)[0]:
+            return b"", f"no byte for {SILENCE:.0f} seconds"
+        data = os.read(stream.fileno(), size)  # past Python's buffer, for which `select` does not know
+        if data:
+            return data, None
+        try:
+            status = self._pipe.proc.wait(SILENCE)
+        except subprocess.TimeoutExpired:
+            return b"", f"{_program(self._pipe)} does not end"
+        told = f"{_program(self._pipe)} status {status}{', an HTTP error' if status == REFUSED else ''}"
+        if self.expected and self.given < self.expected:
+            return b"", f"ended after {self.given} of {self.expected} bytes, {told}"
+        if status not in self._pipe.ignore_status:
+            return b"", told
+        return b"", None
+
+    def _again(self, trouble: str) -> None:
+        """Ask once more and read past what was had; give up after as many tries as there are WAITS."""
+        refused = self.given == 0 and self._pipe.proc.poll() == REFUSED
+        if refused or self._tries == len(WAITS):
+            if self.given == 0:
+                raise UserError(f"shard {self.url}: cannot be read ({trouble}); check the address and its server")
+            raise OSError(f"transfer broke off: {trouble}, {self._tries + 1} tries")
+        log.warning("shard %s: %s; trying again in %.0f s", self.url, trouble, WAITS[self._tries])
+        time.sleep(WAITS[self._tries])
+        self._tries += 1
+        self._end_program()
+        self._pipe = self._open()
+        behind = self.given
+        while behind:
+            data, trouble_again = self._receive(min(behind, 1 << 20))
+            if trouble_again is not None or not data:
+                return self._again(trouble_again or "shorter than before")
+            behind -= len(data)
+        return None
+
+    def _end_program(self) -> None:
+        """At once: left to itself a silent program is waited for two hours."""
+        self._pipe.proc.kill()
+        self._pipe.ignore_errors = True
+        with contextlib.suppress(OSError):
+            self._pipe.close()
+
+
+def _program(pipe: Pipe) -> str:
+    command = pipe.args[0][0]
+    return str(command if isinstance(command, str) else command[0])
+
+
+def open_remote(url: str, expected: int = 0) -> IO[bytes]:
+    """The URL's bytes as a file. Reading raises as `RemoteFile` does."""
+    return io.BufferedReader(RemoteFile(url, expected), 1 << 18)
+
+
+def read_remote(url: str, advice: str) -> bytes:
+    """All bytes of a small file. Raises UserError, with `advice`, when it cannot be had."""
+    try:
+        with open_remote(url) as file:
+            return file.read()
+    except UserError as error:
+        raise UserError(f"{error}; {advice}") from None
+    except OSError as error:
+        raise UserError(f"{url}: {error}; {advice}") from None

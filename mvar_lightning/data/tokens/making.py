@@ -1,0 +1,335 @@
+"""The making of a token cache, part by part: what is done stays done, however the work is shared or interrupted.
+
+While it is under way the folder holds `making.json` (the settings) and a record for each finished part; they go when
+the index is written. A part is written by one process, aside first.
+
+Legend: n samples of a part, v views, L tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from mvar_lightning.data.faults import Faults, SampleError
+from mvar_lightning.data.index import ShardIndex, ShardInfo
+from mvar_lightning.data.reading.loader import outlive_stop_signals
+from mvar_lightning.data.reading.order import Failure
+from mvar_lightning.data.reading.place import ShardPlace
+from mvar_lightning.data.reading.samples import ImageReader, RawSample
+from mvar_lightning.data.tokens.cache import (
+    INDEX_NAME,
+    CacheSettings,
+    PartInfo,
+    TokenCache,
+    part_files,
+    part_problem,
+    read_cache,
+    sha256_of,
+    write_aside,
+)
+from mvar_lightning.data.transforms import build_transform, planes
+from mvar_lightning.errors import UserError
+
+MAKING, LOCK = "making.json", ".lock"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One image shard, and the name of the part that it becomes."""
+
+    part: str
+    split: str
+    shard: ShardInfo
+
+
+def content_hash(index: ShardIndex) -> str:
+    """What the shards hold, wherever they lie."""
+    shards = [(split, shard.samples, shard.sha256) for split in index.splits for shard in index.split(split).shards]
+    return hashlib.sha256(json.dumps([index.class_names, shards]).encode()).hexdigest()
+
+
+class TokenJob:
+    """A cache in the making at `folder`, of the shards in `index`, under `settings`."""
+
+    def __init__(self, folder: str | Path, settings: CacheSettings, index: ShardIndex) -> None:
+        self.folder = Path(folder)
+        self.settings = settings
+        self.class_names = index.class_names
+        self.tasks = [
+            Task(f"{split}/{number:06d}", split, shard)
+            for split in ("train", "val")
+            for number, shard in enumerate(index.split(split).shards)
+        ]
+
+    def begin(self) -> None:
+        """Make the folder this job's. Every process may call it.
+
+        Raises:
+            UserError: the folder holds something else, parts of another job, or cannot be written.
+        """
+        folder = self.folder
+        if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not self._is_ours())):
+            raise UserError(f"out {folder}: holds something else than a token cache; give a new or empty folder")
+        there = self._settings_there()
+        if there is not None and there != self.settings and self._records():
+            self._refuse(there)
+        with self._writing():
+            for split in ("train", "val"):
+                (folder / split).mkdir(parents=True, exist_ok=True)
+            if there != self.settings:
+                write_aside(folder / MAKING, json.dumps(self.settings.to_plain(), indent=1).encode())
+
+    def _is_ours(self) -> bool:
+        return any((self.folder / name).exists() for name in (INDEX_NAME, MAKING, LOCK))
+
+    def _settings_there(self) -> CacheSettings | None:
+        if (self.folder / INDEX_NAME).is_file():
+            return read_cache(self.folder).settings
+        try:
+            return CacheSettings.from_plain(json.loads((self.folder / MAKING).read_text()))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{self.folder / MAKING}: cannot be read ({error}); remove {self.folder}") from None
+
+    def _refuse(self, there: CacheSettings) -> None:
+        ours, theirs = self.settings.to_plain(), there.to_plain()
+        key = next(key for key in ours if ours[key] != theirs[key])
+        name = {"tokenizer_hash": "tokenizer", "data_sha256": "data"}.get(key, key)
+        was, now = (str(value)[:12] if name != key else value for value in (theirs[key], ours[key]))
+        raise UserError(
+            f"out {self.folder}: was begun with {name} {was}, now it is {now}; "
+            "give what it was begun with, give another --out, or remove the folder"
+        )
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """One job at a time in the folder. Raises UserError while another runs."""
+        path = self.folder / LOCK
+        with self._writing():
+            file = path.open("w")
+        with file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by data workers
+            except (BlockingIOError, PermissionError):
+                raise UserError(f"out {self.folder}: another `mvar tokens make` is writing it; wait for it") from None
+            except OSError:  # a file system without locks
+                pass
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+
+    def todo(self, rank: int = 0, world_size: int = 1) -> list[Task]:
+        """This rank's share of the parts, without those that an earlier run wrote and that still are as written."""
+        records = self._records()
+        return [task for task in self.tasks[rank::world_size] if not self._sound(records.get(task.part))]
+
+    def _sound(self, part: PartInfo | None) -> bool:
+        return part is not None and part_problem(self.folder, part) is None
+
+    def write(self, task: Task, tokens_vnL: np.ndarray, labels_n: np.ndarray, damaged: tuple[str, ...]) -> PartInfo:
+        """Arrays first, then the record that makes them count. Raises UserError where the disk refuses."""
+        files = part_files(self.folder, task.part)
+        with self._writing():
+            write_aside(files[0], tokens_vnL.astype(self.settings.dtype))
+            write_aside(files[1], labels_n.astype("<i4"))
+            size = sum(path.stat().st_size for path in files)
+            part = PartInfo(task.part, len(labels_n), size, sha256_of(*files), damaged)
+            write_aside(self._record(task.part), json.dumps(asdict(part)).encode())
+        return part
+
+    def finish(self) -> TokenCache:
+        """Write the index from the records. Raises UserError where a part is missing."""
+        records = self._records()
+        missing = [task.part for task in self.tasks if task.part not in records]
+        if missing:
+            raise UserError(f"out {self.folder}: part {missing[0]} is missing; run the same command again")
+        parts = tuple(records[task.part] for task in self.tasks)
+        cache = TokenCache(self.folder, self.settings, self.class_names, parts)
+        with self._writing():
+            write_aside(self.folder / INDEX_NAME, cache.to_json().encode())
+            for part in parts:
+                self._record(part.name).unlink(missing_ok=True)
+            (self.folder / MAKING).unlink(missing_ok=True)
+        return cache
+
+    def _record(self, name: str) -> Path:
+        return self.folder / f"{name}.json"
+
+    def _records(self) -> dict[str, PartInfo]:
+        """Parts written so far, by name: those of a finished cache, and newer ones."""
+        records = {}
+        if (self.folder / INDEX_NAME).is_file():
+            records = {part.name: part for part in read_cache(self.folder).parts}
+        for path in self.folder.glob("*/[0-9]*.json"):
+            with contextlib.suppress(OSError, KeyError, TypeError, ValueError):  # else the part is made again
+                part = PartInfo.from_plain(json.loads(path.read_text()))
+                records[part.name] = part
+        return records
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"out {self.folder}: cannot be written ({error.strerror}); finished parts are kept: "
+                "mend that and run the same command again"
+            ) from error
+
+
+# Image shards to the rows that a tokenizer encodes: the views of every image, in batches that keep within a part.
+#
+# View v of an image is a function of (seed, image, v) alone, and a part is cut into batches from its own start, so
+# what is encoded together does not depend on how many processes and workers share the work.
+#
+# Legend: N rows of a batch, S side of the images.
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A batch to encode: uint8 pixels, the views of an image one after the other."""
+
+    part: str
+    pixels_N3SS: Tensor
+
+
+@dataclass
+class PartEnd:
+    """All rows of a part have been given: the labels of its images, and the images that could not be read."""
+
+    task: Task
+    labels: list[int] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+
+
+class Views:
+    """The views of an image: crops under `settings`, odd views mirrored where it says so.
+
+    Raises:
+        UserError: settings under which several views would be the same picture.
+    """
+
+    def __init__(self, settings: CacheSettings) -> None:
+        distinct = settings.views if settings.crop == "random" else 2 if settings.flip else 1
+        if settings.views > distinct:
+            raise UserError(
+                f"views {settings.views}: with crop {settings.crop}{' and flip' if settings.flip else ''} only "
+                f"{distinct} differ; take --crop random, or --views {distinct}"
+            )
+        if settings.flip and settings.views < 2:
+            raise UserError("flip: mirrors odd views, and with one view there is none; give --views 2 or more")
+        self.settings = settings
+        self.train = build_transform(settings.crop, settings.image_size, settings.resize_ratio)
+        self.val = build_transform(settings.val_crop, settings.image_size, settings.resize_ratio)
+
+    def of(self, image: Image.Image, split: str, key: str) -> list[Image.Image]:
+        """All views (S x S) of the image with that key. Raises SampleError where it is too long and thin."""
+        return [self._view(image, split, key, view) for view in range(self.settings.views_of(split))]
+
+    def _view(self, image: Image.Image, split: str, key: str, view: int) -> Image.Image:
+        rng = random.Random(f"{self.settings.seed}/{split}/{key}/view {view}")
+        if split != "train":
+            return self.val(image, rng)
+        cropped = self.train(image, rng)
+        if self.settings.flip and view % 2:
+            cropped = cropped.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return cropped
+
+
+class ViewSample(NamedTuple):
+    views: list[Image.Image]
+    label: int
+
+
+class ViewReader(ImageReader):
+    """Reads image shards; a sample is all views of an image."""
+
+    def __init__(self, place: ShardPlace, settings: CacheSettings, num_classes: int) -> None:
+        self.views = Views(settings)
+        super().__init__(place, 0, self.views.val, num_classes)
+
+    def views_of(self, raw: RawSample, split: str) -> ViewSample:
+        """Raises SampleError when the image or its label cannot be used."""
+        label = self._label(raw)
+        return ViewSample(self.views.of(self.memory.picture(raw), split, raw.key), label)
+
+
+class ViewStream(IterableDataset):
+    """Rows of the tasks, each worker its own tasks; a part's rows come in order, then its `PartEnd`.
+
+    Args:
+        reader: of the shards.
+        tasks: this process' share.
+        num_shards: of all shares; damaged shards are counted against it.
+    """
+
+    def __init__(self, reader: ViewReader, tasks: Sequence[Task], num_shards: int) -> None:
+        self.reader, self.tasks, self.num_shards = reader, list(tasks), num_shards
+        self.settings = reader.views.settings
+
+    def __iter__(self) -> Iterator[Rows | PartEnd | Failure]:
+        info = get_worker_info()
+        first, step = (info.id, info.num_workers) if info else (0, 1)
+        faults = Faults(self.num_shards)
+        try:
+            for task in self.tasks[first::step]:
+                yield from self._part(task, faults)
+        except UserError as error:
+            yield Failure(str(error))
+
+    def _part(self, task: Task, faults: Faults) -> Iterator[Rows | PartEnd]:
+        end = PartEnd(task)
+        waiting: list[Image.Image] = []
+        for raw in self.reader.read(task.shard, faults):
+            faults.seen += 1
+            try:
+                sample = self.reader.views_of(raw, task.split)
+                waiting += sample.views
+                end.labels.append(sample.label)
+            except SampleError as error:
+                faults.sample(raw.shard, raw.key, str(error))
+                end.damaged.append(f"{raw.key}: {error}")
+            while len(waiting) >= self.settings.batch_size:
+                yield self._rows(task, waiting[: self.settings.batch_size])
+                del waiting[: self.settings.batch_size]
+        if waiting:
+            yield self._rows(task, waiting)
+        lost = task.shard.samples - len(end.labels) - len(end.damaged)
+        if lost > 0:
+            end.damaged.append(f"{task.shard.name}: cut off, {lost} images are lost")
+        yield end
+
+    def _rows(self, task: Task, views: Sequence[Image.Image]) -> Rows:
+        return Rows(task.part, torch.from_numpy(np.stack([planes(view) for view in views])))
+
+
+def view_loader(stream: ViewStream, num_workers: int) -> Iterator[Rows | PartEnd]:
+    """The stream's items over worker processes, or from this one. Raises UserError as the stream."""
+    workers = min(num_workers, len(stream.tasks))
+    loader = DataLoader(
+        stream, batch_size=None, num_workers=workers, collate_fn=_as_it_is, worker_init_fn=outlive_stop_signals
+    )
+    for item in loader:
+        if isinstance(item, Failure):
+            raise UserError(item.message)
+        yield item
+
+
+def _as_it_is(item: Any) -> Any:
+    return item

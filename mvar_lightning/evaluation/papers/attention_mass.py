@@ -1,0 +1,187 @@
+"""Where attention goes: its mass on each earlier scale, and inside growing neighborhoods (MVAR's redundancy figures).
+
+MVAR (arXiv 2505.12742, section 3) asks of a trained VAR how much of the softmax a query of scale k spends on each scale
+j <= k, and how much of it stays close to the query. Block k of the sequence carries scale k - 1, enlarged, as its
+input; so "the adjacent scale" is the query's own block, and a neighborhood is a window of that block.
+
+B batch, H heads, l tokens of one scale, S tokens of its keys, D head dim, K scales, N neighborhoods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from mvar_lightning.attention import AttentionBackend
+from mvar_lightning.attention.plan import ScaleRead
+from mvar_lightning.attention.strategies import neighborhood_mask
+from mvar_lightning.errors import UserError
+from mvar_lightning.tokenizer import MultiScaleTokenizer
+from mvar_lightning.tools.compute import evaluating
+from mvar_lightning.transformer import NextScaleTransformer
+
+KERNELS = (1, 3, 5, 7, 9, 11, 13, 15)
+
+
+@dataclass(frozen=True)
+class AttentionMass:
+    """Means over images, heads and queries, of shape (blocks, K, ...); what cannot be is NaN.
+
+    ``on_scale[b, k, j]`` is the share of block b's softmax that queries of scale k spend on keys of scale j; a row
+    sums to 1. ``within[b, k, n]`` is the share of the mass on the query's own block inside a window of ``kernels[n]``,
+    NaN where the map is smaller than that; ``even[k, n]`` is what an even spread over what is visible would have there.
+    """
+
+    images: int
+    sides: tuple[int, ...]
+    kernels: tuple[int, ...]
+    on_scale: Tensor
+    within: Tensor
+    even: Tensor
+
+    def content(self) -> dict[str, Any]:
+        """Plain values, for JSON; NaN becomes None."""
+        return {
+            "images": self.images,
+            "scales": list(self.sides),
+            "kernels": list(self.kernels),
+            "mass_on_scale_mean": _plain(self.on_scale.mean(dim=0)),
+            "mass_within_kernel_mean": _plain(self.within.mean(dim=0)),
+            "mass_within_kernel_if_even": _plain(self.even),
+            "mass_on_scale_by_block": _plain(self.on_scale),
+            "mass_within_kernel_by_block": _plain(self.within),
+        }
+
+
+@torch.no_grad()
+def attention_mass(
+    model: NextScaleTransformer,
+    tokenizer: MultiScaleTokenizer,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    kernels: Sequence[int] = KERNELS,
+) -> AttentionMass:
+    """Measure a model on images (B, 3, H, W) in [-1, 1] with their labels (B,), teacher-forced, in evaluation mode.
+
+    Raises:
+        UserError: an even or non-positive kernel, or no images.
+    """
+    if any(kernel < 1 or kernel % 2 == 0 for kernel in kernels):
+        raise UserError(f"kernels {list(kernels)}: neighborhoods have odd sides of 1 or more")
+    sums = _Sums(model, tuple(sorted(kernels)))
+    images = 0
+    with evaluating(model, tokenizer), _watched(model, sums):
+        for image_B3HW, label_B in batches:
+            idx_BL = tokenizer.encode(image_B3HW)
+            model(tokenizer.teacher_input(idx_BL), label_B)
+            images += len(image_B3HW)
+    if not images:
+        raise UserError("attention: there is not one image to look at; give a split that has some")
+    even_KN = torch.tensor([[_even(read, kernel) for kernel in sums.kernels] for read in model.backend.plan.reads])
+    sides = model.pyramid.sides
+    return AttentionMass(images, sides, sums.kernels, sums.on_scale / images, sums.within / images, even_KN)
+
+
+def _even(read: ScaleRead, kernel: int) -> float:
+    """Share of a window in an even spread over the visible part of the own block, mean over queries; NaN if it does
+    not fit into the map."""
+    if kernel > read.side:
+        return float("nan")
+    visible_ll = neighborhood_mask(read.side, read.kernel_size or read.side)
+    inside_ll = visible_ll & neighborhood_mask(read.side, kernel)
+    return float((inside_ll.sum(dim=1) / visible_ll.sum(dim=1)).mean())
+
+
+class _Sums:
+    """Per-image means, added up over images."""
+
+    def __init__(self, model: NextScaleTransformer, kernels: tuple[int, ...]) -> None:
+        scales = model.pyramid.num_scales
+        self.kernels = kernels
+        self.on_scale = torch.zeros(model.depth, scales, scales, dtype=torch.float64)
+        self.within = torch.full((model.depth, scales, len(kernels)), torch.nan, dtype=torch.float64)
+        for number, kernel in enumerate(kernels):
+            fits = [scale for scale, side in enumerate(model.pyramid.sides) if kernel <= side]
+            self.within[:, fits, number] = 0.0
+
+    def add(self, block: int, scale: int, on_scale: Tensor, within: Tensor) -> None:
+        self.on_scale[block, scale] += on_scale
+        self.within[block, scale] += within
+
+
+class _Watcher(AttentionBackend):
+    """A backend that computes what the model's own does and, beside it, the softmax in full."""
+
+    name = "watcher"
+
+    def __init__(self, inner: AttentionBackend, block: int, sums: _Sums) -> None:
+        super().__init__(inner.strategy, inner.pyramid)
+        self.inner, self.block, self.sums = inner, block, sums
+
+    def __call__(self, q_BHlD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, scales: range, softmax_scale: float) -> Tensor:
+        span = self.pyramid.span(scales)
+        for scale in scales:
+            own, keys = self.pyramid.slice_of(scale), self.plan.keys_of(scale)
+            q_BHlD_own = q_BHlD[:, :, own.start - span.start : own.stop - span.start]
+            first_key = span.stop - k_BHSD.shape[2]
+            k_BHSD_own = k_BHSD[:, :, keys.start - first_key : keys.stop - first_key]
+            self._add(scale, q_BHlD_own.float(), k_BHSD_own.float(), softmax_scale)
+        return self.inner(q_BHlD, k_BHSD, v_BHSD, scales, softmax_scale)
+
+    def _add(self, scale: int, q_BHlD: Tensor, k_BHSD: Tensor, softmax_scale: float) -> None:
+        read = self.plan.reads[scale]
+        scores_BHlS = q_BHlD @ k_BHSD.transpose(-1, -2) * softmax_scale
+        if read.kernel_size is not None:
+            visible_lS = neighborhood_mask(read.side, read.kernel_size).to(scores_BHlS.device)
+            scores_BHlS = scores_BHlS.masked_fill(~visible_lS, -torch.inf)
+        # a softmax of its own: of a head that looks elsewhere the own block's share of the whole can round to nothing
+        own_BHll = scores_BHlS[..., -self.pyramid.tokens_of(scale) :].softmax(dim=-1)
+        share_BlS, own_Bll = (part.mean(dim=1).double().cpu() for part in (scores_BHlS.softmax(dim=-1), own_BHll))
+        self.sums.add(self.block, scale, self._on_scales(scale, share_BlS), self._within(scale, own_Bll))
+
+    def _on_scales(self, scale: int, share_BlS: Tensor) -> Tensor:
+        """Mass on each scale (K,), mean over queries, sum over images."""
+        first = self.plan.reads[scale].first_key_scale
+        on_scale_K = torch.zeros(self.pyramid.num_scales, dtype=torch.float64)
+        counts = [self.pyramid.tokens_of(key_scale) for key_scale in range(first, scale + 1)]
+        for key_scale, part_BlS in zip(range(first, scale + 1), share_BlS.split(counts, dim=2), strict=True):
+            on_scale_K[key_scale] = part_BlS.sum(dim=2).mean(dim=1).sum()
+        return on_scale_K
+
+    def _within(self, scale: int, own_Bll: Tensor) -> Tensor:
+        """Share of the own block's mass inside each window (N,), mean over queries, sum over images.
+
+        Heads are averaged after each head's mass on the block was made 1, so each counts alike.
+        """
+        side = self.pyramid.sides[scale]
+        within_N = torch.full((len(self.sums.kernels),), torch.nan, dtype=torch.float64)
+        for number, kernel in enumerate(self.sums.kernels):
+            if kernel <= side:
+                within_N[number] = (own_Bll * neighborhood_mask(side, kernel)).sum(dim=2).mean(dim=1).sum()
+        return within_N
+
+
+@contextmanager
+def _watched(model: NextScaleTransformer, sums: _Sums) -> Iterator[None]:
+    """Each block's attention with a watcher around its backend; the backends come back at the end."""
+    attentions = [cast(Any, block).attention for block in model.blocks]
+    inner = [attention.backend for attention in attentions]
+    try:
+        for block, attention in enumerate(attentions):
+            attention.backend = _Watcher(attention.backend, block, sums)
+        yield
+    finally:
+        for attention, backend in zip(attentions, inner, strict=True):
+            attention.backend = backend
+
+
+def _plain(values: Tensor) -> Any:
+    """Nested lists, NaN as None: JSON has no NaN."""
+    if values.ndim:
+        return [_plain(row) for row in values]
+    number = float(values)
+    return None if number != number else round(number, 6)

@@ -1,0 +1,259 @@
+"""The papers' analyses in a folder: numbers as JSON, a Markdown table, and pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mvar_lightning.errors import UserError
+from mvar_lightning.evaluation.papers.alignment import Alignment
+from mvar_lightning.evaluation.papers.attention_mass import AttentionMass
+from mvar_lightning.evaluation.papers.perturbation import Damage
+from mvar_lightning.tools.console import table_of
+from mvar_lightning.tools.drawing import labeled_rows, to_image
+from mvar_lightning.tools.files import written_aside
+from mvar_lightning.tools.plots import COLORS, MARKERS, figure_of, text_color
+
+Draw = Callable[[Path], None]
+
+
+def write_analysis(
+    name: str, content: Mapping[str, Any], markdown: str, drawings: Mapping[str, Draw], folder: Path
+) -> list[Path]:
+    """Write ``NAME.json``, ``NAME.md`` and the drawings (file name -> what draws it) into a folder, all or none.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    targets = [folder / f"{name}.json", folder / f"{name}.md", *(folder / file for file in drawings)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with written_aside(*targets) as (numbers, table, *pictures):
+            numbers.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            table.write_text(markdown, encoding="utf-8")
+            for path, draw in zip(pictures, drawings.values(), strict=True):
+                draw(path)
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot be written ({error.strerror}); choose another folder") from error
+    return targets
+
+
+# -- attention
+
+
+def attention_markdown(mass: AttentionMass) -> str:
+    """Means over blocks: mass on each scale, the same against an even spread, and inside windows of the own block."""
+    on_scale, within = mass.on_scale.mean(dim=0), mass.within.mean(dim=0)
+    names = [f"{side}x{side}" for side in mass.sides]
+    first = table_of(["query scale", *names], _rows(names, on_scale.masked_fill(on_scale == 0, math.nan), _percent))
+    second = table_of(["query scale", *names], _rows(names, _over_even(mass), _times))
+    fitting = _fitting(mass)
+    kernels = [f"{mass.kernels[number]}x{mass.kernels[number]}" for number in fitting]
+    third = table_of(["query scale", *kernels], _rows(names, within[:, fitting], _percent))
+    return (
+        f"Share of attention on each scale, mean over blocks, heads, queries and {mass.images} images:\n\n{first}\n"
+        "The same, as a multiple of what an even spread over all visible tokens would give that scale:\n\n"
+        f"{second}\n"
+        f"Share of the mass on a query's own block (which carries the adjacent scale) inside a window:\n\n{third}"
+    )
+
+
+def _rows(names: Sequence[str], values: Tensor, write: Callable[[float], str]) -> list[list[str]]:
+    return [[name, *(write(float(v)) for v in row)] for name, row in zip(names, values, strict=True)]
+
+
+def _percent(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.1%}"
+
+
+def _times(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.2f}"
+
+
+def _fitting(mass: AttentionMass) -> list[int]:
+    """Numbers of the windows that fit into some map."""
+    return [number for number, kernel in enumerate(mass.kernels) if kernel <= max(mass.sides)]
+
+
+def _over_even(mass: AttentionMass) -> Tensor:
+    """Mass (K, K), mean over blocks, over that of an even spread over the scales that are seen at all; else NaN.
+
+    Under a neighborhood the own scale has fewer visible tokens than its map; the map is counted all the same.
+    """
+    on_scale_KK = mass.on_scale.mean(dim=0)
+    tokens_KK = torch.tensor([float(side * side) for side in mass.sides]).expand(len(mass.sides), -1)
+    seen_KK = tokens_KK * (on_scale_KK > 0)
+    return on_scale_KK / (seen_KK / seen_KK.sum(dim=1, keepdim=True)).masked_fill(seen_KK == 0, math.nan)
+
+
+def draw_on_scale(mass: AttentionMass) -> Draw:
+    """Query scale against key scale: the share, and how many times the share of an even spread."""
+
+    def draw(path: Path) -> None:
+        on_scale_KK = mass.on_scale.mean(dim=0)
+        count = len(mass.sides)
+        with figure_of(path, 1, 2, width=2 * (1.6 + 0.34 * count), height=1.2 + 0.32 * count) as (left, right):
+            share_KK = on_scale_KK.masked_fill(on_scale_KK == 0, math.nan) * 100
+            _draw_matrix(left, share_KK, mass.sides, "share of attention, %", "Blues", (0.0, 100.0), ".0f")
+            _draw_matrix(right, _over_even(mass).log2(), mass.sides, "log2 of share / even spread",
+                         "RdBu_r", (-2.0, 2.0), "+.1f")  # fmt: skip
+            for axis in (left, right):
+                axis.set(xlabel="key scale", ylabel="query scale")
+
+    return draw
+
+
+def draw_within(mass: AttentionMass) -> Draw:
+    """Share inside growing windows: a line for each of the largest scales; for the largest one, a line a block.
+
+    An even spread is dotted, for comparison, up to the window that holds all that is visible. Lines differ by marker
+    and not by style, for that reason.
+    """
+
+    def draw(path: Path) -> None:
+        shown = [scale for scale, side in enumerate(mass.sides) if side > 2][-6:]
+        with figure_of(path, 1, 2, width=6.4, height=2.7) as (left, right):
+            for number, scale in enumerate(shown):
+                name, color = f"{mass.sides[scale]}x{mass.sides[scale]}", COLORS[number % len(COLORS)]
+                marker = MARKERS[number % len(MARKERS)]
+                _draw_windows(left, mass, mass.within[:, scale].mean(dim=0), scale, color, name, marker)
+            blocks = len(mass.within)
+            for block in range(blocks):
+                shade = str(round(0.75 * (1 - block / max(blocks - 1, 1)), 3))
+                name = f"block {block + 1}" if block in (0, blocks - 1) else ""
+                _draw_windows(right, mass, mass.within[block, -1], len(mass.sides) - 1, shade, name)
+            largest = f"{mass.sides[-1]}x{mass.sides[-1]}"
+            left.set(title="each scale, mean over blocks", ylabel="attention inside the window, %")
+            right.set(title=f"scale {largest}, each block")
+            for axis in (left, right):
+                axis.set(xlabel="side of the window", xticks=[mass.kernels[n] for n in _fitting(mass)], ylim=(0, 104))
+                axis.plot([], [], ":", color="gray", linewidth=0.9, label="even spread")
+                axis.legend(loc="lower right", fontsize=6)
+
+    return draw
+
+
+def _draw_windows(
+    axis: Any, mass: AttentionMass, within_N: Tensor, scale: int, color: str, name: str, marker: str = "o"
+) -> None:
+    side = mass.sides[scale]
+    fits = [n for n, kernel in enumerate(mass.kernels) if kernel <= side]
+    kernels = [mass.kernels[n] for n in fits]
+    axis.plot(kernels, [100 * float(within_N[n]) for n in fits], f"{marker}-", color=color, markersize=3,
+              label=name or "_unnamed")  # fmt: skip
+    even = [float(mass.even[scale, n]) for n in fits]
+    shown = next((count for count, share in enumerate(even, 1) if share > 1 - 1e-6), len(even))
+    axis.plot(kernels[:shown], [100 * share for share in even[:shown]], ":", color=color, linewidth=0.9)
+
+
+# -- alignment
+
+
+def alignment_markdown(found: Alignment) -> str:
+    names = [f"{side}x{side}" for side in found.sides]
+    values = found.signed_sqrt_KK
+    rows = [
+        [name, *("" if math.isnan(float(v)) else f"{float(v):+.2f}" for v in row)]
+        for name, row in zip(names, values, strict=True)
+    ]
+    table = table_of(["residual of scale", *names], rows)
+    return f"sign(s) sqrt(|s|) of RFA(k, j), columns: input scale j, {found.images} images:\n\n{table}"
+
+
+def draw_alignment(found: Alignment) -> Draw:
+    def draw(path: Path) -> None:
+        values_KK, count = found.signed_sqrt_KK, len(found.sides)
+        largest = float(values_KK[~values_KK.isnan()].abs().max().clamp_min(1e-6))
+        with figure_of(path, 1, 1, width=1.7 + 0.36 * count, height=1.2 + 0.32 * count) as (axis,):
+            _draw_matrix(
+                axis, values_KK, found.sides, "sign(s) sqrt(|s|) of RFA", "RdBu_r", (-largest, largest), "+.2f"
+            )
+            axis.set(xlabel="input of scale", ylabel="residual of scale")
+
+    return draw
+
+
+def _draw_matrix(
+    axis: Any, values_KK: Tensor, sides: Sequence[int], title: str, colors: str, limits: tuple[float, float], form: str
+) -> None:
+    """The lower half of a matrix over scales, each cell with its number."""
+    count = len(sides)
+    image = axis.imshow(values_KK.numpy(), cmap=colors, vmin=limits[0], vmax=limits[1])
+    names = [str(side) for side in sides]
+    axis.set_xticks(range(count), names)
+    axis.set_yticks(range(count), names)
+    axis.set_title(title)
+    for row in range(count):
+        for column in range(row + 1):
+            value = float(values_KK[row, column])
+            if not math.isnan(value):
+                text = format(round(value, int(form[-2])) + 0.0, form)  # no -0.0
+                color = text_color(image.cmap(image.norm(value)))
+                axis.text(column, row, text, ha="center", va="center", fontsize=6, color=color)
+    known_KK = values_KK[~values_KK.isnan()]
+    beyond = bool((known_KK < limits[0]).any()), bool((known_KK > limits[1]).any())
+    extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get(beyond, "neither")
+    axis.figure.colorbar(image, ax=axis, shrink=0.8, extend=extend)
+
+
+# -- perturbation
+
+
+def perturbation_markdown(damages: Sequence[Damage], sides: Sequence[int], images: int, fid: str | None) -> str:
+    head = ["perturbed scale", "MSE", "L1"]
+    head += ["LPIPS"] if damages[0].lpips is not None else []
+    head += [f"FID ({fid})"] if damages[0].fid is not None else []
+    rows = []
+    for damage in damages:
+        name = "none" if damage.scale is None else f"{sides[damage.scale]}x{sides[damage.scale]}"
+        row = [name, f"{damage.mse:.5f}", f"{damage.l1:.4f}"]
+        row += [f"{damage.lpips:.4f}"] if damage.lpips is not None else []
+        row += [f"{damage.fid:.2f}"] if damage.fid is not None else []
+        rows.append(row)
+    told = f"One random token of each of {images} images replaced at one scale, against the same images undisturbed:"
+    return f"{told}\n\n{table_of(head, rows)}"
+
+
+def draw_damages(damages: Sequence[Damage], sides: Sequence[int], fid: str | None) -> Draw:
+    def draw(path: Path) -> None:
+        panels: dict[str, list[float]] = {
+            "MSE": [damage.mse for damage in damages[1:]],
+            "L1": [damage.l1 for damage in damages[1:]],
+        }
+        if damages[0].lpips is not None:
+            panels["LPIPS"] = [damage.lpips or 0.0 for damage in damages[1:]]
+        if damages[0].fid is not None:
+            panels[f"FID ({fid})"] = [damage.fid or 0.0 for damage in damages[1:]]
+        with figure_of(path, 1, len(panels), width=2.4 * len(panels) + 0.4, height=2.3) as axes:
+            for axis, (name, values) in zip(axes, panels.items(), strict=True):
+                axis.plot(range(len(values)), values, "o-", color=COLORS[0], markersize=3.5)
+                axis.set_xticks(range(len(values)), [str(side) for side in sides])
+                axis.set(title=name, xlabel="side of the perturbed scale")
+                if not name.startswith("FID") and min(values) > 0:
+                    axis.set_yscale("log")  # each scale does a fraction of the damage of the one before
+                else:
+                    axis.set_ylim(0, 1.15 * max(values) or 1.0)
+                if name.startswith("FID"):
+                    axis.axhline(damages[0].fid or 0.0, color=COLORS[1], linestyle="--", linewidth=1,
+                                 label="undisturbed")  # fmt: skip
+                    axis.legend(loc="best", fontsize=6)  # where no line runs, however small the damage
+
+    return draw
+
+
+def draw_perturbed(pictures: Sequence[Tensor], sides: Sequence[int]) -> Draw:
+    """A row for each image: undisturbed, then perturbed at each scale."""
+
+    def draw(path: Path) -> None:
+        labels = ["undisturbed", *(f"{side} x {side}" for side in sides)]
+        image_RN3HW = torch.stack(list(pictures), dim=1)
+        captions = [[""] * len(labels) for _ in image_RN3HW]
+        to_image(labeled_rows(image_RN3HW, labels, captions)).save(path)
+
+    return draw

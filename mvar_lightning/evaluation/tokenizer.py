@@ -1,0 +1,235 @@
+"""Evaluation of a tokenizer: one pass over images, every number from it.
+
+B batch, L all tokens, K scales, V vocabulary, N images kept for pictures, HW pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mvar_lightning.data.reading.loader import loading
+from mvar_lightning.errors import UserError
+from mvar_lightning.evaluation.tokenizer_report import Examples, FrechetReport, ScaleReport, TokenizerReport
+from mvar_lightning.metrics import FeatureExtractor, FrechetDistance, as_saved
+from mvar_lightning.metrics.quality import SMALLEST_SSIM_SIDE, psnr, ssim
+from mvar_lightning.tokenizer import CodebookUsage, MultiScaleTokenizer
+from mvar_lightning.tools.compute import evaluating
+from mvar_lightning.tools.drawing import to_unit
+
+Batches = Iterable[Mapping[str, Any]]
+"""Batches with ``image``: float (B, 3, H, W) in [-1, 1]."""
+
+NUM_PAIRS, NUM_STRIPS = 16, 6
+"""Images kept for the pictures: with their reconstruction, and after each scale."""
+
+
+def evaluate_tokenizer(
+    tokenizer: MultiScaleTokenizer,
+    loader: Batches,
+    *,
+    extractor: FeatureExtractor | None = None,
+    floor_loader: Batches | None = None,
+    lpips: nn.Module | None = None,
+    num_images: int | None = None,
+    progressive_images: int = 512,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int], None] = lambda images: None,
+) -> TokenizerReport:
+    """Everything about a tokenizer on the images of ``loader``, each read once; no randomness.
+
+    Args:
+        tokenizer: any; it is moved to ``device``, and left in its own mode.
+        loader: the images to reconstruct.
+        extractor: features of the rFID; none leaves it out.
+        floor_loader: other real images, as many of which as of ``loader``'s give the floor beside the rFID.
+        lpips: (images, images), both in [-1, 1], to distances (B,); none leaves LPIPS out.
+        num_images: the first so many images; all if not given.
+        progressive_images: how many of them are decoded after each scale, which costs K decodings instead of one.
+        device: where to compute, in float32.
+        progress: called with the number of images after each batch.
+
+    Raises:
+        UserError: no image, images of another size or not finite, or weights that are not finite.
+    """
+    _check_counts(num_images, progressive_images)
+    _check_weights(tokenizer)
+    work = _Evaluation(tokenizer.to(device), extractor, lpips, progressive_images, torch.device(device))
+    with evaluating(tokenizer):
+        for image_B3HW in _first(loader, num_images):
+            work.see(image_B3HW)
+            progress(len(image_B3HW))
+    if work.images == 0:
+        raise UserError("evaluation: there is not one image to reconstruct; fill the data folder or choose another")
+    if floor_loader is not None and work.distance is not None and work.images > 1:
+        work.floor_of(_first(floor_loader, work.images))
+    return work.report()
+
+
+class _Evaluation:
+    """Sums over the images seen so far."""
+
+    def __init__(
+        self,
+        tokenizer: MultiScaleTokenizer,
+        extractor: FeatureExtractor | None,
+        lpips: nn.Module | None,
+        progressive_images: int,
+        device: torch.device,
+    ) -> None:
+        self.tokenizer, self.device = tokenizer, device
+        self.progressive_images = progressive_images
+        self.lpips = None if lpips is None else lpips.to(device).eval()
+        self.distance = None if extractor is None else FrechetDistance(extractor).to(device)
+        self.usage = CodebookUsage(tokenizer.pyramid, tokenizer.vocab_size).to(device)
+        self.images = self.progressive = 0
+        self.sums = {"psnr": 0.0, "ssim": 0.0, "lpips": 0.0}
+        self.psnr_sum_K = torch.zeros(tokenizer.pyramid.num_scales, dtype=torch.float64)
+        self.frechet: FrechetReport | None = None
+        self.kept: list[tuple[Tensor, Tensor]] = []
+        self.strips: list[Tensor] = []
+
+    def see(self, image_B3HW: Tensor) -> None:
+        """Reconstruct a batch in [-1, 1] and add what it says."""
+        image_B3HW = image_B3HW.to(self.device).float()
+        idx_BL = self.tokenizer.encode(image_B3HW)
+        self.usage.update(idx_BL)
+        original_B3HW = to_unit(image_B3HW)
+        again_B3HW = self._decode(idx_BL, original_B3HW)
+        if not torch.isfinite(again_B3HW).all():
+            raise UserError(
+                f"reconstruction of images {self.images + 1} to {self.images + len(again_B3HW)}: some pixels are NaN "
+                "or infinite; the tokenizer's weights are damaged, give an earlier checkpoint"
+            )
+        self.sums["psnr"] += float(psnr(original_B3HW, again_B3HW).double().sum())
+        self.sums["ssim"] += float(ssim(original_B3HW, again_B3HW).double().sum())
+        if self.lpips is not None:
+            self.sums["lpips"] += float(self.lpips(as_saved(again_B3HW) * 2 - 1, image_B3HW).double().sum())
+        if self.distance is not None:
+            self.distance.update(original_B3HW, real=True)
+            self.distance.update(again_B3HW, real=False)
+        if self.images < NUM_PAIRS:
+            wanted = NUM_PAIRS - self.images
+            self.kept.append((original_B3HW[:wanted].cpu(), again_B3HW[:wanted].cpu()))
+        self.images += len(image_B3HW)
+
+    def _decode(self, idx_BL: Tensor, original_B3HW: Tensor) -> Tensor:
+        """Reconstructions in [0, 1]; after each scale, too, where the image is still one of those wanted so."""
+        wanted = min(max(self.progressive_images - self.progressive, 0), len(idx_BL))
+        parts = []
+        if wanted:
+            after = [to_unit(image_B3HW) for image_B3HW in self.tokenizer.progressive(idx_BL[:wanted])]
+            for scale, image_B3HW in enumerate(after):
+                self.psnr_sum_K[scale] += psnr(original_B3HW[:wanted], image_B3HW).double().sum().cpu()
+            if self.progressive < NUM_STRIPS:
+                self.strips.append(torch.stack(after, dim=1)[: NUM_STRIPS - self.progressive].cpu())
+            self.progressive += wanted
+            parts.append(after[-1])
+        if wanted < len(idx_BL):
+            parts.append(to_unit(self.tokenizer.decode(idx_BL[wanted:])))
+        return torch.cat(parts)
+
+    def floor_of(self, others: Iterator[Tensor]) -> None:
+        """Close the rFID and put other real images in the reconstructions' place."""
+        assert self.distance is not None
+        rfid = self._rfid()
+        self.distance.reset_generated()
+        for image_B3HW in others:
+            self.distance.update(to_unit(image_B3HW.to(self.device)), real=False)
+        count = self.distance.count(real=False)
+        floor = self.distance.compute() if count > 1 else None
+        self.frechet = FrechetReport(rfid.features, rfid.num_features, rfid.rfid, rfid.images, floor, count)
+
+    def _rfid(self) -> FrechetReport:
+        assert self.distance is not None
+        extractor = self.distance.extractor
+        return FrechetReport(extractor.name, extractor.num_features, self.distance.compute(), self.images)
+
+    def report(self) -> TokenizerReport:
+        if self.frechet is None and self.distance is not None and self.images > 1:
+            self.frechet = self._rfid()
+        mean = {name: value / self.images for name, value in self.sums.items()}
+        originals, copies = zip(*self.kept, strict=True)
+        return TokenizerReport(
+            images=self.images,
+            image_size=self.tokenizer.image_size,
+            vocab_size=self.tokenizer.vocab_size,
+            psnr=mean["psnr"],
+            ssim=None if math.isnan(mean["ssim"]) else mean["ssim"],
+            lpips=None if self.lpips is None else mean["lpips"],
+            frechet=self.frechet,
+            scales=self._scales(),
+            progressive_images=self.progressive,
+            examples=Examples(torch.cat(originals), torch.cat(copies), torch.cat(self.strips)),
+            notes=tuple(self._notes()),
+        )
+
+    def _scales(self) -> tuple[ScaleReport, ...]:
+        counts_KV = self.usage.counts_KV.cpu()
+        perplexity_K = self.usage.compute()["perplexity_K"].reshape(-1).tolist()  # torchmetrics squeezes a single scale
+        psnr_K = (self.psnr_sum_K / self.progressive).tolist()
+        return tuple(
+            ScaleReport(
+                side=side,
+                tokens_seen=(seen := int(counts_V.sum())),
+                codes_used=int((counts_V > 0).sum()),
+                codes_possible=min(seen, len(counts_V)),
+                perplexity=max(perplexity, 1.0),  # rounding may leave it a hair below
+                psnr=decibel,
+            )
+            for side, counts_V, perplexity, decibel in zip(
+                self.tokenizer.pyramid.sides, counts_KV, perplexity_K, psnr_K, strict=True
+            )
+        )
+
+    def _notes(self) -> Iterator[str]:
+        if self.lpips is None:
+            yield "LPIPS left out: no VGG weights were given."
+        if self.distance is not None and self.frechet is None:
+            yield "rFID left out: it needs two images or more."
+        if self.frechet is not None and self.images <= self.frechet.num_features:
+            yield (
+                f"rFID: {self.images:,} images are too few for {self.frechet.num_features:,} features; "
+                "read it only beside the FID of other real images."
+            )
+        if self.tokenizer.image_size < SMALLEST_SSIM_SIDE:
+            yield f"SSIM left out: its window needs {SMALLEST_SSIM_SIDE} pixels or more."
+        if self.progressive < self.images:
+            yield f"PSNR after each scale: of the first {self.progressive:,} images."
+        if float(self.usage.counts_KV.sum(dim=1).min()) < self.tokenizer.vocab_size:
+            yield (
+                "Scales with fewer tokens seen than codes: perplexity and entropy-coded bits are bounded by the tokens "
+                "seen, not by the codebook; more images raise them."
+            )
+
+
+def _check_counts(num_images: int | None, progressive_images: int) -> None:
+    if num_images is not None and num_images < 1:
+        raise UserError(f"images {num_images}: give 1 or more, or leave it out for all of them")
+    if progressive_images < 1:
+        raise UserError(f"progressive images {progressive_images}: give 1 or more")
+
+
+def _check_weights(tokenizer: nn.Module) -> None:
+    for name, parameter in tokenizer.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise UserError(f"tokenizer: its weight {name} is NaN or infinite; give an earlier checkpoint")
+
+
+def _first(loader: Batches, count: int | None) -> Iterator[Tensor]:
+    """The images of the first ``count`` samples, batch by batch."""
+    left = math.inf if count is None else count
+    with loading(loader) as batches:
+        for batch in batches:
+            image_B3HW = batch["image"]
+            if len(image_B3HW) > left:
+                image_B3HW = image_B3HW[: int(left)]
+            left -= len(image_B3HW)
+            if len(image_B3HW):
+                yield image_B3HW
+            if left <= 0:
+                return

@@ -1,0 +1,216 @@
+"""LightningCLI as this suite uses it: recipes in, trainer, module and data out; it runs nothing by itself."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+import mvar_lightning.data.image_data  # noqa: F401 (recipes name its class, as those below, so it must be known by name)
+from mvar_lightning.callbacks import GradientNorm, LastCheckpoint, NonFiniteLossGuard, Throughput, WritableRunFolder
+from mvar_lightning.callbacks.last_checkpoint import DurableCheckpointIO
+from mvar_lightning.errors import UserError
+from mvar_lightning.runs.recipe_errors import explain
+from mvar_lightning.tools.compute import keep_freed_memory
+from mvar_lightning.training import TokenizerModule
+
+NOISE = (
+    "LightningCLI's args parameter",  # we do give both, on purpose
+    r"Found \d+ module\(s\) in eval mode",  # the frozen tokenizer
+    r"`isinstance\(treespec, LeafSpec\)`",  # torch to Lightning
+    r"It is recommended to use `self.log\(.*sync_dist=True\)`",  # said of numbers that are reduced already
+    r"Using ModelCheckpoint with manual optimization",  # it saves what a step left, as everywhere else
+    r"FSDP2-wrapped module .* returned a view tensor",  # nothing here writes into it
+)
+"""Warnings of the libraries that a user can do nothing about."""
+
+
+def hush_noise() -> None:
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message=message)
+    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    log.addFilter(lambda record: "litlogger" not in record.getMessage())  # an advertisement
+
+
+class SaveRecipe(SaveConfigCallback):
+    """Writes the resolved recipe to ``config.yaml`` in the run's folder."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        path = Path(trainer.default_root_dir) / "config.yaml"
+        self.parser.save(self.config, str(path), skip_unset=False, overwrite=True, multifile=False)
+
+
+class SuiteCLI(LightningCLI):
+    """Parses recipes and overrides, and builds ``trainer``, ``model`` and ``datamodule``.
+
+    Args:
+        args: the command line after the subcommand: ``--config FILE`` and overrides.
+        run_folder: where this run writes everything.
+    """
+
+    def __init__(self, args: Sequence[str], run_folder: Path) -> None:
+        self.run_folder = run_folder
+        hush_noise()
+        if not torch.cuda.is_available():
+            keep_freed_memory()
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            run=False,
+            args=list(args),
+            seed_everything_default=0,
+            save_config_callback=SaveRecipe,
+            save_config_kwargs={"save_to_log_dir": False},
+            trainer_defaults=trainer_defaults(run_folder),
+            parser_kwargs={
+                "parser_mode": "omegaconf",
+                "prog": "mvar fit",
+                "exit_on_error": False,
+                "allow_abbrev": False,
+            },
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--tokenizer_recipe",
+            type=str | None,
+            default=None,
+            help="recipe that trains the tokenizer if it is missing",
+        )
+        parser.add_lightning_class_args(LastCheckpoint, "checkpoint")
+        parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        try:
+            super().parse_arguments(parser, args)
+        except Exception as error:  # jsonargparse raises many kinds, all of them about the recipe or the overrides
+            raise UserError(explain(str(error), args)) from error
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except Exception as error:
+            if mistake := _user_error_in(error):
+                raise UserError(str(mistake)) from error
+            raise
+        strategy: Any = self.trainer.strategy
+        if isinstance(strategy, DDPStrategy) and isinstance(self.model, TokenizerModule):
+            # a discriminator and a generator in turn, and of n shared phi maybe not all: each backward has its own
+            strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError) as error:
+            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the recipe names no other
+            trainer.strategy.checkpoint_io = DurableCheckpointIO()
+        return trainer
+
+
+class RecipeCheck(SuiteCLI):
+    """Parses recipe and overrides and builds nothing: finds most mistakes before a tokenizer is trained."""
+
+    def instantiate_classes(self) -> None:
+        """Not here."""
+
+
+def trainer_defaults(run_folder: Path) -> dict[str, Any]:
+    """What every run has, unless its recipe says otherwise: device and precision, logger, checkpoints, guards."""
+    logger = {
+        "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+        "init_args": {"save_dir": str(run_folder), "name": "tensorboard", "version": ""},
+    }
+    callbacks = [
+        WritableRunFolder(),
+        LearningRateMonitor("step"),
+        Throughput(),
+        GradientNorm(),
+        NonFiniteLossGuard(),
+    ]
+    return {
+        "default_root_dir": str(run_folder),
+        "precision": "bf16-mixed" if torch.cuda.is_available() else "32-true",
+        "logger": logger,
+        "callbacks": callbacks,
+    }
+
+
+def _user_error_in(error: BaseException | None) -> UserError | None:
+    """The user's mistake at the bottom of what the parser wrapped around it."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+# What the recipe of a checkpoint's run says about its data: where it is, and how its images are cut.
+
+
+RATIO, CROP = 1.125, "center"
+"""How images are cut where neither an option nor a run says it: as published."""
+
+
+def data_settings(checkpoint: str | Path) -> dict[str, Any]:
+    """Settings of the data of the run that a checkpoint lies in; empty where there is no run, or its recipe says none.
+
+    Args:
+        checkpoint: a run's folder, the ``model/`` in it, or a file of its ``checkpoints/``.
+
+    Raises:
+        UserError: the run's recipe is not readable.
+    """
+    from mvar_lightning.runs.run import read_recipe
+
+    path = Path(checkpoint)
+    folder = path.parent if path.name == "model" else path.parent.parent if path.parent.name == "checkpoints" else path
+    if not (folder / "config.yaml").is_file():
+        return {}
+    data = read_recipe(folder / "config.yaml").get("data")
+    settings = data.get("init_args") if isinstance(data, dict) else None
+    return settings if isinstance(settings, dict) else {}
+
+
+def settle_cutting(args: argparse.Namespace, checkpoint: str | Path | None, *, matters: bool = True) -> None:
+    """Fill in ``--resize-ratio`` and ``--crop`` where they are not given: as the checkpoint's run validates, else as
+    published. A run of tokens does not say how its images were cut.
+
+    Args:
+        args: with both, None where they were not given.
+        checkpoint: whose run is asked; none asks none.
+        matters: whether images are cut at all, so that it is worth a line.
+
+    Raises:
+        UserError: a ratio that no image can be cut with.
+    """
+    from mvar_lightning.data.transforms import check_ratio
+
+    settings = {} if checkpoint is None else data_settings(checkpoint)
+    ratio, crop = settings.get("resize_ratio"), settings.get("val_crop")
+    taken = []
+    if args.resize_ratio is None:
+        args.resize_ratio = RATIO
+        if isinstance(ratio, int | float) and math.isfinite(ratio):
+            args.resize_ratio = float(ratio)
+            taken.append(f"--resize-ratio {args.resize_ratio}")
+    if args.crop is None:
+        args.crop = CROP
+        if crop in ("center", "adm"):
+            args.crop = crop
+            taken.append(f"--crop {crop}")
+    check_ratio(args.resize_ratio)
+    if taken and matters:
+        print(f"{checkpoint}: images are cut as its run validates: {' '.join(taken)}", flush=True)

@@ -1,0 +1,82 @@
+"""What a finished run has come to: `metrics.json`, and a short table with the paths of everything it made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mvar_lightning.runs.run import Run, read_json, write_json
+
+if TYPE_CHECKING:
+    from mvar_lightning.runs.recipe import SuiteCLI
+
+SHOWN = ("val/", "codebook/usage")
+
+
+def write_report(run: Run, cli: SuiteCLI) -> None:
+    """Write ``metrics.json``: last validation metrics, sizes, speed and memory of the run.
+
+    The seconds are those of training with its validations, over all the times that the run was taken up again.
+    """
+    from mvar_lightning.callbacks import LastCheckpoint
+    from mvar_lightning.tools.compute import peak_memory_bytes
+
+    module: Any = cli.model
+    trainer: Any = cli.trainer
+    metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+    latest: dict[str, float] = {}
+    seconds = sum(c.state_dict()["seconds"] for c in trainer.callbacks if isinstance(c, LastCheckpoint))
+    for callback in trainer.callbacks:
+        latest |= getattr(callback, "latest", {})
+    core = getattr(module, "model", module.tokenizer)
+    report = {
+        "recipe": str(run.recipe),
+        "overrides": list(run.overrides),
+        "steps": trainer.global_step,
+        "seconds": round(seconds, 1),
+        "parameters": sum(parameter.numel() for parameter in core.parameters()),
+        "seconds_per_step": latest.get("speed/step_seconds"),
+        "peak_memory_bytes": peak_memory_bytes(trainer.strategy.root_device),
+        "metrics": metrics,
+    }
+    if hasattr(module, "model"):
+        report["attention"] = repr(module.model.strategy)
+        report["kv_cache_bytes_per_image"] = kv_cache_bytes(module.model)
+    write_json(run.metrics_file, report)
+
+
+def kv_cache_bytes(model: Any) -> int:
+    """Bytes of keys and values that sampling one unguided image holds, in the model's precision."""
+    return 2 * model.backend.plan.cache_tokens * model.width * model.depth * next(model.parameters()).element_size()
+
+
+def print_report(run: Run) -> None:
+    """The table at the end of `mvar train`."""
+    from rich.console import Console
+    from rich.table import Table
+
+    report = read_json(run.metrics_file)
+    table = Table(title=str(run.recipe), show_header=False)
+    table.add_row("steps", f"{report['steps']:,} in {report['seconds']:.0f} s")
+    table.add_row("parameters", f"{report['parameters']:,}")
+    table.add_row("peak memory", f"{report['peak_memory_bytes'] / 2**20:,.0f} MiB")
+    for name, value in report["metrics"].items():
+        if name.startswith(SHOWN) and "_scale_" not in name:
+            table.add_row(name, f"{value:.4g}")
+    console = Console(width=100)
+    console.print(table)
+    for label, path in artifacts(run):
+        console.print(f"  {label:<12} {path}", highlight=False)
+
+
+def artifacts(run: Run) -> list[tuple[str, Path]]:
+    """Paths of what the run wrote, those that exist."""
+    named = [
+        ("samples", run.folder / "samples.png"),
+        ("reconstructions", run.folder / "reconstructions.png"),
+        ("metrics", run.metrics_file),
+        ("checkpoint", run.last_checkpoint),
+        ("weights", run.model_folder),
+        ("TensorBoard", run.folder / "tensorboard"),
+    ]
+    return [(label, path) for label, path in named if path.exists()]

@@ -1,0 +1,219 @@
+"""Where a run lives: a folder under runs/ named after its recipe, and after its overrides where it has any."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mvar_lightning.errors import UserError
+from mvar_lightning.tools.files import FolderLock, check_free
+from mvar_lightning.tools.processes import is_lost_process, is_main, started_by_lightning
+
+if TYPE_CHECKING:
+    from lightning import Trainer
+
+RUNS = Path("runs")
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a recipe.
+
+    Attributes:
+        recipe: its YAML file.
+        overrides: arguments that replace values of the recipe.
+        folder: where everything of the run is written.
+    """
+
+    recipe: Path
+    overrides: tuple[str, ...]
+    folder: Path
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.folder / "metrics.json"
+
+    @property
+    def model_folder(self) -> Path:
+        """The trained weights in the suite's own format."""
+        return self.folder / "model"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        return self.folder / "checkpoints" / "last.ckpt"
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for this folder to be continued or reused: what the recipe says, not its comments."""
+        content = json.dumps(read_recipe(self.recipe), sort_keys=True)
+        return {"recipe_sha256": hashlib.sha256(content.encode()).hexdigest(), "overrides": list(self.overrides)}
+
+    def check(self) -> None:
+        """Refuse a folder that cannot be written, is another run's or in use, leaving nothing behind.
+
+        Of several processes rank zero looks, before any of them has begun to work; so do `claim` and `forget`.
+        """
+        if not is_main():
+            return
+        new = self._missing()
+        with self._writing():
+            pass
+        self._remove(new)
+        check_free(self.folder)
+        stamp = self.folder / "run.json"
+        if stamp.exists() and read_json(stamp) != self.identity():
+            raise UserError(
+                f"run folder {self.folder} belongs to another version of {self.recipe} or other overrides; "
+                "remove it, or train anew with --fresh (make train FRESH=1), or name another with --run-folder"
+            )
+
+    def claim(self) -> None:
+        """Make the folder this run's, or check that it is.
+
+        Raises `UserError` if the folder cannot be written or belongs to another version of the recipe.
+        """
+        if not is_main():
+            return
+        stamp = self.folder / "run.json"
+        with self._writing():
+            if not stamp.exists():
+                write_json(stamp, self.identity())
+        self.check()
+
+    def forget(self) -> None:
+        """Remove the folder of an earlier run. Raises `UserError` where it is no run's folder."""
+        if not is_main() or not self.folder.exists():
+            return
+        check_free(self.folder)
+        if [*self.folder.rglob("run.json")] != [self.folder / "run.json"]:
+            raise UserError(
+                f"run folder {self.folder}: is not the folder of one run alone, so it is not removed; "
+                "name another with --run-folder, or remove it yourself"
+            )
+        shutil.rmtree(self.folder)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            yield
+        except OSError as error:
+            raise UserError(
+                f"run folder {self.folder}: cannot be written ({error.strerror}); choose another with --run-folder"
+            ) from error
+
+    @contextmanager
+    def started(self, trainer: Trainer, alone: bool = True) -> Iterator[None]:
+        """Around the trainer's work: a run that fails before its first step leaves no new folder behind.
+
+        Args:
+            trainer: the one at work.
+            alone: no other run may be at work in the folder.
+
+        Raises:
+            UserError: the folder cannot be written or is in use, the disk is full, or another process of the run died.
+            KeyboardInterrupt: the run was told to stop.
+        """
+        new = self._missing() if is_main() else []
+        lock = FolderLock(self.folder)
+        if is_main():
+            with self._writing():
+                if alone:
+                    lock.take()
+        try:
+            yield
+        except SystemExit as stop:  # ours and Lightning's answer to Ctrl-C; its status could be 0
+            if started_by_lightning():
+                raise SystemExit(0) from stop  # with another status the first process would be killed from behind
+            why = str(stop) if isinstance(stop.code, str) else "interrupted"
+            raise KeyboardInterrupt(f"{self.folder}: {why}; {self._way_on()}") from stop
+        except Exception as error:
+            if trainer.global_step == 0:
+                self._remove(new)
+            if told := self._told(error):
+                raise UserError(told) from error
+            raise
+        finally:
+            lock.release()
+
+    def _told(self, error: Exception) -> str:
+        """What happened to the machines rather than to the program, in one line; else nothing."""
+        if is_lost_process(error):
+            reason = re.sub(r"^\[\S+:\d+\] ", "", str(error).strip().splitlines()[0])[:160]  # not where in whose source
+            return (
+                f"{self.folder}: another process of this run has ended, so this one ends too ({reason}); "
+                f"its own message tells why (none: it was killed, often for memory); {self._way_on()}"
+            )
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            return f"{self.folder}: {error.strerror} ({error.filename or 'while writing'}); {self._way_on()}"
+        return ""
+
+    def _way_on(self) -> str:
+        if self.last_checkpoint.is_file():
+            return f"the same command continues from {self.last_checkpoint}"
+        return "there is no checkpoint yet, the same command starts anew"
+
+    def _missing(self) -> list[Path]:
+        """The folder and its parents, those that do not exist."""
+        return [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
+
+    def _remove(self, new: list[Path]) -> None:
+        """Remove the folder and its parents, those that were made here."""
+        if not new:
+            return
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(OSError):
+            for parent in new[1:]:
+                parent.rmdir()
+
+
+def run_of(recipe: str | Path, overrides: Sequence[str], folder: str | Path | None = None) -> Run:
+    """The run of a recipe with these overrides, in its usual place unless a folder is given."""
+    recipe = Path(recipe)
+    if folder == "":
+        raise UserError("run folder '': the name is empty; give a folder, or leave the option out")
+    if not recipe.is_file():
+        raise UserError(f"recipe {recipe}: no such file; see the folder recipes/ for those that ship")
+    if folder is None:
+        suffix = f"+{hashlib.sha256(json.dumps(list(overrides)).encode()).hexdigest()[:6]}" if overrides else ""
+        # recipes/var/digits.yaml and mine/var/digits.yaml both are var/digits; their contents tell them apart
+        family = "" if recipe.parent.name == "recipes" else recipe.parent.name
+        folder = RUNS / family / f"{recipe.stem}{suffix}"
+    return Run(recipe, tuple(overrides), Path(folder))
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """What a recipe says. Raises `UserError` where it is not YAML or not a mapping."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"recipe {path}: not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"recipe {path}: must be a mapping with trainer, model and data")
+    return content
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write aside, then rename: a reader never sees half a file."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(json.dumps(value, indent=2) + "\n")
+    aside.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); remove it and run again") from error

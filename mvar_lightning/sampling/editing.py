@@ -1,0 +1,150 @@
+"""Zero-shot editing: in-painting, out-painting, class-conditional editing (VAR, section 5.3; `demo_zero_shot_edit`).
+
+Inside the mask tokens come from the model, outside from the image, at every scale.
+
+B batch, l tokens of one scale, L all tokens, Z code dim, HW pixels, hw latent map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mvar_lightning.errors import UserError
+from mvar_lightning.pyramid import ScalePyramid
+from mvar_lightning.sampling.guidance import GuidanceSchedule, as_schedule
+from mvar_lightning.sampling.noise import ImageNoise, check_seeds
+from mvar_lightning.sampling.sampler import (
+    Replace,
+    SamplingSettings,
+    check_labels,
+    check_together,
+    decode_in_chunks,
+    sample_pyramid,
+)
+from mvar_lightning.tokenizer import MultiScaleTokenizer
+from mvar_lightning.tools.compute import evaluating
+from mvar_lightning.transformer import NextScaleTransformer
+
+KEPT_TOKENS = 3
+"""Scales with at most so many tokens keep the image's: they decide the whole picture."""
+
+
+@torch.no_grad()
+def edit(
+    model: NextScaleTransformer,
+    tokenizer: MultiScaleTokenizer,
+    image_B3HW: Tensor,
+    mask_BHW: Tensor,
+    label_B: Tensor | Sequence[int] | int = -1,
+    cfg: float | GuidanceSchedule | None = 1.5,
+    top_k: int | None = 900,
+    top_p: float | None = 0.96,
+    seeds: Sequence[int] | Tensor | None = None,
+    temperature: float = 1.0,
+    more_smooth: bool = False,
+    decode_chunk: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Paint parts of images anew.
+
+    Args:
+        image_B3HW: in [-1, 1], of the tokenizer's size. One image with several labels or seeds is repeated.
+        mask_BHW: what the model paints: 1 or True there, 0 or False where the image stays; one for all images (H, W)
+            or one for each (B, H, W); of the image's size, or of the last token map's.
+        label_B: what to paint; -1 ("no class") in-paints, another class edits towards it.
+        cfg, top_k, top_p, seeds, temperature, more_smooth, decode_chunk: as for `generate`.
+
+    Returns:
+        Images (B, 3, H, W), float32 in [0, 1], and their tokens, int64 (B, L). Where the mask is 0 the tokens are
+        the image's; pixels near the border of the mask may change with what is painted beside them.
+
+    Raises:
+        UserError: as for `generate`; a mask or image of the wrong size.
+    """
+    check_together(model, tokenizer)
+    settings = SamplingSettings(as_schedule(cfg), top_k, top_p, temperature, more_smooth)
+    images = max(len(image_B3HW), 1 if seeds is None else len(seeds), 1 if isinstance(label_B, int) else len(label_B))
+    label_B = check_labels([label_B] * images if isinstance(label_B, int) else label_B, model)
+    if len(label_B) != images or len(image_B3HW) not in (1, images):
+        raise UserError(f"{len(image_B3HW)} images, {len(label_B)} labels, {images} results: give as many of each")
+    noise = ImageNoise(check_seeds(seeds, images), model.pyramid, label_B.device)
+    keep_BHW = kept(mask_BHW, tokenizer).to(label_B.device)
+    if len(keep_BHW) not in (1, images):
+        raise UserError(f"mask of shape {tuple(mask_BHW.shape)}: {images} images need one mask for all or one for each")
+    with evaluating(model, tokenizer):
+        idx_BL = tokenizer.encode(image_B3HW.to(label_B.device)).expand(images, -1)
+        replace = keep_tokens(idx_BL, keep_BHW, tokenizer)
+        f_hat_BZhw, idx_BL = sample_pyramid(model, tokenizer, label_B, settings, noise, replace)
+        return decode_in_chunks(tokenizer, f_hat_BZhw, decode_chunk), idx_BL
+
+
+def keep_tokens(idx_BL: Tensor, keep_Bhw: Tensor, tokenizer: MultiScaleTokenizer) -> Replace:
+    """A hook of `sample_pyramid` that puts the image's tokens ``idx_BL`` where ``keep_Bhw`` says so."""
+    given = tokenizer.pyramid.split(idx_BL)
+
+    def replace(scale: int, idx_Bl: Tensor, codes_BlZ: Tensor) -> tuple[Tensor, Tensor]:
+        keep_Bl = keep_at(scale, keep_Bhw, tokenizer.pyramid)
+        given_codes_BlZ = tokenizer.quantizer.lookup(given[scale])
+        return (
+            torch.where(keep_Bl, given[scale], idx_Bl),
+            torch.where(keep_Bl[..., None], given_codes_BlZ, codes_BlZ.to(given_codes_BlZ.dtype)),
+        )
+
+    return replace
+
+
+def keep_at(scale: int, keep_Bhw: Tensor, pyramid: ScalePyramid) -> Tensor:
+    """Boolean (B, l): which tokens of ``scale`` stay the image's (the reference's `replace_embedding`)."""
+    side = pyramid.sides[scale]
+    if side**2 <= KEPT_TOKENS:
+        return torch.ones(len(keep_Bhw), side**2, dtype=torch.bool, device=keep_Bhw.device)
+    resized = F.interpolate(keep_Bhw[:, None].float(), size=(side, side), mode="bilinear", align_corners=False)
+    return resized.flatten(1).gt(0.5)
+
+
+def kept(mask_BHW: Tensor, tokenizer: MultiScaleTokenizer) -> Tensor:
+    """The mask's complement on the last token map, boolean (B or 1, h, w).
+
+    A mask in pixels becomes one of tokens by area: a token is painted where at least half of it is.
+    """
+    size, side = tokenizer.image_size, tokenizer.pyramid.last_side
+    if mask_BHW.ndim not in (2, 3) or tuple(mask_BHW.shape[-2:]) not in ((size, size), (side, side)):
+        raise UserError(
+            f"mask of shape {tuple(mask_BHW.shape)}: must have the image's size ({size}, {size}) "
+            f"or the last token map's ({side}, {side}), or be a batch of such"
+        )
+    paint_BHW = mask_BHW.detach().float().reshape(-1, *mask_BHW.shape[-2:])
+    if not (paint_BHW.isfinite() & (paint_BHW >= 0) & (paint_BHW <= 1)).all():
+        raise UserError("mask: values must be from 0 (keep the image) to 1 (paint)")
+    return (1 - F.adaptive_avg_pool2d(paint_BHW, side)).gt(0.5)
+
+
+def inpaint_mask(box: Sequence[float], size: int | tuple[int, int]) -> Tensor:
+    """Boolean (H, W): True, to be painted, inside the box.
+
+    Args:
+        box: x0, y0, x1, y1 as fractions of width and height, from the upper left corner.
+        size: side, or height and width, of the image or of the last token map (as the reference's `get_edit_mask`).
+
+    Raises:
+        UserError: a box outside [0, 1], or with nothing inside.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    if len(box) != 4 or not all(0 <= edge <= 1 for edge in box):
+        raise UserError(f"box {list(box)}: give x0, y0, x1, y1 as fractions from 0 to 1")
+    (x0, x1), (y0, y1) = ([round(edge * n) for edge in edges] for edges, n in ((box[::2], width), (box[1::2], height)))
+    if x0 >= x1 or y0 >= y1:
+        raise UserError(
+            f"box {list(box)}: holds nothing of {width} x {height}; x1 must lie right of x0, and y1 below y0"
+        )
+    mask_HW = torch.zeros(height, width, dtype=torch.bool)
+    mask_HW[y0:y1, x0:x1] = True
+    return mask_HW
+
+
+def outpaint_mask(box: Sequence[float], size: int | tuple[int, int]) -> Tensor:
+    """Boolean (H, W): True, to be painted, outside the box; see `inpaint_mask`."""
+    return ~inpaint_mask(box, size)

@@ -1,0 +1,266 @@
+"""Sampling: one loop over the scales for every strategy, history and block (VAR's `autoregressive_infer_cfg`).
+
+    label --model--> logits --guidance, filters, draw--> tokens --codebook, phi--> f_hat --area down--> next input
+
+B batch, l tokens of one scale, L all tokens, K scales, V vocabulary, Z code dim, HW pixels, hw latent map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, overload
+
+import torch
+from torch import Tensor, nn
+
+from mvar_lightning.errors import UserError
+from mvar_lightning.sampling.filters import check_filters, filter_logits, sample_tokens
+from mvar_lightning.sampling.guidance import GuidanceSchedule, GuidedRows, LinearGuidance, as_schedule
+from mvar_lightning.sampling.noise import ImageNoise, check_seeds
+from mvar_lightning.tokenizer import MultiScaleTokenizer, check_pair
+from mvar_lightning.tools.compute import evaluating
+from mvar_lightning.transformer import NextScaleTransformer
+
+Replace = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(scale, idx_Bl, codes_BlZ) -> both, as sampling shall go on with them."""
+
+Observe = Callable[[int, Tensor], None]
+"""(scale, guided logits_BlV): look, but leave them as they are."""
+
+LOGITS_AT_ONCE = 2**28
+"""So many logits (1 GiB in float32) are held at a time, unless somebody looks at those of all images."""
+
+DECODED_PIXELS = 2**18
+"""By default so many pixels are decoded at a time, four images of 256: the decoder's activations, not the model, would
+peak otherwise (some 2 kB a pixel in bf16)."""
+
+
+@overload
+def generate(
+    model: NextScaleTransformer,
+    tokenizer: MultiScaleTokenizer,
+    label_B: Tensor | Sequence[int] | int,
+    cfg: float | GuidanceSchedule | None = ...,
+    top_k: int | None = ...,
+    top_p: float | None = ...,
+    seeds: Sequence[int] | Tensor | None = ...,
+    return_tokens: Literal[True] = ...,
+    temperature: float = ...,
+    more_smooth: bool = ...,
+    decode_chunk: int | None = ...,
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def generate(
+    model: NextScaleTransformer,
+    tokenizer: MultiScaleTokenizer,
+    label_B: Tensor | Sequence[int] | int,
+    cfg: float | GuidanceSchedule | None = ...,
+    top_k: int | None = ...,
+    top_p: float | None = ...,
+    seeds: Sequence[int] | Tensor | None = ...,
+    *,
+    return_tokens: Literal[False],
+    temperature: float = ...,
+    more_smooth: bool = ...,
+    decode_chunk: int | None = ...,
+) -> Tensor: ...
+
+
+@torch.no_grad()
+def generate(
+    model: NextScaleTransformer,
+    tokenizer: MultiScaleTokenizer,
+    label_B: Tensor | Sequence[int] | int,
+    cfg: float | GuidanceSchedule | None = 1.5,
+    top_k: int | None = 900,
+    top_p: float | None = 0.96,
+    seeds: Sequence[int] | Tensor | None = None,
+    return_tokens: bool = True,
+    temperature: float = 1.0,
+    more_smooth: bool = False,
+    decode_chunk: int | None = None,
+) -> tuple[Tensor, Tensor] | Tensor:
+    """Images of the given classes.
+
+    Runs on the model's device, in its precision (or that of an autocast around the call), in evaluation mode;
+    each module's own mode is restored afterwards.
+
+    Args:
+        label_B: class indices; -1 or num_classes means "no class". One int with several seeds is repeated.
+        cfg: guidance strength; a number is the published linear schedule, 0 or None computes no unconditional half.
+        top_k: keep the k most probable tokens; 1 is greedy, None is off, more than V keeps all.
+        top_p: of these, keep the most probable ones up to this share; None is off.
+        seeds: one from 0 to 2^32 - 1 for each image; an image depends on its seed, not on its batch.
+            None draws fresh ones, governed by `torch.manual_seed`.
+        return_tokens: also return the tokens.
+        temperature: divides the logits before they are filtered.
+        more_smooth: mix codes by Gumbel softmax (VAR's option for looks; not for FID).
+        decode_chunk: images decoded at a time; None is about 260,000 pixels.
+
+    Returns:
+        Images (B, 3, H, W), float32 in [0, 1], and int64 tokens (B, L), coarse to fine; or images alone.
+
+    Raises:
+        UserError: a label, seed or setting out of range, or a model and tokenizer that do not belong together.
+    """
+    check_together(model, tokenizer)
+    settings = SamplingSettings(as_schedule(cfg), top_k, top_p, temperature, more_smooth)
+    if isinstance(label_B, int):
+        label_B = [label_B] * (1 if seeds is None else len(seeds))
+    label_B = check_labels(label_B, model)
+    noise = ImageNoise(check_seeds(seeds, len(label_B)), model.pyramid, label_B.device)
+    with evaluating(model, tokenizer):
+        f_hat_BZhw, idx_BL = sample_pyramid(model, tokenizer, label_B, settings, noise)
+        images_B3HW = decode_in_chunks(tokenizer, f_hat_BZhw, decode_chunk)
+    return (images_B3HW, idx_BL) if return_tokens else images_B3HW
+
+
+@torch.no_grad()
+def sample_pyramid(
+    model: NextScaleTransformer,
+    tokenizer: MultiScaleTokenizer,
+    label_B: Tensor,
+    settings: SamplingSettings,
+    noise: ImageNoise,
+    replace: Replace | None = None,
+    observe: Observe | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The loop itself, for modules in evaluation mode: f_hat (B, Z, h, w) and tokens (B, L).
+
+    Args:
+        label_B: int64 on the model's device (`check_labels`).
+        replace: exchange what was drawn at a scale before it is used (editing, perturbation).
+        observe: see the guided logits of each scale.
+    """
+    quantizer, pyramid = tokenizer.quantizer, model.pyramid
+    rows = GuidedRows(model, label_B, settings.guidance)
+    f_hat_BZhw = quantizer.empty_f_hat(len(label_B))
+    tokens: list[Tensor] = []
+    x_BlZ = None
+    for scale in range(pyramid.num_scales):
+        h_RlC = rows.features(scale, x_BlZ)
+        chosen = []
+        for images in _images_at_once(model, len(label_B), scale, whole=observe is not None or settings.more_smooth):
+            logits_blV = rows.logits(h_RlC, scale, images)
+            if observe is not None:
+                observe(scale, logits_blV)
+            chosen.append(choose(logits_blV, scale, settings, noise, tokenizer, images))
+            del logits_blV  # not held while the next ones are computed
+        idx_Bl, codes_BlZ = (torch.cat(parts) for parts in zip(*chosen, strict=True))
+        if replace is not None:
+            idx_Bl, codes_BlZ = replace(scale, idx_Bl, codes_BlZ)
+        tokens.append(idx_Bl)
+        f_hat_BZhw = quantizer.accumulate(f_hat_BZhw, codes_BlZ, scale)
+        if scale + 1 < pyramid.num_scales:
+            x_BlZ = quantizer.next_input(f_hat_BZhw, scale + 1)
+    return f_hat_BZhw, torch.cat(tokens, dim=1)
+
+
+def _images_at_once(model: NextScaleTransformer, batch: int, scale: int, whole: bool) -> list[slice]:
+    """The images whose logits are made together: all of them, or so many that both halves' logits stay bounded."""
+    logits_of_image = 2 * model.pyramid.tokens_of(scale) * model.vocab_size
+    at_once = batch if whole else max(1, LOGITS_AT_ONCE // logits_of_image)
+    return [slice(start, start + at_once) for start in range(0, batch, at_once)]
+
+
+def choose(
+    logits_BlV: Tensor,
+    scale: int,
+    settings: SamplingSettings,
+    noise: ImageNoise,
+    tokenizer: MultiScaleTokenizer,
+    images: slice = slice(None),
+) -> tuple[Tensor, Tensor]:
+    """Tokens (B, l) of one scale and the codes (B, l, Z) that go on: those tokens' own, or mixtures.
+
+    ``images`` says which of the noise's images these logits are of; mixtures need all of them.
+    """
+    filters = settings.top_k, settings.top_p
+    idx_Bl = sample_tokens(logits_BlV, noise.uniform(scale)[images], *filters, settings.temperature)
+    if not settings.more_smooth:
+        return idx_Bl, tokenizer.quantizer.lookup(idx_Bl)
+    filtered_BlV = filter_logits(logits_BlV / settings.temperature, *filters)
+    return idx_Bl, _smooth_codes(filtered_BlV, scale, noise, tokenizer)
+
+
+def _smooth_codes(logits_BlV: Tensor, scale: int, noise: ImageNoise, tokenizer: MultiScaleTokenizer) -> Tensor:
+    """Mixtures of codes: Gumbel softmax of the filtered logits, colder and sharper scale by scale (VAR)."""
+    ratio = scale / max(1, tokenizer.pyramid.num_scales - 1)
+    temperature = max(0.27 * (1 - 0.95 * ratio), 0.005)
+    noisy_BlV = logits_BlV * (1 + ratio) + noise.gumbel(scale, tokenizer.vocab_size)
+    with torch.autocast(logits_BlV.device.type, enabled=False):
+        return (noisy_BlV / temperature).softmax(dim=-1) @ tokenizer.quantizer.codebook.weight.float()
+
+
+def decode_in_chunks(tokenizer: MultiScaleTokenizer, f_hat_BZhw: Tensor, chunk: int | None) -> Tensor:
+    """Images (B, 3, H, W), float32 in [0, 1], decoded ``chunk`` at a time into one tensor."""
+    if chunk is not None and chunk < 1:
+        raise UserError(f"decode_chunk {chunk}: must be at least 1, or None for about 260,000 pixels at a time")
+    size = tokenizer.image_size
+    chunk = chunk or max(1, DECODED_PIXELS // size**2)
+    images_B3HW = torch.empty(len(f_hat_BZhw), 3, size, size, dtype=torch.float32, device=f_hat_BZhw.device)
+    for target, part in zip(images_B3HW.split(chunk), f_hat_BZhw.split(chunk), strict=True):
+        target.copy_(tokenizer.decode_latent(part))
+    return images_B3HW.add_(1).mul_(0.5)
+
+
+def check_together(model: NextScaleTransformer, tokenizer: MultiScaleTokenizer) -> None:
+    """Raise `UserError` where model and tokenizer cannot work together: other tokens, or another device."""
+    check_pair(model, tokenizer)
+    if _device(model) != _device(tokenizer):
+        raise UserError(f"device: the model is on {_device(model)}, the tokenizer on {_device(tokenizer)}; move one")
+
+
+def check_labels(label_B: Tensor | Sequence[int], model: NextScaleTransformer) -> Tensor:
+    """Labels as int64 (B,) on the model's device, -1 turned into "no class".
+
+    Raises:
+        UserError: labels of another shape, none at all, not whole numbers, or out of range.
+    """
+    try:
+        label_B = torch.as_tensor(label_B)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"labels {label_B!r}: give a list of class indices, (B,)") from error
+    if label_B.ndim != 1 or len(label_B) == 0:
+        raise UserError(f"labels of shape {tuple(label_B.shape)}: give a list of at least one class index, (B,)")
+    if label_B.is_floating_point() or label_B.dtype == torch.bool:
+        raise UserError(f"labels of type {label_B.dtype}: give whole numbers")
+    label_B = label_B.to(_device(model), torch.int64)
+    for label in (int(label_B.min()), int(label_B.max())):
+        if not -1 <= label <= model.num_classes:
+            raise UserError(
+                f"label {label}: the model knows classes 0 to {model.num_classes - 1} "
+                f"(and {model.num_classes} or -1 for no class)"
+            )
+    return torch.where(label_B < 0, model.num_classes, label_B)
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
+
+
+# How tokens are chosen: the settings that every way of sampling shares.
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """Validated when made.
+
+    Attributes:
+        guidance: strength of classifier-free guidance at each scale.
+        top_k, top_p: filters; None is off. A top_k above the vocabulary keeps all.
+        temperature: divides the guided logits before they are filtered.
+        more_smooth: feed mixtures of codes back instead of the codes drawn; for looks only (VAR).
+    """
+
+    guidance: GuidanceSchedule = field(default_factory=LinearGuidance)
+    top_k: int | None = 900
+    top_p: float | None = 0.96
+    temperature: float = 1.0
+    more_smooth: bool = False
+
+    def __post_init__(self) -> None:
+        check_filters(self.top_k, self.top_p, self.temperature)

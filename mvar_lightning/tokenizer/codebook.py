@@ -1,0 +1,373 @@
+"""How much of the codebook each scale uses, accumulated over many batches.
+
+Shapes: B batch, L all tokens, l tokens of one scale, K scales, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from mvar_lightning.errors import UserError
+from mvar_lightning.pyramid import ScalePyramid
+from mvar_lightning.tokenizer.nearest import CodeMetric, NearestCode
+from mvar_lightning.tokenizer.quantizer import MultiScaleQuantizer
+from mvar_lightning.tokenizer.tokenizer import MultiScaleTokenizer, TokenizerOutput
+from mvar_lightning.tools.processes import gather_rows, sum_over_ranks, take_from_first, tell
+
+
+class CodebookUsage(Metric):
+    """Usage and perplexity of the codebook per scale, over every token seen since the last reset, on all processes.
+
+    Usage is the share of codes seen among those that could have been, min(V, tokens seen): a scale of one token cannot
+    show more codes than there were images. Perplexity is exp(entropy) of the code frequencies, from 1 to V.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    counts_KV: Tensor
+
+    def __init__(self, pyramid: ScalePyramid, vocab_size: int) -> None:
+        super().__init__()
+        self.pyramid = pyramid
+        counts = torch.zeros(pyramid.num_scales, vocab_size, dtype=torch.int64)
+        self.add_state("counts_KV", default=counts, dist_reduce_fx="sum")
+
+    def update(self, idx_BL: Tensor) -> None:
+        """Count the tokens (B, L) of a batch."""
+        for scale, idx_Bl in enumerate(self.pyramid.split(idx_BL)):
+            self.counts_KV[scale] += torch.bincount(idx_Bl.flatten(), minlength=self.counts_KV.shape[1])
+
+    def compute(self) -> dict[str, Tensor]:
+        """``usage_K`` in [0, 1] and ``perplexity_K``; both are 0 before the first token."""
+        tokens_K = self.counts_KV.sum(dim=1)
+        could_K = tokens_K.clamp(max=self.counts_KV.shape[1])
+        usage_K = (self.counts_KV > 0).sum(dim=1) / could_K.clamp(min=1)
+        share_KV = self.counts_KV / tokens_K.clamp(min=1).unsqueeze(1)
+        perplexity_K = torch.special.entr(share_KV).sum(dim=1).exp() * (tokens_K > 0)
+        return {"usage_K": usage_K, "perplexity_K": perplexity_K}
+
+
+# What a remedy against unused codes is: hooks of a training step.
+#
+# Shapes: B batch, HW pixels.
+
+
+class CodebookRemedy(nn.Module, ABC):
+    """Looks after the codebook of a tokenizer in training.
+
+    The hooks run on every process, in training only. Collectives are inside; afterwards the codebook is the same on
+    all processes, and the one that a single process would have whose batch is theirs one
+    after the other. State lives in buffers, so that it is in the checkpoint and a resume is exact.
+    """
+
+    def attach(self, tokenizer: MultiScaleTokenizer) -> None:
+        """Called once, when the tokenizer is there: make the buffers that depend on its sizes."""
+
+    def before_step(
+        self, tokenizer: MultiScaleTokenizer, image_B3HW: Tensor, optimizer: torch.optim.Optimizer | None = None
+    ) -> None:
+        """Called before the forward of a batch, with the tokenizer's optimizer."""
+
+    def between_batches(self, tokenizer: MultiScaleTokenizer, output: TokenizerOutput) -> None:
+        """Called after each batch of an accumulated step but the last, with its output."""
+
+    def after_step(
+        self, tokenizer: MultiScaleTokenizer, output: TokenizerOutput, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Called after the step of the tokenizer's optimizer, with the last forward's output.
+
+        May rewrite codes, and then resets their moments in the optimizer.
+        """
+
+    def after_fit(self) -> None:
+        """Called at the end of the run: tell what there was no occasion to do."""
+
+
+# What the remedies do to a codebook: choose codes among rows, put them in place.
+#
+# Shapes: N rows, n rows or codes chosen, V vocabulary, Z code dim.
+
+
+def shared_generator(*place: int) -> torch.Generator:
+    """A generator that is the same on all processes and after a resume: a function of the place alone."""
+    generator = torch.Generator()
+    generator.manual_seed(hash(place) % 2**63)  # hashes of whole numbers do not vary between runs
+    return generator
+
+
+def draw_distinct(rows_NZ: Tensor, number: int, generator: torch.Generator, apart_from: Tensor | None = None) -> Tensor:
+    """At most ``number`` rows, no two equal and none equal to a row of ``apart_from``; fewer if there are no more."""
+    shuffled_NZ = rows_NZ[torch.randperm(len(rows_NZ), generator=generator).to(rows_NZ.device)]
+    taken_nZ = rows_NZ[:0] if apart_from is None else apart_from
+    if not len(rows_NZ):
+        return rows_NZ
+    _, group_N = torch.unique(torch.cat([taken_nZ, shuffled_NZ]), dim=0, return_inverse=True)
+    place_N = torch.arange(len(group_N), device=group_N.device)
+    first_n = torch.full((int(group_N.max()) + 1,), len(group_N), device=group_N.device)
+    first_n.scatter_reduce_(0, group_N, place_N, "amin")
+    new_n = first_n[first_n >= len(taken_nZ)].sort().values - len(taken_nZ)
+    return shuffled_NZ[new_n[:number]]
+
+
+def k_means(rows_NZ: Tensor, number: int, metric: CodeMetric, iterations: int, generator: torch.Generator) -> Tensor:
+    """At most ``number`` centers of the rows (Lloyd's algorithm from distinct rows); no two start equal.
+
+    With cosine codes rows are grouped by direction; a center is the mean of its rows, length included.
+    """
+    centers_nZ = draw_distinct(rows_NZ, number, generator)
+    for _ in range(iterations):
+        nearest_N = NearestCode(centers_nZ, metric)(rows_NZ)
+        sums_nZ = torch.zeros_like(centers_nZ).index_add_(0, nearest_N, rows_NZ)
+        counts_n1 = torch.bincount(nearest_N, minlength=len(centers_nZ)).unsqueeze(1)
+        centers_nZ = torch.where(counts_n1 > 0, sums_nZ / counts_n1.clamp_min(1), centers_nZ)
+    return centers_nZ
+
+
+@torch.no_grad()
+def replace_codes(
+    tokenizer: MultiScaleTokenizer, index_n: Tensor, codes_nZ: Tensor, optimizer: torch.optim.Optimizer | None
+) -> None:
+    """Write codes into the codebook. They have no past: their moments in the optimizer become zero, and weight
+    averaging takes them as they are (``take_replaced_codes``)."""
+    weight_VZ = tokenizer.quantizer.codebook.weight
+    weight_VZ[index_n] = codes_nZ.to(weight_VZ)
+    tokenizer.quantizer.replaced_codes.update(index_n.tolist())
+    for moment in (optimizer.state.get(weight_VZ, {}) if optimizer is not None else {}).values():
+        if isinstance(moment, Tensor) and moment.shape == weight_VZ.shape:
+            moment[index_n] = 0
+
+
+def take_replaced_codes(module: nn.Module) -> Iterator[tuple[str, list[int]]]:
+    """Names of codebooks below ``module`` and their codes that were replaced since this was last asked."""
+    for name, part in module.named_modules():
+        if isinstance(part, MultiScaleQuantizer) and part.replaced_codes:
+            index, part.replaced_codes = sorted(part.replaced_codes), set()
+            yield f"{name}.codebook.weight".removeprefix("."), index
+
+
+# Codes that start where the residuals are.
+#
+# Shapes: B images of one process, N images of all processes and batches, l tokens of one scale, V vocabulary, Z code
+# dim, n codes, HW pixels, hw latent map.
+
+
+log = logging.getLogger(__name__)
+
+
+class DataDependentInit(CodebookRemedy):
+    """Before the first steps, makes codes of the residuals that the first images leave at every scale.
+
+    Each scale in turn gets an equal share of the codes that are left: k-means centers of the residuals that remain
+    after the coarser scales were quantized with the codes chosen so far. Images of all processes are gathered.
+
+    Args:
+        batches: number of first batches whose images are gathered; a run resumed inside them gathers anew.
+        iterations: of k-means; 0 draws residuals.
+    """
+
+    done: Tensor
+
+    def __init__(self, batches: int = 1, iterations: int = 10) -> None:
+        super().__init__()
+        if batches < 1:
+            raise UserError(f"DataDependentInit: batches {batches}: must be at least 1")
+        if iterations < 0:
+            raise UserError(f"DataDependentInit: iterations {iterations}: must be 0 or more")
+        self.batches, self.iterations = batches, iterations
+        self.register_buffer("done", torch.tensor(False))
+        self._latents: list[Tensor] = []
+
+    @torch.no_grad()
+    def before_step(
+        self, tokenizer: MultiScaleTokenizer, image_B3HW: Tensor, optimizer: torch.optim.Optimizer | None = None
+    ) -> None:
+        if self.done:
+            return
+        latent_NZhw = gather_rows(tokenizer.latent(image_B3HW).float())
+        if not torch.isfinite(latent_NZhw).all():
+            raise UserError(
+                "DataDependentInit: the latents of the first images are not finite; check the images for NaN"
+            )
+        self._latents.append(latent_NZhw)
+        if len(self._latents) == self.batches:
+            self._initialize(tokenizer, torch.cat(self._latents), optimizer)
+            self._latents = []
+            self.done.fill_(True)
+
+    def after_fit(self) -> None:
+        if not self.done:
+            tell(
+                log,
+                f"DataDependentInit: batches {self.batches}: the run ended after {len(self._latents)} and codes kept "
+                "their random start; give fewer",
+            )
+
+    def _initialize(
+        self, tokenizer: MultiScaleTokenizer, latent_NZhw: Tensor, optimizer: torch.optim.Optimizer | None
+    ) -> None:
+        codes_nZ = self._choose(tokenizer, latent_NZhw)
+        missing = tokenizer.vocab_size - len(codes_nZ)
+        if missing:
+            tell(
+                log,
+                f"DataDependentInit: {len(latent_NZhw)} images left only {len(codes_nZ)} different residuals for "
+                f"{tokenizer.vocab_size} codes; {missing} codes keep their random start: give more batches, or take a "
+                "smaller vocab_size",
+            )
+        replace_codes(tokenizer, torch.arange(len(codes_nZ), device=codes_nZ.device), codes_nZ, optimizer)
+        # on a GPU the sums of k-means differ in rounding from process to process
+        take_from_first(tokenizer.quantizer.codebook.weight)
+
+    def _choose(self, tokenizer: MultiScaleTokenizer, latent_NZhw: Tensor) -> Tensor:
+        quantizer, num_scales = tokenizer.quantizer, tokenizer.pyramid.num_scales
+        codes_nZ = latent_NZhw.new_zeros(0, tokenizer.code_dim)
+        f_hat_NZhw = torch.zeros_like(latent_NZhw)
+        for scale in range(num_scales):
+            rows_NlZ = quantizer.next_input(latent_NZhw - f_hat_NZhw, scale)
+            rows_Z = rows_NlZ.flatten(0, 1)
+            number = (tokenizer.vocab_size - len(codes_nZ)) // (num_scales - scale)
+            centers_nZ = k_means(rows_Z, number, quantizer.metric, self.iterations, shared_generator(scale))
+            codes_nZ = torch.cat([codes_nZ, centers_nZ])
+            idx_Nl = NearestCode(codes_nZ, quantizer.metric)(rows_Z).view(rows_NlZ.shape[:2])
+            f_hat_NZhw = quantizer.accumulate(f_hat_NZhw, codes_nZ[idx_Nl], scale)
+        return codes_nZ
+
+
+# Codes that nobody takes start again where residuals are.
+#
+# Shapes: B images, K scales, l tokens of one scale, R rows of the reservoir, V vocabulary, Z code dim, n codes.
+
+
+log = logging.getLogger(__name__)
+
+
+class DeadCodeRestart(CodebookRemedy):
+    """Replaces codes that were nearly unused at every scale by recent residuals, equally many of each scale.
+
+    Args:
+        every: steps between two looks at the codebook.
+        threshold: a code is dead where its hits stay below this share of an even use, at every scale.
+        until: last step at which codes are replaced; None goes on to the end.
+        rows: residuals kept for each scale, the most recent ones.
+        rows_per_image: residuals that an image adds to each scale at each step.
+    """
+
+    hits_KV: Tensor
+    reservoir_KRZ: Tensor
+    filled_K: Tensor
+    steps: Tensor
+
+    def __init__(
+        self,
+        every: int = 50,
+        threshold: float = 0.02,
+        until: int | None = None,
+        rows: int = 1024,
+        rows_per_image: int = 4,
+    ) -> None:
+        super().__init__()
+        if every < 1:
+            raise UserError(f"DeadCodeRestart: every {every}: must be at least 1")
+        if not 0 <= threshold < 1:
+            raise UserError(f"DeadCodeRestart: threshold {threshold}: must be in [0, 1)")
+        if rows < 1 or rows_per_image < 1:
+            raise UserError(f"DeadCodeRestart: rows {rows}, rows_per_image {rows_per_image}: must be at least 1")
+        self.every, self.threshold, self.until = every, threshold, until
+        self.rows, self.rows_per_image = rows, rows_per_image
+        self._told = False
+        self.register_buffer("steps", torch.tensor(0))
+
+    def attach(self, tokenizer: MultiScaleTokenizer) -> None:
+        num_scales, device = tokenizer.pyramid.num_scales, tokenizer.quantizer.codebook.weight.device
+        self.register_buffer("hits_KV", torch.zeros(num_scales, tokenizer.vocab_size, device=device))
+        shape = (num_scales, self.rows, tokenizer.code_dim)
+        self.register_buffer("reservoir_KRZ", torch.zeros(shape, device=device))
+        self.register_buffer("filled_K", torch.zeros(num_scales, dtype=torch.int64, device=device))
+
+    @torch.no_grad()
+    def between_batches(self, tokenizer: MultiScaleTokenizer, output: TokenizerOutput) -> None:
+        self._count(tokenizer, output.idx_BL)
+
+    @torch.no_grad()
+    def after_step(
+        self, tokenizer: MultiScaleTokenizer, output: TokenizerOutput, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self.steps += 1
+        step = int(self.steps)
+        self._count(tokenizer, output.idx_BL)
+        self._remember(output, step)
+        if step % self.every == 0:
+            if self.until is None or step <= self.until:
+                self._restart(tokenizer, optimizer, step)
+            self.hits_KV.zero_()
+
+    def _count(self, tokenizer: MultiScaleTokenizer, idx_BL: Tensor) -> None:
+        """Hits of all processes at once: DDP copies the buffers of rank zero to the others."""
+        new_KV = torch.zeros_like(self.hits_KV)
+        for new_V, idx_Bl in zip(new_KV, tokenizer.pyramid.split(idx_BL), strict=True):
+            new_V += torch.bincount(idx_Bl.flatten(), minlength=len(new_V))
+        self.hits_KV += sum_over_ranks(new_KV)
+
+    def _remember(self, output: TokenizerOutput, step: int) -> None:
+        """Rows of some positions, the same ones in all images and on all processes, replace the oldest."""
+        for scale, rows_BlZ in enumerate(output.residuals_BlZ):
+            generator = shared_generator(step, scale)
+            chosen = torch.randperm(rows_BlZ.shape[1], generator=generator)[: self.rows_per_image]
+            new_NZ = gather_rows(rows_BlZ[:, chosen.to(rows_BlZ.device)].flatten(0, 1))[-self.rows :]
+            place_N = (self.filled_K[scale] + torch.arange(len(new_NZ), device=new_NZ.device)) % self.rows
+            old_NZ = self.reservoir_KRZ[scale, place_N]
+            finite_N1 = torch.isfinite(new_NZ).all(dim=1, keepdim=True)
+            self.reservoir_KRZ[scale, place_N] = torch.where(finite_N1, new_NZ, old_NZ)
+            self.filled_K[scale] += len(new_NZ)
+
+    def _restart(self, tokenizer: MultiScaleTokenizer, optimizer: torch.optim.Optimizer, step: int) -> None:
+        even_K1 = self.hits_KV.sum(dim=1, keepdim=True) / tokenizer.vocab_size
+        dead_n = (self.hits_KV < self.threshold * even_K1).all(dim=0).nonzero().flatten()
+        if not len(dead_n):
+            return
+        tokens = int(self.hits_KV.sum())
+        if tokens < tokenizer.vocab_size:
+            self._tell_once(
+                f"{tokens} tokens in {self.every} steps cannot show which of {tokenizer.vocab_size} codes are dead, "
+                "none is replaced; raise every or the batch, or take a smaller vocab_size"
+            )
+            return
+        rows_nZ = self._draw(tokenizer, len(dead_n), step)
+        if len(rows_nZ) < len(dead_n):
+            self._tell_once(
+                f"{len(dead_n)} of {tokenizer.vocab_size} codes are unused and recent images left only {len(rows_nZ)} "
+                "different residuals to replace them; a smaller vocab_size would do"
+            )
+        replace_codes(tokenizer, dead_n[: len(rows_nZ)], rows_nZ, optimizer)
+
+    def _tell_once(self, message: str) -> None:
+        if not self._told:
+            self._told = True
+            tell(log, f"DeadCodeRestart: {message} (said once)")
+
+    def _draw(self, tokenizer: MultiScaleTokenizer, number: int, step: int) -> Tensor:
+        """At most so many different rows of the reservoir that are no codes yet, in a random order.
+
+        Of each scale equally many, as far as there are.
+        """
+        codes_VZ = tokenizer.quantizer.codebook.weight.float()
+        num_scales, chosen_nZ = len(self.filled_K), codes_VZ
+        for scale, filled in enumerate(self.filled_K.clamp(max=self.rows).tolist()):
+            share = (number + len(codes_VZ) - len(chosen_nZ)) // (num_scales - scale)
+            known_RZ = self.reservoir_KRZ[scale, :filled]
+            new_nZ = draw_distinct(known_RZ, share, shared_generator(step, scale, 1), apart_from=chosen_nZ)
+            chosen_nZ = torch.cat([chosen_nZ, new_nZ])
+        new_nZ = chosen_nZ[len(codes_VZ) :]
+        return new_nZ[torch.randperm(len(new_nZ), generator=shared_generator(step)).to(new_nZ.device)]
+
+
+# Remedies against unused codes that act on the codebook itself.
+
+
+__all__ = ["CodebookRemedy", "DataDependentInit", "DeadCodeRestart", "take_replaced_codes"]

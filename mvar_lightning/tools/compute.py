@@ -1,0 +1,89 @@
+"""Evaluation mode for the length of a `with` block."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import resource
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from mvar_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@contextlib.contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradient; afterwards every submodule has its own mode again."""
+    training = [part for module in modules for part in module.modules() if part.training]
+    for module in modules:
+        module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+# How this process gets memory: on a CPU with glibc, tensors that are freed are not handed back to the system.
+
+
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+"""Names of the settings for ``mallopt`` (glibc, `malloc.h`)."""
+
+NEVER = 2**31 - 1
+
+
+def keep_freed_memory() -> bool:
+    """Keep freed memory for the next tensor. By default glibc gives large blocks back at once, and every step gets them
+    again page by page, filled with zeros: 10% to 15% of a training step (VAR-d16's sizes, two cores).
+
+    The process stays as large as it was at its largest. Returns whether there was something to set.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    setting = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    return setting is not None and all(setting(name, NEVER) for name in (TRIM_THRESHOLD, MMAP_THRESHOLD))
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called ``name``. Raises `UserError` for a GPU that is not there."""
+    import torch
+
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise UserError("--device cuda: there is no usable GPU here; use --device cpu")
+    return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """``32`` or ``bf16``; auto is bf16 on a GPU."""
+    return name if name != "auto" else "bf16" if device.type == "cuda" else "32"
+
+
+def computing(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """A context in which the model computes in ``precision``."""
+    import torch
+
+    return contextlib.nullcontext() if precision == "32" else torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """Peak memory so far, in MB of 10^6 bytes, by its logged name."""
+    name = "memory/peak_gpu_mb" if device.type == "cuda" else "memory/peak_resident_mb"
+    return {name: peak_memory_bytes(device) / 1e6}
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Peak memory so far: the allocator's on a GPU, the resident set of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # kilobytes on Linux, bytes on macOS
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

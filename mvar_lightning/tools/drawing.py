@@ -1,0 +1,230 @@
+"""Pictures made of tensors: grids, strips, masks; plain torch and PIL.
+
+B batch, N images, R rows, L all tokens, K scales, HW pixels; picture_3HW is one RGB picture in [0, 1].
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from mvar_lightning.errors import UserError
+
+MIN_SIDE = 64
+"""Images narrower than this are enlarged (nearest pixel, whole factor), so that a 16-pixel digit can be seen."""
+
+VISIBLE = (0x1B, 0x4F, 0x8A)
+HIDDEN = (0xF4, 0xF1, 0xEA)
+BORDER = (0xE0, 0x8E, 0x2B)
+INK = (0x20, 0x20, 0x20)
+
+
+def enlarge(image_N3HW: Tensor, min_side: int = MIN_SIDE) -> Tensor:
+    """Each pixel repeated by the smallest whole factor that makes the shorter side at least ``min_side``."""
+    factor = max(1, math.ceil(min_side / min(image_N3HW.shape[-2:])))
+    return image_N3HW.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
+
+
+def make_grid(image_N3HW: Tensor, columns: int = 0, padding: int = 2, background: float = 1.0) -> Tensor:
+    """N images in [0, 1], row by row, into one picture (3, rows * (H + padding) + padding, ...).
+
+    Args:
+        columns: images in a row; the smallest square that holds them if 0.
+        padding: pixels around every image.
+        background: gray level between the images and in cells without one.
+    """
+    count, channels, height, width = image_N3HW.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    shape = (channels, rows * (height + padding) + padding, columns * (width + padding) + padding)
+    picture = torch.full(shape, background, dtype=torch.float32)
+    for index, image_3HW in enumerate(image_N3HW.detach().float().cpu().clamp(0, 1)):
+        y = padding + (index // columns) * (height + padding)
+        x = padding + (index % columns) * (width + padding)
+        picture[:, y : y + height, x : x + width] = image_3HW
+    return picture
+
+
+def make_strips(image_RN3HW: Tensor, padding: int = 2) -> Tensor:
+    """R rows of N images in [0, 1], enlarged if small, into one picture."""
+    rows, count = image_RN3HW.shape[:2]
+    assert rows > 0
+    return make_grid(enlarge(image_RN3HW.flatten(0, 1)), columns=count, padding=padding)
+
+
+def make_pairs(image_N3HW: Tensor, again_N3HW: Tensor, columns: int = 8) -> Tensor:
+    """N images in [0, 1], each above its reconstruction, enlarged if small, in one picture."""
+    bands = []
+    for originals, copies in zip(image_N3HW.split(columns), again_N3HW.split(columns), strict=True):
+        bands += [make_grid(enlarge(images), columns=columns) for images in (originals, copies)]
+    return torch.cat(bands, dim=1)
+
+
+def to_image(picture_3HW: Tensor) -> Image.Image:
+    """(3, H, W) in [0, 1] to a PIL image, rounded to the nearest of 256 levels."""
+    levels_HW3 = picture_3HW.detach().float().cpu().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0)
+    return Image.fromarray(levels_HW3.contiguous().numpy(), mode="RGB")
+
+
+def from_image(image: Image.Image) -> Tensor:
+    """A PIL image to (3, H, W) in [0, 1]."""
+    levels = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
+    return levels.view(image.height, image.width, 3).permute(2, 0, 1).float() / 255
+
+
+def to_png(picture_3HW: Tensor, file: Path) -> None:
+    """Write a picture as PNG: aside first, then renamed, so that a half-written file is never seen."""
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        to_image(picture_3HW).save(aside, format="PNG")
+        aside.replace(file)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise UserError(
+            f"picture {file}: cannot be written ({error.strerror}); free some space or choose another folder"
+        ) from error
+
+
+def mask_picture(visible_LL: Tensor, sides: Sequence[int], size: int = 720) -> Image.Image:
+    """An attention mask as a picture: queries down, keys across, scales named and set apart by lines.
+
+    Args:
+        visible_LL: bool (L, L), true where the query (row) sees the key (column).
+        sides: side length of each scale's map.
+        size: the picture's target width in pixels; pyramids of more tokens get one pixel a token, or, from
+            twice this many on, one pixel for several tokens (visible if any of them is).
+    """
+    length = visible_LL.shape[0]
+    assert visible_LL.shape == (length, length) and sum(side * side for side in sides) == length
+    visible_LL = visible_LL.detach().bool().cpu()
+    thin = max(1, length // size)
+    if thin > 1:
+        visible_LL = torch.nn.functional.max_pool2d(visible_LL[None].float(), thin, ceil_mode=True)[0].bool()
+    zoom = max(1, size // visible_LL.shape[0])
+    visible_HW = visible_LL.repeat_interleave(zoom, dim=0).repeat_interleave(zoom, dim=1)
+    palette = torch.tensor([HIDDEN, VISIBLE], dtype=torch.uint8)
+    cells = Image.fromarray(palette[visible_HW.long()].numpy(), mode="RGB")
+    return _framed(cells, sides, pixels_per_token=zoom / thin)
+
+
+def _framed(cells: Image.Image, sides: Sequence[int], pixels_per_token: float) -> Image.Image:
+    """The cells with a margin that names the scales, and lines between the scales."""
+    margin, font = 46, ImageFont.load_default(size=13)
+    picture = Image.new("RGB", (cells.width + margin + 8, cells.height + margin + 8), "white")
+    picture.paste(cells, (margin, margin))
+    draw = ImageDraw.Draw(picture)
+    draw.text((margin, 4), "queries down, keys across; numbers are the scales' sides", INK, font)
+    start, last_label = 0, -20.0
+    for side in sides:
+        low, high = (round(margin + token * pixels_per_token) for token in (start, start + side * side))
+        start += side * side
+        draw.line([(high, margin), (high, margin + cells.height)], BORDER)
+        draw.line([(margin, high), (margin + cells.width, high)], BORDER)
+        # labels of the first, tiny scales would lie on one another
+        middle = (low + high) / 2
+        if middle - last_label >= 20:
+            draw.text((middle, margin - 4), str(side), INK, font, anchor="mb")
+            draw.text((margin - 6, middle), str(side), INK, font, anchor="rm")
+            last_label = middle
+    draw.rectangle([(margin, margin), (margin + cells.width, margin + cells.height)], outline=BORDER)
+    return picture
+
+
+# Pictures written by threads while the next ones are made: compressing a PNG takes longer than a GPU's sampling.
+
+
+THREADS = 8
+"""At most; Pillow lets other threads run while it compresses."""
+
+
+class PictureWriter:
+    """Writes one batch of pictures at a time; as a context, all are written when it ends.
+
+    Args:
+        write: writes a picture to a file, whole or not at all, and raises `UserError` where it cannot.
+    """
+
+    def __init__(self, write: Callable[[Tensor, Path], None]) -> None:
+        self._write = write
+        self._pool = ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1), thread_name_prefix="png")
+        self._running: list[Future[None]] = []
+
+    def __enter__(self) -> PictureWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        self._pool.shutdown()  # whatever ended the work, the pictures made before are worth their file
+        if kind is None:
+            self.wait()
+
+    def add(self, pictures: Iterable[tuple[Tensor, Path]]) -> None:
+        """Start writing a batch, once the one before is written. Raises what went wrong with that one."""
+        self.wait()
+        self._running = [self._pool.submit(self._write, picture_3HW, file) for picture_3HW, file in pictures]
+
+    def wait(self) -> None:
+        """Until all are written. Raises what went wrong with the first of them."""
+        running, self._running = self._running, []
+        wait(running)
+        for future in running:
+            future.result()
+
+
+def to_unit(image_B3HW: Tensor) -> Tensor:
+    """Pixels from [-1, 1] to [0, 1]."""
+    return image_B3HW.float().add(1).div(2).clamp(0, 1)
+
+
+GAP = 4
+
+
+def labeled_rows(image_RN3HW: Tensor, labels: Sequence[str], captions: Sequence[Sequence[str]]) -> Tensor:
+    """R rows of N images in [0, 1], enlarged if small; a label above each column, a caption below each image.
+
+    Labels wider than a column take several lines.
+    """
+    rows, count = image_RN3HW.shape[:2]
+    cells = enlarge(image_RN3HW.flatten(0, 1))
+    height, width = cells.shape[-2:]
+    font = ImageFont.load_default(size=min(max(width // 11, 11), 22))
+    line = int(font.getbbox("Mg")[3]) + 6
+    headings = [broken(label, font.getlength, width + GAP // 2) for label in labels]
+    head = line * max(map(len, headings))
+    bands = [torch.ones(3, head, count * (width + GAP) + GAP)]
+    for row in cells.split(count):
+        bands += [make_grid(row, columns=count, padding=GAP), torch.ones(3, line, bands[0].shape[2])]
+    picture = to_image(torch.cat(bands, dim=1))
+    draw = ImageDraw.Draw(picture)
+    for column in range(count):
+        middle = GAP + column * (width + GAP) + width / 2
+        for above, text in enumerate(reversed(headings[column])):
+            draw.text((middle, head - 1 - above * line), text, INK, font, anchor="md")
+        for row in range(rows):
+            below = head + (row + 1) * (height + 2 * GAP) + row * line
+            draw.text((middle, below), captions[row][column], INK, font, anchor="ma")
+    return from_image(picture)
+
+
+def broken(label: str, length: Callable[[str], float], width: float) -> list[str]:
+    """A label in lines no longer than ``width``: broken between words, and inside one only where it is too long."""
+    lines = [""]
+    for word in label.split():
+        joined = f"{lines[-1]} {word}".strip()
+        if length(joined) <= width:
+            lines[-1] = joined
+            continue
+        lines += [""] if lines[-1] else []
+        for letter in word:
+            lines += [""] if lines[-1] and length(lines[-1] + letter) > width else []
+            lines[-1] += letter
+    return lines

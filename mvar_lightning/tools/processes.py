@@ -1,0 +1,215 @@
+"""The processes of one run, told from the environment that their launcher made: torchrun, SLURM or Lightning.
+
+A command runs in each of them. Rank zero alone prepares folders, prints and reports; the others wait for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mvar_lightning.errors import UserError
+
+LOST = (
+    "connection closed by peer",
+    "connection reset by peer",
+    "broken pipe",
+    "connection refused",
+    "socket closed",
+    "remote process exited",
+    "communicator was aborted",
+    "ncclremoteerror",
+    "failed to recv, got 0 bytes",
+    "timed out waiting",
+    "watchdog caught collective operation timeout",
+    "application timeout caused pair closure",
+)
+"""What gloo, NCCL and torch's store say when the process at the other end is gone."""
+
+
+def global_rank() -> int:
+    """This process's number among those of the run; 0 where there is only one."""
+    if "RANK" in os.environ:
+        return int(os.environ["RANK"])
+    if under_slurm():
+        return int(os.environ["SLURM_PROCID"])
+    # Lightning's own launcher: its first process has no LOCAL_RANK, or 0, and node 0
+    return int(os.environ.get("LOCAL_RANK", "0")) + int(os.environ.get("NODE_RANK", "0"))
+
+
+def under_slurm() -> bool:
+    """Whether `srun` started this process (Lightning's rule, with its exception for interactive jobs)."""
+    return "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")
+
+
+def is_main() -> bool:
+    return global_rank() == 0
+
+
+def started_by_lightning() -> bool:
+    """Whether this is a further process that Lightning started from the first one, with the same command line."""
+    return "RANK" not in os.environ and not under_slurm() and not is_main()
+
+
+def launched() -> int | None:
+    """How many processes torchrun or SLURM have started; None where Lightning is to start them."""
+    if "RANK" in os.environ:  # torchrun, also where it runs within SLURM
+        return int(os.environ.get("WORLD_SIZE", "1"))
+    return int(os.environ["SLURM_NTASKS"]) if under_slurm() else None
+
+
+def check_number(trainer_processes: int) -> None:
+    """Raise `UserError` where a launcher started another number of processes than the trainer is told of."""
+    number = launched()
+    if number is not None and number != trainer_processes:
+        raise UserError(
+            f"trainer.devices x trainer.num_nodes is {trainer_processes}, but {number} processes were started; "
+            "make them agree (--trainer.devices=PROCESSES_PER_NODE --trainer.num_nodes=NODES)"
+        )
+
+
+def is_lost_process(error: BaseException) -> bool:
+    """Whether an error says that another process of the run is gone."""
+    import torch
+
+    errors = (torch.distributed.DistError, RuntimeError, ConnectionError)
+    return isinstance(error, errors) and any(words in str(error).lower() for words in LOST)
+
+
+def wait_until_visible(path: Path, seconds: float = 90.0) -> None:
+    """Wait for a file that another process has written: network file systems show it late on other nodes."""
+    end = time.monotonic() + seconds
+    while not path.exists():
+        if time.monotonic() > end:
+            raise UserError(
+                f"{path}: rank zero has written it, but this node does not see it; use a shared file system"
+            )
+        time.sleep(0.2)
+
+
+# Sums, means and rows over all training processes; on one process they are what they are given.
+#
+# Shapes: N rows, Z width of a row.
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def tell(log: logging.Logger, message: str) -> None:
+    """A warning, of the first process alone."""
+    if world_size() == 1 or dist.get_rank() == 0:
+        log.warning(message)
+
+
+def gather_rows(rows_NZ: Tensor) -> Tensor:
+    """The rows of all processes, in the order of their ranks and without gradient. Each must bring equally many.
+
+    So processes together see what one would whose batch is theirs one after the other.
+    """
+    rows_NZ = rows_NZ.detach().contiguous()
+    if world_size() == 1:
+        return rows_NZ
+    parts = [torch.empty_like(rows_NZ) for _ in range(world_size())]
+    dist.all_gather(parts, rows_NZ)
+    return torch.cat(parts)
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """A new tensor, without gradient."""
+    total = tensor.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total
+
+
+def take_from_first(tensor: Tensor) -> None:
+    """Put rank zero's values into the tensor of every process."""
+    if world_size() > 1:
+        dist.broadcast(tensor, src=0)
+
+
+def mean_over_ranks(tensor: Tensor) -> Tensor:
+    """The mean over the processes, differentiable with respect to each process' share.
+
+    With gradients averaged over the processes (DDP), a loss of this mean trains as a loss of all rows at once would.
+    """
+    return tensor if world_size() == 1 else cast(Tensor, _Mean.apply(tensor))
+
+
+class _Mean(torch.autograd.Function):
+    """Every process' loss depends on every share: the gradients of all of them come back to it."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return sum_over_ranks(tensor) / world_size()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return sum_over_ranks(gradient) / world_size()
+
+
+# Work shared among processes of one machine: every N-th item to each, on its own GPU or its share of the cores.
+
+
+Work = Callable[[Sequence[Any], int, Callable[[Any], None]], None]
+"""(items, rank, send): does the items in turn and sends anything but text to whoever shares them out."""
+
+
+def spread(work: Work, items: Sequence[Any], processes: int, device: str, receive: Callable[[Any], None]) -> None:
+    """Do all items and pass on what is sent; in this process where there is only one.
+
+    Args:
+        work: can be sent to other processes.
+        items: the same.
+        processes: at most; never more than there are items.
+        device: its type; with ``cuda``, process r has GPU r as its current one.
+        receive: told what each process sends.
+
+    Raises:
+        UserError: where one of the processes does; the others are ended.
+    """
+    processes = min(processes, len(items))
+    if processes <= 1:
+        work(items, 0, receive)
+        return
+    import torch.multiprocessing as mp
+
+    queue = mp.get_context("spawn").Queue()
+    context = mp.spawn(_process, (work, items, processes, device, queue), nprocs=processes, join=False, daemon=True)
+    assert context is not None
+    ended = False
+    while not ended:
+        ended = context.join(timeout=0.1)
+        while not queue.empty():
+            sent = queue.get()
+            if isinstance(sent, str):
+                for process in context.processes:
+                    process.terminate()
+                raise UserError(sent)
+            receive(sent)
+        time.sleep(0.05)
+
+
+def _process(rank: int, work: Work, items: Sequence[Any], processes: int, device: str, queue: Any) -> None:
+    import os
+
+    import torch
+
+    if device == "cuda":
+        torch.cuda.set_device(rank)
+    else:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+    try:
+        work(items[rank::processes], rank, queue.put)
+    except UserError as error:
+        queue.put(str(error))

@@ -1,0 +1,158 @@
+"""Training with parameters, gradients and optimizer states divided over the processes (FSDP2)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import cast
+
+import lightning as L
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from mvar_lightning.checkpoints.assign import fill, on_meta
+from mvar_lightning.errors import UserError
+from mvar_lightning.transformer import NextScaleTransformer
+from mvar_lightning.transformer.blocks import AdaLNBlock
+
+TIMEOUT = timedelta(minutes=30)
+
+
+class FullySharded(ModelParallelStrategy):
+    """FSDP2 over all processes, for transformers whose training does not fit on one device.
+
+    Lightning's strategy for `fully_shard`, with nothing left to set wrongly: all processes share one copy (no tensor
+    parallelism), and a checkpoint is one file with the whole weights, which `mvar sample`, `mvar info` and another
+    number of processes can read. Writing it gathers weights and optimizer states in the memory of rank zero.
+
+    Args:
+        timeout_minutes: a collective that takes longer ends the run; see docs/clusters.md.
+    """
+
+    def __init__(self, timeout_minutes: float = TIMEOUT.total_seconds() / 60) -> None:
+        super().__init__(save_distributed_checkpoint=False, timeout=timedelta(minutes=timeout_minutes))
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
+        super().setup_environment()
+
+    def setup(self, trainer: pl.Trainer) -> None:
+        if not any(isinstance(module, FSDPModule) for module in trainer.lightning_module.modules()):
+            raise UserError(
+                f"trainer.strategy {type(self).__name__}: {type(trainer.lightning_module).__name__} has nothing to "
+                "shard; use ddp (tokenizers fit on one device)"
+            )
+        super().setup(trainer)
+
+
+def shard_where_asked(model: NextScaleTransformer, strategy: Strategy) -> None:
+    """Shard a transformer once, in place, where the trainer's strategy is `FullySharded`; else do nothing.
+
+    Raises:
+        UserError: Lightning's own `ModelParallelStrategy`, whose checkpoints and meshes take other forms.
+    """
+    if isinstance(model, FSDPModule) or not isinstance(strategy, ModelParallelStrategy):
+        return
+    if not isinstance(strategy, FullySharded):
+        raise UserError("trainer.strategy ModelParallelStrategy: use mvar_lightning.training.FullySharded, made of it")
+    shard(model, strategy.device_mesh["data_parallel"])
+
+
+def shard(model: NextScaleTransformer, mesh: DeviceMesh) -> None:
+    """Divide a transformer's parameters over a mesh; each block, its modulation, the classifier, the rest are groups.
+
+    Parameters are gathered when the module that owns their group is called. What reads a weight otherwise finds shards.
+
+    Between forward passes only the shards are in memory, those of the root included: averaging and loading weights
+    then find the same tensors at any time. Weights are gathered in their own precision, so the numbers are those of
+    one process.
+    """
+    for block in cast(list[AdaLNBlock], list(model.blocks)):
+        # the modulation is computed before the block runs, and so is a group of its own
+        fully_shard(block.modulation, mesh=mesh, reshard_after_forward=True)
+        fully_shard(block, mesh=mesh, reshard_after_forward=True)
+    fully_shard(model.head.linear, mesh=mesh, reshard_after_forward=True)  # sampling calls it for some rows at a time
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)
+    for method in ("inputs", "features", "begin", "step", "step_features"):  # training and sampling enter here, too
+        register_fsdp_forward_method(model, method)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor, without gradient: its shard, or all of it."""
+    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
+
+
+def whole(shard: Tensor, like: Tensor) -> Tensor:
+    """The whole tensor on the CPU, of which ``shard`` is this process's part, divided as ``like`` is.
+
+    All processes must call it together where ``like`` is divided.
+    """
+    if not isinstance(like, DTensor):
+        return shard
+    parts = DTensor.from_local(shard, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
+    return parts.full_tensor().cpu()
+
+
+def load_whole(into: Tensor, value: Tensor) -> None:
+    """Copy a whole tensor into a parameter, each process its part."""
+    with torch.no_grad():
+        if not isinstance(into, DTensor):
+            into.copy_(value)
+            return
+        device = into.device_mesh.device_type
+        into.copy_(distribute_tensor(value.to(device), into.device_mesh, into.placements))
+
+
+def gathered(model: NextScaleTransformer) -> NextScaleTransformer:
+    """The model itself or, of a sharded one, an unsharded copy on the CPU; all processes must call it together."""
+    if not isinstance(model, FSDPModule):
+        return model
+    state = {name: whole(local(tensor), like=tensor) for name, tensor in model.state_dict().items()}
+    copy = on_meta(lambda: NextScaleTransformer.from_config(model.config))
+    return fill(copy, state)
+
+
+# Means of a validation over the images of all processes.
+
+
+def log_means(module: L.LightningModule, named: Mapping[str, Tensor], images: int) -> None:
+    """Log means over an epoch's images, whatever share of them each process has.
+
+    Lightning averages the processes' counts of images as whole numbers: 15 and 16 images become 15 each, and the mean
+    3% too large. Counts that are multiples of the number of processes have a whole average.
+
+    Args:
+        module: the module in its validation or test step.
+        named: means over a batch.
+        images: in the batch, on this process.
+    """
+    module.log_dict(dict(named), batch_size=images * module.trainer.world_size, sync_dist=True)
+
+
+# Randomness that does not depend on what came before: an interrupted run draws what an uninterrupted one would.
+
+
+def seed_batch(module: L.LightningModule, batch_idx: int) -> None:
+    """Seed torch for one training batch from the run's seed, the epoch, the batch and the rank.
+
+    Label dropout and stochastic depth then are the same after a resume, without any generator state to restore.
+    """
+    torch.manual_seed(_seed(module, batch_idx, module.global_rank))
+
+
+def joined_generator(module: L.LightningModule, batch_idx: int) -> torch.Generator:
+    """Draws on all processes what torch's own generator draws first for this batch on one process alone."""
+    return torch.Generator().manual_seed(_seed(module, batch_idx, rank=0))
+
+
+def _seed(module: L.LightningModule, batch_idx: int, rank: int) -> int:
+    run_seed = os.environ.get("PL_GLOBAL_SEED", "0")
+    place = f"{run_seed}/{module.current_epoch}/{batch_idx}/{rank}"
+    return int.from_bytes(hashlib.sha256(place.encode()).digest()[:7], "big")

@@ -1,0 +1,248 @@
+"""Optimizer steps taken by a module itself (Lightning's manual optimization), with what its trainer no longer does.
+
+Lightning counts each step of each of its optimizers (issues 17958, 17167): with a discriminator ``global_step``, and
+with it checkpoints and schedules, would run at double speed. Here the first optimizer alone is counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import Tensor
+
+from mvar_lightning.errors import UserError
+from mvar_lightning.tokenizer import MultiScaleTokenizer, fingerprint_of
+from mvar_lightning.tools.processes import sum_over_ranks
+
+PRECISIONS = ("32-true", "bf16-mixed")
+
+
+def as_list(one_or_many: Any) -> list[Any]:
+    """What Lightning gives as a list only where there are several."""
+    return one_or_many if isinstance(one_or_many, list) else [one_or_many]
+
+
+@dataclass(frozen=True)
+class Window:
+    """The batches whose gradients make one step, as seen from one of them."""
+
+    size: int
+    closes: bool
+
+
+def window_of(trainer: L.Trainer, batch_idx: int, accumulate: int) -> Window:
+    """The window of a batch; the last one of an epoch may be smaller."""
+    first = batch_idx - batch_idx % accumulate
+    last = min(first + accumulate, trainer.num_training_batches)
+    return Window(size=int(last - first), closes=batch_idx + 1 >= last or trainer.is_last_batch)
+
+
+def total_steps(trainer: L.Trainer, accumulate: int) -> float:
+    """Optimizer steps of the run, infinite where it has no end; Lightning's own number knows no accumulation."""
+    steps = trainer.estimated_stepping_batches  # also makes the loaders, where their length is needed
+    batches = trainer.num_training_batches
+    if trainer.max_epochs in (-1, None) or math.isinf(steps) or math.isinf(batches):
+        return steps if steps >= 0 else math.inf
+    whole = math.ceil(batches / accumulate) * max(trainer.max_epochs or 1, 1)
+    return whole if trainer.max_steps == -1 else min(whole, trainer.max_steps)
+
+
+@contextlib.contextmanager
+def reducing(trainer: L.Trainer, reduce: bool) -> Iterator[None]:
+    """A backward pass whose gradients are averaged over the processes, or only summed up here for later."""
+    if not reduce and isinstance(trainer.strategy, ParallelStrategy):
+        with trainer.strategy.block_backward_sync():
+            yield
+    else:
+        yield
+
+
+def take_step(optimizer: LightningOptimizer) -> None:
+    """A step that ``global_step`` counts."""
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def take_uncounted_step(trainer: L.Trainer, optimizer: LightningOptimizer) -> None:
+    """The same way through strategy and precision, without the count."""
+    trainer.strategy.optimizer_step(optimizer.optimizer, closure=lambda: None)
+    optimizer.zero_grad()
+
+
+def check_finite(terms: dict[str, Tensor], trainer: L.Trainer) -> None:
+    """Stop the run where a process has a term that is not finite: in training on all of them together.
+
+    Raises:
+        UserError: names the first such term, the step and the last good checkpoint.
+    """
+    values = torch.stack([term.detach().float() for term in terms.values()])
+    bad = (~values.isfinite()).float()
+    # validation batches may differ in number between processes: no talk there, who stops ends the others
+    bad = sum_over_ranks(bad) if trainer.training else bad
+    if not bad.any():
+        return
+    place = int(bad.nonzero()[0])
+    name, value = list(terms)[place], values[place].item()
+    told = str(value) if not math.isfinite(value) else "not finite on another process"
+    raise UserError(
+        f"loss term {name!r} is {told} at step {trainer.global_step}; {last_checkpoint(trainer)}; "
+        "check the images for NaN, lower lr, or give the term a smaller weight"
+    )
+
+
+def last_checkpoint(trainer: L.Trainer) -> str:
+    """Where the run can be taken up again, in words: the newest file that any of its callbacks wrote."""
+    callbacks: Any = trainer.checkpoint_callbacks
+    told = [getattr(each, name, "") for each in callbacks for name in ("last_model_path", "best_model_path")]
+    written = [path for path in told if path]
+    if not written:
+        return "no checkpoint was written before it"
+    return f"the last good checkpoint is {max(written, key=_written_at)}"
+
+
+def _written_at(path: str) -> int:
+    """When a file was written; those that are no local ones are taken to be the oldest."""
+    try:
+        return Path(path).stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def check_trainer(trainer: L.Trainer) -> None:
+    """Refuse settings of the trainer that a module with its own steps has to be given itself.
+
+    Raises:
+        UserError: gradient clipping, accumulation, or a precision that needs loss scaling.
+    """
+    for name, unset in (("gradient_clip_val", (None, 0)), ("accumulate_grad_batches", (1,))):
+        value = getattr(trainer, name)
+        if value not in unset:
+            raise UserError(
+                f"trainer.{name} {value}: this module takes its optimizer steps itself; set model.{name} instead"
+            )
+    if trainer.precision not in PRECISIONS:
+        raise UserError(
+            f"trainer.precision {trainer.precision}: tokenizers train in {' or '.join(PRECISIONS)} "
+            "(half precision would need one loss scale for two optimizers)"
+        )
+
+
+# What a Lightning checkpoint of a tokenizer run says beside its tensors, and what it must agree in to be resumed.
+
+
+CHECKPOINT_FORMAT = 1
+
+
+def description(tokenizer: MultiScaleTokenizer, checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """What rebuilds the tokenizer, in plain values.
+
+    The hash is that of the weights in the file: with averaging on they are not the ones in training.
+    """
+    state = {key.removeprefix("tokenizer."): tensor for key, tensor in checkpoint["state_dict"].items()}
+    return {
+        "format": CHECKPOINT_FORMAT,
+        "kind": "tokenizer",
+        "tokenizer": tokenizer.config,
+        "tokenizer_hash": fingerprint_of(tokenizer, state),
+    }
+
+
+def check_weights(checkpoint: dict[str, Any]) -> None:
+    """Refuse to write weights that a gradient which was not finite has spoiled: the checkpoint before stays.
+
+    Raises:
+        UserError: names the first such tensor, of the weights in training, their averages or an optimizer's moments,
+            and the step.
+    """
+    for part in ("state_dict", "current_model_state"):
+        for name, tensor in checkpoint.get(part, {}).items():
+            if not tensor.isfinite().all():
+                raise UserError(
+                    f"weight {name} is not finite at step {checkpoint['global_step']}, though the loss was: no "
+                    "checkpoint of it is written, the one before stays; lower lr or set model.gradient_clip_val"
+                )
+    for place, optimizer in enumerate(checkpoint.get("optimizer_states", [])):
+        for number, moments in optimizer["state"].items():
+            for name, moment in moments.items():
+                if isinstance(moment, Tensor) and not moment.isfinite().all():
+                    raise UserError(
+                        f"{name} of parameter {number} of optimizer {place} is not finite at step "
+                        f"{checkpoint['global_step']}: that parameter would never move again; no checkpoint of it is "
+                        "written, the one before stays; lower lr or set model.gradient_clip_val"
+                    )
+
+
+def check_discriminator(checkpoint: dict[str, Any], has_one: bool) -> None:
+    """Refuse a checkpoint with another set of optimizers before any weight is touched.
+
+    Raises:
+        UserError: one of run and checkpoint has a discriminator.
+    """
+    theirs = any(key.startswith("adversarial.") for key in checkpoint["state_dict"])
+    if theirs != has_one:
+        raise UserError(
+            f"this checkpoint was written {'with' if theirs else 'without'} a discriminator, this run is "
+            f"{'without' if theirs else 'with'} one: keep model.adversarial as it was, or start a new run with "
+            "model.init_from"
+        )
+
+
+def count_earlier_steps(checkpoint: dict[str, Any]) -> None:
+    """Take over the steps of a checkpoint from before the module took them itself: Lightning counts these elsewhere."""
+    loop = checkpoint.get("loops", {}).get("fit_loop", {})
+    progress = loop.get("epoch_loop.manual_optimization.optim_step_progress")
+    if progress is not None and progress["total"]["completed"] == 0:
+        steps = checkpoint["global_step"]
+        progress["total"] = {"ready": steps, "completed": steps}
+
+
+# Data that no tokenizer can learn much from: told at a run's first batch, with or without remedies.
+#
+# Shapes: B batch, HW pixels.
+
+
+log = logging.getLogger(__name__)
+
+
+@rank_zero_only
+def tell_of_poor_data(trainer: L.Trainer, tokenizer: MultiScaleTokenizer, image_B3HW: Tensor) -> None:
+    """Warn of constant images, a single one, and a codebook larger than all training images could fill."""
+    if bool((image_B3HW.amax((2, 3)) == image_B3HW.amin((2, 3))).all()):
+        log.warning(
+            f"images: all {len(image_B3HW)} of the first batch are of one color each; "
+            "a tokenizer learns nothing from them: check the data if this is not meant"
+        )
+    images = _number_of_images(trainer)
+    if images is None:
+        return
+    if images == 1:
+        log.warning("data: a single training image; the tokenizer will know this one alone, add images")
+    tokens = images * tokenizer.pyramid.num_tokens
+    if tokens < tokenizer.vocab_size:
+        log.warning(
+            f"vocab_size {tokenizer.vocab_size}: {images} training images have only {tokens} tokens and cannot use all "
+            "codes; take a smaller vocab_size or more images"
+        )
+
+
+def _number_of_images(trainer: L.Trainer) -> int | None:
+    """None where the data does not say."""
+    samples = getattr(getattr(trainer, "datamodule", None), "train_samples", None)
+    if samples is not None:
+        return int(samples)
+    loader: Any = trainer.train_dataloader
+    try:
+        return len(loader.dataset)
+    except (AttributeError, TypeError):
+        return None

@@ -1,0 +1,323 @@
+"""Training of a next-scale transformer as a LightningModule: one module for every strategy, history and block.
+
+B batch, L tokens of the pyramid, Z code dim, HW pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from mvar_lightning.attention import AdjacentAttention, AttentionStrategy, FullAttention, SpatialAttention
+from mvar_lightning.checkpoints import load_initial_weights, load_tokenizer
+from mvar_lightning.data.token_data import TokenShardsDataModule
+from mvar_lightning.errors import UserError
+from mvar_lightning.sampling import generate
+from mvar_lightning.tokenizer import CodebookUsage, fingerprint
+from mvar_lightning.training.distributed import log_means, seed_batch, shard_where_asked
+from mvar_lightning.training.optimizers import Schedule, ScheduledAdamW, parameter_groups
+from mvar_lightning.training.scale_groups import ScaleGroups, kept_of_token, loss_of_groups
+from mvar_lightning.training.token_loss import TokenLoss, token_loss
+from mvar_lightning.transformer import (
+    BlockDesign,
+    History,
+    LlamaBlocks,
+    NextScaleTransformer,
+    NoHistory,
+    SlidingWindowHistory,
+    VARBlocks,
+)
+from mvar_lightning.transformer import acceleration as compiled
+
+CHECKPOINT_FORMAT = 1
+
+
+class NextScaleModule(L.LightningModule):
+    """Fits a `NextScaleTransformer` to the tokens of a frozen tokenizer, encoding images on the fly or from a cache.
+
+    The families in `families.py` name the defaults of the axes.
+
+    Batches are dictionaries with ``image``, float (B, 3, H, W) in [-1, 1], or ``tokens``, int64 (B, L), and with
+    ``label``, int64 (B,).
+
+    Args:
+        tokenizer: a saved folder, a run's folder or a Lightning checkpoint; scales, V and Z are read from it.
+        num_classes: classes of the data (on the command line it comes from the data folder).
+        depth: the one dial of size: width 64 d, heads d, drop path 0.1 d / 24, unless given.
+        attention, history, blocks: the axes of variation.
+        backend: how attention is computed (auto, dense, per_scale, flex, natten).
+        base_lr: learning rate for a global batch of 256; the peak is base_lr x global batch / 256.
+        betas, weight_decay, weight_decay_end, warmup, final_lr_ratio: AdamW and its schedule (see `Schedule`);
+            ``warmup`` is the share of all steps (VAR: 1/50).
+        gamma_init: initial factor of the AdaLN gates.
+        label_drop: share of labels dropped in training, for guidance.
+        cfg, top_k, top_p: sampling of this run's pictures and metrics.
+        init_from: weights to start from (fine-tuning): a folder (saved, or a run's), a checkpoint or a released file.
+        compile_blocks: `torch.compile` every block.
+        checkpoint_activations: recompute blocks in the backward pass.
+        scale_groups: run a training step group of scales after group, exact and in less memory: lists such as
+            [[0..7], [8], [9]], ``auto``, the share of the activations that a group may have, or their size on each
+            device, such as 4GB (`ScaleGroups`).
+        scale_cycle: train one group a step instead, each so many steps in a row (MVAR: [8, 1, 1]).
+
+    Raises:
+        UserError: a missing or broken tokenizer, sizes or strategy that do not fit it.
+    """
+
+    default_attention: AttentionStrategy
+    default_history: History
+    default_blocks: BlockDesign
+
+    def __init__(
+        self,
+        tokenizer: str,
+        num_classes: int,
+        depth: int = 16,
+        attention: AttentionStrategy | None = None,
+        history: History | None = None,
+        blocks: BlockDesign | None = None,
+        width: int | None = None,
+        heads: int | None = None,
+        drop_path: float | None = None,
+        backend: str = "auto",
+        base_lr: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.05,
+        weight_decay_end: float | None = None,
+        warmup: float = 0.02,
+        final_lr_ratio: float = 0.1,
+        gamma_init: float = 1e-3,
+        label_drop: float = 0.1,
+        cfg: float = 1.5,
+        top_k: int | None = 900,
+        top_p: float | None = 0.96,
+        init_from: str | None = None,
+        compile_blocks: bool = False,
+        checkpoint_activations: bool = False,
+        scale_groups: list[list[int | str]] | float | str | None = None,
+        scale_cycle: list[int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.tokenizer = load_tokenizer(tokenizer).eval().requires_grad_(False)
+        self.tokenizer_hash = fingerprint(self.tokenizer)
+        self.model = NextScaleTransformer(
+            self.tokenizer.pyramid.sides,
+            vocab_size=self.tokenizer.vocab_size,
+            code_dim=self.tokenizer.code_dim,
+            num_classes=num_classes,
+            depth=depth,
+            attention=attention or self.default_attention,
+            history=history or self.default_history,
+            blocks=blocks or self.default_blocks,
+            width=width,
+            heads=heads,
+            drop_path=drop_path,
+            label_drop=label_drop,
+            gamma_init=gamma_init,
+            backend=backend,
+            checkpoint_activations=checkpoint_activations,
+        )
+        self.scale_groups = ScaleGroups.read(scale_groups, scale_cycle, self.model.backend.plan)
+        self.init_from = init_from
+        if init_from is not None:
+            load_initial_weights(self.model, init_from)
+        if compile_blocks:
+            compiled.compile_blocks(self.model)
+        self.base_lr, self.betas = base_lr, betas
+        self.weight_decay = weight_decay
+        self.weight_decay_end = weight_decay if weight_decay_end is None else weight_decay_end
+        self.warmup, self.final_lr_ratio = warmup, final_lr_ratio
+        self.cfg, self.top_k, self.top_p = cfg, top_k, top_p
+        self.usage = CodebookUsage(self.tokenizer.pyramid, self.tokenizer.vocab_size)
+
+    def train(self, mode: bool = True) -> NextScaleModule:
+        """The tokenizer stays in evaluation mode, whatever the trainer asks for."""
+        super().train(mode)
+        self.tokenizer.eval()
+        return self
+
+    def setup(self, stage: str) -> None:
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, TokenShardsDataModule):
+            data.check_tokenizer(self.tokenizer_hash, self.tokenizer.pyramid.sides, self.tokenizer.vocab_size)
+        image_size = getattr(data, "image_size", self.tokenizer.image_size)
+        if image_size != self.tokenizer.image_size:
+            raise UserError(
+                f"data.image_size {image_size}: the tokenizer makes images of {self.tokenizer.image_size} pixels "
+                f"(scales {self.tokenizer.pyramid}, downsampling {self.tokenizer.downsampling}); set it to that"
+            )
+        if self.scale_groups.splits_steps and self.trainer.precision == "16-mixed":
+            raise UserError("scale_groups: go with precision 32-true or bf16-mixed, not 16-mixed with its loss scaling")
+        if len(self.scale_groups.groups) > 1 and self.scale_groups.target is None:
+            rank_zero_info(f"scale groups of a training step: {self.scale_groups}")
+        rank_zero_info(f"attention: {self.model.backend!r} rendered by backend {self.model.backend.name!r}")
+
+    def configure_model(self) -> None:
+        """Under `FullySharded` the transformer is divided over the processes; the frozen tokenizer stays whole."""
+        shard_where_asked(self.model, self.trainer.strategy)
+
+    @torch.no_grad()
+    def tokens(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Token indices (B, L) and transformer inputs (B, L - first, Z) of a batch; float32 in any precision."""
+        with torch.autocast(batch["label"].device.type, enabled=False):
+            idx_BL = batch["tokens"] if "tokens" in batch else self.tokenizer.encode(batch["image"].float())
+            return idx_BL, self.tokenizer.teacher_input(idx_BL)
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[TokenLoss, Tensor]:
+        """Loss of a batch and the logits (B, L, V) it came from."""
+        idx_BL, x_BLZ = self.tokens(batch)
+        logits_BLV = self.model(x_BLZ, batch["label"])
+        return token_loss(logits_BLV, idx_BL, self.model.pyramid), logits_BLV
+
+    def on_train_start(self) -> None:
+        """Scale groups of a given size: now the device, the precision and the batch are known."""
+        if self.scale_groups.target is None:
+            return
+        images, pyramid = self._batch_size(), self.model.pyramid
+        with self.trainer.precision_plugin.forward_context():
+            kept = kept_of_token(self.model)
+        self.scale_groups = self.scale_groups.within(kept, images, pyramid)
+        largest = max(span.stop - span.start for span in map(pyramid.span, self.scale_groups.groups))
+        rank_zero_info(
+            f"scale groups of a training step: {self.scale_groups}; the largest keeps "
+            f"{kept * images * largest / 1e6:.0f} MB, all at once {kept * images * pyramid.num_tokens / 1e6:.0f} MB"
+        )
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        seed_batch(self, batch_idx)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        idx_BL, x_BLZ = self.tokens(batch)
+        if self.scale_groups.splits_steps and batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self.trainer.optimizers[0].zero_grad()  # Lightning's own comes after this step's first backward passes
+        groups, accumulated = self.scale_groups.at(self.global_step), self.trainer.accumulate_grad_batches
+        loss, figures = loss_of_groups(self.model, x_BLZ, batch["label"], idx_BL, groups, accumulated)
+        self.log_dict({f"train/{name}": value for name, value in figures.named().items()})
+        self.log("loss", figures.loss, prog_bar=True, logger=False)
+        return loss
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        if not self.scale_groups.splits_steps:
+            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        result, logits_BLV = self(batch)
+        self.usage.update(logits_BLV.argmax(dim=-1))
+        named = {f"val/{name}": value for name, value in result.named().items()}
+        log_means(self, named, images=len(batch["label"]))
+
+    def on_validation_epoch_end(self) -> None:
+        """Codebook usage and perplexity of the predictions, over all tokens of the epoch."""
+        for name, value_K in self.usage.compute().items():
+            stem = name.removesuffix("_K")
+            self.log_dict({f"predictions/{stem}_scale_{scale}": value for scale, value in enumerate(value_K)})
+        self.usage.reset()
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        result, _ = self(batch)
+        named = {f"test/{name}": value for name, value in result.named().items()}
+        log_means(self, named, images=len(batch["label"]))
+
+    def generate(self, label_B: Tensor, seeds: list[int]) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, H, W) in [0, 1] and their tokens (B, L), with this run's sampling settings."""
+        images, idx_BL = generate(
+            self.model, self.tokenizer, label_B, cfg=self.cfg, top_k=self.top_k, top_p=self.top_p, seeds=seeds
+        )
+        return images, idx_BL
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            raise UserError("trainer.max_steps: -1 never ends, but the schedule needs the number of steps; set it")
+        lr = self.base_lr * self.global_batch_size() / 256
+        optimizer = torch.optim.AdamW(
+            parameter_groups(self.model.named_parameters()),
+            lr=lr,
+            betas=self.betas,
+            weight_decay=self.weight_decay,
+            fused=True,
+        )
+        # else Lightning refuses to clip under bf16-mixed, for the sake of a loss scale that there is none of
+        cast(Any, optimizer)._step_supports_amp_scaling = False
+        schedule = Schedule(
+            total_steps=int(steps),
+            warmup_steps=round(self.warmup * steps),
+            final_ratio=self.final_lr_ratio,
+            weight_decay=self.weight_decay,
+            weight_decay_end=self.weight_decay_end,
+        )
+        scheduler = ScheduledAdamW(optimizer, schedule)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def global_batch_size(self) -> int:
+        """Images of one optimizer step over all processes."""
+        return self._batch_size() * self.trainer.world_size * self.trainer.accumulate_grad_batches
+
+    def _batch_size(self) -> int:
+        """Images of one batch on one process."""
+        per_process = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
+        if per_process is None:
+            raise UserError("the learning rate is scaled by the batch size: give the trainer a datamodule that has one")
+        return int(per_process)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Write what rebuilds model and tokenizer, in plain values."""
+        checkpoint["mvar_lightning"] = {
+            "format": CHECKPOINT_FORMAT,
+            "kind": "next_scale",
+            "model": self.model.config,
+            "tokenizer": self.tokenizer.config,
+            "tokenizer_hash": self.tokenizer_hash,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another tokenizer or architecture before any weight is touched."""
+        described = checkpoint.get("mvar_lightning")
+        if not isinstance(described, dict) or described.get("kind") != "next_scale":
+            raise UserError("this checkpoint holds no next-scale model of mvar_lightning; give the right file")
+        if described["tokenizer_hash"] != self.tokenizer_hash:
+            raise UserError(
+                f"this checkpoint belongs to tokenizer {described['tokenizer_hash'][:12]}, but the run uses "
+                f"{self.tokenizer_hash[:12]}: point model.tokenizer to the one it was trained with, or start a new run"
+            )
+        ours, theirs = self.model.config, described["model"]
+        differing = [key for key in ours if ours[key] != theirs.get(key)]
+        if differing:
+            key = differing[0]
+            raise UserError(
+                f"this checkpoint has {key} {theirs.get(key)}, but the run has {ours[key]}: "
+                "train under another run folder, or fine-tune with model.init_from"
+            )
+
+
+# The published families: each names its defaults on the three axes and changes nothing else.
+
+
+class VARModule(NextScaleModule):
+    """VAR (arXiv 2404.02905): full attention, no history, VAR's blocks."""
+
+    default_attention = FullAttention()
+    default_history = NoHistory()
+    default_blocks = VARBlocks()
+
+
+class MVARModule(NextScaleModule):
+    """MVAR (arXiv 2505.12742): adjacent attention, a 7x7 neighborhood at the last two scales, VAR's blocks."""
+
+    default_attention = SpatialAttention(kernel_size=7, scales=2)
+    default_history = NoHistory()
+    default_blocks = VARBlocks()
+
+
+class MarkovVARModule(NextScaleModule):
+    """Markov-VAR (arXiv 2511.23334): adjacent attention, a history window of three scales, LLaMA-style blocks."""
+
+    default_attention = AdjacentAttention()
+    default_history = SlidingWindowHistory(size=3)
+    default_blocks = LlamaBlocks()

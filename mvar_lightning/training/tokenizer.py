@@ -1,0 +1,381 @@
+"""Training of the multi-scale tokenizer as a LightningModule.
+
+Shapes: B batch, L all tokens, K scales, HW pixels.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
+
+from mvar_lightning.checkpoints import load_tokenizer
+from mvar_lightning.checkpoints.folder import is_released
+from mvar_lightning.checkpoints.official import import_tokenizer
+from mvar_lightning.errors import UserError
+from mvar_lightning.tokenizer import (
+    AdversarialLoss,
+    CodebookRemedy,
+    CodebookUsage,
+    DataDependentInit,
+    DeadCodeRestart,
+    EntropyLoss,
+    L1Loss,
+    L2Loss,
+    LossPart,
+    MultiScaleTokenizer,
+    QuantizerLoss,
+    TokenizerOutput,
+    check_scale_dropout,
+    draw_kept_scales,
+)
+from mvar_lightning.tokenizer.losses import WeightedLoss
+from mvar_lightning.tokenizer.quantizer import FIRST_KEPT
+from mvar_lightning.tokenizer.tokenizer import TRAINING_ONLY
+from mvar_lightning.training.distributed import joined_generator, log_means, seed_batch
+from mvar_lightning.training.manual_steps import (
+    as_list,
+    check_discriminator,
+    check_finite,
+    check_trainer,
+    check_weights,
+    count_earlier_steps,
+    description,
+    reducing,
+    take_step,
+    take_uncounted_step,
+    tell_of_poor_data,
+    total_steps,
+    window_of,
+)
+from mvar_lightning.training.optimizers import OptimizerSettings, tokenizer_optimizers
+
+log = logging.getLogger(__name__)
+
+
+class TokenizerModule(L.LightningModule):
+    """Fits a ``MultiScaleTokenizer`` to images.
+
+    Batches are dictionaries with ``image``: float (B, 3, H, W) in [-1, 1]. The module takes its optimizer steps itself
+    (see ``manual_steps``), with or without a discriminator; ``global_step`` counts those of the tokenizer.
+
+    Args:
+        scales, vocab_size, code_dim, channels, channel_multipliers, num_res_blocks, phi_layers, phi_ratio, beta,
+            codebook_std, norm_groups, codes: the tokenizer's (see ``MultiScaleTokenizer``).
+        losses: parts of the loss; null for L1, L2 and the quantizer's with weight 1 and `EntropyLoss` with 0.1. List
+            them without the last for VAR's plain form.
+        lr: peak learning rate of AdamW.
+        betas: AdamW's.
+        weight_decay: on convolution weights; none on biases, norms and codes.
+        warmup: share of all steps with a rising learning rate.
+        final_lr_ratio: last learning rate over the peak.
+        adversarial: a discriminator with its losses; none leaves it out.
+        remedies: what looks after the codebook (see ``CodebookRemedy``); null for `DataDependentInit` and
+            `DeadCodeRestart`, and none with ``init_from`` or a frozen quantizer, whose codes stay; [] for none.
+        scale_dropout: share of training images that are rebuilt from their first scales alone.
+        scale_dropout_keeps: fewest scales that such an image keeps.
+        accumulate_grad_batches: batches of a step.
+        gradient_clip_val: largest norm of a step's gradient, of tokenizer and discriminator each; none for no limit.
+        init_from: weights to start from: a folder (saved, or a run's) or checkpoint of this suite, or a released file.
+        frozen: parts that keep their weights, of encoder, quant_conv, quantizer, post_quant_conv, decoder.
+
+    Raises:
+        UserError: a value out of its range; at the start of a run, files or images that a loss cannot take.
+    """
+
+    def __init__(
+        self,
+        scales: Sequence[int],
+        vocab_size: int = 4096,
+        code_dim: int = 32,
+        channels: int = 160,
+        channel_multipliers: Sequence[int] = (1, 1, 2, 2, 4),
+        num_res_blocks: int = 2,
+        phi_layers: int = 4,
+        phi_ratio: float = 0.5,
+        beta: float = 0.25,
+        codebook_std: float = 0.1,
+        norm_groups: int = 32,
+        losses: list[LossPart] | None = None,
+        lr: float = 3e-4,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.0,
+        warmup: float = 0.05,
+        final_lr_ratio: float = 0.05,
+        codes: str = "euclidean",
+        adversarial: AdversarialLoss | None = None,
+        remedies: list[CodebookRemedy] | None = None,
+        scale_dropout: float = 0.0,
+        scale_dropout_keeps: int = FIRST_KEPT,
+        accumulate_grad_batches: int = 1,
+        gradient_clip_val: float | None = None,
+        init_from: str | None = None,
+        frozen: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.settings = OptimizerSettings(lr, betas, weight_decay, warmup, final_lr_ratio)
+        if accumulate_grad_batches < 1 or (gradient_clip_val is not None and gradient_clip_val <= 0):
+            raise UserError(
+                f"accumulate_grad_batches {accumulate_grad_batches}, gradient_clip_val {gradient_clip_val}: "
+                "give at least 1 batch and a positive norm, or null for no limit"
+            )
+        self.tokenizer = MultiScaleTokenizer(
+            scales,
+            vocab_size=vocab_size,
+            code_dim=code_dim,
+            channels=channels,
+            channel_multipliers=channel_multipliers,
+            num_res_blocks=num_res_blocks,
+            phi_layers=phi_layers,
+            phi_ratio=phi_ratio,
+            beta=beta,
+            codebook_std=codebook_std,
+            norm_groups=norm_groups,
+            codes=codes,
+        )
+        hold_still(self.tokenizer, frozen)
+        if remedies and "quantizer" in frozen:
+            raise UserError("frozen quantizer: remedies change its codes; leave out one of them")
+        if adversarial is not None and adversarial.adaptive and "decoder" in frozen:
+            raise UserError(
+                "frozen decoder: the adaptive weight of AdversarialLoss looks at the gradient of its last layer; "
+                "set adaptive: false"
+            )
+        self.init_from, self._started = init_from, False
+        check_scale_dropout(scale_dropout, self.tokenizer.pyramid.num_scales, scale_dropout_keeps)
+        self.loss = WeightedLoss(default_losses() if losses is None else losses)
+        self.adversarial = adversarial
+        self.remedies = nn.ModuleList(default_remedies(init_from, frozen) if remedies is None else remedies)
+        for remedy in self._each_remedy():
+            remedy.attach(self.tokenizer)
+        self.scale_dropout, self.scale_dropout_keeps = scale_dropout, scale_dropout_keeps
+        self._told_of_data = False
+        self.accumulate_grad_batches, self.gradient_clip_val = accumulate_grad_batches, gradient_clip_val
+        self.psnr = PeakSignalNoiseRatio(data_range=1.0)
+        self.ssim = StructuralSimilarityIndexMeasure(data_range=1.0)
+        self.usage = CodebookUsage(self.tokenizer.pyramid, vocab_size)
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Adds none: this is the one hook before Lightning refuses the trainer's settings in words of its own."""
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            check_trainer(self.trainer)
+        return []
+
+    def setup(self, stage: str) -> None:
+        size = self.tokenizer.image_size
+        data = getattr(self.trainer, "datamodule", None)
+        if hasattr(data, "tokenizer_hash"):
+            raise UserError("data TokenShards: a tokenizer is trained on images; give ShardsDataModule")
+        image_size = getattr(data, "image_size", size)
+        if image_size != size:
+            raise UserError(
+                f"scales {self.tokenizer.pyramid}: with downsampling {self.tokenizer.downsampling} they make images of "
+                f"{size} pixels, but data.image_size is {image_size}; change the scales, the number of "
+                "channel_multipliers or image_size"
+            )
+        if self.init_from is not None and not self._started:
+            start_from(self.tokenizer, self.init_from)
+            if stage == "fit" and any(isinstance(remedy, DataDependentInit) for remedy in self.remedies):
+                rank_zero_only(log.warning)(
+                    f"init_from {self.init_from}: DataDependentInit replaces its codes; leave it out to keep them"
+                )
+        self._started = True
+        device = self.trainer.strategy.root_device
+        for part in self.loss.each():
+            part.prepare(device, size)
+        if self.adversarial is not None and stage == "fit":
+            self.adversarial.discriminator.prepare(device, size)
+
+    def forward(self, image_B3HW: Tensor) -> Tensor:
+        """Reconstructions in [-1, 1]."""
+        return self.tokenizer(image_B3HW).reconstruction_B3HW.clamp(-1, 1)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        seed_batch(self, batch_idx)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        image_B3HW = batch["image"]
+        window = window_of(self.trainer, batch_idx, self.accumulate_grad_batches)
+        if not self._told_of_data:
+            self._told_of_data = True
+            tell_of_poor_data(self.trainer, self.tokenizer, image_B3HW)
+        output = self._reconstruct(image_B3HW, batch_idx)
+        loss, discriminator_loss, terms = self._losses(output, image_B3HW)
+        check_finite({**terms, "loss": loss}, self.trainer)
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()})
+        with reducing(self.trainer, window.closes):
+            self.manual_backward((loss + discriminator_loss) / window.size)
+        if window.closes:
+            self._step(output)
+        else:
+            for remedy in self._each_remedy():
+                remedy.between_batches(self.tokenizer, output)
+        return loss.detach()
+
+    def _each_remedy(self) -> list[CodebookRemedy]:
+        return [cast(CodebookRemedy, remedy) for remedy in self.remedies]
+
+    def _reconstruct(self, image_B3HW: Tensor, batch_idx: int) -> TokenizerOutput:
+        optimizer = as_list(self.optimizers())[0].optimizer
+        for remedy in self._each_remedy():
+            try:
+                remedy.before_step(self.tokenizer, image_B3HW, optimizer)
+            except UserError as error:
+                raise UserError(f"at step {self.global_step}: {error}") from error
+        return self.tokenizer(image_B3HW, self._kept_scales(image_B3HW, batch_idx))
+
+    def _kept_scales(self, image_B3HW: Tensor, batch_idx: int) -> Tensor | None:
+        """This process' part of what one process would draw for the joined batch, rank zero's images first."""
+        own, processes = len(image_B3HW), self.trainer.world_size
+        kept_B = draw_kept_scales(
+            own * processes,
+            self.tokenizer.pyramid.num_scales,
+            self.scale_dropout,
+            self.scale_dropout_keeps,
+            image_B3HW.device,
+            joined_generator(self, batch_idx) if processes > 1 else None,
+        )
+        return None if kept_B is None else kept_B.view(processes, own)[self.global_rank]
+
+    def _losses(self, output: TokenizerOutput, image_B3HW: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Loss of the tokenizer, of the discriminator, and every term by name."""
+        loss, terms = self.loss(output, image_B3HW)
+        if self.adversarial is None:
+            return loss, loss.new_zeros(()), terms
+        last_layer = self.tokenizer.decoder.conv_out.weight
+        added = self.adversarial(output.reconstruction_B3HW, image_B3HW, loss, last_layer, self.global_step)
+        return loss + added.generator, added.discriminator, {**terms, **added.log}
+
+    def _step(self, output: TokenizerOutput) -> None:
+        """One step of each optimizer that is on, and of its schedule."""
+        ours, *theirs = as_list(self.optimizers())
+        schedule, *their_schedules = as_list(self.lr_schedulers())
+        if self.adversarial is not None:
+            if self.adversarial.active(self.global_step):
+                take_uncounted_step(self.trainer, theirs[0])
+                self.adversarial.after_step()
+                their_schedules[0].step()
+            theirs[0].zero_grad()
+        take_step(ours)
+        schedule.step()
+        for remedy in self._each_remedy():
+            remedy.after_step(self.tokenizer, output, ours.optimizer)
+
+    def on_train_end(self) -> None:
+        for remedy in self._each_remedy():
+            remedy.after_fit()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip; callbacks have seen the whole gradient by now."""
+        if self.gradient_clip_val is not None:
+            # not by Lightning: under bf16-mixed it refuses fused optimizers, though there is no loss scale to undo
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, self.gradient_clip_val)
+
+    def on_validation_model_zero_grad(self) -> None:
+        """Validation may come between the batches of a step: their gradients stay."""
+
+    def on_validation_epoch_start(self) -> None:
+        """Start from zero, with tensors of this loop: those that inference mode left behind take no update in a fit."""
+        for metric in (self.psnr, self.ssim, self.usage):
+            metric.reset()
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        image_B3HW = batch["image"]
+        output = self.tokenizer(image_B3HW)
+        total, terms = self.loss(output, image_B3HW)
+        check_finite({f"val/{name}": term for name, term in terms.items()}, self.trainer)
+        reconstruction = (output.reconstruction_B3HW.float().clamp(-1, 1) + 1) / 2
+        original = (image_B3HW.float() + 1) / 2
+        self.psnr.update(reconstruction, original)
+        self.ssim.update(reconstruction, original)
+        self.usage.update(output.idx_BL)
+        log_means(self, {"val/loss": total}, images=len(image_B3HW))
+        self.log("val/psnr", self.psnr, prog_bar=True, batch_size=len(image_B3HW))
+        self.log("val/ssim", self.ssim, batch_size=len(image_B3HW))
+
+    def on_validation_epoch_end(self) -> None:
+        """Codebook statistics need every token of the epoch, so they come last (reduced over the processes)."""
+        for name, value_K in self.usage.compute().items():
+            stem = name.removesuffix("_K")
+            self.log_dict({f"codebook/{stem}_scale_{scale}": value for scale, value in enumerate(value_K.reshape(-1))})
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        steps = total_steps(self.trainer, self.accumulate_grad_batches)
+        return tokenizer_optimizers(self.tokenizer, self.adversarial, self.settings, steps)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_weights(checkpoint)
+        checkpoint["mvar_lightning"] = description(self.tokenizer, checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_discriminator(checkpoint, self.adversarial is not None)
+        count_earlier_steps(checkpoint)
+
+
+# What a tokenizer is trained with where nothing is said.
+#
+# VAR's plain form loses codes at every scale (docs/tokenizer.md).
+
+
+def default_losses() -> list[LossPart]:
+    return [L1Loss(), L2Loss(), QuantizerLoss(), EntropyLoss(0.1)]
+
+
+def default_remedies(init_from: str | None, frozen: Sequence[str]) -> list[CodebookRemedy]:
+    """None where codes come trained or are held still: what new images leave unused is not the tokenizer's loss."""
+    if init_from is not None or "quantizer" in frozen:
+        return []
+    return [DataDependentInit(), DeadCodeRestart()]
+
+
+# What a tokenizer starts from, and which of its parts are trained.
+
+
+PARTS = ("encoder", "quant_conv", "quantizer", "post_quant_conv", "decoder")
+
+
+def start_from(tokenizer: MultiScaleTokenizer, path: str) -> None:
+    """Take over the weights of another tokenizer, in place.
+
+    Args:
+        tokenizer: the one to start.
+        path: a saved folder, a run's folder or Lightning checkpoint of this suite, or a released file
+            (``vae_ch160v4096z32.pth``), whose scales are taken to be the tokenizer's.
+
+    Raises:
+        UserError: no such file, or a tokenizer of other sizes.
+    """
+    source = import_tokenizer(path, tokenizer.pyramid) if is_released(path) else load_tokenizer(path)
+    ours, theirs = tokenizer.config, source.config
+    differing = [key for key in ours if key not in TRAINING_ONLY and ours[key] != theirs.get(key)]
+    if differing:
+        told = ", ".join(f"{key} ({ours[key]} here, {theirs.get(key)} there)" for key in differing)
+        raise UserError(f"init_from {path}: a tokenizer of another kind: {told}; set the recipe to what the file has")
+    tokenizer.load_state_dict(source.state_dict())
+
+
+def hold_still(tokenizer: MultiScaleTokenizer, frozen: Sequence[str]) -> None:
+    """Take parts out of training: those named, and each phi that no scale uses (DDP would wait for its gradient).
+
+    Raises:
+        UserError: an unknown part, or nothing left to train.
+    """
+    if unknown := [name for name in frozen if name not in PARTS]:
+        raise UserError(f"frozen {unknown[0]!r}: no part of a tokenizer; they are {', '.join(PARTS)}")
+    for place, phi in enumerate(tokenizer.quantizer.phi):
+        phi.requires_grad_(place in tokenizer.quantizer.phi_index)
+    for name in frozen:
+        tokenizer.get_submodule(name).requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in tokenizer.parameters()):
+        raise UserError(f"frozen {', '.join(frozen)}: nothing is left to train")

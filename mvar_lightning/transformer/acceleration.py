@@ -1,0 +1,181 @@
+"""CUDA graphs for each scale of sampling: the blocks' kernels are recorded once and then launched as one.
+
+The coarse scales have few tokens, and there a GPU waits for the host to launch hundreds of small kernels. A graph reads
+and writes where it did when it was recorded, so inputs are copied there first. Keys and values of a cache would have to
+stay at their place too; strategies that keep some are refused.
+
+R rows, l tokens of one scale, C width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from mvar_lightning.errors import UserError
+from mvar_lightning.transformer.transformer import NextScaleTransformer, SamplingState
+
+if TYPE_CHECKING:
+    import torch
+
+    from mvar_lightning.transformer import NextScaleTransformer
+
+
+RECORDED_TOKENS = 2**14
+"""Steps of more tokens run as they are: their kernels keep the GPU busy, and a graph's own memory would be large."""
+
+Record = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
+"""Records what a function does; gives what does it again, and the tensor that then holds the result."""
+
+
+class RecordOnGPU:
+    """`Record` by CUDA graphs that share one pool of memory."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        aside.wait_stream(current)
+        with torch.cuda.stream(aside):
+            for _ in range(2):  # compiles, tunes, and makes the tables that are made on first use
+                run()
+        current.wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            result = run()
+        return graph.replay, result
+
+
+class ScaleGraphs:
+    """Runs the blocks of a sampling step from a recording for each scale and number of rows.
+
+    The weights are read where they lie: change them in place or not at all.
+
+    Raises:
+        UserError: the model's strategy keeps keys and values between scales.
+    """
+
+    def __init__(self, model: NextScaleTransformer, record: Record) -> None:
+        if model.backend.plan.cache_tokens:
+            raise UserError(
+                f"CUDA graphs: {model.strategy!r} keeps keys and values between scales, which have no fixed place; "
+                "sample without graphs, or with AdjacentAttention or SpatialAttention"
+            )
+        self._run = model.run_rows
+        self._record = record
+        self._recordings: dict[tuple[int, int, torch.dtype], _Recording] = {}
+
+    def __call__(self, rows: SamplingState, scale: int, x_RlC: Tensor) -> Tensor:
+        if x_RlC.shape[0] * x_RlC.shape[1] > RECORDED_TOKENS:
+            return self._run(rows, scale, x_RlC)
+        key = scale, len(x_RlC), x_RlC.dtype  # the dtype tells whether autocast is on
+        if key not in self._recordings:
+            self._recordings[key] = _Recording(self._run, self._record, rows, scale, x_RlC)
+        return self._recordings[key].replay(rows, x_RlC)
+
+
+class _Recording:
+    """One scale with one number of rows, on inputs that stay where they are."""
+
+    def __init__(
+        self,
+        run: Callable[[SamplingState, int, Tensor], Tensor],
+        record: Record,
+        rows: SamplingState,
+        scale: int,
+        x_RlC: Tensor,
+    ) -> None:
+        fixed = replace(
+            rows,
+            modulations=[modulation.clone() for modulation in rows.modulations],
+            head_modulation=rows.head_modulation.clone(),
+        )
+        fixed_x_RlC = x_RlC.clone()
+        self._fixed = [fixed_x_RlC, fixed.head_modulation, *fixed.modulations]
+        device = x_RlC.device.type
+
+        def steps() -> Tensor:
+            # what autocast has converted before is freed when it ends, but the graph would still read it
+            dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+            with torch.autocast(device, dtype, enabled=enabled, cache_enabled=False):
+                return run(fixed, scale, fixed_x_RlC)
+
+        self._again, self._result = record(steps)
+
+    def replay(self, rows: SamplingState, x_RlC: Tensor) -> Tensor:
+        torch._foreach_copy_(self._fixed, [x_RlC, rows.head_modulation, *rows.modulations])
+        self._again()
+        return self._result.clone()  # the next replay writes over it
+
+
+def record_scales(model: NextScaleTransformer, record: Record | None = None) -> NextScaleTransformer:
+    """Sample from recorded scales, in place: after `compile_blocks`, if blocks are compiled, and on the final device.
+
+    Args:
+        record: how; CUDA graphs by default.
+
+    Raises:
+        UserError: no GPU, or a strategy that keeps a cache.
+    """
+    if record is None:
+        if next(model.parameters()).device.type != "cuda":
+            raise UserError("CUDA graphs: the model is on no GPU; leave them out, or move it there first")
+        record = RecordOnGPU()
+    model.replay_rows = ScaleGraphs(model, record)
+    return model
+
+
+# Compiled blocks: every scale has its own shapes, and each is compiled once for all blocks.
+
+
+SHAPES_OF_A_SCALE = 4
+"""Allowed variants of a block at one scale: with and without guidance, a last chunk of rows, and one to spare."""
+
+
+def compile_blocks(model: NextScaleTransformer, **options: Any) -> NextScaleTransformer:
+    """`torch.compile` every block, in place; the first run of each scale and batch size compiles.
+
+    torch gives up on a function after 8 variants, fewer than there are scales, so that limit is raised.
+
+    Args:
+        options: of `torch.compile`; shapes are static by default (``dynamic=False``).
+    """
+    needed = SHAPES_OF_A_SCALE * model.pyramid.num_scales
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, needed)
+    for block in model.blocks:
+        block.compile(**{"dynamic": False, **options})
+    return model
+
+
+# Weights in bf16 for sampling under autocast: what autocast would make of them at every call, made once.
+
+
+def weights_in_bf16(model: NextScaleTransformer) -> NextScaleTransformer:
+    """Keep the weights of the products in bf16, in place: half the memory, and under autocast the same numbers.
+
+    Without gradients autocast converts every weight anew at every call. What it leaves in float32 stays so: query
+    scales and norms, whose rounding would shift every score, and the inputs' embeddings, positions and history, which
+    a step makes with autocast off. To be run under autocast; the weights that were in float32 are gone.
+    """
+    for part in (model.condition, model.blocks, model.head):
+        for module in part.modules():
+            if isinstance(module, nn.Linear):
+                module.to(torch.bfloat16)
+    return model
+
+
+def prepare(model: NextScaleTransformer, precision: str, *, compiled: bool = False, graphs: bool = False) -> None:
+    """Make a loaded model ready for `computing` in ``precision``, in place; compile its blocks and record its scales if
+    asked for. Raises `UserError` as `record_scales`."""
+
+    if precision == "bf16":
+        weights_in_bf16(model)
+    if compiled:
+        compile_blocks(model)
+    if graphs:
+        record_scales(model)
