@@ -23,6 +23,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from mvar_lightning.callbacks.base import is_rehearsal, run_folder
 from mvar_lightning.errors import UserError
+from mvar_lightning.tools.files import write
 
 VALIDATION = "epoch_loop.val_loop.batch_progress"
 
@@ -238,17 +239,13 @@ def requeue(trainer: pl.Trainer) -> None:
     rank_zero_info(f"scontrol requeue {job}: {'done' if status == 0 else f'failed with status {status}'}")
 
 
-# Checkpoints that are whole or not there: written aside on the same file system, on the disk, then renamed.
-#
-# Lightning's own writer goes through the system's temporary folder. Where that is another file system (on most
-# clusters), its last act is a copy over the old checkpoint, and a kill in the middle of it leaves neither.
-
-
 class DurableCheckpointIO(TorchCheckpointIO):
     """Lightning's reader, and a writer that a crash, a kill or a full disk cannot make lose the checkpoint before.
 
-    The file being written is ``.NAME.partial`` beside it; what a killed run left there is overwritten by the next.
-    Twice the size of a checkpoint must be free.
+    Lightning's own writer goes through the system's temporary folder. Where that is another file system (on most
+    clusters), its last act is a copy over the old checkpoint, and a kill in the middle of it leaves neither. Here the
+    file is written beside the old one, straight to the disk: 2B parameters with their moments are 24 GB, which another
+    copy in memory would double. Twice the size of a checkpoint must be free.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
@@ -257,65 +254,15 @@ class DurableCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         path = Path(path)
-        aside = path.with_name(f".{path.name}.partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _write(checkpoint, aside)
-            aside.replace(path)
-            _sync(path.parent)
+            write(path, lambda file: torch.save(checkpoint, file), durable=True)
         except OSError as error:
-            aside.unlink(missing_ok=True)
             before = "the one written before it is intact" if path.is_file() else "there is none yet"
             raise UserError(
                 f"checkpoint {path}: could not be written ({error.strerror}; {_free(path)} free); {before}; make room "
                 "or mend the disk, then run the same command again"
             ) from error
-
-
-def _write(checkpoint: dict[str, Any], path: Path) -> None:
-    """Straight to the file: 2B parameters with their moments are 24 GB, which another copy in memory would double.
-
-    torch's writer tells of a failed write in words of its own; the error beneath is told instead.
-    """
-    with path.open("wb") as file:
-        watched: Any = _Watched(file)
-        try:
-            torch.save(checkpoint, watched)
-        except RuntimeError as error:
-            if watched.error is not None:
-                raise watched.error from error
-            raise
-        file.flush()
-        os.fsync(file.fileno())
-
-
-class _Watched:
-    """A file that remembers why it could not be written."""
-
-    def __init__(self, file: Any) -> None:
-        self.file = file
-        self.error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        try:
-            return int(self.file.write(data))
-        except OSError as error:
-            self.error = self.error or error
-            raise
-
-    def flush(self) -> None:
-        self.file.flush()
-
-
-def _sync(folder: Path) -> None:
-    """Put the new name on the disk; some file systems know no such thing for folders."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)
 
 
 def _free(path: Path) -> str:

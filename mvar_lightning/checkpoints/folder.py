@@ -6,7 +6,6 @@ Where a checkpoint is asked for, a run's folder stands for the ``model/`` in it.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from mvar_lightning.checkpoints.assign import M, check_fit, fill, on_meta, shapes_of
 from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer import MultiScaleTokenizer, check_pair, fingerprint
-from mvar_lightning.tools.files import read_json, read_safetensors, read_torch, write_tensors
+from mvar_lightning.tools.files import read_json, read_safetensors, read_torch, write_json, write_tensors
 from mvar_lightning.transformer import NextScaleTransformer
 
 CONFIG, MODEL, TOKENIZER = "config.json", "model.safetensors", "tokenizer.safetensors"
@@ -87,7 +86,7 @@ def save(path: str | Path, model: NextScaleTransformer | None, tokenizer: MultiS
         write_tensors(new / TOKENIZER, _state(tokenizer))
         if model is not None:
             write_tensors(new / MODEL, _state(model))
-        (new / CONFIG).write_text(json.dumps(record.as_plain(), indent=2) + "\n", encoding="utf-8")
+        write_json(new / CONFIG, record.as_plain())
         _swap(path, new, old)
 
 

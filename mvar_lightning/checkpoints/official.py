@@ -39,7 +39,7 @@ from mvar_lightning.checkpoints.official_sizes import (
 from mvar_lightning.errors import UserError
 from mvar_lightning.pyramid import ScalePyramid
 from mvar_lightning.tokenizer import MultiScaleTokenizer
-from mvar_lightning.tools.files import read_safetensors, read_torch, write_tensors, written_aside
+from mvar_lightning.tools.files import read_safetensors, read_torch, write_tensors, writing
 from mvar_lightning.transformer import LlamaBlocks, NextScaleTransformer, NoHistory, SlidingWindowHistory, VARBlocks
 
 MODEL_PLACES = ((), ("trainer", "var_wo_ddp"), ("trainer", "mvar_wo_ddp"), ("mvar_wo_ddp",), ("var_wo_ddp",))
@@ -125,7 +125,11 @@ def export_official(
         UserError: a model or tokenizer that the references do not have, or a folder that does not exist.
     """
     states = reference_state(model), tokenizer_reference_state(tokenizer)
-    with written_aside(model_path, tokenizer_path) as asides:
+    targets = [Path(model_path), Path(tokenizer_path)]
+    for target in targets:
+        if not target.parent.is_dir():
+            raise UserError(f"{target}: the folder {target.parent} does not exist")
+    with writing(*targets) as asides:
         for aside, state in zip(asides, states, strict=True):
             write_tensors(aside, state)
 

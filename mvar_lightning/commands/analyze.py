@@ -120,12 +120,13 @@ def run_perturb(args: argparse.Namespace) -> int:
 
 def run_scaling(args: argparse.Namespace) -> int:
     from mvar_lightning.evaluation.papers import scaling
-    from mvar_lightning.runs.run import read_json
+    from mvar_lightning.runs.run import DAMAGED
+    from mvar_lightning.tools.files import read_json
 
     folder = Path(args.sweep)
     if not (folder / "sweep.json").is_file():
         raise UserError(f"{folder}: has no sweep.json; give the folder of a finished `mvar sweep`")
-    content = read_json(folder / "sweep.json")
+    content = read_json(folder / "sweep.json", DAMAGED)
     runs = content.get("runs") if isinstance(content, dict) else None
     if not isinstance(runs, list):
         raise UserError(f"{folder / 'sweep.json'}: holds no runs; make it anew with mvar sweep")

@@ -6,7 +6,6 @@ an index is complete.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mvar_lightning.errors import UserError
+from mvar_lightning.tools.files import sha256_of
 
 INDEX_NAME = "index.json"
 FORMAT = "mvar-shards-1"
@@ -182,11 +182,6 @@ def presence_problem(path: Path, shard: ShardInfo) -> str | None:
     if size != shard.bytes:
         return f"{shard.name}: {size} bytes instead of {shard.bytes} (cut off or replaced)"
     return None
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def count_samples(path: Path) -> int:

@@ -8,7 +8,6 @@ N images of a part, F features, C classes, S spatial features, B batch, HW pixel
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from mvar_lightning.errors import UserError
 from mvar_lightning.evaluation.image_sources import ImageSource
 from mvar_lightning.metrics import FeatureExtractor, FeatureMoments
 from mvar_lightning.metrics.moments import DAMAGED, open_arrays, write_arrays
-from mvar_lightning.tools.files import read_json, written_aside
+from mvar_lightning.tools.files import check_claim, claim
 
 ABOUT = "about.json"
 KINDS = ("features", "logits", "spatial")
@@ -35,30 +34,20 @@ class FeatureStore:
 
     def check(self, about: Mapping[str, Any]) -> None:
         """Raise UserError where the folder holds features of other images, or other features of them."""
-        note = self.folder / ABOUT
-        if not note.exists():
-            return
-        found = read_json(note)
-        for name, value in json.loads(json.dumps(about)).items():
-            theirs = found.get(name) if isinstance(found, dict) else None
-            if theirs != value:
-                raise UserError(
-                    f"{self.folder}: holds features with {name} {theirs}, these have {value}; "
-                    "choose another --out folder, or remove that one"
-                )
+        check_claim(self.folder / ABOUT, about, self._refusal)
 
     def claim(self, about: Mapping[str, Any]) -> None:
         """Make the folder and note in it what it is of. Raises UserError as `check`, or where it cannot be written."""
-        self.check(about)
-        note = self.folder / ABOUT
-        if note.exists():
-            return
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with written_aside(note) as (aside,):
-                aside.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+            claim(self.folder / ABOUT, about, self._refusal)
         except OSError as error:
             raise UserError(f"{self.folder}: cannot be written ({error.strerror}); choose another --out") from error
+
+    def _refusal(self, name: str, theirs: Any, ours: Any) -> str:
+        return (
+            f"{self.folder}: holds features with {name} {theirs}, these have {ours}; "
+            "choose another --out folder, or remove that one"
+        )
 
     def _file(self, part: int) -> Path:
         return self.folder / f"part-{part:05d}.npz"

@@ -28,7 +28,7 @@ from mvar_lightning.metrics import (
 )
 from mvar_lightning.metrics.precision_recall import NEIGHBORS
 from mvar_lightning.tools.drawing import enlarge, make_grid, to_image
-from mvar_lightning.tools.files import written_aside
+from mvar_lightning.tools.files import writing
 
 MAX_REFERENCE, MAX_GENERATED = 10_000, 50_000
 """Images that precision and recall look at, as published; a fixed random choice where there are more."""
@@ -330,7 +330,7 @@ def write_report(
     told = "".join(f"- {name.replace('_', ' ')}: {value}\n" for name, value in about.items() if value is not None)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with written_aside(*targets) as (numbers, table, picture):
+        with writing(*targets) as (numbers, table, picture):
             numbers.write_text(json.dumps({**about, **report.content()}, indent=2) + "\n", encoding="utf-8")
             table.write_text(f"{report.markdown('Generated images')}\n{told}", encoding="utf-8")
             to_image(make_grid(enlarge(image_N3HW), columns)).save(picture)

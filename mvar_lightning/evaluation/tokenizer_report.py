@@ -17,7 +17,7 @@ from torch import Tensor
 from mvar_lightning.errors import UserError
 from mvar_lightning.evaluation.strips import progressive_picture
 from mvar_lightning.tools.drawing import make_pairs, to_image
-from mvar_lightning.tools.files import written_aside
+from mvar_lightning.tools.files import writing
 from mvar_lightning.tools.plots import COLORS, figure_of
 
 
@@ -213,7 +213,7 @@ def write_evaluation(report: TokenizerReport, about: Mapping[str, Any], folder: 
     targets = [folder / name for name in FILES]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with written_aside(*targets) as (numbers, table, pairs, strips, usage):
+        with writing(*targets) as (numbers, table, pairs, strips, usage):
             numbers.write_text(json.dumps({**about, **report.content()}, indent=2) + "\n", encoding="utf-8")
             table.write_text(_markdown(report, about), encoding="utf-8")
             to_image(make_pairs(report.examples.image_N3HW, report.examples.again_N3HW)).save(pairs)

@@ -6,7 +6,6 @@ B batch, N classes, F features, HW pixels.
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,11 +17,12 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mvar_lightning.errors import UserError
+from mvar_lightning.tools.files import write_json, write_tensors
 
 FORMAT = "mvar-lightning classifier 1"
 MAX_SIDE = 64
@@ -172,7 +172,7 @@ def class_consistency(model: DatasetClassifier, image_B3HW: Tensor, label_B: Ten
 
 
 def save_classifier(model: DatasetClassifier, file: Path) -> None:
-    """Write ``file`` (safetensors) and beside it a JSON of its sizes and score, each aside and then renamed."""
+    """Write ``file`` (safetensors) and beside it a JSON of its sizes and score, each whole."""
     file.parent.mkdir(parents=True, exist_ok=True)
     about = {
         "format": FORMAT,
@@ -180,18 +180,9 @@ def save_classifier(model: DatasetClassifier, file: Path) -> None:
         "accuracy": model.score.accuracy,
         "validation_images": model.score.images,
     }
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     # the weights go last: whoever sees them finds the description already there
-    aside = _aside(file.with_suffix(".json"))
-    aside.write_text(json.dumps(about, indent=2) + "\n")
-    aside.replace(file.with_suffix(".json"))
-    aside = _aside(file)
-    save_file(tensors, aside)
-    aside.replace(file)
-
-
-def _aside(file: Path) -> Path:
-    return file.with_name(f".{file.name}.{os.getpid()}")
+    write_json(file.with_suffix(".json"), about)
+    write_tensors(file, model.state_dict())
 
 
 def load_classifier(file: Path) -> DatasetClassifier:

@@ -6,7 +6,6 @@ float32 features.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 from abc import abstractmethod
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch.nn import functional as F
 
 from mvar_lightning.errors import UserError
 from mvar_lightning.metrics.classifier import DatasetClassifier, load_classifier
+from mvar_lightning.tools.files import sha256_of
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_ADDRESS = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
@@ -161,7 +161,7 @@ class InceptionFeatures(FeatureExtractor):
                 f"Inception weights {path}: no such file; download {INCEPTION_FILE} from {INCEPTION_ADDRESS}"
             )
         expected = INCEPTION_FILE.removesuffix(".pth").rpartition("-")[2]
-        found = _sha256(file)
+        found = sha256_of(file)
         if not found.startswith(expected):
             raise UserError(
                 f"Inception weights {path}: SHA-256 starts with {found[:8]}, not {expected}; "
@@ -196,11 +196,6 @@ class InceptionFeatures(FeatureExtractor):
 
 def _bytes(image_B3HW: Tensor) -> Tensor:
     return image_B3HW.mul(255).round().clamp(0, 255).to(torch.uint8)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _describe(value: object) -> str:

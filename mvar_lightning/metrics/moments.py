@@ -6,7 +6,6 @@ N images, F features, S spatial features.
 from __future__ import annotations
 
 import lzma
-import os
 import struct
 import tokenize
 import zipfile
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from mvar_lightning.errors import UserError
+from mvar_lightning.tools.files import write
 
 
 @dataclass(frozen=True)
@@ -223,16 +223,9 @@ def _array(path: Path, file: Any, name: str) -> np.ndarray:
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write an npz, aside first and then renamed. Raises UserError where it cannot be written."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write an npz, whole and on the disk. Raises UserError where it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("wb") as stream:
-            np.savez(stream, **arrays)  # type: ignore[arg-type]
-            stream.flush()
-            os.fsync(stream.fileno())
-        aside.replace(path)
+        write(path, lambda file: np.savez(file, **arrays), durable=True)  # type: ignore[arg-type]
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); free some space or choose another") from error
-    finally:
-        aside.unlink(missing_ok=True)

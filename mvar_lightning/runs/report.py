@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mvar_lightning.runs.run import Run, read_json, write_json
+from mvar_lightning.runs.run import DAMAGED, Run
+from mvar_lightning.tools.files import read_json, write_json
 
 if TYPE_CHECKING:
     from mvar_lightning.runs.recipe import SuiteCLI
@@ -55,7 +56,7 @@ def print_report(run: Run) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    report = read_json(run.metrics_file)
+    report = read_json(run.metrics_file, DAMAGED)
     table = Table(title=str(run.recipe), show_header=False)
     table.add_row("steps", f"{report['steps']:,} in {report['seconds']:.0f} s")
     table.add_row("parameters", f"{report['parameters']:,}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -15,13 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mvar_lightning.errors import UserError
-from mvar_lightning.tools.files import FolderLock, check_free
+from mvar_lightning.tools.files import Lock, check_claim, claim
 from mvar_lightning.tools.processes import is_lost_process, is_main, started_by_lightning
 
 if TYPE_CHECKING:
     from lightning import Trainer
 
 RUNS = Path("runs")
+
+DAMAGED = "cannot be read ({error}); remove it and run again"
+"""What is said of a file of a run that is no JSON."""
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 
@@ -39,6 +41,20 @@ class Run:
     recipe: Path
     overrides: tuple[str, ...]
     folder: Path
+
+    @property
+    def stamp(self) -> Path:
+        """The note of whose folder it is (`identity`)."""
+        return self.folder / "run.json"
+
+    @property
+    def lock(self) -> Lock:
+        """Held by rank zero for as long as the run lasts."""
+        return Lock(
+            self.folder / ".lock",
+            f"run folder {self.folder}: another run is at work in it ({{owner}}); wait for it or stop it, or name "
+            "another folder with --run-folder",
+        )
 
     @property
     def metrics_file(self) -> Path:
@@ -69,13 +85,8 @@ class Run:
         with self._writing():
             pass
         self._remove(new)
-        check_free(self.folder)
-        stamp = self.folder / "run.json"
-        if stamp.exists() and read_json(stamp) != self.identity():
-            raise UserError(
-                f"run folder {self.folder} belongs to another version of {self.recipe} or other overrides; "
-                "remove it, or train anew with --fresh (make train FRESH=1), or name another with --run-folder"
-            )
+        self.lock.check()
+        check_claim(self.stamp, self.identity(), self._refusal)
 
     def claim(self) -> None:
         """Make the folder this run's, or check that it is.
@@ -84,18 +95,22 @@ class Run:
         """
         if not is_main():
             return
-        stamp = self.folder / "run.json"
         with self._writing():
-            if not stamp.exists():
-                write_json(stamp, self.identity())
+            claim(self.stamp, self.identity(), self._refusal)
         self.check()
+
+    def _refusal(self, *setting: Any) -> str:
+        return (
+            f"run folder {self.folder} belongs to another version of {self.recipe} or other overrides; "
+            "remove it, or train anew with --fresh (make train FRESH=1), or name another with --run-folder"
+        )
 
     def forget(self) -> None:
         """Remove the folder of an earlier run. Raises `UserError` where it is no run's folder."""
         if not is_main() or not self.folder.exists():
             return
-        check_free(self.folder)
-        if [*self.folder.rglob("run.json")] != [self.folder / "run.json"]:
+        self.lock.check()
+        if [*self.folder.rglob(self.stamp.name)] != [self.stamp]:
             raise UserError(
                 f"run folder {self.folder}: is not the folder of one run alone, so it is not removed; "
                 "name another with --run-folder, or remove it yourself"
@@ -125,7 +140,7 @@ class Run:
             KeyboardInterrupt: the run was told to stop.
         """
         new = self._missing() if is_main() else []
-        lock = FolderLock(self.folder)
+        lock = self.lock
         if is_main():
             with self._writing():
                 if alone:
@@ -203,17 +218,3 @@ def read_recipe(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"recipe {path}: must be a mapping with trainer, model and data")
     return content
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write aside, then rename: a reader never sees half a file."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(value, indent=2) + "\n")
-    aside.replace(path)
-
-
-def read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); remove it and run again") from error

@@ -212,10 +212,11 @@ def _runs(sweep: Sweep, out: Path, overrides: list[str]) -> Iterator[tuple[str, 
 
 def _is_finished(run: Run) -> bool:
     """Whether a run that is not asked for lies in the folder, of the same recipe and overrides."""
-    from mvar_lightning.runs.run import read_json
+    from mvar_lightning.runs.run import DAMAGED
+    from mvar_lightning.tools.files import read_json
 
     stamp = run.folder / "run.json"
-    return run.metrics_file.is_file() and stamp.is_file() and read_json(stamp) == run.identity()
+    return run.metrics_file.is_file() and stamp.is_file() and read_json(stamp, DAMAGED) == run.identity()
 
 
 def _check(runs: list[tuple[str, int, Run]]) -> None:

@@ -294,9 +294,10 @@ def _results(sweep: Sweep, runs: list[tuple[str, int, Run]]) -> SweepResults:
 
 
 def _report(run: Run) -> dict[str, Any]:
-    from mvar_lightning.runs.run import read_json
+    from mvar_lightning.runs.run import DAMAGED
+    from mvar_lightning.tools.files import read_json
 
-    report = read_json(run.metrics_file)
+    report = read_json(run.metrics_file, DAMAGED)
     if not isinstance(report, dict) or not isinstance(report.get("metrics"), dict) or "steps" not in report:
         raise UserError(f"{run.metrics_file}: is no report of a run; remove it and sweep again")
     return report
@@ -307,7 +308,7 @@ def _write(results: SweepResults, out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from mvar_lightning.runs.run import write_json
+    from mvar_lightning.tools.files import write_json
 
     head, *body = results.rows()
     table = Table()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import resource
 import sys
@@ -33,6 +32,7 @@ from mvar_lightning.sampling.noise import NUM_SEEDS
 from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.tools.compute import computing
 from mvar_lightning.tools.drawing import PictureWriter, enlarge, from_image, make_grid, to_png
+from mvar_lightning.tools.files import claim, write
 from mvar_lightning.transformer import NextScaleTransformer
 from mvar_lightning.transformer.acceleration import prepare
 
@@ -113,24 +113,16 @@ def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
     Raises:
         UserError: it cannot be written, or holds images of other settings.
     """
-    note = folder / SETTINGS_FILE
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not note.exists():
-            aside = folder / f".{SETTINGS_FILE}.{os.getpid()}"
-            aside.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-            aside.replace(note)
-        found = json.loads(note.read_text(encoding="utf-8"))
+        claim(
+            folder / SETTINGS_FILE,
+            settings,
+            lambda name, theirs, ours: (
+                f"--out {folder}: holds images with {name} {theirs}, these have {ours}; choose another --out folder"
+            ),
+        )
     except OSError as error:
         raise UserError(f"--out {folder}: cannot be written ({error.strerror}); choose another folder") from error
-    except ValueError as error:
-        raise UserError(f"{note}: is damaged ({error}); choose another --out folder") from error
-    for name, value in settings.items():
-        theirs = found.get(name) if isinstance(found, dict) else None
-        if theirs != value:
-            raise UserError(
-                f"--out {folder}: holds images with {name} {theirs}, these have {value}; choose another --out folder"
-            )
 
 
 def weights_hash(*modules: NextScaleTransformer | MultiScaleTokenizer) -> str:
@@ -204,27 +196,28 @@ def write_archive(folder: Path, jobs: Sequence[Picture], file: Path | None = Non
     labels_N, digest = np.array([job.label for job in jobs], dtype=np.int64), _digest_of(folder, jobs)
     if file.exists() and _comment_of(file) == digest:
         return file
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        with zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED) as archive:
-            archive.comment = digest
-            with archive.open("arr_0.npy", "w", force_zip64=True) as member:
-                for index, job in enumerate(jobs):
-                    pixels_HW3 = np.asarray(Image.open(folder / job.file).convert("RGB"))
-                    if index == 0:
-                        shape = (len(jobs), *pixels_HW3.shape)
-                        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-                        np.lib.format.write_array_header_2_0(member, header)  # type: ignore[no-untyped-call]
-                    member.write(pixels_HW3.tobytes())
-            with archive.open("arr_1.npy", "w") as member:
-                np.lib.format.write_array(member, labels_N, allow_pickle=False)
-        aside.replace(file)
+        write(file, lambda stream: _write_npz(stream, folder, jobs, labels_N, digest))
     except OSError as error:
-        aside.unlink(missing_ok=True)
         raise UserError(
             f"{file}: cannot be written ({error.strerror}); free some space or choose another --out"
         ) from error
     return file
+
+
+def _write_npz(stream: Any, folder: Path, jobs: Sequence[Picture], labels_N: np.ndarray, digest: bytes) -> None:
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+        archive.comment = digest
+        with archive.open("arr_0.npy", "w", force_zip64=True) as member:
+            for index, job in enumerate(jobs):
+                pixels_HW3 = np.asarray(Image.open(folder / job.file).convert("RGB"))
+                if index == 0:
+                    shape = (len(jobs), *pixels_HW3.shape)
+                    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                    np.lib.format.write_array_header_2_0(member, header)  # type: ignore[no-untyped-call]
+                member.write(pixels_HW3.tobytes())
+        with archive.open("arr_1.npy", "w") as member:
+            np.lib.format.write_array(member, labels_N, allow_pickle=False)
 
 
 def _digest_of(folder: Path, jobs: Sequence[Picture]) -> bytes:

@@ -9,7 +9,6 @@ Shapes: B batch, C channels of a VGG level, HW pixels, hw map of a level.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.resources import files
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer.losses import LossPart
 from mvar_lightning.tokenizer.tokenizer import TokenizerOutput
+from mvar_lightning.tools.files import sha256_of
 
 VGG_FILE = "vgg16-397923af.pth"
 VGG_HASH = "397923af"
@@ -150,7 +150,7 @@ def _read(file: Path) -> Mapping[str, Any]:
     if not file.is_file():
         raise UserError(f"VGG16 weights {file}: no such file; {WAY_OUT}")
     if file.name == VGG_FILE:
-        found = _sha256(file)
+        found = sha256_of(file)
         if not found.startswith(VGG_HASH):
             raise UserError(f"VGG16 weights {file}: SHA-256 starts with {found[:8]}: damaged; {WAY_OUT}")
     try:
@@ -175,11 +175,6 @@ def _heads() -> list[nn.Parameter]:
         raise UserError(f"LPIPS heads {file}: no such file; install torchmetrics again, it brings them")
     state = torch.load(file, map_location="cpu", weights_only=True)
     return [nn.Parameter(state[f"lin{level}.model.1.weight"][0]) for level in range(len(STAGES))]
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 # A network that is used in training but neither trained nor saved.

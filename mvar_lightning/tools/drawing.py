@@ -5,7 +5,6 @@ B batch, N images, R rows, L all tokens, K scales, HW pixels; picture_3HW is one
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -17,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from mvar_lightning.errors import UserError
+from mvar_lightning.tools.files import write
 
 MIN_SIDE = 64
 """Images narrower than this are enlarged (nearest pixel, whole factor), so that a 16-pixel digit can be seen."""
@@ -81,15 +81,11 @@ def from_image(image: Image.Image) -> Tensor:
 
 
 def to_png(picture_3HW: Tensor, file: Path) -> None:
-    """Write a picture as PNG: aside first, then renamed, so that a half-written file is never seen."""
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    """Write a picture as PNG, whole. Raises `UserError` where it cannot be written."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        to_image(picture_3HW).save(aside, format="PNG")
-        aside.replace(file)
+        write(file, lambda stream: to_image(picture_3HW).save(stream, format="PNG"))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
         raise UserError(
             f"picture {file}: cannot be written ({error.strerror}); free some space or choose another folder"
         ) from error

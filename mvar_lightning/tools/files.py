@@ -1,13 +1,16 @@
-"""Reading and writing files of tensors. Nothing in a file is ever executed.
+"""Files: read safely, write whole, lock, claim by settings. Nothing in a file is ever executed.
 
 PyTorch files are read with ``weights_only`` and, where their form allows, memory-mapped: tensors then take memory
-only as they are copied out.
+only as they are copied out. torch itself is imported only by what reads or writes tensors.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import glob
+import hashlib
+import io
 import json
 import os
 import re
@@ -15,17 +18,17 @@ import socket
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from typing import IO, TYPE_CHECKING, Any
 
 from mvar_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Reading
 
 
 def read_torch(path: str | Path) -> Any:
@@ -34,6 +37,8 @@ def read_torch(path: str | Path) -> Any:
     Raises:
         UserError: no such file, a truncated or foreign file, or one that holds anything but tensors and plain values.
     """
+    import torch
+
     path = existing_file(path)
     try:
         with warnings.catch_warnings():
@@ -61,6 +66,8 @@ def read_torch(path: str | Path) -> Any:
 
 def read_safetensors(path: str | Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file, on the CPU. Raises `UserError` where it cannot be read."""
+    from safetensors import safe_open
+
     path = existing_file(path)
     try:
         with safe_open(path, framework="pt") as file:
@@ -71,13 +78,13 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: not a readable safetensors file (truncated, or of another kind): {error}") from error
 
 
-def read_json(path: str | Path) -> Any:
-    """The content of a JSON file. Raises `UserError` where it cannot be read."""
+def read_json(path: str | Path, damaged: str = "not readable as JSON: {error}") -> Any:
+    """The content of a JSON file. Raises `UserError` where there is none, or with ``damaged`` where it is no JSON."""
     path = existing_file(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not readable as JSON: {error}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: {damaged.format(error=error)}") from error
 
 
 def existing_file(path: str | Path) -> Path:
@@ -88,103 +95,131 @@ def existing_file(path: str | Path) -> Path:
     return path
 
 
+def sha256_of(*paths: Path) -> str:
+    """Hex digest of the content of files, one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+# Writing: a file is whole, or not there
+
+
+def write(path: Path, content: bytes | str | Callable[[IO[bytes]], object], *, durable: bool = False) -> None:
+    """Write a file aside and rename it: a reader never sees half of it, and a failure leaves the one before.
+
+    Args:
+        path: in a folder that exists.
+        content: what to write; text is UTF-8. A function is given the open file.
+        durable: the content lies on the disk before the name is given (see `writing`).
+
+    Raises:
+        OSError: it cannot be written. Also where ``content`` is a function that wraps such an error in one of its own,
+            as torch's writer does.
+    """
+    with writing(path, durable=durable) as (aside,), _Watched(io.FileIO(aside, "wb")) as file:
+        if not callable(content):
+            file.write(content.encode() if isinstance(content, str) else content)
+            return
+        try:
+            content(file)
+        except RuntimeError as error:
+            if file.error is not None:
+                raise file.error from error
+            raise
+
+
+def write_json(path: Path, value: Any, *, durable: bool = False) -> None:
+    """Write a value as JSON, as `write` does."""
+    write(path, json.dumps(value, indent=2) + "\n", durable=durable)
+
+
 def write_tensors(path: str | Path, state: Mapping[str, Tensor]) -> None:
-    """Write as safetensors where the name says so, else as ``torch.save`` does."""
+    """Write as safetensors where the name says so, else as ``torch.save`` does; as `write` does."""
+    import torch
+    from safetensors.torch import save_file
+
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
-    if Path(path).suffix == ".safetensors":
-        save_file(state, path)
-    else:
-        torch.save(state, path)
+    with writing(Path(path)) as (aside,):
+        if Path(path).suffix == ".safetensors":
+            save_file(state, aside)
+        else:
+            torch.save(state, aside)
 
 
 @contextmanager
-def written_aside(*targets: str | Path) -> Iterator[list[Path]]:
-    """Paths to write to in place of ``targets``; they take the targets' names only if nothing fails."""
-    asides: list[Path] = []
+def writing(*targets: Path, durable: bool = False) -> Iterator[list[Path]]:
+    """Paths to write to in place of ``targets``, which take the targets' names together, if nothing fails.
+
+    The files aside lie beside their targets, so that a rename is all it takes. What was written there has the mode that
+    the umask gives, whoever wrote it (safetensors would make it the owner's alone).
+
+    Args:
+        durable: put the content, and then its name, on the disk first: a machine that loses its power then has the
+            old file or the new one. What killed processes left beside it is removed.
+    """
+    asides = [target.with_name(f".partial-{os.getpid()}-{target.name}") for target in targets]  # same suffixes
     try:
-        for target in map(Path, targets):
-            if not target.parent.is_dir():
-                raise UserError(f"{target}: the folder {target.parent} does not exist")
-            handle, name = tempfile.mkstemp(prefix=".aside-", suffix=target.suffix, dir=target.parent)
-            os.close(handle)
-            asides.append(Path(name))
+        modes = []
+        for target, aside in zip(targets, asides, strict=True):
+            if durable:
+                _sweep(target)
+            aside.open("wb").close()
+            modes.append(aside.stat().st_mode)
         yield asides
-        for aside, path in zip(asides, targets, strict=True):
-            aside.chmod(0o666 & ~_umask())
-            aside.replace(path)
+        for target, aside, mode in zip(targets, asides, modes, strict=True):
+            if aside.stat().st_mode != mode:
+                aside.chmod(mode)
+            if durable:
+                _sync(aside)
+            aside.replace(target)
+        if durable:
+            for folder in {target.parent for target in targets}:
+                with suppress(OSError):  # some file systems know no such thing for folders
+                    _sync(folder)
     finally:
         for aside in asides:
-            aside.unlink(missing_ok=True)
+            with suppress(OSError):  # the disk may have gone with what was being written
+                aside.unlink(missing_ok=True)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+class _Watched(io.BufferedWriter):
+    """A file that remembers why it could not be written."""
 
+    error: OSError | None = None
 
-# One run at a time in a folder: a lock that the system gives back when its process ends, however it ends.
-
-
-NAME = ".lock"
-
-
-class FolderLock:
-    """Held by rank zero for as long as its run lasts.
-
-    A record lock (`fcntl.lockf`): it belongs to the process alone, so that neither data workers nor other children keep
-    it alive, and network file systems that lock at all (NFS, Lustre with flock, GPFS) know it across nodes. Where the
-    file system cannot lock, the run goes on without.
-    """
-
-    _held: dict[Path, FolderLock] = {}  # noqa: RUF012 (of the process: closing any handle of the file would drop its lock)
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / NAME
-        self._handle: int | None = None
-
-    def take(self) -> None:
-        """Raises `UserError` where another process has it."""
-        if self.path.resolve() in self._held:
-            return
-        handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+    def write(self, data: Any) -> int:
         try:
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return super().write(data)
         except OSError as error:
-            owner = os.read(handle, 200).decode(errors="replace").strip()
-            os.close(handle)
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise UserError(
-                    f"run folder {self.path.parent}: another run is at work in it ({owner or 'just started'}); "
-                    "wait for it or stop it, or name another folder with --run-folder"
-                ) from None
-            return  # no locks on this file system
-        os.ftruncate(handle, 0)
-        told = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
-        os.write(handle, told.encode())
-        self._handle = handle
-        self._held[self.path.resolve()] = self
-
-    def release(self) -> None:
-        if self._handle is not None:
-            self._held.pop(self.path.resolve(), None)
-            os.close(self._handle)
-            self._handle = None
+            self.error = self.error or error
+            raise
 
 
-def check_free(folder: Path) -> None:
-    """Raise `UserError` where another process runs in a folder; leaves nothing behind."""
-    if (folder / NAME).is_file():
-        lock = FolderLock(folder)
-        lock.take()
-        lock.release()
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
-# Whether results can be written where they are to go, asked before the work and not after it.
+def _sweep(target: Path) -> None:
+    """Remove what processes that are gone left of this file."""
+    for left in target.parent.glob(f".partial-*-{glob.escape(target.name)}"):
+        with suppress(ValueError, PermissionError):  # not ours, or the process of somebody else
+            try:
+                os.kill(int(left.name.split("-")[1]), 0)
+            except ProcessLookupError:
+                left.unlink(missing_ok=True)
 
 
 def check_folder(folder: Path, option: str = "--out") -> None:
-    """Make a folder, write to it, and leave nothing behind.
+    """Whether results can be written where they are to go, asked before the work and not after it: make the folder,
+    write to it, and leave nothing behind.
 
     Folders that were missing are removed again: a mistake that is found later should leave no empty ones.
 
@@ -211,3 +246,96 @@ def check_folder(folder: Path, option: str = "--out") -> None:
         with suppress(OSError):  # not there, or by now another command's
             for place in new:
                 place.rmdir()
+
+
+# Whose folder it is: locked for the length of a job, claimed for good
+
+
+class Lock:
+    """One job at a time in a folder: a lock on a file in it, which the system gives back however its process ends.
+
+    A record lock (`fcntl.lockf`): it belongs to the process alone, so that neither data workers nor other children keep
+    it alive, and network file systems that lock at all (NFS, Lustre with flock, GPFS) know it across nodes. Where the
+    file system cannot lock, the job goes on without.
+
+    Args:
+        path: of the lock's file; its folder exists.
+        busy: message where another process has it; ``{owner}`` in it becomes that process.
+    """
+
+    # of the process: closing any handle of the file would drop its lock
+    _held: dict[Path, Lock] = {}  # noqa: RUF012
+
+    def __init__(self, path: Path, busy: str) -> None:
+        self.path, self.busy = path, busy
+        self._handle: int | None = None
+
+    def take(self) -> None:
+        """Raises `UserError` where another process, or job of this one, has it; OSError where it cannot be made."""
+        if self.path.resolve() in self._held:
+            raise UserError(self.busy.replace("{owner}", "this process"))
+        handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            owner = os.read(handle, 200).decode(errors="replace").strip()
+            os.close(handle)
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise UserError(self.busy.replace("{owner}", owner or "just started")) from None
+            return  # no locks on this file system
+        os.ftruncate(handle, 0)
+        owner = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+        os.write(handle, owner.encode())
+        self._handle = handle
+        self._held[self.path.resolve()] = self
+
+    def release(self) -> None:
+        if self._handle is not None:
+            self._held.pop(self.path.resolve(), None)
+            os.close(self._handle)
+            self._handle = None
+
+    def check(self) -> None:
+        """Raise `UserError` where another process has it (this one may); leaves nothing behind."""
+        if self.path.is_file() and self.path.resolve() not in self._held:
+            self.take()
+            self.release()
+
+    def __enter__(self) -> Lock:
+        self.take()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+
+Refuse = Callable[[str, Any, Any], str]
+"""(name of a setting, theirs, ours) -> why a folder cannot be taken."""
+
+
+def check_claim(note: Path, settings: Mapping[str, Any], refuse: Refuse) -> bool:
+    """Whether a folder is claimed, by the settings that its note holds.
+
+    Raises:
+        UserError: it is, and a setting differs from ours (the first is told, by ``refuse``); or the note is damaged.
+    """
+    if not note.exists():
+        return False
+    found = read_json(note, f"is damaged ({{error}}); choose another folder, or remove {note.parent} and begin anew")
+    for name, value in json.loads(json.dumps(settings)).items():
+        theirs = found.get(name) if isinstance(found, dict) else None
+        if theirs != value:
+            raise UserError(refuse(name, theirs, value))
+    return True
+
+
+def claim(note: Path, settings: Mapping[str, Any], refuse: Refuse) -> None:
+    """Note in a folder, which is made if it is missing, which settings its content follows from; or check that.
+
+    Raises:
+        UserError: as `check_claim`.
+        OSError: it cannot be written.
+    """
+    if not check_claim(note, settings, refuse):
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_json(note, settings)

@@ -15,15 +15,15 @@ import pytest
 import torch
 
 from mvar_lightning import VARModule
-from mvar_lightning.callbacks import last_checkpoint as checkpoint_io
 from mvar_lightning.callbacks.last_checkpoint import DurableCheckpointIO
 from mvar_lightning.cli import main
 from mvar_lightning.errors import UserError
+from mvar_lightning.tools import files
 
 Recipe = dict[str, Any]
 
 LAST = Path("runs/var/checkpoints/last.ckpt")
-PARTIAL = LAST.with_name(".last.ckpt.partial")
+PARTIAL = ".partial-{process}-last.ckpt"
 
 
 def content(value: float) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def test_a_kill_in_the_middle_of_a_checkpoint_leaves_the_one_before(
 ) -> None:
     writer, path = DurableCheckpointIO(), tmp_path / "last.ckpt"
     writer.save_checkpoint(content(1.0), path)
-    write = checkpoint_io._Watched.write
+    write = files._Watched.write
 
     def killed(file: Any, data: Any) -> int:
         if len(data) > 100_000:
@@ -46,11 +46,11 @@ def test_a_kill_in_the_middle_of_a_checkpoint_leaves_the_one_before(
 
     child = os.fork()
     if child == 0:
-        monkeypatch.setattr(checkpoint_io._Watched, "write", killed)
+        monkeypatch.setattr(files._Watched, "write", killed)
         writer.save_checkpoint(content(2.0), path)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    partial = tmp_path / ".last.ckpt.partial"
+    partial = tmp_path / PARTIAL.format(process=child)
     assert 150_000 < partial.stat().st_size < 400_000
     assert float(writer.load_checkpoint(path, weights_only=True)["weights"][0]) == 1.0
     writer.save_checkpoint(content(3.0), path)
@@ -60,11 +60,11 @@ def test_a_kill_in_the_middle_of_a_checkpoint_leaves_the_one_before(
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     writer, path = DurableCheckpointIO(), tmp_path / "last.ckpt"
-    (tmp_path / ".last.ckpt.partial").symlink_to("/dev/full")
+    (tmp_path / PARTIAL.format(process=os.getpid())).symlink_to("/dev/full")
     with pytest.raises(UserError, match=r"last\.ckpt: could not be written \(No space left on device; .*there is none"):
         writer.save_checkpoint(content(1.0), path)
     writer.save_checkpoint(content(1.0), path)
-    (tmp_path / ".last.ckpt.partial").symlink_to("/dev/full")
+    (tmp_path / PARTIAL.format(process=os.getpid())).symlink_to("/dev/full")
     with pytest.raises(UserError, match="the one written before it is intact"):
         writer.save_checkpoint(content(2.0), path)
     assert float(torch.load(path, weights_only=True)["weights"][0]) == 1.0
@@ -81,7 +81,7 @@ def test_a_run_on_a_full_disk_stops_in_one_line_and_goes_on_later(
 
     def filled(module: VARModule, batch: Any, batch_idx: int) -> Any:
         if module.global_step == 3:
-            PARTIAL.symlink_to("/dev/full")
+            LAST.with_name(PARTIAL.format(process=os.getpid())).symlink_to("/dev/full")
         return step(module, batch, batch_idx)
 
     with monkeypatch.context() as patch:
@@ -112,8 +112,8 @@ def test_a_disk_that_fills_up_elsewhere_is_told_too(
 HOLD = """
 import sys, time
 from pathlib import Path
-from mvar_lightning.tools.files import FolderLock
-FolderLock(Path(sys.argv[1])).take()
+from mvar_lightning.runs.run import Run
+Run(Path("recipe.yaml"), (), Path(sys.argv[1])).lock.take()
 print("held", flush=True)
 time.sleep(60)
 """

@@ -266,17 +266,17 @@ def test_two_processes_write_the_bytes_of_one(make: Make, tokenizer: Path, shard
 
 KILLER = """
 import os, signal
-from mvar_lightning.data import token_making
-whole = token_making.write_aside
+from mvar_lightning.data.tokens import making
+whole = making.write_array
 written = 0
-def write_aside(path, content):
+def write_array(path, content):
     global written
     written += path.name.endswith("0000%d.npy" % (written % 10))
     if written == 3:  # in the middle of the third part
-        path.with_name(f".{path.name}.aside").write_bytes(b"half of it")
+        path.with_name(f".partial-{os.getpid()}-{path.name}").write_bytes(b"half of it")
         os.kill(os.getpid(), signal.SIGKILL)
     whole(path, content)
-token_making.write_aside = write_aside
+making.write_array = write_array
 """
 
 

@@ -26,6 +26,7 @@ from mvar_lightning.data.making import writer as writing
 from mvar_lightning.data.making.shards import ShardLimits, work_path, write_shards
 from mvar_lightning.data.making.sources import Source, scan_folder
 from mvar_lightning.errors import UserError
+from mvar_lightning.tools.files import Lock
 
 
 def make_images(folder: Path, count: int = 40, side: int = 24) -> Path:
@@ -346,14 +347,10 @@ def test_a_killed_make_goes_on_to_the_same_bytes(tmp_path: Path, capsys: pytest.
 
 
 def test_two_at_one_destination_are_refused(images: Path, tmp_path: Path) -> None:
-    import fcntl
-
     folder = work_path(tmp_path / "out")
     folder.mkdir()
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another process is making it"):
-            write_shards(scan_folder(images), tmp_path / "out", resume=True)
+    with Lock(folder / "lock", ""), pytest.raises(UserError, match="another process is making it"):
+        write_shards(scan_folder(images), tmp_path / "out", resume=True)
 
 
 def test_examples_travel_to_other_processes_by_themselves(images: Path) -> None:

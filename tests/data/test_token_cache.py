@@ -150,7 +150,7 @@ def test_an_interrupted_job_goes_on_and_ends_with_the_same_bytes(tmp_path: Path)
         job.finish()
     # a finished part that has changed since is made again, an unfinished one leaves nothing that counts
     cut(tmp_path / "c" / "train" / "000001.npy")
-    (tmp_path / "c" / "val" / ".000000.npy.aside").write_bytes(b"half")
+    (tmp_path / "c" / "val" / ".partial-1234567-000000.npy").write_bytes(b"half")
     again = token_job(tmp_path / "c", views=2)
     again.begin()
     assert [task.part for task in again.todo()] == ["train/000001", "val/000000", "val/000001"]
@@ -229,7 +229,7 @@ def test_a_full_disk_is_one_line_and_keeps_what_is_done(tmp_path: Path, monkeypa
         patch.setattr(token_cache.np.lib.format, "write_array", full)
         with pytest.raises(UserError, match=r"No space left on device.*parts are kept.*the same command again"):
             write_numbered_part(job, second)
-    assert not list((tmp_path / "c").rglob("*.aside"))
+    assert not list((tmp_path / "c").rglob(".partial-*"))
     assert second in job.todo() and first not in job.todo()
 
 

@@ -11,9 +11,7 @@ record; once all are there the shards get their numbers, the index is written, a
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
-import json
 import math
 import os
 import random
@@ -23,12 +21,13 @@ from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from mvar_lightning.data.index import INDEX_NAME, ShardIndex, ShardInfo, SplitIndex
 from mvar_lightning.data.making.sources import Example, Source
 from mvar_lightning.data.making.writer import Chunk, ChunkRecord, ChunkWriter, Progress, WritingFailed, run_chunks
 from mvar_lightning.errors import UserError
+from mvar_lightning.tools.files import Lock, claim
 
 SKIPPED_NAME = "skipped.txt"
 
@@ -250,18 +249,20 @@ class WorkFolder:
             else:
                 prefix = f".{self.destination.name}.partial-"
                 self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=self.destination.parent))
-            lock = (self.path / LOCK_NAME).open("w")
-        with lock:
-            self._lock(lock)
-            try:
-                self._claim()
-                yield
-                with self._telling("writing failed"):
-                    self.shards.rename(self.destination)
+            lock = Lock(
+                self.path / LOCK_NAME, f"destination {self.destination}: another process is making it ({self.path})"
+            )
+            lock.take()
+        try:
+            self._claim()
+            yield
+            with self._telling("writing failed"):
+                self.shards.rename(self.destination)
+            shutil.rmtree(self.path, ignore_errors=True)
+        finally:
+            if not self.keep:
                 shutil.rmtree(self.path, ignore_errors=True)
-            finally:
-                if not self.keep:
-                    shutil.rmtree(self.path, ignore_errors=True)
+            lock.release()
 
     @property
     def kept(self) -> str:
@@ -275,42 +276,22 @@ class WorkFolder:
         if folder.is_mount():
             raise UserError(f"destination {folder}: is a mount point, which cannot be replaced; give a folder in it")
 
-    def _lock(self, lock: IO[str]) -> None:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"destination {self.destination}: another process is making it ({self.path})") from None
-        except OSError:  # some network file systems have no locks
-            return
-
     def _claim(self) -> None:
-        stamp = self.path / PLAN_NAME
         with self._telling("cannot be written"):
             if self.fresh:
                 for folder in (self.shards, self.records):
                     shutil.rmtree(folder, ignore_errors=True)
-                stamp.unlink(missing_ok=True)
+                (self.path / PLAN_NAME).unlink(missing_ok=True)
             for folder in (self.shards, self.records):
                 folder.mkdir(exist_ok=True)
-            if not stamp.exists():
-                aside = stamp.with_suffix(".aside")
-                aside.write_text(json.dumps(self.plan, indent=1))
-                aside.replace(stamp)
-                return
-        try:
-            found = json.loads(stamp.read_text())
-            differing = [
-                f"other {name} ({str(found.get(name))[:8]}, now {str(value)[:8]})"
-                for name, value in self.plan.items()
-                if found.get(name) != value
-            ]
-        except (OSError, ValueError, AttributeError):
-            differing = [f"no readable {PLAN_NAME}"]
-        if differing:
-            raise UserError(
-                f"destination {self.destination}: unfinished work in {self.path} has {differing[0]}; "
-                "go on with the command it was begun with, begin anew with --fresh, or give another destination"
-            )
+            claim(self.path / PLAN_NAME, self.plan, self._refusal)
+
+    def _refusal(self, name: str, theirs: Any, ours: Any) -> str:
+        return (
+            f"destination {self.destination}: unfinished work in {self.path} has other {name} ({str(theirs)[:8]}, now "
+            f"{str(ours)[:8]}); go on with the command it was begun with, begin anew with --fresh, or give another "
+            "destination"
+        )
 
     @contextlib.contextmanager
     def _telling(self, what: str) -> Iterator[None]:

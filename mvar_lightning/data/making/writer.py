@@ -20,10 +20,11 @@ from typing import IO
 from webdataset import TarWriter
 
 from mvar_lightning.data.images import ImageError, decode_rgb, suffix_of
-from mvar_lightning.data.index import ShardInfo, sha256_of
+from mvar_lightning.data.index import ShardInfo
 from mvar_lightning.data.making.sources import Example
 from mvar_lightning.data.transforms import resize_shorter
 from mvar_lightning.errors import UserError
+from mvar_lightning.tools.files import sha256_of, write
 
 Progress = Callable[[int], None]
 """Told the number of samples just written."""
@@ -159,10 +160,8 @@ class ChunkRecord:
     taken: int
 
     def write(self, path: Path) -> None:
-        """Write aside, then rename: a record is there only when its shards are."""
-        aside = path.with_suffix(".aside")
-        aside.write_text(json.dumps(asdict(self)), encoding="utf-8")
-        aside.replace(path)
+        """A record is there only when its shards are."""
+        write(path, json.dumps(asdict(self)))
 
     @classmethod
     def read(cls, path: Path) -> ChunkRecord | None:

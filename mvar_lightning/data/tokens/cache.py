@@ -12,11 +12,8 @@ Legend: n samples of a part, v views, L tokens, V vocabulary.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from mvar_lightning.errors import UserError
+from mvar_lightning.tools.files import sha256_of, write
 
 INDEX_NAME = "tokens.json"
 FORMAT = "mvar-tokens-1"
@@ -256,31 +254,10 @@ def _problem_of(cache: TokenCache, part: PartInfo) -> str | None:
     return None
 
 
-def sha256_of(*paths: Path) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        for block in _blocks(path):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _blocks(path: Path, size: int = 1 << 20) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while block := file.read(size):
-            yield block
-
-
-def write_aside(path: Path, content: bytes | np.ndarray) -> None:
-    """Bytes, or an array in numpy's format, that take their name only when they lie on the disk."""
-    aside = path.with_name(f".{path.name}.aside")
-    try:
-        with aside.open("wb") as file:
-            if isinstance(content, bytes):
-                file.write(content)
-            else:
-                np.lib.format.write_array(file, np.ascontiguousarray(content), allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+def write_array(path: Path, array: np.ndarray) -> None:
+    """An array in numpy's format, whole and on the disk."""
+    write(
+        path,
+        lambda file: np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False),
+        durable=True,
+    )

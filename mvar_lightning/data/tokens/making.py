@@ -9,7 +9,6 @@ Legend: n samples of a part, v views, L tokens.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import random
@@ -38,11 +37,11 @@ from mvar_lightning.data.tokens.cache import (
     part_files,
     part_problem,
     read_cache,
-    sha256_of,
-    write_aside,
+    write_array,
 )
 from mvar_lightning.data.transforms import build_transform, planes
 from mvar_lightning.errors import UserError
+from mvar_lightning.tools.files import Lock, sha256_of, write, write_json
 
 MAKING, LOCK = "making.json", ".lock"
 
@@ -91,7 +90,7 @@ class TokenJob:
             for split in ("train", "val"):
                 (folder / split).mkdir(parents=True, exist_ok=True)
             if there != self.settings:
-                write_aside(folder / MAKING, json.dumps(self.settings.to_plain(), indent=1).encode())
+                write_json(folder / MAKING, self.settings.to_plain(), durable=True)
 
     def _is_ours(self) -> bool:
         return any((self.folder / name).exists() for name in (INDEX_NAME, MAKING, LOCK))
@@ -119,20 +118,16 @@ class TokenJob:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """One job at a time in the folder. Raises UserError while another runs."""
-        path = self.folder / LOCK
+        lock = Lock(
+            self.folder / LOCK, f"out {self.folder}: another `mvar tokens make` is writing it; wait for it ({{owner}})"
+        )
         with self._writing():
-            file = path.open("w")
-        with file:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by data workers
-            except (BlockingIOError, PermissionError):
-                raise UserError(f"out {self.folder}: another `mvar tokens make` is writing it; wait for it") from None
-            except OSError:  # a file system without locks
-                pass
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
+            lock.take()
+        try:
+            yield
+        finally:
+            lock.path.unlink(missing_ok=True)
+            lock.release()
 
     def todo(self, rank: int = 0, world_size: int = 1) -> list[Task]:
         """This rank's share of the parts, without those that an earlier run wrote and that still are as written."""
@@ -146,11 +141,11 @@ class TokenJob:
         """Arrays first, then the record that makes them count. Raises UserError where the disk refuses."""
         files = part_files(self.folder, task.part)
         with self._writing():
-            write_aside(files[0], tokens_vnL.astype(self.settings.dtype))
-            write_aside(files[1], labels_n.astype("<i4"))
+            write_array(files[0], tokens_vnL.astype(self.settings.dtype))
+            write_array(files[1], labels_n.astype("<i4"))
             size = sum(path.stat().st_size for path in files)
             part = PartInfo(task.part, len(labels_n), size, sha256_of(*files), damaged)
-            write_aside(self._record(task.part), json.dumps(asdict(part)).encode())
+            write_json(self._record(task.part), asdict(part), durable=True)
         return part
 
     def finish(self) -> TokenCache:
@@ -162,7 +157,7 @@ class TokenJob:
         parts = tuple(records[task.part] for task in self.tasks)
         cache = TokenCache(self.folder, self.settings, self.class_names, parts)
         with self._writing():
-            write_aside(self.folder / INDEX_NAME, cache.to_json().encode())
+            write(self.folder / INDEX_NAME, cache.to_json(), durable=True)
             for part in parts:
                 self._record(part.name).unlink(missing_ok=True)
             (self.folder / MAKING).unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from mvar_lightning.evaluation.papers.attention_mass import AttentionMass
 from mvar_lightning.evaluation.papers.perturbation import Damage
 from mvar_lightning.tools.console import table_of
 from mvar_lightning.tools.drawing import labeled_rows, to_image
-from mvar_lightning.tools.files import written_aside
+from mvar_lightning.tools.files import writing
 from mvar_lightning.tools.plots import COLORS, MARKERS, figure_of, text_color
 
 Draw = Callable[[Path], None]
@@ -34,7 +34,7 @@ def write_analysis(
     targets = [folder / f"{name}.json", folder / f"{name}.md", *(folder / file for file in drawings)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with written_aside(*targets) as (numbers, table, *pictures):
+        with writing(*targets) as (numbers, table, *pictures):
             numbers.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
             table.write_text(markdown, encoding="utf-8")
             for path, draw in zip(pictures, drawings.values(), strict=True):
