@@ -1,4 +1,5 @@
-"""How far a long command is: a bar on a terminal, a line every so often elsewhere. Both go to standard error."""
+"""What a command says: how far it is (a bar on a terminal, a line every so often elsewhere, both to standard error),
+and tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures made of tensors: grids, strips, masks; plain torch and PIL.
+"""Pictures made of tensors: grids, strips with labels, masks, PNG files; plain torch and PIL.
 
 B batch, N images, R rows, L all tokens, K scales, HW pixels; picture_3HW is one RGB picture in [0, 1].
 """
@@ -68,6 +68,11 @@ def make_pairs(image_N3HW: Tensor, again_N3HW: Tensor, columns: int = 8) -> Tens
     return torch.cat(bands, dim=1)
 
 
+def to_unit(image_B3HW: Tensor) -> Tensor:
+    """Pixels from [-1, 1] to [0, 1]."""
+    return image_B3HW.float().add(1).div(2).clamp(0, 1)
+
+
 def to_image(picture_3HW: Tensor) -> Image.Image:
     """(3, H, W) in [0, 1] to a PIL image, rounded to the nearest of 256 levels."""
     levels_HW3 = picture_3HW.detach().float().cpu().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0)
@@ -89,6 +94,52 @@ def to_png(picture_3HW: Tensor, file: Path) -> None:
         raise UserError(
             f"picture {file}: cannot be written ({error.strerror}); free some space or choose another folder"
         ) from error
+
+
+GAP = 4
+"""Pixels between the cells of a picture with labels."""
+
+
+def labeled_rows(image_RN3HW: Tensor, labels: Sequence[str], captions: Sequence[Sequence[str]]) -> Tensor:
+    """R rows of N images in [0, 1], enlarged if small; a label above each column, a caption below each image.
+
+    Labels wider than a column take several lines.
+    """
+    rows, count = image_RN3HW.shape[:2]
+    cells = enlarge(image_RN3HW.flatten(0, 1))
+    height, width = cells.shape[-2:]
+    font = ImageFont.load_default(size=min(max(width // 11, 11), 22))
+    line = int(font.getbbox("Mg")[3]) + 6
+    headings = [broken(label, font.getlength, width + GAP // 2) for label in labels]
+    head = line * max(map(len, headings))
+    bands = [torch.ones(3, head, count * (width + GAP) + GAP)]
+    for row in cells.split(count):
+        bands += [make_grid(row, columns=count, padding=GAP), torch.ones(3, line, bands[0].shape[2])]
+    picture = to_image(torch.cat(bands, dim=1))
+    draw = ImageDraw.Draw(picture)
+    for column in range(count):
+        middle = GAP + column * (width + GAP) + width / 2
+        for above, text in enumerate(reversed(headings[column])):
+            draw.text((middle, head - 1 - above * line), text, INK, font, anchor="md")
+        for row in range(rows):
+            below = head + (row + 1) * (height + 2 * GAP) + row * line
+            draw.text((middle, below), captions[row][column], INK, font, anchor="ma")
+    return from_image(picture)
+
+
+def broken(label: str, length: Callable[[str], float], width: float) -> list[str]:
+    """A label in lines no longer than ``width``: broken between words, and inside one only where it is too long."""
+    lines = [""]
+    for word in label.split():
+        joined = f"{lines[-1]} {word}".strip()
+        if length(joined) <= width:
+            lines[-1] = joined
+            continue
+        lines += [""] if lines[-1] else []
+        for letter in word:
+            lines += [""] if lines[-1] and length(lines[-1] + letter) > width else []
+            lines[-1] += letter
+    return lines
 
 
 def mask_picture(visible_LL: Tensor, sides: Sequence[int], size: int = 720) -> Image.Image:
@@ -136,15 +187,14 @@ def _framed(cells: Image.Image, sides: Sequence[int], pixels_per_token: float) -
     return picture
 
 
-# Pictures written by threads while the next ones are made: compressing a PNG takes longer than a GPU's sampling.
-
-
 THREADS = 8
 """At most; Pillow lets other threads run while it compresses."""
 
 
 class PictureWriter:
-    """Writes one batch of pictures at a time; as a context, all are written when it ends.
+    """Writes pictures by threads while the next ones are made: compressing a PNG takes longer than a GPU's sampling.
+
+    One batch at a time; as a context, all are written when it ends.
 
     Args:
         write: writes a picture to a file, whole or not at all, and raises `UserError` where it cannot.
@@ -174,53 +224,3 @@ class PictureWriter:
         wait(running)
         for future in running:
             future.result()
-
-
-def to_unit(image_B3HW: Tensor) -> Tensor:
-    """Pixels from [-1, 1] to [0, 1]."""
-    return image_B3HW.float().add(1).div(2).clamp(0, 1)
-
-
-GAP = 4
-
-
-def labeled_rows(image_RN3HW: Tensor, labels: Sequence[str], captions: Sequence[Sequence[str]]) -> Tensor:
-    """R rows of N images in [0, 1], enlarged if small; a label above each column, a caption below each image.
-
-    Labels wider than a column take several lines.
-    """
-    rows, count = image_RN3HW.shape[:2]
-    cells = enlarge(image_RN3HW.flatten(0, 1))
-    height, width = cells.shape[-2:]
-    font = ImageFont.load_default(size=min(max(width // 11, 11), 22))
-    line = int(font.getbbox("Mg")[3]) + 6
-    headings = [broken(label, font.getlength, width + GAP // 2) for label in labels]
-    head = line * max(map(len, headings))
-    bands = [torch.ones(3, head, count * (width + GAP) + GAP)]
-    for row in cells.split(count):
-        bands += [make_grid(row, columns=count, padding=GAP), torch.ones(3, line, bands[0].shape[2])]
-    picture = to_image(torch.cat(bands, dim=1))
-    draw = ImageDraw.Draw(picture)
-    for column in range(count):
-        middle = GAP + column * (width + GAP) + width / 2
-        for above, text in enumerate(reversed(headings[column])):
-            draw.text((middle, head - 1 - above * line), text, INK, font, anchor="md")
-        for row in range(rows):
-            below = head + (row + 1) * (height + 2 * GAP) + row * line
-            draw.text((middle, below), captions[row][column], INK, font, anchor="ma")
-    return from_image(picture)
-
-
-def broken(label: str, length: Callable[[str], float], width: float) -> list[str]:
-    """A label in lines no longer than ``width``: broken between words, and inside one only where it is too long."""
-    lines = [""]
-    for word in label.split():
-        joined = f"{lines[-1]} {word}".strip()
-        if length(joined) <= width:
-            lines[-1] = joined
-            continue
-        lines += [""] if lines[-1] else []
-        for letter in word:
-            lines += [""] if lines[-1] and length(lines[-1] + letter) > width else []
-            lines[-1] += letter
-    return lines

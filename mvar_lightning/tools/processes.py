@@ -1,6 +1,7 @@
-"""The processes of one run, told from the environment that their launcher made: torchrun, SLURM or Lightning.
+"""Several processes: those of a run, as their launcher made them; what they tell each other; work shared among some.
 
-A command runs in each of them. Rank zero alone prepares folders, prints and reports; the others wait for it.
+A command runs in each process of a run. Rank zero alone prepares folders, prints and reports; the others wait for it.
+torch is imported only by what needs it: a command asks for its rank before it knows whether there is anything to do.
 """
 
 from __future__ import annotations
@@ -9,14 +10,16 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, cast
-
-import torch
-import torch.distributed as dist
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, cast
 
 from mvar_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# The processes of a run, told from the environment that torchrun, SLURM or Lightning made
 
 LOST = (
     "connection closed by peer",
@@ -96,17 +99,20 @@ def wait_until_visible(path: Path, seconds: float = 90.0) -> None:
 
 
 # Sums, means and rows over all training processes; on one process they are what they are given.
-#
-# Shapes: N rows, Z width of a row.
+# N rows, Z width of a row.
 
 
 def world_size() -> int:
     """Number of processes."""
+    import torch.distributed as dist
+
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def tell(log: logging.Logger, message: str) -> None:
     """A warning, of the first process alone."""
+    import torch.distributed as dist
+
     if world_size() == 1 or dist.get_rank() == 0:
         log.warning(message)
 
@@ -116,16 +122,20 @@ def gather_rows(rows_NZ: Tensor) -> Tensor:
 
     So processes together see what one would whose batch is theirs one after the other.
     """
+    import torch
+
     rows_NZ = rows_NZ.detach().contiguous()
     if world_size() == 1:
         return rows_NZ
     parts = [torch.empty_like(rows_NZ) for _ in range(world_size())]
-    dist.all_gather(parts, rows_NZ)
+    torch.distributed.all_gather(parts, rows_NZ)
     return torch.cat(parts)
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
     """A new tensor, without gradient."""
+    import torch.distributed as dist
+
     total = tensor.detach().clone()
     if world_size() > 1:
         dist.all_reduce(total)
@@ -134,6 +144,8 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 
 def take_from_first(tensor: Tensor) -> None:
     """Put rank zero's values into the tensor of every process."""
+    import torch.distributed as dist
+
     if world_size() > 1:
         dist.broadcast(tensor, src=0)
 
@@ -143,19 +155,25 @@ def mean_over_ranks(tensor: Tensor) -> Tensor:
 
     With gradients averaged over the processes (DDP), a loss of this mean trains as a loss of all rows at once would.
     """
-    return tensor if world_size() == 1 else cast(Tensor, _Mean.apply(tensor))
+    return tensor if world_size() == 1 else cast("Tensor", _mean().apply(tensor))
 
 
-class _Mean(torch.autograd.Function):
-    """Every process' loss depends on every share: the gradients of all of them come back to it."""
+@cache
+def _mean() -> Any:
+    import torch
 
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        return sum_over_ranks(tensor) / world_size()
+    class Mean(torch.autograd.Function):
+        """Every process' loss depends on every share: the gradients of all of them come back to it."""
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return sum_over_ranks(gradient) / world_size()
+        @staticmethod
+        def forward(ctx: Any, tensor: Tensor) -> Tensor:
+            return sum_over_ranks(tensor) / world_size()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:
+            return sum_over_ranks(gradient) / world_size()
+
+    return Mean
 
 
 # Work shared among processes of one machine: every N-th item to each, on its own GPU or its share of the cores.
@@ -201,8 +219,6 @@ def spread(work: Work, items: Sequence[Any], processes: int, device: str, receiv
 
 
 def _process(rank: int, work: Work, items: Sequence[Any], processes: int, device: str, queue: Any) -> None:
-    import os
-
     import torch
 
     if device == "cuda":
