@@ -47,7 +47,7 @@ DOORS = {
     "attention": "axis errors pyramid",
     "tokenizer": "axis compat errors pyramid tools",
     "metrics": "errors tools",
-    "data": "compat errors pyramid tokenizer tools",
+    "data": "compat errors moved pyramid tokenizer tools",
     "transformer": "attention axis compat errors pyramid tools",
     "checkpoints": "attention errors pyramid tokenizer tools transformer",
     "sampling": "axis checkpoints errors pyramid tokenizer tools transformer",
