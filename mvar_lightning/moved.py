@@ -1,7 +1,7 @@
 """Module names of version 0.1: they work for one more version, and each tells its new name once, in one line.
 
 Recipes and scripts name classes by path (``mvar_lightning.modules.VARModule``). For an old name a finder in
-``sys.meta_path`` makes a module that looks its names up in the new places. Nothing is imported before a name is asked for.
+``sys.meta_path`` makes a module that looks its names up in the new places; nothing is imported before one is asked for.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ MOVED = {
     "transformer.rope": "transformer.positions",
     "transformer.scale_graphs": "transformer.acceleration",
 }
-"""Old name to new ones, both without the package's; where a file was split, the one that most of it went to is first."""
+"""Old name to new ones, both without the package's; where a file was split, the one that has most of it is first."""
 
 READING = "data.reading"
 """The one old file whose name a room has now; the room asks for the file's names itself."""
@@ -175,7 +175,7 @@ class _Finder:
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         inside = name.removeprefix(f"{PACKAGE}.")
-        old = inside in MOVED and inside != READING or inside.partition(".")[0] == "benchmarks"
+        old = (inside in MOVED and inside != READING) or inside.partition(".")[0] == "benchmarks"
         if inside == name or not old:
             return None
         loader: Any = self
@@ -222,5 +222,5 @@ class _Moved(ModuleType):
             warnings.warn_explicit(line, FutureWarning, PACKAGE, 0)
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        """Importing an old module puts it into its room, perhaps over the function of its name (`sampling.generate`)."""
+        """Importing an old module puts it into its room, perhaps over a function of its name (`sampling.generate`)."""
         return getattr(self, self.__name__.rpartition(".")[2])(*arguments, **named)

@@ -44,7 +44,7 @@ DOORS = {
     "axis": "errors",
     "tools": "compat errors",
     "pyramid": "errors",
-    "attention": "axis errors pyramid",
+    "attention": "axis compat errors pyramid",
     "tokenizer": "axis compat errors pyramid tools",
     "metrics": "errors tools",
     "data": "compat errors moved pyramid tokenizer tools",

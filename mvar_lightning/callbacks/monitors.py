@@ -14,6 +14,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from mvar_lightning.callbacks.base import is_rehearsal, run_folder
+from mvar_lightning.compat import logs_now
 from mvar_lightning.errors import UserError
 from mvar_lightning.tools.compute import peak_memory
 from mvar_lightning.training.manual_steps import last_checkpoint
@@ -51,9 +52,8 @@ class Throughput(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._steps_seen += 1
-        # the logger takes values of these steps only, as for Lightning's own monitors
-        logs_now = bool(trainer._logger_connector.should_update_logs)
-        if logs_now and pl_module.device.type == "cuda":
+        logs = logs_now(trainer)
+        if logs and pl_module.device.type == "cuda":
             # the device runs behind; a window must hold the work it is charged for
             torch.cuda.synchronize(pl_module.device)
         now = time.perf_counter()
@@ -62,7 +62,7 @@ class Throughput(pl.Callback):
             for tally in (self._window, self._run):
                 tally.add(images, seconds=now - self._mark, waiting=self._batch_started - self._mark)
         self._mark = now
-        if logs_now and self._window.steps:
+        if logs and self._window.steps:
             self._log(trainer, pl_module)
 
     def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
