@@ -59,8 +59,8 @@ natten: install  ## add natten, for its own kernels (on a GPU machine take a pre
 tensorboard: install  ## open the runs (PORT=6006)
 	$(BIN)/tensorboard --logdir runs --port $(PORT)
 
-bench: install  ## time attention per scale against attention with a mask, at VAR-d16 shapes
-	$(BIN)/python -m benchmarks attention
+bench: install  ## time attention per scale against attention with a mask; another measurement with ARGS="tokens"
+	$(BIN)/python -m benchmarks $(or $(ARGS),attention)
 
 figures: install  ## draw the pictures of the docs
 	$(BIN)/python docs/figures.py

@@ -112,8 +112,8 @@ def logs_now(trainer: Any) -> bool:
 def epoch_ends_here(trainer: Any) -> bool:
     """Whether a validation or the end of the epoch follows this training batch.
 
-    The epoch loop's own questions to itself, asked before it acts on them: a checkpoint in a batch's last hook must know
-    whether another comes right after.
+    The epoch loop's own questions to itself, asked before it acts on them: a checkpoint in a batch's last hook must
+    know whether another comes right after.
     """
     fit = trainer.fit_loop
     loop = fit.epoch_loop

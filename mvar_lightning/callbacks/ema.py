@@ -81,7 +81,7 @@ class EMA(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step <= self._latest_step:
+        if trainer.global_step <= self._latest_step:  # gradients are being accumulated: no step was taken
             return
         self._latest_step = trainer.global_step
         if trainer.global_step <= self.start_step:

@@ -145,6 +145,7 @@ class LastCheckpoint(Checkpoint):
             return
         progress = checkpoint["loops"]["fit_loop"][VALIDATION]
         done = progress["total"]["completed"]
+        # Lightning's own counts at this point say that no validation is under way, and it would skip this one
         begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
         total = {name: done + count for name, count in begun.items()}
         checkpoint["loops"]["fit_loop"][VALIDATION] = {"total": total, "current": begun, "is_last_batch": False}

@@ -1,9 +1,10 @@
-"""Speed, memory and gradient norm of a run, to the logger."""
+"""What watches a run: its speed, memory and gradients for the logger, and what stops it before it goes wrong."""
 
 from __future__ import annotations
 
 import os
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
@@ -82,14 +83,14 @@ class Throughput(pl.Callback):
             self.latest = self._run.means() | peak_memory(pl_module.device)
 
 
+@dataclass
 class _Tally:
     """Images and seconds of some steps."""
 
-    def __init__(self) -> None:
-        self.steps = 0
-        self.images = 0
-        self.seconds = 0.0
-        self.waiting = 0.0
+    steps: int = 0
+    images: int = 0
+    seconds: float = 0.0
+    waiting: float = 0.0
 
     def add(self, images: int, seconds: float, waiting: float) -> None:
         self.steps += 1
@@ -128,10 +129,10 @@ def batch_size_of(batch: Any) -> int:
     return next((len(value) for value in values if isinstance(value, Tensor) and value.dim() > 0), 0)
 
 
-# Guards: stop a run that cannot come to a good end, with one line that says why.
-
+# Guards: they stop a run that cannot come to a good end, with one line that says why.
 
 NEVER = torch.iinfo(torch.int64).max
+"""The step of a loss that is not finite, as long as there is none: the smallest over ranks is then still right."""
 
 
 class NonFiniteLossGuard(pl.Callback):

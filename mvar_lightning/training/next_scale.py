@@ -6,7 +6,7 @@ B batch, L tokens of the pyramid, Z code dim, HW pixels.
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import Any
 
 import lightning as L
 import torch
