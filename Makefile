@@ -10,7 +10,7 @@ FRESH ?=
 PORT ?= 6006
 
 .DEFAULT_GOAL := help
-.PHONY: help install train sweep test test-fast test-gpu lint types format natten tensorboard bench figures clean
+.PHONY: help install train sweep test test-fast test-gpu lint types format natten tensorboard bench figures house clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -59,11 +59,14 @@ natten: install  ## add natten, for its own kernels (on a GPU machine take a pre
 tensorboard: install  ## open the runs (PORT=6006)
 	$(BIN)/tensorboard --logdir runs --port $(PORT)
 
-bench: install  ## time attention per scale against attention with a mask, at VAR-d16 shapes
-	$(BIN)/python -m benchmarks attention
+bench: install  ## time attention per scale against attention with a mask; another measurement with ARGS="tokens"
+	$(BIN)/python -m benchmarks $(or $(ARGS),attention)
 
 figures: install  ## draw the pictures of the docs
 	$(BIN)/python docs/figures.py
+
+house: install  ## count the house: files, lines, depths, what a reader must open
+	$(BIN)/python tests/house.py
 
 clean:  ## remove the environment and caches (not data, not runs)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

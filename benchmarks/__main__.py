@@ -14,10 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.models import add_arguments, run
+from benchmarks.models import SIZES, add_arguments, run
 from benchmarks.results import add_out
 from mvar_lightning.errors import UserError
-from mvar_lightning.pyramid import PUBLISHED_SIDES
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -54,14 +53,14 @@ def _run_member(name: str, arguments: argparse.Namespace) -> int:
 def _add_attention(member: argparse.ArgumentParser) -> None:
     member.add_argument("--batch", type=int, default=1, metavar="N", help="images (1)")
     member.add_argument("--heads", type=int, default=16, metavar="N", help="of width 64 (16)")
-    member.add_argument("--image-size", type=int, default=256, choices=sorted(PUBLISHED_SIDES), help="pixels (256)")
+    member.add_argument("--image-size", type=int, default=256, choices=SIZES, help="pixels (256)")
     member.add_argument("--repeats", type=int, default=15, metavar="N", help="of each side (15)")
     add_out(member, "attention")
     member.set_defaults(run=partial(_run_member, "attention"))
 
 
 def _add_quantizer(member: argparse.ArgumentParser) -> None:
-    member.add_argument("--image-size", type=int, default=256, choices=sorted(PUBLISHED_SIDES), help="pixels (256)")
+    member.add_argument("--image-size", type=int, default=256, choices=SIZES, help="pixels (256)")
     member.add_argument("--vocab-size", type=int, default=4096, metavar="V", help="codes (4096)")
     member.add_argument("--code-dim", type=int, default=32, metavar="Z", help="length of a code (32)")
     member.add_argument("--batch", type=int, default=8, metavar="N", help="images (8)")

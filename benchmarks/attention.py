@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import argparse
 import platform
-import statistics
-import time
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.quantizer import alternate
 from benchmarks.results import write_figures
 from mvar_lightning.attention import (
     AdjacentAttention,
@@ -87,24 +86,8 @@ def compare(
 
     row: dict[str, Any] = {"strategy": repr(strategy)}
     for name, work in (("forward", forward_only), ("step", step)):
-        times = alternate({side: (work, backend) for side, backend in backends.items()}, repeats, device)
+        times = alternate({side: partial(work, backend) for side, backend in backends.items()}, repeats, device)
         for side, seconds in times.items():
             row[f"{side}_{name}"] = round(1000 * seconds, 3)
         row[f"{name}_ratio"] = round(times["masked"] / times["per_scale"], 3)
     return row
-
-
-def alternate(
-    sides: dict[str, tuple[Callable[[AttentionBackend], None], AttentionBackend]], repeats: int, device: torch.device
-) -> dict[str, float]:
-    """Median seconds of each side, run in turn so that a busy moment falls on both."""
-    times: dict[str, list[float]] = {side: [] for side in sides}
-    for repeat in range(repeats + 2):
-        for side, (work, backend) in sides.items():
-            started = time.perf_counter()
-            work(backend)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if repeat >= 2:  # the first two warm up
-                times[side].append(time.perf_counter() - started)
-    return {side: statistics.median(values) for side, values in times.items()}

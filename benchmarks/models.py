@@ -23,6 +23,8 @@ from benchmarks.table import PARTS, markdown
 from mvar_lightning.errors import UserError
 
 ARCHITECTURES = ("var", "mvar", "markov_var")
+SIZES = (256, 512, 1024)
+"""Pixels for which scales are published (`pyramid.PUBLISHED_SIDES`, not asked here, where it would load torch)."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--architectures", nargs="+", default=list(ARCHITECTURES), choices=ARCHITECTURES, metavar="NAME")
     add("--depths", nargs="+", type=int, default=[16], metavar="D", help="16 20 24 are the papers' (16)")
-    add("--sizes", nargs="+", type=int, default=[256], choices=(256, 512, 1024), metavar="PX", help="pixels (256)")
+    add("--sizes", nargs="+", type=int, default=[256], choices=SIZES, metavar="PX", help="pixels (256)")
     add("--batch", type=int, default=2, metavar="N", help="images; guidance doubles the rows (2)")
     add(
         "--parts", nargs="*", default=list(PARTS), choices=tuple(PARTS), metavar="PART", help=f"{' '.join(PARTS)} (all)"

@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from mvar_lightning.moved import install
+
 __version__ = "0.1.0"
 
 _ROOMS = {
@@ -56,6 +58,8 @@ _ROOMS = {
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 
 __all__ = sorted([*_ROOM_OF, "__version__"])
+
+install()
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from mvar_lightning.compat import lerp_each
 from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer.codebook import take_replaced_codes
 from mvar_lightning.training.distributed import load_whole, local, whole
@@ -80,7 +81,7 @@ class EMA(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step <= self._latest_step:
+        if trainer.global_step <= self._latest_step:  # gradients are being accumulated: no step was taken
             return
         self._latest_step = trainer.global_step
         if trainer.global_step <= self.start_step:
@@ -97,7 +98,7 @@ class EMA(pl.Callback):
     def _update(self, pl_module: pl.LightningModule) -> None:
         pairs = [(parked, local(parameter).to(parked.device)) for _, parameter, parked in self._pairs(pl_module)]
         averages, currents = zip(*pairs, strict=True)
-        torch._foreach_lerp_(averages, currents, 1 - self.current_decay())
+        lerp_each(averages, currents, 1 - self.current_decay())
         self.updates += 1
         for name, codes in take_replaced_codes(pl_module):  # they have no past to average with
             self._weights[name][codes] = pl_module.get_parameter(name)[codes].to(self._weights[name].device)

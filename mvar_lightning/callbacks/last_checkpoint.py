@@ -22,6 +22,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from mvar_lightning.callbacks.base import is_rehearsal, run_folder
+from mvar_lightning.compat import epoch_ends_here
 from mvar_lightning.errors import UserError
 from mvar_lightning.tools.files import write
 
@@ -81,7 +82,7 @@ class LastCheckpoint(Checkpoint):
         if trainer.global_step == self._step_before or is_rehearsal(trainer):
             return
         self._steps_since += 1
-        if _epoch_ends_here(trainer):
+        if epoch_ends_here(trainer):
             return  # what follows writes a checkpoint, too
         wish = agreed(trainer, max(self._signals.wish, Wish.SAVE if self._due() else Wish.GO_ON))
         if wish >= Wish.SAVE:
@@ -145,15 +146,10 @@ class LastCheckpoint(Checkpoint):
             return
         progress = checkpoint["loops"]["fit_loop"][VALIDATION]
         done = progress["total"]["completed"]
+        # Lightning's own counts at this point say that no validation is under way, and it would skip this one
         begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
         total = {name: done + count for name, count in begun.items()}
         checkpoint["loops"]["fit_loop"][VALIDATION] = {"total": total, "current": begun, "is_last_batch": False}
-
-
-def _epoch_ends_here(trainer: pl.Trainer) -> bool:
-    """Whether a validation or the end of the epoch follows this batch."""
-    loop: Any = trainer.fit_loop.epoch_loop
-    return loop._num_ready_batches_reached() or loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
 
 
 # Signals that end a run in order: noted when they come, obeyed by all ranks at the same step.

@@ -31,8 +31,7 @@ from mvar_lightning.callbacks.base import (
 )
 from mvar_lightning.data.reading.loader import loading
 from mvar_lightning.errors import UserError
-from mvar_lightning.evaluation.data_classifier import _fit as fit_classifier
-from mvar_lightning.evaluation.data_classifier import classifier_file
+from mvar_lightning.evaluation.data_classifier import classifier_file, fit_classifier
 from mvar_lightning.metrics.classifier import DatasetClassifier, NothingToLearnFrom, class_consistency, load_classifier
 from mvar_lightning.metrics.features import ClassifierFeatures, FeatureExtractor
 from mvar_lightning.metrics.frechet import FrechetDistance, TooFewImages, as_saved
@@ -100,15 +99,6 @@ class ImageMetrics(ValidationCallback):
         self._left_out = False
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._prepare(trainer)
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._prepare(trainer)
-
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._prepare(trainer)
-
-    def _prepare(self, trainer: pl.Trainer) -> None:
         if self._distance is not None or self._left_out:
             return
         device = trainer.strategy.root_device
@@ -120,6 +110,8 @@ class ImageMetrics(ValidationCallback):
             return
         extractor = self.extractor or ClassifierFeatures(cast(DatasetClassifier, self._classifier))
         self._distance = FrechetDistance(extractor).to(device)
+
+    on_validation_start = on_test_start = on_fit_start  # of `trainer.validate` and `trainer.test` alone
 
     def due(self, trainer: pl.Trainer) -> bool:
         return not self._left_out and super().due(trainer)
@@ -141,14 +133,6 @@ class ImageMetrics(ValidationCallback):
         self._collecting = self.due(trainer) and not self._once
 
     def on_validation_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
-    ) -> None:
-        self._collect(trainer, pl_module, *args, **kwargs)
-
-    def on_test_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any) -> None:
-        self._collect(trainer, pl_module, *args, **kwargs)
-
-    def _collect(
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
@@ -161,6 +145,8 @@ class ImageMetrics(ValidationCallback):
             return
         if not holds_tokens(batch):
             self.see(pl_module, *images_of(batch, type(self).__name__))
+
+    on_test_batch_end = on_validation_batch_end
 
     def looks(self) -> bool:
         """Whether `see` does something with the images of this validation."""
@@ -179,14 +165,9 @@ class ImageMetrics(ValidationCallback):
     # -- the numbers
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._finish(trainer, pl_module)
-
-    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._finish(trainer, pl_module)
-
-    def _finish(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self.due(trainer):
             return
+        # a token cache has no images to pass by: they are read now, before anything is measured
         if gives_tokens(trainer) and self.looks():
             for image_B3HW, label_B in real_images(trainer, type(self).__name__):
                 self.see(pl_module, image_B3HW, label_B)
@@ -201,6 +182,8 @@ class ImageMetrics(ValidationCallback):
         self.latest = {f"{self._prefix}/{name}": value for name, value in numbers.items()}
         pl_module.log_dict(self.latest, sync_dist=trainer.world_size > 1)
         rank_zero_info("  ".join(f"{name} {value:.4g}" for name, value in self.latest.items()))
+
+    on_test_epoch_end = on_validation_epoch_end
 
     def count(self, trainer: pl.Trainer) -> int:
         """Images to generate, and of the floor; a handful in a ``fast_dev_run``."""
@@ -271,20 +254,9 @@ class SampleMetrics(ImageMetrics):
     tokenizer (no model on its tokens can be expected below it) and ``fid_<features>_floor``.
     """
 
-    def __init__(
-        self,
-        extractor: FeatureExtractor | None = None,
-        consistency: bool = True,
-        num_images: int = 500,
-        batch_size: int = 50,
-        every_n_epochs: int = 1,
-    ) -> None:
-        super().__init__(extractor, consistency, num_images, batch_size, every_n_epochs)
-        self._rfid: dict[str, float] = {}
-
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        self._rfid = {}
+        self._rfid: dict[str, float] = {}
 
     def see(self, pl_module: pl.LightningModule, image_B3HW: Tensor, label_B: Tensor) -> None:
         super().see(pl_module, image_B3HW, label_B)
@@ -294,7 +266,7 @@ class SampleMetrics(ImageMetrics):
     def measure(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, distance: FrechetDistance
     ) -> dict[str, float]:
-        if self._collecting:
+        if self._collecting:  # until now the generated side held the reconstructions that passed by
             self._rfid = {f"rfid_{distance.extractor.name}": distance.compute()}
             distance.reset_generated()
         right = 0
@@ -315,12 +287,12 @@ class SampleMetrics(ImageMetrics):
         """
         module, count = cast(Any, pl_module), self.count(trainer)
         share = -(-count // trainer.world_size)
-        seeds = [trainer.global_rank + place * trainer.world_size for place in range(share)]
+        seeds = [trainer.global_rank + index * trainer.world_size for index in range(share)]
         start = last = time.perf_counter()
         for first in range(0, len(seeds), self.batch_size):
             batch = seeds[first : first + self.batch_size]
             label_B = torch.tensor(batch, device=pl_module.device) % module.model.num_classes
-            with isolate_rng():
+            with isolate_rng():  # sampling must not change what training draws next
                 image_B3HW, _ = module.generate(label_B, batch)
             counted = sum(seed < count for seed in batch)
             if counted:
@@ -364,22 +336,16 @@ def classifier_of(trainer: pl.Trainer, who: str) -> DatasetClassifier | None:
     name made of the index, the image size and how images are cut to it: other data or another cut makes another
     classifier. What else the run sets (batches, workers, processes) makes no difference to it.
     """
+    data, device = image_data_of(trainer, who), trainer.strategy.root_device
     # building a network draws random weights, even if they are replaced: training must not notice
-    with isolate_rng():
-        return _load_or_train(trainer, image_data_of(trainer, who))
-
-
-def _load_or_train(trainer: pl.Trainer, data: Any) -> DatasetClassifier | None:
-    device = trainer.strategy.root_device
-    if is_rehearsal(trainer):
-        # seen two batches, kept nowhere
-        with contextlib.suppress(NothingToLearnFrom):
-            return fit_classifier(data, device, steps=2)
-        return None
-    file: Path | None = None
-    if trainer.is_global_zero:
-        with contextlib.suppress(NothingToLearnFrom):
-            file = classifier_file(data, Path(trainer.default_root_dir), device)
-    file = trainer.strategy.broadcast(file)
-    trainer.strategy.barrier("classifier")
-    return None if file is None else load_classifier(file).to(device)
+    with isolate_rng(), contextlib.suppress(NothingToLearnFrom):
+        if is_rehearsal(trainer):
+            return fit_classifier(data, device, steps=2)  # kept nowhere
+        file: Path | None = None
+        if trainer.is_global_zero:
+            with contextlib.suppress(NothingToLearnFrom):  # the others wait for an answer, whichever it is
+                file = classifier_file(data, Path(trainer.default_root_dir), device)
+        file = trainer.strategy.broadcast(file)
+        trainer.strategy.barrier("classifier")
+        return None if file is None else load_classifier(file).to(device)
+    return None

@@ -1,9 +1,10 @@
-"""Speed, memory and gradient norm of a run, to the logger."""
+"""What watches a run: its speed, memory and gradients for the logger, and what stops it before it goes wrong."""
 
 from __future__ import annotations
 
 import os
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,6 +15,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from mvar_lightning.callbacks.base import is_rehearsal, run_folder
+from mvar_lightning.compat import logs_now
 from mvar_lightning.errors import UserError
 from mvar_lightning.tools.compute import peak_memory
 from mvar_lightning.training.manual_steps import last_checkpoint
@@ -51,9 +53,8 @@ class Throughput(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._steps_seen += 1
-        # the logger takes values of these steps only, as for Lightning's own monitors
-        logs_now = bool(trainer._logger_connector.should_update_logs)
-        if logs_now and pl_module.device.type == "cuda":
+        logs = logs_now(trainer)
+        if logs and pl_module.device.type == "cuda":
             # the device runs behind; a window must hold the work it is charged for
             torch.cuda.synchronize(pl_module.device)
         now = time.perf_counter()
@@ -62,7 +63,7 @@ class Throughput(pl.Callback):
             for tally in (self._window, self._run):
                 tally.add(images, seconds=now - self._mark, waiting=self._batch_started - self._mark)
         self._mark = now
-        if logs_now and self._window.steps:
+        if logs and self._window.steps:
             self._log(trainer, pl_module)
 
     def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -82,14 +83,14 @@ class Throughput(pl.Callback):
             self.latest = self._run.means() | peak_memory(pl_module.device)
 
 
+@dataclass
 class _Tally:
     """Images and seconds of some steps."""
 
-    def __init__(self) -> None:
-        self.steps = 0
-        self.images = 0
-        self.seconds = 0.0
-        self.waiting = 0.0
+    steps: int = 0
+    images: int = 0
+    seconds: float = 0.0
+    waiting: float = 0.0
 
     def add(self, images: int, seconds: float, waiting: float) -> None:
         self.steps += 1
@@ -128,10 +129,10 @@ def batch_size_of(batch: Any) -> int:
     return next((len(value) for value in values if isinstance(value, Tensor) and value.dim() > 0), 0)
 
 
-# Guards: stop a run that cannot come to a good end, with one line that says why.
-
+# Guards: they stop a run that cannot come to a good end, with one line that says why.
 
 NEVER = torch.iinfo(torch.int64).max
+"""The step of a loss that is not finite, as long as there is none: the smallest over ranks is then still right."""
 
 
 class NonFiniteLossGuard(pl.Callback):

@@ -45,8 +45,7 @@ def check_fit(
     ]
     faults = {"missing": missing, "unexpected": unexpected, "of a wrong shape": wrong}
     if any(faults.values()):
-        told = "; ".join(f"{kind}: {_list(names)}" for kind, names in faults.items() if names)
-        raise UserError(f"{source}: {told}")
+        raise UserError(f"{source}: " + "; ".join(f"{kind}: {_list(names)}" for kind, names in faults.items() if names))
 
 
 def fill(module: M, state: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> M:
@@ -58,6 +57,7 @@ def fill(module: M, state: Mapping[str, Tensor], dtype: torch.dtype | None = Non
         dtype: convert floating-point tensors to it, None keeps them.
     """
     own = {}
+    # copies, one at a time: the file is mapped into memory, and a view into it would keep all of it
     for key, meta in module.state_dict().items():
         if key in state:
             target = dtype if dtype is not None and state[key].is_floating_point() else state[key].dtype

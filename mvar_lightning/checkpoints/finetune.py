@@ -31,9 +31,7 @@ def load_initial_weights(model: NextScaleTransformer, path: str | Path) -> None:
         UserError: a checkpoint that does not fit; the message names what differs.
     """
     source = _source_model(model, Path(path))
-    differences = _differences(model.config, source.config)
-    if differences:
-        raise UserError(f"{path}: cannot start from these weights, the models differ: {'; '.join(differences)}")
+    _check_same(model, source, path)
     model.load_state_dict(source.state_dict(), strict=True)
 
 
@@ -58,23 +56,28 @@ def _released_model(model: NextScaleTransformer, path: Path) -> NextScaleTransfo
     arguments = transformer_arguments(state, looks, pyramid, model.vocab_size, model.code_dim, str(path))
     attention = attention_of(looks, pyramid, kernel_size=1, first_neighborhood_scale=None)
     source = on_meta(lambda: NextScaleTransformer(**arguments, attention=attention))
+    _check_same(model, source, path)  # before its names are, whose message would say less
+    return import_transformer(source, state, str(path))
+
+
+def _check_same(model: NextScaleTransformer, source: NextScaleTransformer, path: str | Path) -> None:
+    """Raise `UserError` where two models differ in what has weights."""
     differences = _differences(model.config, source.config)
     if differences:
         raise UserError(f"{path}: cannot start from these weights, the models differ: {'; '.join(differences)}")
-    return import_transformer(source, state, str(path))
 
 
 def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """What differs between two configurations and has weights, in words."""
-    told = []
+    found = []
     if ours["blocks"] != theirs["blocks"]:
-        told.append(f"blocks ({_words(ours['blocks'])} here, {_words(theirs['blocks'])} there)")
+        found.append(f"blocks ({_words(ours['blocks'])} here, {_words(theirs['blocks'])} there)")
         if ours["blocks"]["class"] != theirs["blocks"]["class"]:
-            told.append("positions (VARBlocks learn them, LlamaBlocks rotate by them and embed the level)")
+            found.append("positions (VARBlocks learn them, LlamaBlocks rotate by them and embed the level)")
     if _weighty(ours["history"]) != _weighty(theirs["history"]):
-        told.append(f"history ({_words(ours['history'])} here, {_words(theirs['history'])} there)")
-    told += [f"{name} ({ours[name]} here, {theirs[name]} there)" for name in SIZES if ours[name] != theirs[name]]
-    return told
+        found.append(f"history ({_words(ours['history'])} here, {_words(theirs['history'])} there)")
+    found += [f"{name} ({ours[name]} here, {theirs[name]} there)" for name in SIZES if ours[name] != theirs[name]]
+    return found
 
 
 def _weighty(history: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from mvar_lightning.checkpoints.official_names import (
     VAR_KEYS,
     Table,
     reference_shape,
-    rename_key,
+    to_ours,
     to_reference,
     tokenizer_keys,
 )
@@ -88,8 +88,9 @@ def import_transformer(model: NextScaleTransformer, state: Mapping[str, Tensor],
     derived = derived_shapes(model.pyramid, model.width, model.depth, architecture)
     check_fit(state, {**_reference_shapes(model, table), **derived}, source, optional=derived)
     check_derived(state, model.pyramid, architecture, source)
+    # positions, levels and masks follow from the sizes here, and are made when they are needed
     weights = {key: tensor for key, tensor in state.items() if key not in derived}
-    return fill(model, _to_ours(weights, table), dtype=torch.float32)
+    return fill(model, to_ours(weights, table), dtype=torch.float32)
 
 
 def import_tokenizer(path: str | Path, pyramid: ScalePyramid, vocab_size: int | None = None) -> MultiScaleTokenizer:
@@ -113,7 +114,7 @@ def import_tokenizer(path: str | Path, pyramid: ScalePyramid, vocab_size: int | 
         del state[HITS]
     table = tokenizer_keys(arguments["phi_layers"])
     check_fit(state, _reference_shapes(tokenizer, table), str(path), optional=(HITS,))
-    return fill(tokenizer, _to_ours(state, table), dtype=torch.float32)
+    return fill(tokenizer, to_ours(state, table), dtype=torch.float32)
 
 
 def export_official(
@@ -193,9 +194,3 @@ def _is_published_llama(blocks: object) -> bool:
 def _reference_shapes(module: nn.Module, table: Table) -> dict[str, tuple[int, ...]]:
     shapes = to_reference(shapes_of(module), table)
     return {key: reference_shape(key, shape) for key, shape in shapes.items()}
-
-
-def _to_ours(state: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
-    names = {key: rename_key(key, table, "to_ours") for key in state}
-    assert all(names.values()), "names were checked before"
-    return {str(names[key]): tensor for key, tensor in state.items()}

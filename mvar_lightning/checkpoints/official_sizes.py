@@ -1,4 +1,4 @@
-"""Sizes of a published model, read off the names and shapes of its weights.
+"""Sizes of a published model, read off the names and shapes of its weights, and the buffers that follow from them.
 
 Where several tensors tell the same size the majority counts, so that one damaged tensor is reported as such.
 """
@@ -22,6 +22,8 @@ State = Mapping[str, Tensor]
 
 ARCHITECTURES = ("var", "mvar", "markov_var")
 HITS = "quantize.ema_vocab_hit_SV"
+LEVELS, MASK, ZERO_K_BIAS = "lvl_1L", "attn_bias_for_masking", "zero_k_bias"
+"""Buffers that follow from the sizes; what they hold is told below."""
 
 _SIGNS = {
     "markov_var": (r"blocks\.\d+\.attn\.qkv_proj\.weight", r"context_pool\..*", r"lvl_embed\.mlp\..*"),
@@ -185,8 +187,8 @@ def _count(state: State, pattern: str) -> int | None:
 
 def _vote(sizes: Sequence[int | None]) -> int | None:
     """The most frequent size told, the first of equals; None where nothing is told."""
-    told = Counter(size for size in sizes if size is not None)
-    return told.most_common(1)[0][0] if told else None
+    votes = Counter(size for size in sizes if size is not None)
+    return votes.most_common(1)[0][0] if votes else None
 
 
 def _need(sizes: Sequence[int | None], what: str, source: str) -> int:
@@ -205,10 +207,6 @@ def _need(sizes: Sequence[int | None], what: str, source: str) -> int:
 # of MVAR and neither is refused there. The attention that its sampler computes (and we do) is the block-diagonal one.
 #
 # L all tokens.
-
-
-LEVELS, MASK = "lvl_1L", "attn_bias_for_masking"
-ZERO_K_BIAS = "zero_k_bias"
 
 
 def derived_shapes(pyramid: ScalePyramid, width: int, depth: int, architecture: str) -> dict[str, tuple[int, ...]]:

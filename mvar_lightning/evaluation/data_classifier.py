@@ -14,15 +14,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from mvar_lightning.data.image_data import ShardsDataModule
 from mvar_lightning.data.reading.loader import loading
 from mvar_lightning.errors import UserError
-from mvar_lightning.metrics.classifier import (
-    STEP_IMAGES,
-    DatasetClassifier,
-    save_classifier,
-    train_classifier,
-)
+from mvar_lightning.metrics.classifier import STEP_IMAGES, DatasetClassifier, save_classifier, train_classifier
 
 STEPS = 300
-
 
 TRUSTED_ACCURACY = 0.9
 """Below this validation accuracy the log warns that class consistency says little."""
@@ -42,7 +36,8 @@ class _Alone(ShardsDataModule):
         return 0, 1
 
 
-def _fit(data: Any, device: torch.device, steps: int) -> DatasetClassifier:
+def fit_classifier(data: Any, device: torch.device, steps: int) -> DatasetClassifier:
+    """A classifier of a data module's images. Draws random numbers."""
     if isinstance(data, ShardsDataModule):  # else the features would hang on the settings of who came first
         batch = min(STEP_IMAGES, data.index.split("train").samples)
         cut: dict[str, Any] = {"resize_ratio": data.resize_ratio, "val_crop": data.val_crop}
@@ -64,7 +59,7 @@ def _places(data: Any, fallback: Path) -> list[Path]:
 def _train(data: Any, device: torch.device, places: list[Path]) -> Path:
     rank_zero_info(f"Training a small classifier on {data.path} (once; metrics use its features) ...")
     start = time.perf_counter()
-    classifier = _fit(data, device, steps=STEPS)
+    classifier = fit_classifier(data, device, steps=STEPS)
     accuracy, images = classifier.score.accuracy, classifier.score.images
     seconds = time.perf_counter() - start
     rank_zero_info(f"... {seconds:.0f} s, {accuracy:.1%} of {images} validation images right")

@@ -37,5 +37,6 @@ def inception_score(logits_NC: Tensor, splits: int = SPLITS, seed: int | None = 
 def _score(logits_NC: Tensor) -> Tensor:
     log_probability_NC = logits_NC.double().log_softmax(dim=1)
     probability_NC = log_probability_NC.exp()
+    # a class that no image has would make 0 * -inf
     log_mean_C = probability_NC.mean(dim=0).clamp_min(torch.finfo(torch.float64).tiny).log()
     return (probability_NC * (log_probability_NC - log_mean_C)).sum(dim=1).mean().exp()

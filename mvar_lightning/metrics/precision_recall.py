@@ -6,7 +6,8 @@ other one. N real and M generated images, F features, P and Q rows of a block.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -43,43 +44,37 @@ def precision_recall(
         raise UserError(f"precision, recall: {len(real_NF)} real and {len(generated_MF)} generated images; "
                         f"{neighbors} neighbors need more of each")  # fmt: skip
     center_F = real_NF.double().mean(dim=0)  # distances stay, and rounding gets small
-    sets = [_Rows(rows, center_F, block, device) for rows in (real_NF, generated_MF)]
-    real, generated = sets
-    radius_N, radius_M = (_radii(rows, neighbors) for rows in sets)
+    real, generated = (partial(_blocks, rows, center_F, block, device) for rows in (real_NF, generated_MF))
+    radius_N, radius_M = (_radii(blocks, neighbors) for blocks in (real, generated))
     inside_N = torch.zeros(len(real_NF), dtype=torch.bool)
     inside_M = torch.zeros(len(generated_MF), dtype=torch.bool)
-    for p, rows_PF in real.blocks():
-        for q, rows_QF in generated.blocks():
+    for p, rows_PF in real():
+        for q, rows_QF in generated():
             squared_PQ = _squared_distances(rows_PF, rows_QF)
             inside_N[p] |= (squared_PQ <= radius_M[q].to(device)).any(dim=1).cpu()
             inside_M[q] |= (squared_PQ <= radius_N[p, None].to(device)).any(dim=0).cpu()
     return float(inside_M.double().mean()), float(inside_N.double().mean())
 
 
-class _Rows:
-    """Rows of features, handed out block by block in float64."""
-
-    def __init__(self, rows_NF: Tensor, center_F: Tensor, block: int, device: torch.device | str) -> None:
-        self.rows_NF, self.center_F, self.block, self.device = rows_NF, center_F, block, device
-
-    def __len__(self) -> int:
-        return len(self.rows_NF)
-
-    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        for first in range(0, len(self), self.block):
-            place = slice(first, first + self.block)
-            yield place, (self.rows_NF[place].double() - self.center_F).to(self.device)
+def _blocks(
+    rows_NF: Tensor, center_F: Tensor, block: int, device: torch.device | str
+) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of features in float64, block by block, each with its range."""
+    for first in range(0, len(rows_NF), block):
+        range_P = slice(first, first + block)
+        yield range_P, (rows_NF[range_P].double() - center_F).to(device)
 
 
-def _radii(rows: _Rows, neighbors: int) -> Tensor:
+def _radii(blocks: Callable[[], Iterator[tuple[slice, Tensor]]], neighbors: int) -> Tensor:
     """Squared distance of each row to its k-th nearest other one."""
     radii = []
-    for p, rows_PF in rows.blocks():
-        nearest_Pk = torch.empty(len(rows_PF), 0, dtype=torch.float64, device=rows.device)
-        for q, rows_QF in rows.blocks():
+    for p, rows_PF in blocks():
+        nearest_Pk = rows_PF.new_empty(len(rows_PF), 0)
+        for q, rows_QF in blocks():
             squared_PQ = _squared_distances(rows_PF, rows_QF)
             if p == q:
-                squared_PQ.fill_diagonal_(torch.inf)
+                squared_PQ.fill_diagonal_(torch.inf)  # a row is not its own neighbor
+            # only the k nearest so far are kept: a row of the whole matrix never exists
             candidates = torch.cat([nearest_Pk, squared_PQ], dim=1)
             nearest_Pk = candidates.topk(min(neighbors, candidates.shape[1]), dim=1, largest=False).values
         radii.append(nearest_Pk.amax(dim=1).cpu())

@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 import mvar_lightning.data.image_data  # noqa: F401 (recipes name its class, as those below, so it must be known by name)
 from mvar_lightning.callbacks import GradientNorm, LastCheckpoint, NonFiniteLossGuard, Throughput, WritableRunFolder
 from mvar_lightning.callbacks.last_checkpoint import DurableCheckpointIO
+from mvar_lightning.compat import expect_unused_parameters
 from mvar_lightning.errors import UserError
 from mvar_lightning.runs.recipe_errors import explain
 from mvar_lightning.tools.compute import keep_freed_memory
@@ -110,7 +111,7 @@ class SuiteCLI(LightningCLI):
         strategy: Any = self.trainer.strategy
         if isinstance(strategy, DDPStrategy) and isinstance(self.model, TokenizerModule):
             # a discriminator and a generator in turn, and of n shared phi maybe not all: each backward has its own
-            strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
+            expect_unused_parameters(strategy)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         try:

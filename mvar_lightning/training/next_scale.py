@@ -6,7 +6,7 @@ B batch, L tokens of the pyramid, Z code dim, HW pixels.
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import Any
 
 import lightning as L
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mvar_lightning.attention import AdjacentAttention, AttentionStrategy, FullAttention, SpatialAttention
 from mvar_lightning.checkpoints import load_initial_weights, load_tokenizer
+from mvar_lightning.compat import lets_clip
 from mvar_lightning.data.token_data import TokenShardsDataModule
 from mvar_lightning.errors import UserError
 from mvar_lightning.sampling import generate
@@ -243,8 +244,7 @@ class NextScaleModule(L.LightningModule):
             weight_decay=self.weight_decay,
             fused=True,
         )
-        # else Lightning refuses to clip under bf16-mixed, for the sake of a loss scale that there is none of
-        cast(Any, optimizer)._step_supports_amp_scaling = False
+        lets_clip(optimizer)
         schedule = Schedule(
             total_steps=int(steps),
             warmup_steps=round(self.warmup * steps),

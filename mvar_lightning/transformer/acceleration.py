@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from mvar_lightning.compat import allow_recompiles, copy_each
 from mvar_lightning.errors import UserError
 from mvar_lightning.transformer.transformer import NextScaleTransformer, SamplingState
 
@@ -108,7 +109,7 @@ class _Recording:
         self._again, self._result = record(steps)
 
     def replay(self, rows: SamplingState, x_RlC: Tensor) -> Tensor:
-        torch._foreach_copy_(self._fixed, [x_RlC, rows.head_modulation, *rows.modulations])
+        copy_each(self._fixed, [x_RlC, rows.head_modulation, *rows.modulations])
         self._again()
         return self._result.clone()  # the next replay writes over it
 
@@ -146,7 +147,7 @@ def compile_blocks(model: NextScaleTransformer, **options: Any) -> NextScaleTran
         options: of `torch.compile`; shapes are static by default (``dynamic=False``).
     """
     needed = SHAPES_OF_A_SCALE * model.pyramid.num_scales
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, needed)
+    allow_recompiles(needed)
     for block in model.blocks:
         block.compile(**{"dynamic": False, **options})
     return model

@@ -26,6 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from mvar_lightning.compat import has_onednn_linear, onednn_linear, onednn_linear_times
+
 LEAST_WEIGHTS = 2**18
 """Products with fewer weights than this stay with torch: there the calls themselves would cost more than they gain."""
 
@@ -65,8 +67,7 @@ def activated_linear(layer: nn.Linear, x_BlI: Tensor, activation: Activation) ->
 def multiplied_linear(layer: nn.Linear, x_BlI: Tensor, factor_BlO: Tensor) -> Tensor:
     """(x W^T + b) times ``factor_BlO``, in one pass where no gradient is asked for."""
     if _suits_onednn(x_BlI, layer.weight) and not torch.is_grad_enabled():
-        result: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x_BlI, factor_BlO, layer.weight, layer.bias, "mul")
-        return result
+        return onednn_linear_times(x_BlI, layer.weight, layer.bias, factor_BlO)
     return linear(x_BlI, layer.weight, layer.bias) * factor_BlO
 
 
@@ -80,14 +81,8 @@ def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
         and type(x) in (Tensor, nn.Parameter)
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
-        and _has_onednn()
+        and has_onednn_linear()
     )
-
-
-@lru_cache(maxsize=1)
-def _has_onednn() -> bool:
-    """Whether this torch has oneDNN and its product as an operator (the compiler's; it has been there since 2.0)."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 @lru_cache(maxsize=1)
@@ -99,9 +94,7 @@ def _mkl_at_peak() -> bool:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation | None = None) -> Tensor:
-    algorithm = "tanh" if activation == "gelu" else ""
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation or "none", [], algorithm)
-    return result
+    return onednn_linear(x, weight, bias, activation or "none", "tanh" if activation == "gelu" else "")
 
 
 class _OneDNNLinear(torch.autograd.Function):

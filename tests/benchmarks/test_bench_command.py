@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks import models
 from benchmarks import results as history
 from benchmarks.__main__ import main
+from mvar_lightning.pyramid import PUBLISHED_SIDES
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("torch", "lightning", "numpy", "matplotlib", "rich")
 
 
 def test_a_member_runs_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,6 +56,25 @@ def test_a_member_tells_its_own_options(member: str, capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit):
         main([member, "--help"])
     assert f"usage: python -m benchmarks {member}" in capsys.readouterr().out
+
+
+def test_help_is_quick_and_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from benchmarks.__main__ import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        f"print('heavy:', [name for name in {HEAVY} if name in sys.modules])"
+    )
+    for options in (["--help"], ["attention", "--help"]):
+        start = time.monotonic()
+        command = [sys.executable, "-c", code, *options]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        assert time.monotonic() - start < 2
+        assert done.stdout.splitlines()[-1] == "heavy: []"
+
+
+def test_sizes_are_those_with_published_scales() -> None:
+    assert tuple(sorted(PUBLISHED_SIDES)) == models.SIZES
 
 
 def test_alone_it_measures_the_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,130 @@
+"""Private doors of libraries: what no public name gives. All of them stand here, each with a test that names it.
+
+Where a newer version closes one, `tests/test_compat.py` says which, and this is the one file to mend. Nothing heavy is
+imported before a door is used, and each takes and gives the libraries' objects as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Tensors = tuple[Tensor, ...] | list[Tensor]
+
+F = TypeVar("F", bound=Callable[..., object])
+
+# torch (2.11 to 2.13)
+
+
+def allow_recompiles(limit: int) -> None:
+    """Let the compiler make at least so many variants of a function, after which it gives up on it.
+
+    ``torch._dynamo.config.recompile_limit`` (2.6 and later). There is a public name in ``torch.compiler.config`` for
+    other settings, not for this one; its default of 8 is less than the scales of a published model.
+    """
+    import torch
+
+    config: Any = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, limit)
+
+
+def constant_when_compiled(function: F) -> F:
+    """Mark a function whose result the compiler takes as it is when it traces.
+
+    ``torch.compiler.assume_constant_result`` does it in one line, and to get there imports the whole of
+    ``torch._dynamo``: half of what importing a transformer takes.
+    """
+    vars(function)["_dynamo_marked_constant"] = True
+    return function
+
+
+def lerp_each(starts: Tensors, ends: Tensors, weight: float) -> None:
+    """``start += weight * (end - start)`` for each pair, in place: ``torch._foreach_lerp_`` (2.0 and later).
+
+    One kernel for hundreds of parameters, as torch's own weight averaging (`swa_utils`) calls it.
+    """
+    import torch
+
+    torch._foreach_lerp_(starts, ends, weight)
+
+
+def copy_each(targets: Tensors, sources: Tensors) -> None:
+    """Copy each source into its target: ``torch._foreach_copy_`` (2.1 and later), one kernel for all of them."""
+    import torch
+
+    torch._foreach_copy_(targets, sources)
+
+
+@cache
+def has_onednn_linear() -> bool:
+    """Whether this torch has oneDNN and its product as an operator: ``torch.ops.mkldnn._linear_pointwise``, which the
+    compiler writes into its code (2.0 and later). It takes an activation along, and reads factors as they lie."""
+    import torch
+
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, algorithm: str) -> Tensor:
+    """``activation(x W^T + b)``; "none" is no activation, and ``algorithm`` the kind of GELU."""
+    import torch
+
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], algorithm)
+    return result
+
+
+def onednn_linear_times(x: Tensor, weight: Tensor, bias: Tensor | None, factor: Tensor) -> Tensor:
+    """``(x W^T + b) * factor`` in one pass; without gradient."""
+    import torch
+
+    result: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, factor, weight, bias, "mul")
+    return result
+
+
+# Lightning (2.6)
+
+
+def lets_clip(optimizer: Any) -> None:
+    """Tell Lightning that a fused optimizer needs no loss scale, so that gradients may be clipped under bf16-mixed.
+
+    ``_step_supports_amp_scaling`` is torch's mark on fused optimizers. Lightning takes it for a sign that gradients are
+    unscaled inside the step, where it is too late to clip; bf16 has no scale.
+    """
+    optimizer._step_supports_amp_scaling = False
+
+
+def expect_unused_parameters(strategy: Any) -> None:
+    """Let DDP find parameters without a gradient, unless the recipe says whether it should.
+
+    ``DDPStrategy._ddp_kwargs``: the strategy's own arguments are no longer to be had once it is made from a short name.
+    """
+    strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
+
+
+def logs_now(trainer: Any) -> bool:
+    """Whether the logger takes values of this step, as Lightning's own monitors ask: ``_logger_connector``."""
+    return bool(trainer._logger_connector.should_update_logs)
+
+
+def epoch_ends_here(trainer: Any) -> bool:
+    """Whether a validation or the end of the epoch follows this training batch.
+
+    The epoch loop's own questions to itself, asked before it acts on them: a checkpoint in a batch's last hook must
+    know whether another comes right after.
+    """
+    fit = trainer.fit_loop
+    loop = fit.epoch_loop
+    return bool(loop._num_ready_batches_reached() or loop._should_check_val_fx(fit._data_fetcher))
+
+
+def end_workers(loader: Any) -> None:
+    """End the worker processes of a loader whose ``_iterator`` is a DataLoader's, and forget the iterator.
+
+    Lightning's own way at the end of a run; a DataLoader has only its destructor, which comes when memory is tidied.
+    """
+    from lightning.pytorch.utilities.combined_loader import _shutdown_workers_and_reset_iterator
+
+    _shutdown_workers_and_reset_iterator(loader)
