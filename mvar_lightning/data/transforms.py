@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mvar_lightning.data.images import MAX_PIXELS, ImageError, full_size
 from mvar_lightning.errors import UserError
+from mvar_lightning.tools.drawing import normalize
 
 # A window of a resized picture, without computing the rest; exactly as the published pipeline, or faster.
 #
@@ -267,30 +268,9 @@ def planes(picture: Image.Image) -> np.ndarray:
     return np.stack(bands).reshape(len(bands), picture.height, picture.width)
 
 
-def normalize(pixels_B3SS: Tensor) -> Tensor:
-    """(B, 3, S, S) uint8 -> float32 in [-1, 1], by x / 255 * 2 - 1 as the reference computes it, on any device."""
-    if pixels_B3SS.device.type != "cpu":
-        # by a tensor: CUDA divides by a number by multiplying with its inverse, which rounds otherwise
-        by = torch.full((), 255.0, device=pixels_B3SS.device)
-        return pixels_B3SS.float().div_(by).mul_(2).sub_(1)
-    image_B3SS = torch.empty(pixels_B3SS.shape, dtype=torch.float32)
-    # plane by plane, which a processor's cache holds
-    for image_SS, pixels_SS in zip(image_B3SS.flatten(0, 1), pixels_B3SS.flatten(0, 1), strict=True):
-        image_SS.copy_(pixels_SS).div_(255).mul_(2).sub_(1)
-    return image_B3SS
-
-
 def to_batch(pictures: Sequence[Image.Image]) -> Tensor:
     """S x S RGB pictures -> (B, 3, S, S) float32 in [-1, 1]."""
     return normalize(torch.from_numpy(np.stack([planes(picture) for picture in pictures])))
-
-
-def finished(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A batch ready for the model: uint8 images normalized, everything else as it is."""
-    image = batch.get("image")
-    if image is None or image.dtype != torch.uint8:
-        return batch
-    return batch | {"image": normalize(image)}
 
 
 def _maybe_mirrored(image: Image.Image, flip: bool, rng: random.Random) -> Image.Image:

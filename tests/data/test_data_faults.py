@@ -62,7 +62,7 @@ class Kills(lightning.LightningModule):
         if batch_idx == 3:
             workers = self.trainer.train_dataloader._iterator._workers
             os.kill(workers[1].pid, signal.SIGKILL)
-        return (self.weight - batch["image"].mean()) ** 2
+        return (self.weight - batch["image"].float().mean()) ** 2
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)

@@ -20,7 +20,7 @@ from typing import IO
 from webdataset import TarWriter
 
 from mvar_lightning.data.images import ImageError, decode_rgb, suffix_of
-from mvar_lightning.data.index import ShardInfo, sha256_of
+from mvar_lightning.data.index import INDEX_NAME, ShardInfo, content_problem
 from mvar_lightning.data.making.sources import Example
 from mvar_lightning.data.transforms import resize_shorter
 from mvar_lightning.errors import UserError
@@ -66,7 +66,11 @@ class ChunkWriter:
     def _is_sound(self, record: ChunkRecord) -> bool:
         if record.skipped and not self.skip_damaged:
             return False
-        return all(_is_sound(self.folder / shard.name, shard) for shard in record.shards)
+        try:
+            files = ((shard, {shard.name: self.folder / shard.name}) for shard in record.shards)
+            return not any(content_problem(shard, file, INDEX_NAME) for shard, file in files)
+        except OSError:
+            return False
 
     def _shard(
         self, name: str, examples: Iterator[tuple[int, Example]], skipped: list[str], report: Progress
@@ -124,13 +128,6 @@ class _Hashed:
         self.sha256.update(data)
         self.bytes += len(data)
         return self.file.write(data)
-
-
-def _is_sound(path: Path, shard: ShardInfo) -> bool:
-    try:
-        return path.stat().st_size == shard.bytes and sha256_of(path) == shard.sha256
-    except OSError:
-        return False
 
 
 def shrink(data: bytes, suffix: str, side: int) -> bytes:

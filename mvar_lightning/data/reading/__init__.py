@@ -1,1 +1,1 @@
-"""TODO."""
+"""Shards to batches: where shards lie, their samples, the order of these, and the loader."""

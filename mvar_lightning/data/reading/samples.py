@@ -1,4 +1,4 @@
-"""How samples of tar shards are read and decoded; which samples, and in which order, is `streaming`'s.
+"""How samples of tar shards are read and decoded; which samples, and in which order, is `order`'s.
 
 webdataset reads the tar files. Nothing is handed to its decoders (which unpickle): members other than images and
 labels are never read.
@@ -35,7 +35,7 @@ class SampleReader(ABC):
 
     @abstractmethod
     def read(self, shard: ShardInfo, faults: Faults) -> Iterable[Any]:
-        """Raw samples of a shard in order; damage is told to `faults`."""
+        """Raw samples of a shard in order; damage goes to `faults`."""
 
     @abstractmethod
     def decode(self, raw: Any, rng: random.Random) -> Any:
@@ -136,7 +136,7 @@ def _is_ours(name: str) -> bool:
 
 
 def _raw(shard: str, member: dict[str, Any]) -> RawSample:
-    """An incomplete sample keeps its place with empty bytes, which decoding reports as damaged."""
+    """An incomplete sample stays in the row with empty bytes, which decoding reports as damaged."""
     image = next((member[suffix] for suffix in SUFFIXES if suffix in member), b"")
     return RawSample(shard, member["__key__"], image, member.get("cls", b""))
 

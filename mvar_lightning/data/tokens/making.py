@@ -16,18 +16,16 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from mvar_lightning.data.faults import Faults, SampleError
-from mvar_lightning.data.index import ShardIndex, ShardInfo
-from mvar_lightning.data.reading.loader import outlive_stop_signals
-from mvar_lightning.data.reading.order import Failure
+from mvar_lightning.data.index import ShardIndex, ShardInfo, content_problem, sha256_of
+from mvar_lightning.data.reading.order import WorkerStream
 from mvar_lightning.data.reading.place import ShardPlace
 from mvar_lightning.data.reading.samples import ImageReader, RawSample
 from mvar_lightning.data.tokens.cache import (
@@ -36,9 +34,7 @@ from mvar_lightning.data.tokens.cache import (
     PartInfo,
     TokenCache,
     part_files,
-    part_problem,
     read_cache,
-    sha256_of,
     write_aside,
 )
 from mvar_lightning.data.transforms import build_transform, planes
@@ -137,14 +133,14 @@ class TokenJob:
     def todo(self, rank: int = 0, world_size: int = 1) -> list[Task]:
         """This rank's share of the parts, without those that an earlier run wrote and that still are as written."""
         records = self._records()
-        return [task for task in self.tasks[rank::world_size] if not self._sound(records.get(task.part))]
+        return [task for task in self.tasks[rank::world_size] if not self._is_sound(records.get(task.part))]
 
-    def _sound(self, part: PartInfo | None) -> bool:
-        return part is not None and part_problem(self.folder, part) is None
+    def _is_sound(self, part: PartInfo | None) -> bool:
+        return part is not None and not content_problem(part, part_files(self.folder, part.name), INDEX_NAME)
 
     def write(self, task: Task, tokens_vnL: np.ndarray, labels_n: np.ndarray, damaged: tuple[str, ...]) -> PartInfo:
         """Arrays first, then the record that makes them count. Raises UserError where the disk refuses."""
-        files = part_files(self.folder, task.part)
+        files = list(part_files(self.folder, task.part).values())
         with self._writing():
             write_aside(files[0], tokens_vnL.astype(self.settings.dtype))
             write_aside(files[1], labels_n.astype("<i4"))
@@ -270,7 +266,7 @@ class ViewReader(ImageReader):
         return ViewSample(self.views.of(self.memory.picture(raw), split, raw.key), label)
 
 
-class ViewStream(IterableDataset):
+class ViewStream(WorkerStream):
     """Rows of the tasks, each worker its own tasks; a part's rows come in order, then its `PartEnd`.
 
     Args:
@@ -283,15 +279,21 @@ class ViewStream(IterableDataset):
         self.reader, self.tasks, self.num_shards = reader, list(tasks), num_shards
         self.settings = reader.views.settings
 
-    def __iter__(self) -> Iterator[Rows | PartEnd | Failure]:
-        info = get_worker_info()
-        first, step = (info.id, info.num_workers) if info else (0, 1)
+    @property
+    def num_views(self) -> int:
+        """Of all images that the shards should hold."""
+        return sum(self._views_of(task) for task in self.tasks)
+
+    def num_batches(self, workers: int) -> int:
+        return sum(-(-self._views_of(task) // self.settings.batch_size) + 1 for task in self.tasks)
+
+    def _views_of(self, task: Task) -> int:
+        return task.shard.samples * self.settings.views_of(task.split)
+
+    def batches(self, worker: int, workers: int) -> Iterator[Rows | PartEnd]:
         faults = Faults(self.num_shards)
-        try:
-            for task in self.tasks[first::step]:
-                yield from self._part(task, faults)
-        except UserError as error:
-            yield Failure(str(error))
+        for task in self.tasks[worker::workers]:
+            yield from self._part(task, faults)
 
     def _part(self, task: Task, faults: Faults) -> Iterator[Rows | PartEnd]:
         end = PartEnd(task)
@@ -317,19 +319,3 @@ class ViewStream(IterableDataset):
 
     def _rows(self, task: Task, views: Sequence[Image.Image]) -> Rows:
         return Rows(task.part, torch.from_numpy(np.stack([planes(view) for view in views])))
-
-
-def view_loader(stream: ViewStream, num_workers: int) -> Iterator[Rows | PartEnd]:
-    """The stream's items over worker processes, or from this one. Raises UserError as the stream."""
-    workers = min(num_workers, len(stream.tasks))
-    loader = DataLoader(
-        stream, batch_size=None, num_workers=workers, collate_fn=_as_it_is, worker_init_fn=outlive_stop_signals
-    )
-    for item in loader:
-        if isinstance(item, Failure):
-            raise UserError(item.message)
-        yield item
-
-
-def _as_it_is(item: Any) -> Any:
-    return item
