@@ -37,6 +37,7 @@ from mvar_lightning.data.making.embedded import PHOTOS
 from mvar_lightning.data.making.shards import ShardsRequest, make_shards
 from mvar_lightning.data.making.sources import Example, Source
 from mvar_lightning.data.reading.loader import StreamLoader
+from mvar_lightning.data.reading.place import ShardPlace
 from mvar_lightning.data.reading.samples import read_shard
 from mvar_lightning.data.transforms import (
     DRAFT_MARGIN,
@@ -116,7 +117,7 @@ def some_jpegs(folder: str, count: int) -> list[bytes]:
     module = ShardsDataModule(folder, 8, 1, 0)
     shards: Sequence[ShardInfo] = module.index.split("train").shards
     faults = Faults(len(shards))
-    images = list(islice((raw.image for s in shards for raw in read_shard(Path(folder), s, faults)), count))
+    images = list(islice((raw.image for s in shards for raw in read_shard(ShardPlace(str(folder)), s, faults)), count))
     if not images:
         raise UserError(f"--data {folder}: holds no training images; make its shards anew")
     return images

@@ -18,7 +18,8 @@ from mvar_lightning.data.faults import Faults
 from mvar_lightning.data.index import ShardInfo, read_index
 from mvar_lightning.data.reading.loader import StreamLoader, TrainLoader
 from mvar_lightning.data.reading.order import StreamConfig, TrainStream, ValidationStream
-from mvar_lightning.data.reading.samples import ImageReader, SmallSetMemory, read_shard
+from mvar_lightning.data.reading.place import ShardPlace
+from mvar_lightning.data.reading.samples import ImageReader, read_shard
 from mvar_lightning.data.transforms import build_transform
 from mvar_lightning.errors import UserError
 
@@ -27,7 +28,7 @@ def parts_of(folder: Path, split: str = "train", **changes: object) -> tuple[Ima
     """What a stream is made of."""
     shards = changes.pop("shards", read_index(folder).split(split).shards)
     transform = changes.pop("transform", build_transform("center", 8, 1.0))
-    reader = ImageReader(folder, sum(shard.bytes for shard in shards), transform, num_classes=3)
+    reader = ImageReader(ShardPlace(str(folder)), sum(shard.bytes for shard in shards), transform, num_classes=3)
     return reader, shards, StreamConfig(**({"batch_size": 4} | changes))
 
 
@@ -61,7 +62,7 @@ def test_validation_reads_every_sample_once(numbered_shards, ranks, workers):
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.integers(1, 6), st.integers(1, 5), st.integers(1, 9))
 def test_validation_blocks_cover_all_samples_once(counts, ranks, workers, batch_size):
     shards = tuple(ShardInfo(f"{n}.tar", samples, 1, "") for n, samples in enumerate(counts))
-    reader = ImageReader(Path(), 0, build_transform("center", 8), 1)
+    reader = ImageReader(ShardPlace(), 0, build_transform("center", 8), 1)
     streams = [ValidationStream(reader, shards, StreamConfig(batch_size, 0, rank, ranks)) for rank in range(ranks)]
     blocks = [stream.blocks(worker, workers) for stream in streams for worker in range(workers)]
     assert [position for consumer in blocks for block in consumer for position in block] == list(range(sum(counts)))
@@ -229,7 +230,7 @@ def test_a_truncated_shard_gives_what_it_has_and_is_named(numbered_shards, caplo
     path = folder / shard.name
     path.write_bytes(path.read_bytes()[: shard.bytes // 2])
     with caplog.at_level(logging.WARNING):
-        samples = list(read_shard(folder, shard, Faults(num_shards=1000)))
+        samples = list(read_shard(ShardPlace(str(folder)), shard, Faults(num_shards=1000)))
     assert 0 < len(samples) < 10
     assert "shard train/000002.tar is damaged" in caplog.text
     with pytest.raises(UserError, match=r"train/000002\.tar is damaged"):
@@ -277,7 +278,7 @@ def test_pickles_are_never_read(numbered_shards, rewrite_shard, suffix):
 
         rewrite_shard(folder, f"val/00000{number}.tar", change)
     shard = read_index(folder).split("val").shards[0]
-    (sample,) = read_shard(folder, shard, Faults(1000))
+    (sample,) = read_shard(ShardPlace(str(folder)), shard, Faults(1000))
     assert sample.image == b""
     assert all_validation(folder, 1, 1) == []
 
@@ -285,22 +286,23 @@ def test_pickles_are_never_read(numbered_shards, rewrite_shard, suffix):
 def test_pipe_commands_are_never_run(tmp_path):
     shard = ShardInfo(f"pipe:touch {tmp_path}/owned", 1, 1, "")
     with pytest.raises(UserError, match="cannot be opened"):
-        list(read_shard(tmp_path, shard, Faults(1)))
+        list(read_shard(ShardPlace(str(tmp_path)), shard, Faults(1)))
     assert not (tmp_path / "owned").exists()
 
 
 def test_small_sets_are_kept_and_large_ones_streamed(numbered_shards, monkeypatch):
     folder = numbered_shards()
     shard = read_index(folder).split("train").shards[0]
-    small, large = SmallSetMemory(folder, shard.bytes), SmallSetMemory(folder, shard.bytes, limit=10)
-    kept = list(small.samples(shard, Faults(1)))
-    assert list(large.samples(shard, Faults(1))) == kept
+    place, transform = ShardPlace(str(folder)), build_transform("center", 8)
+    small, large = (ImageReader(place, shard.bytes, transform, 3, limit=limit) for limit in (10**6, 10))
+    kept = list(small.read(shard, Faults(1)))
+    assert list(large.read(shard, Faults(1))) == kept
     assert small.picture(kept[0]) is small.picture(kept[0])
     assert large.picture(kept[0]) is not large.picture(kept[0])
     (folder / shard.name).unlink()
-    assert list(small.samples(shard, Faults(1))) == kept
+    assert list(small.read(shard, Faults(1))) == kept
     with pytest.raises(UserError):
-        list(large.samples(shard, Faults(1)))
+        list(large.read(shard, Faults(1)))
 
 
 def test_streams_without_shards_or_batches_are_refused(numbered_shards):

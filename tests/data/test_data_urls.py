@@ -128,7 +128,7 @@ def test_a_transfer_that_breaks_off_is_taken_up_again(numbered_shards, serve, ca
     shard = read_index(folder).split("train").shards[2]
     with caplog.at_level(logging.WARNING):
         got = list(read_shard(ShardPlace(server.url), shard, Faults(1)))
-    assert got == list(read_shard(folder, shard, Faults(1)))
+    assert got == list(read_shard(ShardPlace(str(folder)), shard, Faults(1)))
     assert server.asked["/train/000002.tar"] == 3
     assert f"{server.url}/train/000002.tar: ended after {shard.bytes // 2} of {shard.bytes} bytes" in caplog.text
 

@@ -96,17 +96,15 @@ def photos() -> Source:
 
 def train_window(width: int, height: int, rng: random.Random) -> Window:
     """A window in the left half or in the right quarter, either as often as it is wide."""
-    first, end = held_out(width)
-    left_end, right_first = first, end
+    left_end, right_first = held_out(width)
     if rng.random() < left_end / (left_end + width - right_first):
-        return _window(0, left_end, height, _largest(width, height), rng)
-    return _window(right_first, width, height, _largest(width, height), rng)
+        return _window((0, left_end), width, height, rng)
+    return _window((right_first, width), width, height, rng)
 
 
 def val_window(width: int, height: int, rng: random.Random) -> Window:
     """A window inside the held-out band."""
-    first, end = held_out(width)
-    return _window(first, end, height, _largest(width, height), rng)
+    return _window(held_out(width), width, height, rng)
 
 
 def held_out(width: int) -> tuple[int, int]:
@@ -114,12 +112,10 @@ def held_out(width: int) -> tuple[int, int]:
     return width // 2, width * 3 // 4
 
 
-def _largest(width: int, height: int) -> int:
-    return max(LARGEST_WINDOW, min(width, height) // 3)
-
-
-def _window(first: int, end: int, height: int, largest: int, rng: random.Random) -> Window:
-    """Any square of CROP_SIDE to `largest` pixels between two columns."""
+def _window(columns: tuple[int, int], width: int, height: int, rng: random.Random) -> Window:
+    """Any square between two columns, of CROP_SIDE to LARGEST_WINDOW pixels or a third of the photograph."""
+    first, end = columns
+    largest = max(LARGEST_WINDOW, min(width, height) // 3)
     side = rng.randint(CROP_SIDE, min(largest, end - first, height))
     return Window(rng.randint(first, end - side), rng.randint(0, height - side), side)
 

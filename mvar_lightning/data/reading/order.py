@@ -1,5 +1,5 @@
 """Which samples, in which order: training without end in a seeded order, validation exactly once, over any ranks x
-workers. How a sample is read and decoded is a `SampleReader`'s (`samples`); token caches have an order of their own
+workers. How a sample is read and decoded is an `ImageReader`'s (`samples`); token caches have an order of their own
 (`tokens/stream`) over the same two kinds of stream.
 
 A consumer is one worker of one rank; there are ranks x workers of them.
@@ -26,7 +26,7 @@ from webdataset.filters import shuffle
 
 from mvar_lightning.data.faults import CHECK, Faults, SampleError
 from mvar_lightning.data.index import ShardInfo
-from mvar_lightning.data.reading.samples import Batch, SampleReader
+from mvar_lightning.data.reading.samples import Batch, ImageReader, RawSample, Sample
 from mvar_lightning.errors import UserError
 
 
@@ -127,7 +127,7 @@ class TrainStream(EpochStream):
 
     def __init__(
         self,
-        reader: SampleReader,
+        reader: ImageReader,
         shards: Sequence[ShardInfo],
         config: StreamConfig,
         epoch_batches: int,
@@ -155,7 +155,7 @@ class TrainStream(EpochStream):
                 rng = random.Random(f"{self.config.seed}/{epoch}/{self.config.rank}/{number}")
                 yield self._batch(slots, rng, faults)
 
-    def _batch(self, slots: Sequence[Any], rng: random.Random, faults: Faults) -> Batch:
+    def _batch(self, slots: Sequence[RawSample], rng: random.Random, faults: Faults) -> Batch:
         """A damaged sample's slot is filled by the others in turn: batches keep their shape, and which samples
         come later does not depend on the damage."""
         good = [sample for raw in slots for sample in _decoded(self.reader, raw, rng, faults)]
@@ -163,7 +163,7 @@ class TrainStream(EpochStream):
             raise UserError(f"shard {slots[0].shard}: not one sample of a batch of {len(slots)} is readable; {CHECK}")
         return self.reader.collate([good[index % len(good)] for index in range(len(slots))])
 
-    def _raw_samples(self, epoch: int, turn: int, workers: int, faults: Faults) -> Iterator[Any]:
+    def _raw_samples(self, epoch: int, turn: int, workers: int, faults: Faults) -> Iterator[RawSample]:
         consumer, consumers = self.config.consumer(turn, workers)
         samples = _endless(self.reader, self._shard_row(epoch, consumer, consumers), faults)
         if self.shuffle_buffer <= 1:
@@ -186,7 +186,7 @@ class TrainStream(EpochStream):
 class ValidationStream(OnceStream):
     """Every sample of `shards` once over all consumers; damaged ones are left out."""
 
-    def __init__(self, reader: SampleReader, shards: Sequence[ShardInfo], config: StreamConfig) -> None:
+    def __init__(self, reader: ImageReader, shards: Sequence[ShardInfo], config: StreamConfig) -> None:
         super().__init__(config, sum(shard.samples for shard in shards))
         self.reader, self.shards = reader, _not_empty(shards, reader)
 
@@ -200,14 +200,14 @@ class ValidationStream(OnceStream):
         # by their numbers, not by counting: a shard that is cut off gives fewer than its index says
         waiting = next(samples, None)
         for block in blocks:
-            good: list[Any] = []
+            good: list[Sample] = []
             while waiting is not None and waiting[0] < block.stop:
                 good += _decoded(self.reader, waiting[1], rng, faults)
                 waiting = next(samples, None)
             if good:
                 yield self.reader.collate(good)
 
-    def _from(self, first: int, end: int, faults: Faults) -> Iterator[tuple[int, Any]]:
+    def _from(self, first: int, end: int, faults: Faults) -> Iterator[tuple[int, RawSample]]:
         """(number, sample) for numbers first..end - 1, opening only the shards that hold them."""
         offset = 0
         for shard in self.shards:
@@ -217,14 +217,14 @@ class ValidationStream(OnceStream):
             offset += shard.samples
 
 
-def _not_empty(shards: Sequence[ShardInfo], reader: SampleReader) -> Sequence[ShardInfo]:
+def _not_empty(shards: Sequence[ShardInfo], reader: ImageReader) -> Sequence[ShardInfo]:
     if not shards:
         root = reader.place.root
         raise UserError(f"data folder {root}: its index lists no shards for this split; make them anew")
     return shards
 
 
-def _decoded(reader: SampleReader, raw: Any, rng: random.Random, faults: Faults) -> list[Any]:
+def _decoded(reader: ImageReader, raw: RawSample, rng: random.Random, faults: Faults) -> list[Sample]:
     """The finished sample; none, counted, when it is damaged."""
     faults.seen += 1
     try:
@@ -234,7 +234,7 @@ def _decoded(reader: SampleReader, raw: Any, rng: random.Random, faults: Faults)
         return []
 
 
-def _endless(reader: SampleReader, shards: Iterator[ShardInfo], faults: Faults) -> Iterator[Any]:
+def _endless(reader: ImageReader, shards: Iterator[ShardInfo], faults: Faults) -> Iterator[RawSample]:
     barren = 0
     for shard in shards:
         barren += 1

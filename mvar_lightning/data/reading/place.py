@@ -61,10 +61,6 @@ class ShardPlace:
     root: str = ""
     allow_pipe: bool = False
 
-    @classmethod
-    def of(cls, place: ShardPlace | Path) -> ShardPlace:
-        return place if isinstance(place, ShardPlace) else cls(str(place))
-
     def location(self, name: str) -> str:
         """Path or URL of a shard."""
         if not self.root:

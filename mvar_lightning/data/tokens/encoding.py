@@ -24,8 +24,9 @@ from torch import Tensor
 from mvar_lightning.data.index import ShardIndex
 from mvar_lightning.data.reading.loader import StreamLoader, loading
 from mvar_lightning.data.reading.place import ShardPlace, index_at
+from mvar_lightning.data.reading.samples import ImageReader
 from mvar_lightning.data.tokens.cache import CacheSettings, TokenCache
-from mvar_lightning.data.tokens.making import PartEnd, Rows, TokenJob, ViewReader, ViewStream, content_hash
+from mvar_lightning.data.tokens.making import PartEnd, Rows, TokenJob, Views, ViewStream, content_hash
 from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer import MultiScaleTokenizer, fingerprint
 from mvar_lightning.tools.console import Bar, progress
@@ -128,7 +129,8 @@ def encode_data(request: EncodeRequest) -> TokenCache | None:
     tokenizer = request.tokenizer.eval().requires_grad_(False)
     settings = request.settings(index)
     # whatever is wrong with settings, devices or shards shows before the folder is touched and processes start
-    reader = ViewReader(ShardPlace(str(request.data)), settings, index.num_classes)
+    views = Views(settings)
+    reader = ImageReader(ShardPlace(str(request.data)), 0, views.val, index.num_classes)
     job = TokenJob(request.out, settings, index)
     fabric = request.fabric()
     for task in job.tasks:
@@ -145,7 +147,7 @@ def encode_data(request: EncodeRequest) -> TokenCache | None:
             if fabric.is_global_zero:
                 stack.enter_context(job.locked())
         with _together(fabric):
-            stream = ViewStream(reader, job.todo(fabric.global_rank, fabric.world_size), len(job.tasks))
+            stream = ViewStream(reader, views, job.todo(fabric.global_rank, fabric.world_size), len(job.tasks))
             bar = progress("views (of this process)", stream.num_views) if fabric.is_global_zero else nullcontext()
             _encode(job, stream, request, stack.enter_context(bar))
         return job.finish() if fabric.is_global_zero else None

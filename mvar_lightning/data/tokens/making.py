@@ -16,7 +16,6 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,8 +25,7 @@ from torch import Tensor
 from mvar_lightning.data.faults import Faults, SampleError
 from mvar_lightning.data.index import ShardIndex, ShardInfo, content_problem, sha256_of
 from mvar_lightning.data.reading.order import WorkerStream
-from mvar_lightning.data.reading.place import ShardPlace
-from mvar_lightning.data.reading.samples import ImageReader, RawSample
+from mvar_lightning.data.reading.samples import ImageReader
 from mvar_lightning.data.tokens.cache import (
     INDEX_NAME,
     CacheSettings,
@@ -248,36 +246,19 @@ class Views:
         return cropped
 
 
-class ViewSample(NamedTuple):
-    views: list[Image.Image]
-    label: int
-
-
-class ViewReader(ImageReader):
-    """Reads image shards; a sample is all views of an image."""
-
-    def __init__(self, place: ShardPlace, settings: CacheSettings, num_classes: int) -> None:
-        self.views = Views(settings)
-        super().__init__(place, 0, self.views.val, num_classes)
-
-    def views_of(self, raw: RawSample, split: str) -> ViewSample:
-        """Raises SampleError when the image or its label cannot be used."""
-        label = self._label(raw)
-        return ViewSample(self.views.of(self.memory.picture(raw), split, raw.key), label)
-
-
 class ViewStream(WorkerStream):
     """Rows of the tasks, each worker its own tasks; a part's rows come in order, then its `PartEnd`.
 
     Args:
-        reader: of the shards.
+        reader: of the shards; what it makes of pictures is not asked.
+        views: those of each picture.
         tasks: this process' share.
         num_shards: of all shares; damaged shards are counted against it.
     """
 
-    def __init__(self, reader: ViewReader, tasks: Sequence[Task], num_shards: int) -> None:
-        self.reader, self.tasks, self.num_shards = reader, list(tasks), num_shards
-        self.settings = reader.views.settings
+    def __init__(self, reader: ImageReader, views: Views, tasks: Sequence[Task], num_shards: int) -> None:
+        self.reader, self.views, self.tasks, self.num_shards = reader, views, list(tasks), num_shards
+        self.settings = views.settings
 
     @property
     def num_views(self) -> int:
@@ -301,21 +282,22 @@ class ViewStream(WorkerStream):
         for raw in self.reader.read(task.shard, faults):
             faults.seen += 1
             try:
-                sample = self.reader.views_of(raw, task.split)
-                waiting += sample.views
-                end.labels.append(sample.label)
+                label = self.reader.label(raw)
+                waiting += self.views.of(self.reader.picture(raw), task.split, raw.key)
+                end.labels.append(label)
             except SampleError as error:
                 faults.sample(raw.shard, raw.key, str(error))
                 end.damaged.append(f"{raw.key}: {error}")
             while len(waiting) >= self.settings.batch_size:
-                yield self._rows(task, waiting[: self.settings.batch_size])
+                yield _rows(task, waiting[: self.settings.batch_size])
                 del waiting[: self.settings.batch_size]
         if waiting:
-            yield self._rows(task, waiting)
+            yield _rows(task, waiting)
         lost = task.shard.samples - len(end.labels) - len(end.damaged)
         if lost > 0:
             end.damaged.append(f"{task.shard.name}: cut off, {lost} images are lost")
         yield end
 
-    def _rows(self, task: Task, views: Sequence[Image.Image]) -> Rows:
-        return Rows(task.part, torch.from_numpy(np.stack([planes(view) for view in views])))
+
+def _rows(task: Task, views: Sequence[Image.Image]) -> Rows:
+    return Rows(task.part, torch.from_numpy(np.stack([planes(view) for view in views])))
