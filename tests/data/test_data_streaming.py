@@ -324,3 +324,14 @@ def test_shards_emptied_of_samples_end_with_an_error(numbered_shards, rewrite_sh
         rewrite_shard(folder, f"{split}/00000{number}.tar", lambda name, data: (f"{name}.txt", data))
     with pytest.raises(UserError):
         list(TrainLoader(TrainStream(*parts_of(folder, split), epoch_batches=2), 0))
+
+
+def test_a_loader_ends_its_workers_by_lightnings_private_door(numbered_shards):
+    """`compat.end_workers`: at once, and the next pass has new ones."""
+    loader = StreamLoader(ValidationStream(*parts_of(numbered_shards())), 2)
+    next(iter(loader))
+    workers = loader._iterator._workers
+    loader.close()
+    assert loader._iterator is None and not any(worker.is_alive() for worker in workers)
+    assert len(list(loader)) == len(loader)
+    loader.close()

@@ -29,6 +29,7 @@ from mvar_lightning.data.tokens.cache import CacheSettings, TokenCache
 from mvar_lightning.data.tokens.making import PartEnd, Rows, TokenJob, Views, ViewStream, content_hash
 from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer import MultiScaleTokenizer, fingerprint
+from mvar_lightning.tools.compute import evaluating
 from mvar_lightning.tools.console import Bar, progress
 from mvar_lightning.tools.drawing import normalize
 
@@ -43,7 +44,7 @@ class EncodeRequest:
     """What to encode, into which cache, and where to compute it. Only the last four leave the cache as it is.
 
     Args:
-        tokenizer: its weights are in float32; it is moved to the device.
+        tokenizer: a loaded one; it is moved to the device, and its mode left as it was.
         data: folder that `mvar shards make` wrote.
         out: new or empty folder, or one to go on with.
         views: of each training image; validation images have one.
@@ -126,7 +127,6 @@ def encode_data(request: EncodeRequest) -> TokenCache | None:
         UserError: no such data, a folder of other tokens, a disk that is full, too many damaged images.
     """
     index = index_at(request.data)
-    tokenizer = request.tokenizer.eval().requires_grad_(False)
     settings = request.settings(index)
     # whatever is wrong with settings, devices or shards shows before the folder is touched and processes start
     views = Views(settings)
@@ -138,8 +138,9 @@ def encode_data(request: EncodeRequest) -> TokenCache | None:
             raise UserError(f"data {request.data}: shard {problem}; copy it again or make the shards anew")
     job.begin()
     fabric.launch()
-    tokenizer.to(fabric.device)
+    request.tokenizer.to(fabric.device)
     with ExitStack() as stack:
+        stack.enter_context(evaluating(request.tokenizer))
         if fabric.device.type == "cpu":  # with more threads, sums could depend on how many there are
             stack.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(1)
