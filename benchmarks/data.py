@@ -34,9 +34,10 @@ from mvar_lightning.data.image_data import ShardsDataModule
 from mvar_lightning.data.images import decode_rgb
 from mvar_lightning.data.index import ShardInfo
 from mvar_lightning.data.making.embedded import PHOTOS
-from mvar_lightning.data.making.shards import write_shards
+from mvar_lightning.data.making.shards import ShardsRequest, make_shards
 from mvar_lightning.data.making.sources import Example, Source
 from mvar_lightning.data.reading.loader import StreamLoader
+from mvar_lightning.data.reading.place import ShardPlace
 from mvar_lightning.data.reading.samples import read_shard
 from mvar_lightning.data.transforms import (
     DRAFT_MARGIN,
@@ -48,6 +49,7 @@ from mvar_lightning.data.transforms import (
     to_batch,
 )
 from mvar_lightning.errors import UserError
+from mvar_lightning.tools.drawing import normalize
 
 RATIO = 1.125
 SYNTHETIC_SIZE = (500, 375)
@@ -90,7 +92,7 @@ def synthetic_shards(folder: Path, samples: int = 256, size: tuple[int, int] = S
             for n in range(count)
         ]
 
-    write_shards(Source(tuple(PHOTOS), examples("train", samples), examples("val", len(PHOTOS))), folder)
+    make_shards(ShardsRequest(Source(tuple(PHOTOS), examples("train", samples), examples("val", len(PHOTOS))), folder))
 
 
 @lru_cache
@@ -115,7 +117,7 @@ def some_jpegs(folder: str, count: int) -> list[bytes]:
     module = ShardsDataModule(folder, 8, 1, 0)
     shards: Sequence[ShardInfo] = module.index.split("train").shards
     faults = Faults(len(shards))
-    images = list(islice((raw.image for s in shards for raw in read_shard(Path(folder), s, faults)), count))
+    images = list(islice((raw.image for s in shards for raw in read_shard(ShardPlace(str(folder)), s, faults)), count))
     if not images:
         raise UserError(f"--data {folder}: holds no training images; make its shards anew")
     return images
@@ -237,7 +239,7 @@ class NoModel(lightning.LightningModule):
         self.automatic_optimization = False
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        assert batch["image"].dtype == torch.float32
+        assert normalize(batch["image"]).dtype == torch.float32
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.0)
@@ -262,7 +264,7 @@ class Clock(lightning.Callback):
 
 
 def trainer_rate(options: LoaderOptions, decoding: str) -> float:
-    """Images per second through Lightning's trainer, to a model that does nothing."""
+    """Images per second through Lightning's trainer, to a model that normalizes and does nothing else."""
     clock = Clock(options)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     with warnings.catch_warnings():

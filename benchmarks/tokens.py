@@ -14,15 +14,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from benchmarks.results import write_figures
 from mvar_lightning.data.index import ShardIndex, ShardInfo, SplitIndex
+from mvar_lightning.data.reading.order import StreamConfig
 from mvar_lightning.data.tokens.cache import CacheSettings, TokenCache
 from mvar_lightning.data.tokens.making import TokenJob
-from mvar_lightning.data.tokens.stream import TokenConfig, TokenTrainLoader, TokenTrainStream
+from mvar_lightning.data.tokens.stream import TokenTrainLoader, TokenTrainStream
 from mvar_lightning.pyramid import PUBLISHED_SIDES
 
 PYRAMIDS = {30: (1, 2, 3, 4), 680: PUBLISHED_SIDES[256]}
@@ -78,7 +78,7 @@ def token_throughput(
     """
     with tempfile.TemporaryDirectory(prefix="mvar-token-bench-") as folder:
         cache = random_cache(Path(folder) / "cache", PYRAMIDS[tokens], samples)
-        stream: Any = TokenTrainStream(TokenConfig(cache, batch_size), samples // batch_size)
+        stream = TokenTrainStream(cache, StreamConfig(batch_size), samples // batch_size)
         loader = TokenTrainLoader(stream, workers)
         seconds, anonymous, mapped = [], [], []
         for number in range(passes + 1):

@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 _ROOMS = {
     "mvar_lightning.errors": ("UserError",),
     "mvar_lightning.pyramid": ("ScalePyramid",),
+    "mvar_lightning.tools.drawing": ("normalize",),
     "mvar_lightning.attention": (
         "AdjacentAttention",
         "AttentionStrategy",

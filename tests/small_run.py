@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mvar_lightning import L1Loss, L2Loss, MultiScaleTokenizer, QuantizerLoss, ShardsDataModule, save
 from mvar_lightning.data.making.embedded import digits
-from mvar_lightning.data.making.shards import ShardLimits, write_shards
+from mvar_lightning.data.making.shards import ShardLimits, ShardsRequest, make_shards
 from mvar_lightning.data.making.sources import Source
 
 TOKENIZER_SIZES: dict[str, Any] = {
@@ -39,7 +39,7 @@ def write_digits(folder: Path, val: int = VAL) -> Path:
     """Shards of a few of the embedded digits."""
     whole = digits()
     few = Source(whole.class_names, whole.train[:TRAIN], whole.val[:val])
-    write_shards(few, folder, ShardLimits(samples=40))
+    make_shards(ShardsRequest(few, folder, ShardLimits(samples=40)))
     return folder
 
 

@@ -16,6 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
+from mvar_lightning.data.image_data import run_data
 from mvar_lightning.data.reading.loader import loading
 from mvar_lightning.errors import UserError
 from mvar_lightning.tools.compute import evaluating
@@ -51,37 +52,14 @@ def is_rehearsal(trainer: pl.Trainer) -> bool:
     return bool(cast(Any, trainer).fast_dev_run)
 
 
-def image_data_of(trainer: pl.Trainer, who: str) -> Any:
-    """The data module that gives real images: the run's own or, where that gives tokens, the images behind them.
-
-    Raises:
-        UserError: the run was given bare loaders, or tokens alone.
-    """
-    data = getattr(trainer, "datamodule", None)
-    if data is None:
-        raise UserError(f"{who}: needs the run's data module, not bare loaders; pass datamodule=ShardsDataModule(...)")
-    image_data = getattr(data, "image_data", None)
-    return data if image_data is None else image_data(who)
-
-
-def gives_tokens(trainer: pl.Trainer) -> bool:
-    """Whether the run's data module gives tokens, so that real images come from `real_images`."""
-    return hasattr(getattr(trainer, "datamodule", None), "image_data")
-
-
-def holds_tokens(batch: Any) -> bool:
-    """Whether a batch comes from a token cache, without images."""
-    return isinstance(batch, dict) and "tokens" in batch
-
-
 def real_images(trainer: pl.Trainer, who: str) -> Iterator[tuple[Tensor, Tensor]]:
     """This rank's share of the validation images in [0, 1], and their labels, on the run's device, batch by batch.
 
-    For runs whose own batches hold tokens. Raises UserError as `image_data_of`.
+    For runs whose own batches hold tokens. Raises UserError where no images belong to them.
     """
     device = trainer.strategy.root_device
     limit = trainer.limit_test_batches if trainer.testing else trainer.limit_val_batches
-    with isolate_rng(), loading(image_data_of(trainer, who).val_dataloader()) as loader:
+    with isolate_rng(), loading(run_data(trainer).image_data(who).val_dataloader()) as loader:
         for batch in islice(loader, limit if isinstance(limit, int) else None):
             image_B3HW, label_B = images_of(batch, who)
             yield image_B3HW.to(device), label_B.to(device)

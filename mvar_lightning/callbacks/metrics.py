@@ -21,14 +21,12 @@ from torch import Tensor
 
 from mvar_lightning.callbacks.base import (
     ValidationCallback,
-    gives_tokens,
-    holds_tokens,
-    image_data_of,
     images_of,
     is_rehearsal,
     real_images,
     reconstruct,
 )
+from mvar_lightning.data.image_data import run_data
 from mvar_lightning.data.reading.loader import loading
 from mvar_lightning.errors import UserError
 from mvar_lightning.evaluation.data_classifier import classifier_file, fit_classifier
@@ -102,7 +100,7 @@ class ImageMetrics(ValidationCallback):
         if self._distance is not None or self._left_out:
             return
         device = trainer.strategy.root_device
-        image_data_of(trainer, type(self).__name__)  # told now if there are none, not after the first epoch
+        run_data(trainer).image_data(type(self).__name__)  # told now if there are none, not after the first epoch
         if self.extractor is None or self.consistency:
             self._classifier = classifier_of(trainer, type(self).__name__)
         if self._classifier is None and self.extractor is None:
@@ -143,7 +141,7 @@ class ImageMetrics(ValidationCallback):
     ) -> None:
         if not self.due(trainer) or dataloader_idx != 0:
             return
-        if not holds_tokens(batch):
+        if run_data(trainer).holds_images:
             self.see(pl_module, *images_of(batch, type(self).__name__))
 
     on_test_batch_end = on_validation_batch_end
@@ -168,7 +166,7 @@ class ImageMetrics(ValidationCallback):
         if not self.due(trainer):
             return
         # a token cache has no images to pass by: they are read now, before anything is measured
-        if gives_tokens(trainer) and self.looks():
+        if not run_data(trainer).holds_images and self.looks():
             for image_B3HW, label_B in real_images(trainer, type(self).__name__):
                 self.see(pl_module, image_B3HW, label_B)
         try:
@@ -312,7 +310,7 @@ def training_images(trainer: pl.Trainer, who: str, count: int) -> Iterator[Tenso
     wanted = len(range(trainer.global_rank, count, trainer.world_size))
     if wanted == 0:
         return
-    with isolate_rng(), loading(image_data_of(trainer, who).train_dataloader()) as loader:
+    with isolate_rng(), loading(run_data(trainer).image_data(who).train_dataloader()) as loader:
         for batch in loader:
             image_B3HW = images_of(batch, who)[0][:wanted]
             wanted -= len(image_B3HW)
@@ -336,7 +334,7 @@ def classifier_of(trainer: pl.Trainer, who: str) -> DatasetClassifier | None:
     name made of the index, the image size and how images are cut to it: other data or another cut makes another
     classifier. What else the run sets (batches, workers, processes) makes no difference to it.
     """
-    data, device = image_data_of(trainer, who), trainer.strategy.root_device
+    data, device = run_data(trainer).image_data(who), trainer.strategy.root_device
     # building a network draws random weights, even if they are replaced: training must not notice
     with isolate_rng(), contextlib.suppress(NothingToLearnFrom):
         if is_rehearsal(trainer):

@@ -15,7 +15,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from mvar_lightning.callbacks.base import ValidationCallback, holds_tokens, images_of, publish, real_images, reconstruct
+from mvar_lightning.callbacks.base import ValidationCallback, images_of, publish, real_images, reconstruct
+from mvar_lightning.data.image_data import run_data
 from mvar_lightning.errors import UserError
 from mvar_lightning.tools.compute import evaluating
 from mvar_lightning.tools.drawing import enlarge, from_image, make_grid, make_pairs, make_strips, mask_picture, to_unit
@@ -129,7 +130,7 @@ class ImagePicture(Picture):
     ) -> None:
         if batch_idx == 0 and dataloader_idx == 0:
             who = type(self).__name__
-            if not holds_tokens(batch):
+            if run_data(trainer).holds_images:
                 self._image_B3HW = images_of(batch, who)[0][: self.num_images].clone()
             elif self._image_B3HW is None:
                 self._image_B3HW = next(real_images(trainer, who))[0][: self.num_images]

@@ -193,9 +193,12 @@ def _batches(
 
 
 def _first(data: ShardsDataModule, images: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    from mvar_lightning.tools.drawing import normalize
+
     left = images
     for batch in data.ordered_dataloader("val"):
-        image_B3HW, label_B = batch["image"][:left].to(device), batch["label"][:left].to(device)
+        image_B3HW = normalize(batch["image"][:left].to(device))
+        label_B = batch["label"][:left].to(device)
         left -= len(image_B3HW)
         yield image_B3HW, label_B
         if left == 0:

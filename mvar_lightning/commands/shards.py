@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from mvar_lightning.errors import UserError
-
-WORTH_PROCESSES = 10_000
-"""Images from which on several processes, which take seconds to start, are worth it."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -61,41 +59,33 @@ def _add_make(commands: Any) -> None:
     make.set_defaults(run=run_make)
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def run_make(args: argparse.Namespace) -> int:
     """Write the shards with a progress bar; prints what was written."""
-    from mvar_lightning.data.making.embedded import load_source
-    from mvar_lightning.data.making.shards import SKIPPED_NAME, ShardLimits, write_shards
+    from mvar_lightning.data.making.shards import SKIPPED_NAME, ShardLimits, ShardsRequest, make_shards
     from mvar_lightning.tools.console import progress
 
     _check_workers(args.workers)
-    limits = ShardLimits(args.samples_per_shard, args.mb_per_shard * 1024**2)
-    source = load_source(args.source, args.val_fraction, args.seed, args.ground_truth)
-    total = len(source.train) + len(source.val)
-    workers = args.workers or (_cores() if total >= WORTH_PROCESSES else 1)
-    with progress("images", total) as bar:
-        index = write_shards(
-            source,
-            args.destination,
-            limits,
-            args.resize,
-            args.seed,
-            bar.advance,
-            workers=workers if workers > 1 else 0,
-            resume=True,
-            fresh=args.fresh,
-            skip_damaged=args.skip_damaged,
-            decode=args.decode,
-            say=bar.say,
-        )
+    request = ShardsRequest(
+        args.source,
+        args.destination,
+        ShardLimits(args.samples_per_shard, args.mb_per_shard * 1024**2),
+        args.resize,
+        args.seed,
+        workers=0 if args.workers == 1 else args.workers,
+        resume=True,
+        fresh=args.fresh,
+        skip_damaged=args.skip_damaged,
+        decode=args.decode,
+        val_fraction=args.val_fraction,
+        ground_truth=args.ground_truth,
+    )
+    index = make_shards(request, progress)
     splits = ", ".join(f"{split.samples} {name} in {len(split.shards)} shards" for name, split in index.splits.items())
     print(f"{args.destination}: {splits}; {index.num_classes} classes")
-    skipped = total - sum(split.samples for split in index.splits.values())
-    if skipped:
-        print(f"{args.destination}: {skipped} images could not be read and are left out, see {SKIPPED_NAME}")
+    skipped = Path(args.destination) / SKIPPED_NAME
+    if skipped.is_file():
+        images = skipped.read_text("utf-8").count("\n")
+        print(f"{args.destination}: {images} images could not be read and are left out, see {SKIPPED_NAME}")
     return 0
 
 
@@ -107,13 +97,19 @@ def _check_workers(workers: int | None) -> None:
 def run_check(args: argparse.Namespace) -> int:
     """Print what is missing or damaged; 1 if anything is."""
     from mvar_lightning.data.index import check, read_index
+    from mvar_lightning.data.making.shards import cores
     from mvar_lightning.tools.console import progress
 
     _check_workers(args.workers)
     shards = sum(len(split.shards) for split in read_index(args.folder).splits.values())
     with progress("shards", shards) as bar:
-        problems = check(args.folder, args.workers or _cores(), args.decode, bar.advance)
+        problems = check(args.folder, args.workers or cores(), args.decode, bar.advance)
+    return report_check(args.folder, problems, f"{shards} shards")
+
+
+def report_check(folder: str, problems: Sequence[str], parts: str) -> int:
+    """Print what is wrong with a folder of so many parts; 1 if anything is."""
     for problem in problems:
         print(problem)
-    print(f"{args.folder}: {len(problems)} problems in {shards} shards" if problems else f"{shards} shards are sound")
+    print(f"{folder}: {len(problems)} problems in {parts}" if problems else f"{parts} are sound")
     return 1 if problems else 0

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from typing import Any
+
+from mvar_lightning.commands.shards import report_check
 
 
 def add_parser(subparsers: Any) -> None:
@@ -46,10 +49,13 @@ def _add_make(commands: Any) -> None:
 
 def run_make(args: argparse.Namespace) -> int:
     """Make the cache; prints what it holds."""
-    from mvar_lightning.data.tokens.encoding import Machines, make_tokens, settings_of
+    from mvar_lightning.checkpoints import load_tokenizer
+    from mvar_lightning.data.making.shards import ensure
+    from mvar_lightning.data.tokens.encoding import EncodeRequest, encode_data
 
-    machines = Machines(args.accelerator, args.devices, args.num_nodes, args.num_workers)
-    cache = make_tokens(args.checkpoint, args.data, args.out, machines, settings_of(args))
+    ensure(args.data)  # embedded data may be missing yet
+    options = {field.name: getattr(args, field.name) for field in fields(EncodeRequest) if field.name != "tokenizer"}
+    cache = encode_data(EncodeRequest(load_tokenizer(args.checkpoint), **options))
     if cache is None:  # not the first process
         return 0
     views = cache.settings.views
@@ -75,8 +81,4 @@ def run_check(args: argparse.Namespace) -> int:
         found = open_checkpoint(args.checkpoint).record.tokenizer_hash
         if found != cache.settings.tokenizer_hash:
             problems.append(f"made by tokenizer {cache.settings.tokenizer_hash[:12]}, not by {found[:12]}")
-    for problem in problems:
-        print(problem)
-    parts = len(cache.parts)
-    print(f"{args.folder}: {len(problems)} problems in {parts} parts" if problems else f"{parts} parts are sound")
-    return 1 if problems else 0
+    return report_check(args.folder, problems, f"{len(cache.parts)} parts")

@@ -1,1 +1,1 @@
-"""Images to WebDataset shards, and shards to batches."""
+"""Images to shards (`making`), shards to batches (`reading`, `image_data`) or to tokens (`tokens`, `token_data`)."""

@@ -1,31 +1,37 @@
-"""The LightningDataModule over image shards."""
+"""The LightningDataModule over image shards, and what the two over shards and over token caches share."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning
 import torch
 
-from mvar_lightning.data.index import ShardIndex
+from mvar_lightning.data.index import ShardIndex, ShardInfo
+from mvar_lightning.data.making.shards import ensure
 from mvar_lightning.data.reading.loader import StreamLoader, TrainLoader
-from mvar_lightning.data.reading.order import StreamConfig, TrainStream, ValidationStream
-from mvar_lightning.data.reading.place import ShardPlace, index_at, index_of_names
-from mvar_lightning.data.reading.samples import Batch, ImageReader
-from mvar_lightning.data.transforms import DRAFT_MARGIN, Transform, build_transform, finished
+from mvar_lightning.data.reading.order import EpochStream, StreamConfig, TrainStream, ValidationStream
+from mvar_lightning.data.reading.place import UNKNOWN, ShardPlace, index_of_names
+from mvar_lightning.data.reading.samples import ImageReader
+from mvar_lightning.data.transforms import DRAFT_MARGIN, Transform, build_transform
 from mvar_lightning.errors import UserError
 
-# What data modules share: ranks, the length of an epoch, and a place in it that checkpoints keep.
+if TYPE_CHECKING:
+    from mvar_lightning.tokenizer import MultiScaleTokenizer
 
 
 class TrainingData(lightning.LightningDataModule):
     """Base of data modules whose training batches come from a `TrainLoader`. Batch n of an epoch is exact after a
     resume, on as many ranks.
 
-    `setup` must call the one here.
+    `setup` must call the one here. What modules and callbacks ask of a run's data are `batch_size`, `train_samples` and
+    the three below; `run_data` has the answers of data modules that are none of ours.
     """
+
+    holds_images: bool = True
+    """Whether batches hold images; otherwise those behind them come from `image_data`."""
 
     def __init__(self, batch_size: int, num_workers: int, epoch_samples: int | None) -> None:
         super().__init__()
@@ -43,19 +49,34 @@ class TrainingData(lightning.LightningDataModule):
     def train_samples(self) -> int:
         """Samples of the training split."""
 
+    @abstractmethod
+    def check_model(self, tokenizer: MultiScaleTokenizer, tokenizer_hash: str | None = None) -> None:
+        """Raise UserError unless batches are such as a model over this tokenizer takes; without the hash (its
+        `fingerprint`) it is the tokenizer that is trained on them."""
+
+    @abstractmethod
+    def image_data(self, who: str) -> ShardsDataModule:
+        """The data module of the real images; `who` asks. Raises UserError where there are none."""
+
     def setup(self, stage: str) -> None:
         self._resume_at = None
 
-    def train_loader(self, stream: Any, kind: type[TrainLoader] = TrainLoader) -> TrainLoader:
-        """The loader of a training stream, at the place where training goes on."""
+    def train_loader(self, stream: EpochStream, kind: type[TrainLoader] = TrainLoader) -> TrainLoader:
+        """The loader of a training stream, at the position where training goes on."""
         epoch = self.trainer.current_epoch if self.trainer is not None else 0
-        loader = kind(stream, self.num_workers, pin_memory(), epoch)
+        loader = kind(stream, self.num_workers, torch.cuda.is_available(), epoch)
         if self._resume_at is not None and self._resume_at["epoch"] >= epoch:
             loader.load_state_dict(self._resume_at)
         return loader
 
+    def test_dataloader(self) -> Any:
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> Any:
+        return self.val_dataloader()
+
     def state_dict(self) -> dict[str, int]:
-        """Place of the next training batch, for checkpoints.
+        """Position of the next training batch, for checkpoints.
 
         Lightning keeps it too, but gives it only to a loader that is made after the checkpoint was read, and a module
         that asks for the number of steps (`trainer.estimated_stepping_batches`) has it made before.
@@ -83,6 +104,9 @@ class TrainingData(lightning.LightningDataModule):
         limit = self.trainer.limit_train_batches if self.trainer is not None else None
         return min(batches, limit) if isinstance(limit, int) and limit > 0 else batches
 
+    def stream_config(self, seed: int) -> StreamConfig:
+        return StreamConfig(self.batch_size, seed, *self.rank_and_world_size())
+
     def rank_and_world_size(self) -> tuple[int, int]:
         """Rank among the training processes, and how many there are."""
         if self.trainer is not None:
@@ -92,12 +116,54 @@ class TrainingData(lightning.LightningDataModule):
         return 0, 1
 
 
-def pin_memory() -> bool:
-    return torch.cuda.is_available()
+class OtherData:
+    """A data module that is none of ours, or bare loaders: `TrainingData`'s answers, as far as it has any."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        self.batch_size: int | None = getattr(module, "batch_size", None)
+        self.holds_images = not hasattr(module, "image_data")
+
+    @property
+    def train_samples(self) -> int | None:
+        return getattr(self.module, "train_samples", None)
+
+    def check_model(self, tokenizer: MultiScaleTokenizer, tokenizer_hash: str | None = None) -> None:
+        check_image_size(getattr(self.module, "image_size", tokenizer.image_size), tokenizer, tokenizer_hash)
+
+    def image_data(self, who: str) -> Any:
+        if self.module is None:
+            raise UserError(
+                f"{who}: needs the run's data module, not bare loaders; pass datamodule=ShardsDataModule(...)"
+            )
+        return self.module if self.holds_images else self.module.image_data(who)
+
+
+def run_data(trainer: Any) -> TrainingData | OtherData:
+    """The data of a trainer's run."""
+    module = getattr(trainer, "datamodule", None)
+    return module if isinstance(module, TrainingData) else OtherData(module)
+
+
+def check_image_size(image_size: int, tokenizer: MultiScaleTokenizer, tokenizer_hash: str | None = None) -> None:
+    """Raise UserError unless images have the tokenizer's size; the way out depends on whether it is the one trained."""
+    size = tokenizer.image_size
+    if image_size == size:
+        return
+    if tokenizer_hash is None:
+        raise UserError(
+            f"scales {tokenizer.pyramid}: with downsampling {tokenizer.downsampling} they make images of {size} "
+            f"pixels, but data.image_size is {image_size}; change the scales, the number of "
+            "channel_multipliers or image_size"
+        )
+    raise UserError(
+        f"data.image_size {image_size}: the tokenizer makes images of {size} pixels (scales {tokenizer.pyramid}, "
+        f"downsampling {tokenizer.downsampling}); set it to that"
+    )
 
 
 class ShardsDataModule(TrainingData):
-    """Image shards: batches {"image": float32 (B, 3, S, S) in [-1, 1], "label": int64 (B,)}.
+    """Image shards: batches {"image": uint8 (B, 3, S, S), "label": int64 (B,)}; who takes one calls `normalize`.
 
     Args:
         path: folder written by `mvar shards make`, or a URL of one (http, https, s3, gs); `data/digits` is made when
@@ -166,7 +232,7 @@ class ShardsDataModule(TrainingData):
         """Read on first use, and embedded data made if it is missing. Raises UserError for any other missing folder."""
         train, val = self._names
         if train is None or val is None:
-            index = index_at(self.path)
+            index = ensure(self.path)
             if self._num_classes not in (None, index.num_classes):
                 raise UserError(
                     f"data.num_classes {self._num_classes}: {self.path} has {index.num_classes}; leave it out"
@@ -196,7 +262,7 @@ class ShardsDataModule(TrainingData):
 
     def prepare_data(self) -> None:
         if self.path and "://" not in self.path:
-            index_at(self.path)
+            ensure(self.path)
 
     def setup(self, stage: str) -> None:
         """Every shard must be there in full length before the first step, not hours into the run."""
@@ -206,9 +272,16 @@ class ShardsDataModule(TrainingData):
                 if problem := self._place.problem(shard):
                     raise UserError(f"data folder {self.path}: shard {problem}; copy it again or make the shards anew")
 
+    def check_model(self, tokenizer: MultiScaleTokenizer, tokenizer_hash: str | None = None) -> None:
+        check_image_size(self.image_size, tokenizer, tokenizer_hash)
+
+    def image_data(self, who: str) -> ShardsDataModule:
+        return self
+
     def train_dataloader(self) -> TrainLoader:
-        config = self._config("train", self.train_transform, self.draft_side)
-        return self._watched(self.train_loader(TrainStream(config, self.epoch_batches(), self.shuffle_buffer)))
+        reader, shards = self._reader("train", self.train_transform, self.draft_side)
+        config, batches = self.stream_config(self.seed), self.epoch_batches()
+        return self.train_loader(TrainStream(reader, shards, config, batches, self.shuffle_buffer))
 
     def val_dataloader(self) -> StreamLoader:
         return self.ordered_dataloader("val")
@@ -219,52 +292,16 @@ class ShardsDataModule(TrainingData):
         Raises:
             UserError: the index has no such split, or no shards for it.
         """
-        stream = ValidationStream(self._config(split, self.val_transform))
-        return self._watched(StreamLoader(stream, self.num_workers, pin_memory()))
-
-    def test_dataloader(self) -> StreamLoader:
-        return self.val_dataloader()
-
-    def predict_dataloader(self) -> StreamLoader:
-        return self.val_dataloader()
-
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Images of the trainer's loaders arrive as uint8, a fourth of the bytes, and are normalized here."""
-        return finished(batch) if isinstance(batch, dict) else batch
-
-    def _watched(self, loader: Any) -> Any:
-        loader.leaves_finish = self._is_the_trainers
-        return loader
-
-    def _is_the_trainers(self, loader: StreamLoader) -> bool:
-        """Whether the trainer takes this loader's batches, so that they pass `on_after_batch_transfer`."""
-        trainer: Any = self.trainer
-        if trainer is None:
-            return False
-        # `trainer.datamodule` stays when loaders are given without it, this does not
-        if getattr(trainer._data_connector._datahook_selector, "datamodule", None) is not self:
-            return False
-        taken = (
-            trainer.train_dataloader,
-            trainer.val_dataloaders,
-            trainer.test_dataloaders,
-            trainer.predict_dataloaders,
-        )
-        return any(loader is one for one in taken)
+        stream = ValidationStream(*self._reader(split, self.val_transform), self.stream_config(self.seed))
+        return StreamLoader(stream, self.num_workers, torch.cuda.is_available())
 
     @property
     def _place(self) -> ShardPlace:
         return ShardPlace(self.path, self.allow_pipe)
 
-    def _config(self, split: str, transform: Transform, draft_side: int | None = None) -> StreamConfig:
-        rank, world_size = self.rank_and_world_size()
+    def _reader(
+        self, split: str, transform: Transform, draft_side: int | None = None
+    ) -> tuple[ImageReader, tuple[ShardInfo, ...]]:
         shards = self.index.split(split).shards
-        known = all(shard.bytes for shard in shards)
-        reader = ImageReader(
-            self._place,
-            sum(shard.bytes for shard in shards) if known else 0,
-            transform,
-            self.num_classes,
-            draft_side,
-        )
-        return StreamConfig(reader, shards, self.batch_size, self.seed, rank, world_size)
+        total = sum(shard.bytes for shard in shards) if all(shard.bytes for shard in shards) else UNKNOWN
+        return ImageReader(self._place, total, transform, self.num_classes, draft_side), shards

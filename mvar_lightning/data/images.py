@@ -18,6 +18,11 @@ MAX_PIXELS = 100_000_000
 """Pictures with more pixels than this are refused before they are decoded (a decompression bomb fits in a few kB)."""
 
 
+def is_image(name: str) -> bool:
+    """Whether a file's name says so."""
+    return name.rpartition(".")[2].lower() in SUFFIXES
+
+
 class ImageError(SampleError):
     """These bytes are not a picture that can be used; the message says why. Callers add which one it was."""
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mvar_lightning.data.images import SUFFIXES, ImageError, decode_rgb
 from mvar_lightning.errors import UserError
 from mvar_lightning.tools.files import sha256_of
 
@@ -90,17 +92,25 @@ def read_index(folder: str | Path) -> ShardIndex:
     """Index of a shard folder. Raises UserError when the folder, the index or its content is missing or wrong."""
     path = Path(folder) / INDEX_NAME
     try:
-        return ShardIndex.from_json(json.loads(path.read_text(encoding="utf-8")))
+        content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(_no_index(Path(folder))) from None
     except OSError as error:
         raise UserError(f"shard index {path}: cannot be read ({error.strerror})") from None
+    return parse_index(content, path, "make the shards anew with `mvar shards make SRC DST`")
+
+
+def parse_index(content: bytes, where: str | Path, way_out: str) -> ShardIndex:
+    """Raises UserError where the content is not an index; `way_out` says what to do."""
+    try:
+        return ShardIndex.from_json(json.loads(content))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
-        raise UserError(f"shard index {path}: not a valid index ({reason}); {_REMAKE}") from None
+        raise UserError(f"shard index {where}: not a valid index ({why_invalid(error)}); {way_out}") from None
 
 
-_REMAKE = "make the shards anew with `mvar shards make SRC DST`"
+def why_invalid(error: Exception) -> str:
+    """What a reader of JSON tripped over, in words."""
+    return f"no entry {error}" if isinstance(error, KeyError) else str(error)
 
 
 def _no_index(folder: Path) -> str:
@@ -122,7 +132,7 @@ def check(
         folder: what `mvar shards make` wrote.
         workers: shards that are read at a time.
         decode: also decode every image and label, and name those that cannot be.
-        progress: told the number of shards just checked.
+        progress: given the number of shards just checked.
     """
     folder = Path(folder)
     index = read_index(folder)
@@ -135,17 +145,14 @@ def check(
             problems += of_shard
             if progress is not None:
                 progress(1)
-    extra = sorted(found - {shard.name for shard in listed})
-    return problems + [f"{name}: not in {INDEX_NAME}" for name in extra]
+    return problems + not_listed(found, {shard.name for shard in listed}, INDEX_NAME)
 
 
 def _problems(path: Path, shard: ShardInfo, classes: int | None) -> list[str]:
     """What is wrong with a shard; its samples are decoded where the number of classes is given."""
     try:
-        if problem := presence_problem(path, shard):
+        if problem := content_problem(shard, {shard.name: path}, INDEX_NAME):
             return [problem]
-        if sha256_of(path) != shard.sha256:
-            return [f"{shard.name}: damaged (its content does not match the checksum in {INDEX_NAME})"]
         samples = count_samples(path)
         if samples != shard.samples:
             return [f"{shard.name}: {samples} samples instead of {shard.samples}"]
@@ -155,10 +162,6 @@ def _problems(path: Path, shard: ShardInfo, classes: int | None) -> list[str]:
 
 
 def _undecodable(path: Path, shard: ShardInfo, classes: int) -> Iterator[str]:
-    import tarfile
-
-    from mvar_lightning.data.images import SUFFIXES, ImageError, decode_rgb
-
     with tarfile.open(path) as tar:
         for member in tar:
             suffix = member.name.rpartition(".")[2]
@@ -174,22 +177,38 @@ def _undecodable(path: Path, shard: ShardInfo, classes: int) -> Iterator[str]:
                     yield f"{shard.name}, {member.name}: {error}"
 
 
-def presence_problem(path: Path, shard: ShardInfo) -> str | None:
-    """The check that costs nothing: is the file there, and as long as it should be?"""
-    if not path.is_file():
-        return f"{shard.name}: missing"
-    size = path.stat().st_size
-    if size != shard.bytes:
-        return f"{shard.name}: {size} bytes instead of {shard.bytes} (cut off or replaced)"
-    return None
-
-
 def count_samples(path: Path) -> int:
     """Labels in a tar file; -1 when it cannot be read to its end."""
-    import tarfile
-
     try:
         with tarfile.open(path) as tar:
             return sum(member.name.endswith(".cls") for member in tar)
     except (tarfile.TarError, OSError):
         return -1
+
+
+# Whether files are what an index says of them; also for the parts of a token cache, which are two files each: `bytes`
+# and `sha256` are of all files of an entry in a row.
+
+
+def presence_problem(entry: ShardInfo, files: Mapping[str, Path]) -> str | None:
+    """The check that costs nothing: are the files (by the names in messages) there, and as long as they should be?"""
+    for name, path in files.items():
+        if not path.is_file():
+            return f"{name}: missing"
+    size = sum(path.stat().st_size for path in files.values())
+    if size != entry.bytes:
+        return f"{entry.name}: {size} bytes instead of {entry.bytes} (cut off or replaced)"
+    return None
+
+
+def content_problem(entry: ShardInfo, files: Mapping[str, Path], index_name: str) -> str | None:
+    """Presence, and the checksum. Raises OSError for a file that cannot be read."""
+    if problem := presence_problem(entry, files):
+        return problem
+    if sha256_of(*files.values()) != entry.sha256:
+        return f"{entry.name}: damaged (its content does not match the checksum in {index_name})"
+    return None
+
+
+def not_listed(found: set[str], listed: set[str], index_name: str) -> list[str]:
+    return [f"{name}: not in {index_name}" for name in sorted(found - listed)]

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, cast
 
 from mvar_lightning.data.image_data import ShardsDataModule, TrainingData
+from mvar_lightning.data.index import presence_problem
 from mvar_lightning.data.reading.loader import StreamLoader, TrainLoader
-from mvar_lightning.data.tokens.cache import CacheSettings, TokenCache, presence_problem, read_cache
-from mvar_lightning.data.tokens.stream import (
-    TokenConfig,
-    TokenLoader,
-    TokenTrainLoader,
-    TokenTrainStream,
-    TokenValidationStream,
-)
+from mvar_lightning.data.tokens.cache import CacheSettings, TokenCache, part_files, read_cache
+from mvar_lightning.data.tokens.stream import TokenLoader, TokenTrainLoader, TokenTrainStream, TokenValidationStream
 from mvar_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from mvar_lightning.tokenizer import MultiScaleTokenizer
 
 
 class TokenShardsDataModule(TrainingData):
@@ -36,6 +33,8 @@ class TokenShardsDataModule(TrainingData):
         images: folder of the image shards that the cache was made of, for what looks at real images at validation
             (sample metrics, reconstructions, the data set's classifier). Training does not read it.
     """
+
+    holds_images = False
 
     def __init__(
         self,
@@ -88,12 +87,14 @@ class TokenShardsDataModule(TrainingData):
     def val_samples(self) -> int:
         return self.cache.samples("val")
 
-    def check_tokenizer(self, tokenizer_hash: str, scales: Sequence[int], vocab_size: int) -> None:
+    def check_model(self, tokenizer: MultiScaleTokenizer, tokenizer_hash: str | None = None) -> None:
         """Raise UserError unless the cache was made with this tokenizer."""
+        if tokenizer_hash is None:
+            raise UserError("data TokenShards: a tokenizer is trained on images; give ShardsDataModule")
         ours = self.settings
         for name, cached, given in (
-            ("scales", list(ours.scales), list(scales)),
-            ("vocab_size", ours.vocab_size, vocab_size),
+            ("scales", list(ours.scales), list(tokenizer.pyramid.sides)),
+            ("vocab_size", ours.vocab_size, tokenizer.vocab_size),
             ("hash", ours.tokenizer_hash[:12], tokenizer_hash[:12]),
         ):
             if cached != given:
@@ -103,11 +104,7 @@ class TokenShardsDataModule(TrainingData):
                 )
 
     def image_data(self, who: str) -> ShardsDataModule:
-        """The image shards behind the cache, cropped as they were for it; `who` asks.
-
-        Raises:
-            UserError: `images` is not given.
-        """
+        """The image shards behind the cache, cropped as they were for it. Raises UserError without `images`."""
         if self.images is None:
             raise UserError(
                 f"{who}: needs real images, and token cache {self.path} holds none; set data.images to the shard "
@@ -143,29 +140,19 @@ class TokenShardsDataModule(TrainingData):
         """Every part must be there in full length before the first step, not hours into the run."""
         super().setup(stage)
         for part in self.cache.parts:
-            if problem := presence_problem(Path(self.path), part):
+            if problem := presence_problem(part, part_files(Path(self.path), part.name)):
                 raise UserError(f"token cache {self.path}: {problem}; copy it again or run `mvar tokens make` again")
         if self.images is not None:
             self._images.prepare_data()
             self._images.setup(stage)
 
     def train_dataloader(self) -> TrainLoader:
-        stream = TokenTrainStream(self._config(), self.epoch_batches(), self.shuffle_window)
+        config, batches = self.stream_config(self.seed), self.epoch_batches()
+        stream = TokenTrainStream(self.cache, config, batches, self.shuffle_window)
         return self.train_loader(stream, TokenTrainLoader)
 
     def val_dataloader(self) -> StreamLoader:
-        stream: Any = TokenValidationStream(self._config())
-        return TokenLoader(stream, self.num_workers)
-
-    def test_dataloader(self) -> StreamLoader:
-        return self.val_dataloader()
-
-    def predict_dataloader(self) -> StreamLoader:
-        return self.val_dataloader()
-
-    def _config(self) -> TokenConfig:
-        rank, world_size = self.rank_and_world_size()
-        return TokenConfig(self.cache, self.batch_size, self.seed, rank, world_size)
+        return TokenLoader(TokenValidationStream(self.cache, self.stream_config(self.seed)), self.num_workers)
 
 
 TokenShards = TokenShardsDataModule

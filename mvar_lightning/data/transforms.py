@@ -1,7 +1,7 @@
 """Pictures to training crops, as published: shorter side to 1.125 x the resolution with Lanczos, then a crop.
 
 Source: VAR, `utils/data.py` (sizes and offsets follow torchvision's integer formulas, so crops agree pixel for pixel).
-Legend: B batch, S side of the crop.
+Legend: B batch, S side of the crop or window.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ from torch import Tensor
 
 from mvar_lightning.data.images import MAX_PIXELS, ImageError, full_size
 from mvar_lightning.errors import UserError
+from mvar_lightning.tools.drawing import normalize
 
-# A window of a resized picture, without computing the rest; exactly as the published pipeline, or faster.
-#
-# Legend: S side of the window; sides and corners in pixels of the resized picture, boxes in pixels of the given one.
-
+# A window of a resized picture, without computing the rest; exactly as the published pipeline, or faster. Sides and
+# corners are in pixels of the resized picture, boxes in pixels of the given one.
 
 LANCZOS = Image.Resampling.LANCZOS
 LANCZOS_SUPPORT = 3
@@ -182,19 +181,9 @@ def adm_center_crop(image: Image.Image, side: int) -> Image.Image:
 
 def check_ratio(ratio: float) -> None:
     """Raise UserError for a ratio that no crop fits, or that is no number (a recipe's `.nan`)."""
-    if not math.isfinite(ratio):
-        raise UserError(f"resize_ratio {ratio}: not a finite number; give 1.0 or more (published: 1.125)")
-    if ratio < 1:
-        raise UserError(f"resize_ratio {ratio}: below 1 no crop fits; give 1.0 or more (published: 1.125)")
-
-
-def _check_room(ratio: float, image_size: int) -> None:
-    """Raise UserError for a ratio with which no image could be resized: each one would be skipped as damaged."""
-    if ratio * image_size > math.sqrt(MAX_PIXELS):
-        raise UserError(
-            f"resize_ratio {ratio}: with image_size {image_size} images would be enlarged to more than {MAX_PIXELS:,} "
-            "pixels; give a smaller one (published: 1.125)"
-        )
+    if not math.isfinite(ratio) or ratio < 1:
+        why = "below 1 no crop fits" if math.isfinite(ratio) else "not a finite number"
+        raise UserError(f"resize_ratio {ratio}: {why}; give 1.0 or more (published: 1.125)")
 
 
 @dataclass(frozen=True)
@@ -215,7 +204,11 @@ class ResizeCrop:
         if self.image_size < 1:
             raise UserError(f"image_size {self.image_size}: give the side of the square images in pixels, 1 or more")
         check_ratio(self.ratio)
-        _check_room(self.ratio, self.image_size)
+        if self.ratio * self.image_size > math.sqrt(MAX_PIXELS):  # else each image would be skipped as damaged
+            raise UserError(
+                f"resize_ratio {self.ratio}: with image_size {self.image_size} images would be enlarged to more than "
+                f"{MAX_PIXELS:,} pixels; give a smaller one (published: 1.125)"
+            )
 
     def __call__(self, image: Image.Image, rng: random.Random) -> Image.Image:
         size = shorter_to(full_size(image), self.shorter_side)
@@ -267,30 +260,9 @@ def planes(picture: Image.Image) -> np.ndarray:
     return np.stack(bands).reshape(len(bands), picture.height, picture.width)
 
 
-def normalize(pixels_B3SS: Tensor) -> Tensor:
-    """(B, 3, S, S) uint8 -> float32 in [-1, 1], by x / 255 * 2 - 1 as the reference computes it, on any device."""
-    if pixels_B3SS.device.type != "cpu":
-        # by a tensor: CUDA divides by a number by multiplying with its inverse, which rounds otherwise
-        by = torch.full((), 255.0, device=pixels_B3SS.device)
-        return pixels_B3SS.float().div_(by).mul_(2).sub_(1)
-    image_B3SS = torch.empty(pixels_B3SS.shape, dtype=torch.float32)
-    # plane by plane, which a processor's cache holds
-    for image_SS, pixels_SS in zip(image_B3SS.flatten(0, 1), pixels_B3SS.flatten(0, 1), strict=True):
-        image_SS.copy_(pixels_SS).div_(255).mul_(2).sub_(1)
-    return image_B3SS
-
-
 def to_batch(pictures: Sequence[Image.Image]) -> Tensor:
     """S x S RGB pictures -> (B, 3, S, S) float32 in [-1, 1]."""
     return normalize(torch.from_numpy(np.stack([planes(picture) for picture in pictures])))
-
-
-def finished(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A batch ready for the model: uint8 images normalized, everything else as it is."""
-    image = batch.get("image")
-    if image is None or image.dtype != torch.uint8:
-        return batch
-    return batch | {"image": normalize(image)}
 
 
 def _maybe_mirrored(image: Image.Image, flip: bool, rng: random.Random) -> Image.Image:

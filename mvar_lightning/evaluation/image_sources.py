@@ -277,10 +277,10 @@ class ShardImages(ImageSource):
     def read(self, part: int, batch_size: int) -> Iterator[Tensor]:
         data = self._data(batch_size)
         watch = data.val_transform = SizeWatch(data.val_transform, self.size[0])
-        config = data.ordered_dataloader(self.split).stream.config
-        stream = ValidationStream(replace(config, shards=config.shards[part : part + 1], rank=0, world_size=1))
+        whole = data.ordered_dataloader(self.split).stream
+        config = replace(whole.config, rank=0, world_size=1)
+        stream = ValidationStream(whole.reader, whole.shards[part : part + 1], config)
         loader = StreamLoader(stream, self.workers)
-        loader.leaves_finish = lambda loader: True  # pixels stay uint8
         try:
             for batch in loader:
                 yield batch["image"]

@@ -19,10 +19,10 @@ from mvar_lightning.metrics import FeatureExtractor, FrechetDistance, as_saved
 from mvar_lightning.metrics.quality import SMALLEST_SSIM_SIDE, psnr, ssim
 from mvar_lightning.tokenizer import CodebookUsage, MultiScaleTokenizer
 from mvar_lightning.tools.compute import evaluating
-from mvar_lightning.tools.drawing import to_unit
+from mvar_lightning.tools.drawing import normalize, to_unit
 
 Batches = Iterable[Mapping[str, Any]]
-"""Batches with ``image``: float (B, 3, H, W) in [-1, 1]."""
+"""Batches with ``image``: uint8 (B, 3, H, W), or float in [-1, 1]."""
 
 NUM_PAIRS, NUM_STRIPS = 16, 6
 """Images kept for the pictures: with their reconstruction, and after each scale."""
@@ -94,8 +94,8 @@ class _Evaluation:
         self.strips: list[Tensor] = []
 
     def see(self, image_B3HW: Tensor) -> None:
-        """Reconstruct a batch in [-1, 1] and add what it says."""
-        image_B3HW = image_B3HW.to(self.device).float()
+        """Reconstruct a batch, as the loader gave it, and add what it says."""
+        image_B3HW = normalize(image_B3HW.to(self.device)).float()
         idx_BL = self.tokenizer.encode(image_B3HW)
         self.usage.update(idx_BL)
         original_B3HW = to_unit(image_B3HW)

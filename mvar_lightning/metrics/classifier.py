@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mvar_lightning.errors import UserError
+from mvar_lightning.tools.drawing import normalize
 from mvar_lightning.tools.files import write_json, write_tensors
 
 FORMAT = "mvar-lightning classifier 1"
@@ -32,7 +33,7 @@ STEP_IMAGES = 64
 """Images of a training step at most, whatever the loader's batches: cost and result do not hang on the recipe's."""
 
 Batches = Iterable[Mapping[str, Any]]
-"""Batches as the data modules give them: ``image`` (B, 3, H, W) in [-1, 1] and ``label`` (B,)."""
+"""Batches as the data modules give them: ``image`` (B, 3, H, W), uint8 or in [-1, 1], and ``label`` (B,)."""
 
 
 class NothingToLearnFrom(UserError):
@@ -116,7 +117,7 @@ def train_classifier(
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
         for image_B3HW, label_B in islice(_endless(train_loader), steps):
-            image_B3HW = _shift((image_B3HW.to(device) + 1) / 2)
+            image_B3HW = _shift((normalize(image_B3HW.to(device)).float() + 1) / 2)
             loss = F.cross_entropy(model(image_B3HW), label_B.to(device), label_smoothing=0.05)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -131,7 +132,7 @@ def _endless(loader: Batches) -> Iterator[tuple[Tensor, Tensor]]:
     while True:
         usable = False
         for batch in loader:
-            parts = zip(batch["image"].float().split(STEP_IMAGES), batch["label"].split(STEP_IMAGES), strict=True)
+            parts = zip(batch["image"].split(STEP_IMAGES), batch["label"].split(STEP_IMAGES), strict=True)
             for image_B3HW, label_B in parts:
                 # a single image has no batch statistics
                 if len(label_B) > 1:
@@ -156,7 +157,7 @@ def score(model: DatasetClassifier, loader: Batches, device: torch.device | str 
     """Share of images in a loader that the classifier puts into their class."""
     right = images = 0
     for batch in loader:
-        predicted_B = model((batch["image"].to(device).float() + 1) / 2).argmax(dim=1)
+        predicted_B = model((normalize(batch["image"].to(device)).float() + 1) / 2).argmax(dim=1)
         right += int((predicted_B == batch["label"].to(device)).sum())
         images += len(predicted_B)
     if not images:

@@ -68,9 +68,28 @@ def make_pairs(image_N3HW: Tensor, again_N3HW: Tensor, columns: int = 8) -> Tens
     return torch.cat(bands, dim=1)
 
 
+def normalize(image_B3HW: Tensor) -> Tensor:
+    """The pixels that models take: uint8 (B, 3, H, W) -> float32 in [-1, 1] by x / 255 * 2 - 1, the same bits on any
+    device. Floats, of data modules that normalize on their own, pass as they are.
+
+    Batches are uint8 on their way: a fourth of the bytes between processes and to the device.
+    """
+    if image_B3HW.dtype != torch.uint8:
+        return image_B3HW
+    if image_B3HW.device.type != "cpu":
+        # by a tensor: CUDA divides by a number by multiplying with its inverse, which rounds otherwise
+        by = torch.full((), 255.0, device=image_B3HW.device)
+        return image_B3HW.float().div_(by).mul_(2).sub_(1)
+    normalized_B3HW = torch.empty(image_B3HW.shape, dtype=torch.float32)
+    # plane by plane, which a processor's cache holds
+    for normalized_HW, pixels_HW in zip(normalized_B3HW.flatten(0, 1), image_B3HW.flatten(0, 1), strict=True):
+        normalized_HW.copy_(pixels_HW).div_(255).mul_(2).sub_(1)
+    return normalized_B3HW
+
+
 def to_unit(image_B3HW: Tensor) -> Tensor:
-    """Pixels from [-1, 1] to [0, 1]."""
-    return image_B3HW.float().add(1).div(2).clamp(0, 1)
+    """Pixels, uint8 or floats in [-1, 1], to [0, 1]."""
+    return normalize(image_B3HW).float().add(1).div(2).clamp(0, 1)
 
 
 def to_image(picture_3HW: Tensor) -> Image.Image:

@@ -21,6 +21,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
+from mvar_lightning.data.image_data import run_data
 from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer import MultiScaleTokenizer, fingerprint_of
 from mvar_lightning.tools.processes import sum_over_ranks
@@ -238,7 +239,7 @@ def tell_of_poor_data(trainer: L.Trainer, tokenizer: MultiScaleTokenizer, image_
 
 def _number_of_images(trainer: L.Trainer) -> int | None:
     """None where the data does not say."""
-    samples = getattr(getattr(trainer, "datamodule", None), "train_samples", None)
+    samples = run_data(trainer).train_samples
     if samples is not None:
         return int(samples)
     loader: Any = trainer.train_dataloader

@@ -17,10 +17,11 @@ from torch import Tensor
 from mvar_lightning.attention import AdjacentAttention, AttentionStrategy, FullAttention, SpatialAttention
 from mvar_lightning.checkpoints import load_initial_weights, load_tokenizer
 from mvar_lightning.compat import lets_clip
-from mvar_lightning.data.token_data import TokenShardsDataModule
+from mvar_lightning.data.image_data import run_data
 from mvar_lightning.errors import UserError
 from mvar_lightning.sampling import generate
 from mvar_lightning.tokenizer import CodebookUsage, fingerprint
+from mvar_lightning.tools.drawing import normalize
 from mvar_lightning.training.distributed import log_means, seed_batch, shard_where_asked
 from mvar_lightning.training.optimizers import Schedule, ScheduledAdamW, parameter_groups
 from mvar_lightning.training.scale_groups import ScaleGroups, kept_of_token, loss_of_groups
@@ -44,8 +45,8 @@ class NextScaleModule(L.LightningModule):
 
     The families in `families.py` name the defaults of the axes.
 
-    Batches are dictionaries with ``image``, float (B, 3, H, W) in [-1, 1], or ``tokens``, int64 (B, L), and with
-    ``label``, int64 (B,).
+    Batches are dictionaries with ``image``, uint8 (B, 3, H, W) or float in [-1, 1], or ``tokens``, int64 (B, L), and
+    with ``label``, int64 (B,).
 
     Args:
         tokenizer: a saved folder, a run's folder or a Lightning checkpoint; scales, V and Z are read from it.
@@ -144,15 +145,7 @@ class NextScaleModule(L.LightningModule):
         return self
 
     def setup(self, stage: str) -> None:
-        data = getattr(self.trainer, "datamodule", None)
-        if isinstance(data, TokenShardsDataModule):
-            data.check_tokenizer(self.tokenizer_hash, self.tokenizer.pyramid.sides, self.tokenizer.vocab_size)
-        image_size = getattr(data, "image_size", self.tokenizer.image_size)
-        if image_size != self.tokenizer.image_size:
-            raise UserError(
-                f"data.image_size {image_size}: the tokenizer makes images of {self.tokenizer.image_size} pixels "
-                f"(scales {self.tokenizer.pyramid}, downsampling {self.tokenizer.downsampling}); set it to that"
-            )
+        run_data(self.trainer).check_model(self.tokenizer, self.tokenizer_hash)
         if self.scale_groups.splits_steps and self.trainer.precision == "16-mixed":
             raise UserError("scale_groups: go with precision 32-true or bf16-mixed, not 16-mixed with its loss scaling")
         if len(self.scale_groups.groups) > 1 and self.scale_groups.target is None:
@@ -167,7 +160,7 @@ class NextScaleModule(L.LightningModule):
     def tokens(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Token indices (B, L) and transformer inputs (B, L - first, Z) of a batch; float32 in any precision."""
         with torch.autocast(batch["label"].device.type, enabled=False):
-            idx_BL = batch["tokens"] if "tokens" in batch else self.tokenizer.encode(batch["image"].float())
+            idx_BL = batch["tokens"] if "tokens" in batch else self.tokenizer.encode(normalize(batch["image"]).float())
             return idx_BL, self.tokenizer.teacher_input(idx_BL)
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[TokenLoss, Tensor]:
@@ -261,7 +254,7 @@ class NextScaleModule(L.LightningModule):
 
     def _batch_size(self) -> int:
         """Images of one batch on one process."""
-        per_process = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
+        per_process = run_data(self.trainer).batch_size
         if per_process is None:
             raise UserError("the learning rate is scaled by the batch size: give the trainer a datamodule that has one")
         return int(per_process)

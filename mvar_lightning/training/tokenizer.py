@@ -20,6 +20,7 @@ from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMe
 from mvar_lightning.checkpoints import load_tokenizer
 from mvar_lightning.checkpoints.folder import is_released
 from mvar_lightning.checkpoints.official import import_tokenizer
+from mvar_lightning.data.image_data import run_data
 from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer import (
     AdversarialLoss,
@@ -40,6 +41,7 @@ from mvar_lightning.tokenizer import (
 from mvar_lightning.tokenizer.losses import WeightedLoss
 from mvar_lightning.tokenizer.quantizer import FIRST_KEPT
 from mvar_lightning.tokenizer.tokenizer import TRAINING_ONLY
+from mvar_lightning.tools.drawing import normalize
 from mvar_lightning.training.distributed import joined_generator, log_means, seed_batch
 from mvar_lightning.training.manual_steps import (
     as_list,
@@ -64,8 +66,8 @@ log = logging.getLogger(__name__)
 class TokenizerModule(L.LightningModule):
     """Fits a ``MultiScaleTokenizer`` to images.
 
-    Batches are dictionaries with ``image``: float (B, 3, H, W) in [-1, 1]. The module takes its optimizer steps itself
-    (see ``manual_steps``), with or without a discriminator; ``global_step`` counts those of the tokenizer.
+    Batches are dictionaries with ``image``: uint8 (B, 3, H, W), or float in [-1, 1]. The module takes its optimizer
+    steps itself (see ``manual_steps``), with or without a discriminator; ``global_step`` counts the tokenizer's.
 
     Args:
         scales, vocab_size, code_dim, channels, channel_multipliers, num_res_blocks, phi_layers, phi_ratio, beta,
@@ -172,16 +174,7 @@ class TokenizerModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         size = self.tokenizer.image_size
-        data = getattr(self.trainer, "datamodule", None)
-        if hasattr(data, "tokenizer_hash"):
-            raise UserError("data TokenShards: a tokenizer is trained on images; give ShardsDataModule")
-        image_size = getattr(data, "image_size", size)
-        if image_size != size:
-            raise UserError(
-                f"scales {self.tokenizer.pyramid}: with downsampling {self.tokenizer.downsampling} they make images of "
-                f"{size} pixels, but data.image_size is {image_size}; change the scales, the number of "
-                "channel_multipliers or image_size"
-            )
+        run_data(self.trainer).check_model(self.tokenizer)
         if self.init_from is not None and not self._started:
             start_from(self.tokenizer, self.init_from)
             if stage == "fit" and any(isinstance(remedy, DataDependentInit) for remedy in self.remedies):
@@ -203,7 +196,7 @@ class TokenizerModule(L.LightningModule):
         seed_batch(self, batch_idx)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        image_B3HW = batch["image"]
+        image_B3HW = normalize(batch["image"])
         window = window_of(self.trainer, batch_idx, self.accumulate_grad_batches)
         if not self._told_of_data:
             self._told_of_data = True
@@ -291,7 +284,7 @@ class TokenizerModule(L.LightningModule):
             metric.reset()
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        image_B3HW = batch["image"]
+        image_B3HW = normalize(batch["image"])
         output = self.tokenizer(image_B3HW)
         total, terms = self.loss(output, image_B3HW)
         check_finite({f"val/{name}": term for name, term in terms.items()}, self.trainer)

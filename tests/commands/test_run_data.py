@@ -15,7 +15,7 @@ from PIL import Image
 
 from mvar_lightning.cli import main
 from mvar_lightning.data.index import read_index
-from mvar_lightning.data.making.shards import ShardLimits, write_shards
+from mvar_lightning.data.making.shards import ShardLimits, ShardsRequest, make_shards
 from mvar_lightning.data.making.sources import Source
 from mvar_lightning.errors import UserError
 from mvar_lightning.runs.recipe import data_settings
@@ -147,7 +147,9 @@ def test_too_few_images_for_a_classifier(tokenizer: Path, shards: Path, workplac
     from mvar_lightning.data.making.embedded import digits
 
     whole = digits()
-    write_shards(Source(whole.class_names, whole.train[:1], whole.val[:2]), Path("one"), ShardLimits(samples=4))
+    make_shards(
+        ShardsRequest(Source(whole.class_names, whole.train[:1], whole.val[:2]), Path("one"), ShardLimits(samples=4))
+    )
     told = fails("evaluate", "tokenizer", "--checkpoint", tokenizer, "--data", "one")
     assert "--features data: one has too few training images for a classifier (1); choose --features inception" in told
     assert "or none" in told and "batch" not in told and "epoch" not in told
@@ -156,6 +158,8 @@ def test_too_few_images_for_a_classifier(tokenizer: Path, shards: Path, workplac
         Image.new("RGB", (16, 16), (number, 0, 0)).save(f"images/{number}.png")
     told = fails("evaluate", "images", "--images", "images", "--reference", "one")
     assert told.endswith("(1); choose --features inception or a TorchScript file"), "it refuses none"
-    write_shards(Source(whole.class_names, whole.train[:5], whole.val[:5]), Path("five"), ShardLimits(samples=4))
+    make_shards(
+        ShardsRequest(Source(whole.class_names, whole.train[:5], whole.val[:5]), Path("five"), ShardLimits(samples=4))
+    )
     assert read_index(Path("five")).split("train").samples == 5, "fewer than a batch of 32"
     assert main(["evaluate", "tokenizer", "--checkpoint", str(tokenizer), "--data", "five", "--out", "out"]) == 0

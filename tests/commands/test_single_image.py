@@ -11,7 +11,7 @@ import yaml
 
 from mvar_lightning.cli import main
 from mvar_lightning.data.making.embedded import digits
-from mvar_lightning.data.making.shards import ShardLimits, write_shards
+from mvar_lightning.data.making.shards import ShardLimits, ShardsRequest, make_shards
 from mvar_lightning.data.making.sources import Source
 
 
@@ -25,7 +25,11 @@ def test_a_tokenizer_run_on_one_image(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     whole = digits()
-    write_shards(Source(whole.class_names, whole.train[:1], whole.val[:1]), workplace / "one", ShardLimits(samples=4))
+    make_shards(
+        ShardsRequest(
+            Source(whole.class_names, whole.train[:1], whole.val[:1]), workplace / "one", ShardLimits(samples=4)
+        )
+    )
     tokenizer_recipe["data"]["init_args"] |= {"path": "one", "batch_size": batch_size}
     names = ("ReconstructionMetrics", "ReconstructionGrid", "ReconstructionStrips", "EMA")
     tokenizer_recipe["trainer"] |= {

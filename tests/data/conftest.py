@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from mvar_lightning.data.index import ShardIndex, ShardInfo, SplitIndex, read_index, sha256_of
-from mvar_lightning.data.making.shards import ShardLimits, write_shards
+from mvar_lightning.data.making.shards import ShardLimits, ShardsRequest, make_shards
 from mvar_lightning.data.making.sources import Example, Source
 
 
@@ -38,7 +38,7 @@ def numbered_shards(tmp_path: Path) -> Callable[..., Path]:
 
     def make(train: int = 40, val: int = 12, samples_per_shard: int = 10) -> Path:
         folder = tmp_path / f"shards-{train}-{val}-{samples_per_shard}"
-        write_shards(numbered_source(train, val), folder, ShardLimits(samples_per_shard))
+        make_shards(ShardsRequest(numbered_source(train, val), folder, ShardLimits(samples_per_shard)))
         return folder
 
     return make

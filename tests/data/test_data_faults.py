@@ -16,15 +16,15 @@ from benchmarks.data import LoaderOptions, worker_memory
 from mvar_lightning.data.faults import worker_death
 from mvar_lightning.data.image_data import ShardsDataModule
 from mvar_lightning.data.index import read_index
-from mvar_lightning.data.reading.samples import SmallSetMemory
+from mvar_lightning.data.reading.samples import ImageReader
 from mvar_lightning.errors import UserError
 
 
 @pytest.fixture
 def streamed(monkeypatch):
     """Shards are read again in every pass, as of large sets."""
-    init = SmallSetMemory.__init__
-    monkeypatch.setattr(SmallSetMemory, "__init__", lambda self, *args, **kw: init(self, *args, **(kw | {"limit": 1})))
+    init = ImageReader.__init__
+    monkeypatch.setattr(ImageReader, "__init__", lambda self, *args, **kw: init(self, *args, **(kw | {"limit": 1})))
 
 
 def loader_of(folder: Path, workers: int, **options):
@@ -62,7 +62,7 @@ class Kills(lightning.LightningModule):
         if batch_idx == 3:
             workers = self.trainer.train_dataloader._iterator._workers
             os.kill(workers[1].pid, signal.SIGKILL)
-        return (self.weight - batch["image"].mean()) ** 2
+        return (self.weight - batch["image"].float().mean()) ** 2
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)

@@ -12,7 +12,9 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,10 +25,15 @@ from mvar_lightning.data.index import check, read_index
 from mvar_lightning.data.making import shards
 from mvar_lightning.data.making import writer as chunks
 from mvar_lightning.data.making import writer as writing
-from mvar_lightning.data.making.shards import ShardLimits, work_path, write_shards
+from mvar_lightning.data.making.shards import ShardLimits, ShardsRequest, make_shards, work_path
 from mvar_lightning.data.making.sources import Source, scan_folder
 from mvar_lightning.errors import UserError
 from mvar_lightning.tools.files import Lock
+
+
+def shown(progress=lambda count: None, say=lambda line: None):
+    """A bar for `make_shards` that tells these two."""
+    return lambda unit, total: nullcontext(SimpleNamespace(advance=progress, say=say))
 
 
 def make_images(folder: Path, count: int = 40, side: int = 24) -> Path:
@@ -49,14 +56,17 @@ def images(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def expected(images: Path, tmp_path: Path) -> dict[str, bytes]:
-    write_shards(scan_folder(images), tmp_path / "expected", ShardLimits(5))
+    make_shards(ShardsRequest(scan_folder(images), tmp_path / "expected", ShardLimits(5)))
     return contents(tmp_path / "expected")
 
 
 @pytest.mark.slow
 def test_processes_write_what_one_process_writes(images: Path, tmp_path: Path, expected: dict[str, bytes]) -> None:
     done: list[int] = []
-    write_shards(scan_folder(images), tmp_path / "out", ShardLimits(5), progress=done.append, workers=2, resume=True)
+    make_shards(
+        ShardsRequest(scan_folder(images), tmp_path / "out", ShardLimits(5), workers=2, resume=True),
+        shown(progress=done.append),
+    )
     assert contents(tmp_path / "out") == expected
     assert sum(done) == 40
     assert not work_path(tmp_path / "out").exists()
@@ -77,7 +87,7 @@ def test_work_goes_on_where_it_stopped(
     monkeypatch.setattr(shards.ChunkWriter, "__call__", failing)
     source, out = scan_folder(images), tmp_path / "out"
     with pytest.raises(UserError, match=r"No space left on device\); what is finished is kept in .*partial"):
-        write_shards(source, out, ShardLimits(5), resume=True)
+        make_shards(ShardsRequest(source, out, ShardLimits(5), resume=True))
     assert not out.exists()
     written.clear()
     monkeypatch.setattr(shards.ChunkWriter, "__call__", write)
@@ -85,7 +95,7 @@ def test_work_goes_on_where_it_stopped(
     monkeypatch.setattr(
         shards.ChunkWriter, "_shard", lambda self, *rest: written.append(rest[0]) or write_shard(self, *rest)
     )
-    write_shards(source, out, ShardLimits(5), resume=True)
+    make_shards(ShardsRequest(source, out, ShardLimits(5), resume=True))
     assert contents(out) == expected
     assert len(written) == len(list(out.rglob("*.tar"))) - 3, "finished chunks are not written again"
 
@@ -102,7 +112,7 @@ def test_finished_shards_that_were_damaged_since_are_written_again(
     changed.write_bytes(data)
     gone.unlink()
     (work_path(out) / "records" / "val-000000.json").write_text('{"shards": ')
-    write_shards(source, out, ShardLimits(5), resume=True)
+    make_shards(ShardsRequest(source, out, ShardLimits(5), resume=True))
     assert contents(out) == expected
 
 
@@ -115,7 +125,7 @@ def unfinished(source: Source, out: Path, monkeypatch: pytest.MonkeyPatch) -> No
     with monkeypatch.context() as patch:
         patch.setattr(shards, "_numbered", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            write_shards(source, out, ShardLimits(5), resume=True)
+            make_shards(ShardsRequest(source, out, ShardLimits(5), resume=True))
 
 
 @pytest.mark.parametrize("renames", [0, 3, 8])
@@ -134,10 +144,10 @@ def test_a_kill_between_two_renames_does_no_harm(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", some)
         with pytest.raises(ZeroDivisionError):
-            write_shards(source, out, ShardLimits(5), resume=True)
+            make_shards(ShardsRequest(source, out, ShardLimits(5), resume=True))
     with monkeypatch.context() as patch:
         patch.setattr(shards.ChunkWriter, "_shard", lambda *arguments: 1 / 0)
-        write_shards(source, out, ShardLimits(5), resume=True)  # nothing is left to write
+        make_shards(ShardsRequest(source, out, ShardLimits(5), resume=True))  # nothing is left to write
     assert contents(out) == expected
 
 
@@ -147,13 +157,13 @@ def test_unfinished_work_of_another_kind_is_refused_or_forgotten(
     source, out = scan_folder(images), tmp_path / "out"
     unfinished(source, out, monkeypatch)
     with pytest.raises(UserError, match=r"has other samples per shard \(5, now 6\); .* --fresh"):
-        write_shards(source, out, ShardLimits(6), resume=True)
+        make_shards(ShardsRequest(source, out, ShardLimits(6), resume=True))
     (images / "class0" / "0000.jpg").unlink()
     source = scan_folder(images)
     with pytest.raises(UserError, match=r"has other (train|val) images"):
-        write_shards(source, out, ShardLimits(5), resume=True)
-    write_shards(source, out, ShardLimits(9), resume=True, fresh=True)
-    write_shards(source, tmp_path / "new", ShardLimits(9))
+        make_shards(ShardsRequest(source, out, ShardLimits(5), resume=True))
+    make_shards(ShardsRequest(source, out, ShardLimits(9), resume=True, fresh=True))
+    make_shards(ShardsRequest(source, tmp_path / "new", ShardLimits(9)))
     assert contents(out) == contents(tmp_path / "new")
     assert not work_path(out).exists()
 
@@ -167,14 +177,16 @@ def test_after_an_unreadable_image_the_work_goes_on_without_it_or_with_a_better_
     bad.write_bytes(b"no picture")
     said: list[str] = []
     with pytest.raises(UserError, match=rf"{bad.name}: .*--skip-damaged; what is finished is kept in .*\.out\.partial"):
-        write_shards(source, out, ShardLimits(5), resume=True)
-    index = write_shards(source, out, ShardLimits(5), resume=True, skip_damaged=True, say=said.append)
+        make_shards(ShardsRequest(source, out, ShardLimits(5), resume=True))
+    index = make_shards(
+        ShardsRequest(source, out, ShardLimits(5), resume=True, skip_damaged=True), shown(say=said.append)
+    )
     assert sum(split.samples for split in index.splits.values()) == 39
     assert len(said) == 1 and "going on, 3 of 12 parts were finished" in said[0]
     with pytest.raises(UserError, match="--skip-damaged"):
-        write_shards(source, tmp_path / "more", ShardLimits(5), resume=True)
+        make_shards(ShardsRequest(source, tmp_path / "more", ShardLimits(5), resume=True))
     bad.write_bytes(good)
-    write_shards(source, tmp_path / "more", ShardLimits(5), resume=True)
+    make_shards(ShardsRequest(source, tmp_path / "more", ShardLimits(5), resume=True))
     assert contents(tmp_path / "more") == expected
 
 
@@ -186,17 +198,17 @@ def test_what_was_skipped_is_looked_at_again_without_the_option(
     with monkeypatch.context() as patch:
         patch.setattr(shards, "_numbered", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            write_shards(source, out, ShardLimits(5), resume=True, skip_damaged=True)
+            make_shards(ShardsRequest(source, out, ShardLimits(5), resume=True, skip_damaged=True))
     with pytest.raises(UserError, match=r"0000\.jpg"):
-        write_shards(source, out, ShardLimits(5), resume=True)
+        make_shards(ShardsRequest(source, out, ShardLimits(5), resume=True))
 
 
 def test_a_part_without_a_readable_image_leaves_no_gap_in_the_numbers(images: Path, tmp_path: Path) -> None:
     source = scan_folder(images)
-    write_shards(source, tmp_path / "whole", ShardLimits(1))
+    make_shards(ShardsRequest(source, tmp_path / "whole", ShardLimits(1)))
     for path in sorted(images.rglob("*.jpg"))[::2]:
         path.write_bytes(b"no picture")
-    index = write_shards(source, tmp_path / "out", ShardLimits(1), skip_damaged=True)
+    index = make_shards(ShardsRequest(source, tmp_path / "out", ShardLimits(1), skip_damaged=True))
     assert check(tmp_path / "out") == []
     for name in ("train", "val"):
         names = [shard.name for shard in index.split(name).shards]
@@ -204,25 +216,25 @@ def test_a_part_without_a_readable_image_leaves_no_gap_in_the_numbers(images: Pa
     for path in images.rglob("*.jpg"):
         path.write_bytes(b"no picture")
     with pytest.raises(UserError, match="all images of a split are damaged"):
-        write_shards(source, tmp_path / "none", ShardLimits(1), skip_damaged=True)
+        make_shards(ShardsRequest(source, tmp_path / "none", ShardLimits(1), skip_damaged=True))
 
 
 def test_names_that_are_no_text_are_told_before_the_work_or_escaped(images: Path, tmp_path: Path) -> None:
     path = images / "class0" / os.fsdecode(b"\xff.jpg")
     path.write_bytes(b"no picture")
-    write_shards(scan_folder(images), tmp_path / "out", skip_damaged=True)
+    make_shards(ShardsRequest(scan_folder(images), tmp_path / "out", skip_damaged=True))
     assert "class0/\\udcff.jpg: not a readable" in (tmp_path / "out" / "skipped.txt").read_text()
     (images / "class0").rename(images / os.fsdecode(b"\xfe"))
     with pytest.raises(UserError, match="its name is no text"):
-        write_shards(scan_folder(images), tmp_path / "more")
+        make_shards(ShardsRequest(scan_folder(images), tmp_path / "more"))
 
 
 def test_decode_finds_truncated_images_while_copying(images: Path, tmp_path: Path) -> None:
     cut = images / "class0" / "0002.jpg"
     cut.write_bytes(cut.read_bytes()[:-200])
-    write_shards(scan_folder(images), tmp_path / "copied")
+    make_shards(ShardsRequest(scan_folder(images), tmp_path / "copied"))
     with pytest.raises(UserError, match=r"0002\.jpg: damaged picture"):
-        write_shards(scan_folder(images), tmp_path / "decoded", decode=True)
+        make_shards(ShardsRequest(scan_folder(images), tmp_path / "decoded", decode=True))
 
 
 def test_an_index_that_cannot_be_written_keeps_the_work(
@@ -236,13 +248,13 @@ def test_an_index_that_cannot_be_written_keeps_the_work(
     with monkeypatch.context() as patch:
         patch.setattr(shards.ShardIndex, "to_json", full)
         with pytest.raises(UserError, match=r"writing failed \(No space left on device\); what is finished is kept"):
-            write_shards(source, out, ShardLimits(5), resume=True)
+            make_shards(ShardsRequest(source, out, ShardLimits(5), resume=True))
     with monkeypatch.context() as patch:
         patch.setattr(writing.TarWriter, "write", full)
         with pytest.raises(UserError, match="writing failed"):
-            write_shards(source, out, ShardLimits(5), resume=True, fresh=True)
+            make_shards(ShardsRequest(source, out, ShardLimits(5), resume=True, fresh=True))
     assert not list(work_path(out).rglob("*.tar")), "an unfinished shard would fill the disk"
-    write_shards(source, out, ShardLimits(5), resume=True)
+    make_shards(ShardsRequest(source, out, ShardLimits(5), resume=True))
     assert contents(out) == expected
 
 
@@ -251,7 +263,7 @@ def test_ctrl_c_says_what_is_kept(images: Path, tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt, match=r"stopped; what is finished is kept in .*partial"):
-        write_shards(scan_folder(images), tmp_path / "out", progress=stop, resume=True)
+        make_shards(ShardsRequest(scan_folder(images), tmp_path / "out", resume=True), shown(progress=stop))
 
 
 def test_a_link_leads_to_the_destination_and_a_mount_point_is_refused(
@@ -259,19 +271,19 @@ def test_a_link_leads_to_the_destination_and_a_mount_point_is_refused(
 ) -> None:
     (tmp_path / "big").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "big")
-    write_shards(scan_folder(images), tmp_path / "link", ShardLimits(5), resume=True)
+    make_shards(ShardsRequest(scan_folder(images), tmp_path / "link", ShardLimits(5), resume=True))
     assert contents(tmp_path / "big") == expected
     monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "mounted")
     with pytest.raises(UserError, match="mount point"):
-        write_shards(scan_folder(images), tmp_path / "mounted", resume=True)
+        make_shards(ShardsRequest(scan_folder(images), tmp_path / "mounted", resume=True))
 
 
 def test_damaged_images_stop_the_work_or_are_listed(images: Path, tmp_path: Path) -> None:
     (images / "class0" / "0000.jpg").write_bytes(b"no picture")
     (images / "class1" / "0001.jpg").write_bytes(b"\xff\xd8\xff")
     with pytest.raises(UserError, match=r"000\d\.jpg: not a readable .*--skip-damaged$"):
-        write_shards(scan_folder(images), tmp_path / "out")
-    index = write_shards(scan_folder(images), tmp_path / "out", skip_damaged=True)
+        make_shards(ShardsRequest(scan_folder(images), tmp_path / "out"))
+    index = make_shards(ShardsRequest(scan_folder(images), tmp_path / "out", skip_damaged=True))
     assert sum(split.samples for split in index.splits.values()) == 38
     assert check(tmp_path / "out", decode=True) == []
     skipped = (tmp_path / "out" / "skipped.txt").read_text()
@@ -281,7 +293,7 @@ def test_damaged_images_stop_the_work_or_are_listed(images: Path, tmp_path: Path
 def test_check_decodes_what_the_checksum_cannot_tell(images: Path, tmp_path: Path) -> None:
     whole = images / "class0" / "0002.jpg"
     whole.write_bytes(whole.read_bytes()[:-200])  # a readable header is enough to be copied
-    write_shards(scan_folder(images), tmp_path / "out")
+    make_shards(ShardsRequest(scan_folder(images), tmp_path / "out"))
     assert check(tmp_path / "out", workers=3) == []
     (problem,) = check(tmp_path / "out", workers=3, decode=True)
     assert "damaged picture" in problem
@@ -298,18 +310,18 @@ def test_several_processes_tell_the_first_unreadable_image_and_a_killed_process(
     for place in (17, 3):
         Path(order[place]).write_bytes(b"no picture")
     with pytest.raises(UserError, match=f"{Path(order[3]).name}: not a readable"):
-        write_shards(source, out, ShardLimits(5), workers=3, resume=True)
+        make_shards(ShardsRequest(source, out, ShardLimits(5), workers=3, resume=True))
     Path(order[3]).unlink()
     os.mkfifo(order[3])  # whoever opens it waits
     waiting = threading.Thread(target=kill_writers, args=(1.0,))
     waiting.start()
     with pytest.raises(UserError, match=r"a writing process was killed .*what is finished is kept"):
-        write_shards(source, out, ShardLimits(5), workers=2, resume=True)
+        make_shards(ShardsRequest(source, out, ShardLimits(5), workers=2, resume=True))
     waiting.join()
     Path(order[3]).unlink()
     for place, data in zip((17, 3), good, strict=True):
         Path(order[place]).write_bytes(data)
-    write_shards(source, out, ShardLimits(5), workers=2, resume=True)
+    make_shards(ShardsRequest(source, out, ShardLimits(5), workers=2, resume=True))
     assert contents(out) == expected
 
 
@@ -341,7 +353,7 @@ def test_a_killed_make_goes_on_to_the_same_bytes(tmp_path: Path, capsys: pytest.
     assert not (tmp_path / "out").exists() and len(list(records.glob("*.json"))) >= 5
     assert main(command) == 0
     assert re.search(r"going on, \d+ of 40 parts were finished", capsys.readouterr().err)
-    write_shards(scan_folder(images), tmp_path / "whole", ShardLimits(4), resize=100)
+    make_shards(ShardsRequest(scan_folder(images), tmp_path / "whole", ShardLimits(4), resize=100))
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert read_index(tmp_path / "out").split("train").samples == 144
 
@@ -350,7 +362,7 @@ def test_two_at_one_destination_are_refused(images: Path, tmp_path: Path) -> Non
     folder = work_path(tmp_path / "out")
     folder.mkdir()
     with Lock(folder / "lock", ""), pytest.raises(UserError, match="another process is making it"):
-        write_shards(scan_folder(images), tmp_path / "out", resume=True)
+        make_shards(ShardsRequest(scan_folder(images), tmp_path / "out", resume=True))
 
 
 def test_examples_travel_to_other_processes_by_themselves(images: Path) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning
 import pytest
 import torch
 
-from mvar_lightning.data.image_data import ShardsDataModule
+from mvar_lightning import normalize
+from mvar_lightning.data.image_data import ShardsDataModule, run_data
 from mvar_lightning.data.index import check
-from mvar_lightning.data.making.embedded import digits, ensure, load_source
+from mvar_lightning.data.making.embedded import digits, load_source
+from mvar_lightning.data.making.shards import ensure
 from mvar_lightning.errors import UserError
 
 
@@ -43,7 +46,8 @@ def test_digits_come_out_as_they_were_scanned(digits_folder):
     image = torch.cat([batch["image"] for batch in batches])
     label = torch.cat([batch["label"] for batch in batches])
     assert image.shape == (360, 3, 16, 16)
-    assert (image.dtype, label.dtype) == (torch.float32, torch.int64)
+    assert (image.dtype, label.dtype) == (torch.uint8, torch.int64)
+    image = normalize(image)
     assert image.min() == -1
     assert image.max() > 0.9
     assert torch.equal(image[:, 0], image[:, 2])
@@ -115,8 +119,9 @@ class Recorder(lightning.LightningModule):
         self.val_images = 0
 
     def training_step(self, batch, batch_idx):
-        self.sums.append(float(batch["image"].double().sum()))
-        return (self.weight - batch["image"].mean()) ** 2
+        image = normalize(batch["image"])
+        self.sums.append(float(image.double().sum()))
+        return (self.weight - image.mean()) ** 2
 
     def validation_step(self, batch, batch_idx):
         self.val_images += len(batch["label"])
@@ -176,38 +181,47 @@ def test_a_resumed_fit_sees_the_same_batches(numbered_shards, tmp_path, step, wo
     assert resumed.weight.item() == whole.weight.item()
 
 
-class Shipped(ShardsDataModule):
-    """Notes what is sent to the device."""
-
-    def __init__(self, *args, **options) -> None:
-        super().__init__(*args, **options)
-        self.sent: set[torch.dtype] = set()
-
-    def transfer_batch_to_device(self, batch, device, dataloader_idx):
-        self.sent.add(batch["image"].dtype)
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
-
-
 class Reader(Recorder):
     """Reads a loader of its own in the middle of training, as callbacks do."""
 
     def training_step(self, batch, batch_idx):
-        assert batch["image"].dtype == torch.float32
         own = next(iter(self.trainer.datamodule.train_dataloader()))
-        assert own["image"].dtype == torch.float32
+        assert batch["image"].dtype == own["image"].dtype == torch.uint8
         return super().training_step(batch, batch_idx)
 
     def validation_step(self, batch, batch_idx):
-        assert batch["image"].dtype == torch.float32
+        assert batch["image"].dtype == torch.uint8
 
 
-def test_the_trainer_is_sent_bytes_and_everyone_else_gets_floats(numbered_shards):
-    data = Shipped(str(numbered_shards()), image_size=8, batch_size=4, num_workers=0, resize_ratio=1.0)
+def test_batches_are_bytes_for_everyone(numbered_shards):
+    data = ShardsDataModule(str(numbered_shards()), image_size=8, batch_size=4, num_workers=0, resize_ratio=1.0)
     plain = next(iter(data.train_dataloader()))["image"]
     options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = lightning.Trainer(accelerator="cpu", max_epochs=1, enable_model_summary=False, **options)
     model = Reader()
     trainer.fit(model, datamodule=data)
-    assert data.sent == {torch.uint8}
-    assert model.sums[0] == float(plain.double().sum())
+    assert model.sums[0] == float(normalize(plain).double().sum())
     trainer.validate(model, data.val_dataloader(), verbose=False)  # a loader without the data module's hooks
+
+
+class Own(lightning.LightningDataModule):
+    """A data module of a user's own, which knows nothing of ours."""
+
+    image_size = 8
+
+
+def test_a_data_module_of_ones_own_says_what_it_can():
+    tokenizer = SimpleNamespace(image_size=16, pyramid="1 2", downsampling=8)
+    data = run_data(SimpleNamespace(datamodule=Own()))
+    assert (data.batch_size, data.train_samples, data.holds_images) == (None, None, True)
+    assert isinstance(data.image_data("who"), Own)
+    with pytest.raises(UserError, match=r"data\.image_size 8: the tokenizer makes images of 16"):
+        data.check_model(tokenizer, "hash")
+    with pytest.raises(UserError, match=r"they make images of 16 pixels, but data\.image_size is 8"):
+        data.check_model(tokenizer)
+    loaders = run_data(SimpleNamespace())
+    loaders.check_model(tokenizer, "hash")
+    with pytest.raises(UserError, match="who: needs the run's data module, not bare loaders"):
+        loaders.image_data("who")
+    ours = module_of("anywhere")
+    assert run_data(SimpleNamespace(datamodule=ours)) is ours and ours.image_data("who") is ours

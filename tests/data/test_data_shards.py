@@ -15,7 +15,7 @@ from PIL import Image
 
 from mvar_lightning.data.index import check, read_index
 from mvar_lightning.data.making import writer as writing
-from mvar_lightning.data.making.shards import ShardLimits, write_shards
+from mvar_lightning.data.making.shards import ShardLimits, ShardsRequest, make_shards
 from mvar_lightning.data.making.sources import Example, Source, scan_folder
 from mvar_lightning.data.making.writer import shrink
 from mvar_lightning.errors import UserError
@@ -30,7 +30,7 @@ def members_of(folder: Path, split: str) -> dict[str, bytes]:
 
 
 def test_every_file_goes_in_unchanged_with_its_class(image_folder, tmp_path):
-    index = write_shards(scan_folder(image_folder, val_fraction=0.25), tmp_path / "out")
+    index = make_shards(ShardsRequest(scan_folder(image_folder, val_fraction=0.25), tmp_path / "out"))
     assert index.class_names == ("ant", "bee", "cat")
     assert read_index(tmp_path / "out") == index
     expected = sorted(
@@ -53,13 +53,13 @@ def test_suffix_follows_the_content_not_the_name(tmp_path):
     for name in ("a", "b"):
         (tmp_path / "src" / "one").mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (4, 4)).save(tmp_path / "src" / "one" / f"{name}.JPEG", "PNG")
-    write_shards(scan_folder(tmp_path / "src", 0.5), tmp_path / "out")
+    make_shards(ShardsRequest(scan_folder(tmp_path / "src", 0.5), tmp_path / "out"))
     assert set(members_of(tmp_path / "out", "train")) == {"00000000.cls", "00000000.png"}
 
 
 def test_two_runs_write_the_same_bytes(image_folder, tmp_path):
     for name in ("one", "two"):
-        write_shards(scan_folder(image_folder), tmp_path / name, ShardLimits(samples=7))
+        make_shards(ShardsRequest(scan_folder(image_folder), tmp_path / name, ShardLimits(samples=7)))
     files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*") if p.is_file())
     assert len(files) > 8
     assert files == sorted(p.relative_to(tmp_path / "two") for p in (tmp_path / "two").rglob("*") if p.is_file())
@@ -77,11 +77,18 @@ def test_shards_mix_the_classes(numbered_shards):
 def test_limits_of_samples_and_bytes(tmp_path):
     examples = tuple(Example(str(n), 0, lambda: _png(tmp_path)) for n in range(10))
     source = Source(("x",), examples, examples[:1])
-    counts = [s.samples for s in write_shards(source, tmp_path / "a", ShardLimits(3)).splits["train"].shards]
+    counts = [
+        s.samples for s in make_shards(ShardsRequest(source, tmp_path / "a", ShardLimits(3))).splits["train"].shards
+    ]
     assert counts == [3, 3, 3, 1]
-    counts = [s.samples for s in write_shards(source, tmp_path / "b", ShardLimits()).splits["train"].shards]
+    counts = [
+        s.samples for s in make_shards(ShardsRequest(source, tmp_path / "b", ShardLimits())).splits["train"].shards
+    ]
     assert counts == [3, 3, 3, 1]  # a small set still gets four shards
-    counts = [s.samples for s in write_shards(source, tmp_path / "c", ShardLimits(bytes=1)).splits["train"].shards]
+    counts = [
+        s.samples
+        for s in make_shards(ShardsRequest(source, tmp_path / "c", ShardLimits(bytes=1))).splits["train"].shards
+    ]
     assert counts == [1] * 10
 
 
@@ -146,7 +153,7 @@ def test_an_unreadable_image_is_named_and_nothing_is_left(image_folder, tmp_path
     (image_folder / "bee" / "bad.png").write_bytes(b"not a picture")
     before = set(tmp_path.iterdir())
     with pytest.raises(UserError, match=r"bee/bad\.png: not a readable"):
-        write_shards(scan_folder(image_folder), tmp_path / "out")
+        make_shards(ShardsRequest(scan_folder(image_folder), tmp_path / "out"))
     assert set(tmp_path.iterdir()) == before
 
 
@@ -154,11 +161,11 @@ def test_a_destination_in_use_is_refused_and_untouched(image_folder, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious.txt").write_text("keep")
     with pytest.raises(UserError, match="not empty"):
-        write_shards(scan_folder(image_folder), tmp_path / "out")
+        make_shards(ShardsRequest(scan_folder(image_folder), tmp_path / "out"))
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["precious.txt"]
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
-        write_shards(scan_folder(image_folder), tmp_path / "file" / "out")
+        make_shards(ShardsRequest(scan_folder(image_folder), tmp_path / "file" / "out"))
 
 
 def test_no_permission_to_write(image_folder, tmp_path, monkeypatch):
@@ -167,7 +174,7 @@ def test_no_permission_to_write(image_folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(tempfile, "mkdtemp", refuse)
     with pytest.raises(UserError, match=r"out: cannot be written \(Permission denied\)"):
-        write_shards(scan_folder(image_folder), tmp_path / "out")
+        make_shards(ShardsRequest(scan_folder(image_folder), tmp_path / "out"))
 
 
 def test_a_full_disk_leaves_nothing(image_folder, tmp_path, monkeypatch):
@@ -177,13 +184,13 @@ def test_a_full_disk_leaves_nothing(image_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(writing.TarWriter, "write", full)
     before = set(tmp_path.iterdir())
     with pytest.raises(UserError, match=r"writing failed \(No space left on device\)"):
-        write_shards(scan_folder(image_folder), tmp_path / "out")
+        make_shards(ShardsRequest(scan_folder(image_folder), tmp_path / "out"))
     assert set(tmp_path.iterdir()) == before
 
 
 def test_an_empty_destination_is_filled(numbered_shards, image_folder, tmp_path):
     (tmp_path / "out").mkdir()
-    write_shards(scan_folder(image_folder), tmp_path / "out")
+    make_shards(ShardsRequest(scan_folder(image_folder), tmp_path / "out"))
     assert check(tmp_path / "out") == []
     assert (tmp_path / "out").stat().st_mode & 0o055 == 0o055 & ~_umask()
 

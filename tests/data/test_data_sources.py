@@ -15,7 +15,7 @@ from scipy.io import savemat
 from mvar_lightning.data.index import check
 from mvar_lightning.data.making import ground_truth, imagenet
 from mvar_lightning.data.making.embedded import load_source
-from mvar_lightning.data.making.shards import ShardLimits, write_shards
+from mvar_lightning.data.making.shards import ShardLimits, ShardsRequest, make_shards
 from mvar_lightning.data.making.sources import read_list
 from mvar_lightning.errors import UserError
 
@@ -237,7 +237,7 @@ def unpacked(archives: Path, folder: Path, flat: bool) -> Path:
 @pytest.mark.parametrize("layout", ["flat", "by class", "kaggle"])
 def test_archives_and_unpacked_folders_become_the_same_shards(archives: Path, tmp_path: Path, layout: str) -> None:
     truth = write_truth(archives, "devkit")
-    index = write_shards(load_source(archives), tmp_path / "out", ShardLimits(5))
+    index = make_shards(ShardsRequest(load_source(archives), tmp_path / "out", ShardLimits(5)))
     assert index.class_names == WNIDS and index.split("val").samples == 5
     assert check(tmp_path / "out", workers=2, decode=True) == []
     folder = tmp_path / "unpacked"
@@ -250,7 +250,7 @@ def test_archives_and_unpacked_folders_become_the_same_shards(archives: Path, tm
     else:
         unpacked(archives, folder, flat=layout == "flat")
         source = load_source(folder, ground_truth=truth if layout == "flat" else None)
-    assert write_shards(source, tmp_path / "again", ShardLimits(5)) == index, "checksums, too"
+    assert make_shards(ShardsRequest(source, tmp_path / "again", ShardLimits(5))) == index, "checksums, too"
 
 
 def test_validation_images_without_labels_are_refused(archives: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import logging
 import pickle
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,23 +18,25 @@ from mvar_lightning.data.faults import Faults
 from mvar_lightning.data.index import ShardInfo, read_index
 from mvar_lightning.data.reading.loader import StreamLoader, TrainLoader
 from mvar_lightning.data.reading.order import StreamConfig, TrainStream, ValidationStream
-from mvar_lightning.data.reading.samples import ImageReader, SmallSetMemory, read_shard
-from mvar_lightning.data.transforms import build_transform, finished
+from mvar_lightning.data.reading.place import ShardPlace
+from mvar_lightning.data.reading.samples import ImageReader, read_shard
+from mvar_lightning.data.transforms import build_transform
 from mvar_lightning.errors import UserError
 
 
-def config_of(folder: Path, split: str = "train", **changes: object) -> StreamConfig:
+def parts_of(folder: Path, split: str = "train", **changes: object) -> tuple[ImageReader, Any, StreamConfig]:
+    """What a stream is made of."""
     shards = changes.pop("shards", read_index(folder).split(split).shards)
     transform = changes.pop("transform", build_transform("center", 8, 1.0))
-    reader = ImageReader(folder, sum(shard.bytes for shard in shards), transform, num_classes=3)
-    return StreamConfig(reader, shards, **({"batch_size": 4} | changes))
+    reader = ImageReader(ShardPlace(str(folder)), sum(shard.bytes for shard in shards), transform, num_classes=3)
+    return reader, shards, StreamConfig(**({"batch_size": 4} | changes))
 
 
 def numbers(batches: list) -> list[int]:
     """The numbers painted into the pictures, see conftest."""
     found = []
     for batch in batches:
-        bytes_B3 = (finished(batch)["image"][:, :, 0, 0] + 1).mul(127.5).round().long()
+        bytes_B3 = batch["image"][:, :, 0, 0].long()
         found += (bytes_B3[:, 0] + 256 * bytes_B3[:, 1]).tolist()
         assert [number % 3 for number in found[-len(batch["label"]) :]] == batch["label"].tolist()
     return found
@@ -42,7 +45,7 @@ def numbers(batches: list) -> list[int]:
 def all_validation(folder: Path, ranks: int, workers: int, batch_size: int = 4) -> list[int]:
     found = []
     for rank in range(ranks):
-        stream = ValidationStream(config_of(folder, "val", rank=rank, world_size=ranks, batch_size=batch_size))
+        stream = ValidationStream(*parts_of(folder, "val", rank=rank, world_size=ranks, batch_size=batch_size))
         batches = [batch for worker in range(workers) for batch in stream.batches(worker, workers)]
         assert len(batches) <= stream.num_batches(workers)
         found += numbers(batches)
@@ -59,8 +62,8 @@ def test_validation_reads_every_sample_once(numbered_shards, ranks, workers):
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.integers(1, 6), st.integers(1, 5), st.integers(1, 9))
 def test_validation_blocks_cover_all_samples_once(counts, ranks, workers, batch_size):
     shards = tuple(ShardInfo(f"{n}.tar", samples, 1, "") for n, samples in enumerate(counts))
-    reader = ImageReader(Path(), 0, build_transform("center", 8), 1)
-    streams = [ValidationStream(StreamConfig(reader, shards, batch_size, 0, rank, ranks)) for rank in range(ranks)]
+    reader = ImageReader(ShardPlace(), 0, build_transform("center", 8), 1)
+    streams = [ValidationStream(reader, shards, StreamConfig(batch_size, 0, rank, ranks)) for rank in range(ranks)]
     blocks = [stream.blocks(worker, workers) for stream in streams for worker in range(workers)]
     assert [position for consumer in blocks for block in consumer for position in block] == list(range(sum(counts)))
     assert all(0 < len(block) <= batch_size for consumer in blocks for block in consumer)
@@ -70,7 +73,7 @@ def test_validation_blocks_cover_all_samples_once(counts, ranks, workers, batch_
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_validation_through_worker_processes_and_again(numbered_shards, workers):
-    loader = StreamLoader(ValidationStream(config_of(numbered_shards(train=8, val=13), "val")), workers)
+    loader = StreamLoader(ValidationStream(*parts_of(numbered_shards(train=8, val=13), "val")), workers)
     for _ in range(2):
         batches = list(loader)
         assert len(batches) == len(loader)
@@ -82,7 +85,7 @@ def test_training_epochs_have_their_length_and_repeat_with_the_seed(numbered_sha
     folder = numbered_shards()
 
     def epochs(seed: int) -> list[list[int]]:
-        loader = TrainLoader(TrainStream(config_of(folder, seed=seed), epoch_batches=7, shuffle_buffer=9), workers)
+        loader = TrainLoader(TrainStream(*parts_of(folder, seed=seed), epoch_batches=7, shuffle_buffer=9), workers)
         assert len(loader) == 7
         return [numbers(list(loader)) for _ in range(3)]
 
@@ -93,18 +96,18 @@ def test_training_epochs_have_their_length_and_repeat_with_the_seed(numbered_sha
 
 
 def test_one_consumer_draws_without_repeats(numbered_shards):
-    loader = TrainLoader(TrainStream(config_of(numbered_shards()), epoch_batches=20, shuffle_buffer=16), 0)
+    loader = TrainLoader(TrainStream(*parts_of(numbered_shards()), epoch_batches=20, shuffle_buffer=16), 0)
     # two passes over 40 samples; the buffer may blur the border between the passes
     counts = Counter(numbers(list(loader)))
     assert len(counts) == 40
     assert max(counts.values()) <= 3
-    ordered = TrainLoader(TrainStream(config_of(numbered_shards(40, 12, 9)), epoch_batches=10, shuffle_buffer=1), 0)
+    ordered = TrainLoader(TrainStream(*parts_of(numbered_shards(40, 12, 9)), epoch_batches=10, shuffle_buffer=1), 0)
     assert sorted(numbers(list(ordered))) == list(range(40))
 
 
 def test_worker_roles_turn_with_the_first_batch(numbered_shards):
     """Three workers resumed at any batch give, taken in turn, what they would have given uninterrupted."""
-    stream = TrainStream(config_of(numbered_shards()), epoch_batches=8, shuffle_buffer=9)
+    stream = TrainStream(*parts_of(numbered_shards()), epoch_batches=8, shuffle_buffer=9)
 
     def in_turn(first: int) -> list[list[int]]:
         stream.position[1] = first
@@ -120,7 +123,7 @@ def test_consumers_share_the_shards_evenly(numbered_shards):
     folder = numbered_shards()
     opened: Counter[str] = Counter()
     for rank in range(3):
-        stream = TrainStream(config_of(folder, rank=rank, world_size=3), 1)
+        stream = TrainStream(*parts_of(folder, rank=rank, world_size=3), 1)
         for worker in range(2):
             row = stream._shard_row(0, rank * 2 + worker, 6)
             opened.update(next(row).name for _ in range(4))
@@ -129,17 +132,17 @@ def test_consumers_share_the_shards_evenly(numbered_shards):
 
 def test_ranks_see_different_orders(numbered_shards):
     folder = numbered_shards()
-    streams = [TrainStream(config_of(folder, rank=rank, world_size=2), 5) for rank in range(2)]
+    streams = [TrainStream(*parts_of(folder, rank=rank, world_size=2), 5) for rank in range(2)]
     assert numbers(list(streams[0].batches(0, 1))) != numbers(list(streams[1].batches(0, 1)))
 
 
 @pytest.mark.parametrize(("workers", "taken"), [(0, 0), (0, 1), (0, 7), (0, 9), (2, 1), (2, 5), (2, 9)])
 def test_a_resumed_loader_goes_on_with_the_next_batch(numbered_shards, workers, taken):
     folder = numbered_shards()
-    config = config_of(folder, transform=build_transform("random", 6))
+    parts = parts_of(folder, transform=build_transform("random", 6))
 
     def loader() -> TrainLoader:
-        return TrainLoader(TrainStream(config, epoch_batches=7, shuffle_buffer=9), workers)
+        return TrainLoader(TrainStream(*parts, epoch_batches=7, shuffle_buffer=9), workers)
 
     uninterrupted = loader()
     expected = [batch["image"] for _ in range(2) for batch in uninterrupted]
@@ -156,7 +159,7 @@ def test_a_resumed_loader_goes_on_with_the_next_batch(numbered_shards, workers, 
 
 
 def test_a_pass_left_early_is_followed_by_the_next_epoch(numbered_shards):
-    loader = TrainLoader(TrainStream(config_of(numbered_shards()), epoch_batches=7), 0)
+    loader = TrainLoader(TrainStream(*parts_of(numbered_shards()), epoch_batches=7), 0)
     next(iter(loader))
     assert loader.state_dict() == {"epoch": 0, "batch": 1}
     iter(loader)
@@ -181,7 +184,7 @@ def test_a_damaged_sample_is_skipped_counted_and_named(numbered_shards, rewrite_
     assert len(found) == len(set(found)) == 11
     assert "skipped sample 00000001 of shard val/000000.tar" in caplog.text
     caplog.clear()
-    loader = TrainLoader(TrainStream(config_of(folder), epoch_batches=10, shuffle_buffer=1), 0)
+    loader = TrainLoader(TrainStream(*parts_of(folder), epoch_batches=10, shuffle_buffer=1), 0)
     batches = list(loader)
     assert [len(batch["label"]) for batch in batches] == [4] * 10  # shapes do not change
     assert len(set(numbers(batches))) == 39
@@ -193,7 +196,7 @@ def test_too_many_damaged_samples_stop_the_run(numbered_shards, rewrite_shard, m
     monkeypatch.setattr(faults_module, "MIN_SAMPLES", 2)
     folder = numbered_shards()
     rewrite_shard(folder, "train/000001.tar", damage(*(f"{n:08d}" for n in (10, 12, 14))))
-    loader = TrainLoader(TrainStream(config_of(folder), epoch_batches=10, shuffle_buffer=1), workers)
+    loader = TrainLoader(TrainStream(*parts_of(folder), epoch_batches=10, shuffle_buffer=1), workers)
     with pytest.raises(UserError, match=r"3 of \d+ samples are damaged, last 00000014 of shard train/000001") as error:
         list(loader)
     assert "\n" not in str(error.value)
@@ -204,7 +207,7 @@ def test_a_batch_without_a_readable_sample_stops_the_run(numbered_shards, rewrit
     for number in range(4):
         rewrite_shard(folder, f"train/00000{number}.tar", damage(f"{number:08d}"))
     with pytest.raises(UserError, match="not one sample"):
-        list(TrainLoader(TrainStream(config_of(folder), epoch_batches=1), 0))
+        list(TrainLoader(TrainStream(*parts_of(folder), epoch_batches=1), 0))
 
 
 def test_share_of_damaged_samples_and_shards():
@@ -227,20 +230,20 @@ def test_a_truncated_shard_gives_what_it_has_and_is_named(numbered_shards, caplo
     path = folder / shard.name
     path.write_bytes(path.read_bytes()[: shard.bytes // 2])
     with caplog.at_level(logging.WARNING):
-        samples = list(read_shard(folder, shard, Faults(num_shards=1000)))
+        samples = list(read_shard(ShardPlace(str(folder)), shard, Faults(num_shards=1000)))
     assert 0 < len(samples) < 10
     assert "shard train/000002.tar is damaged" in caplog.text
     with pytest.raises(UserError, match=r"train/000002\.tar is damaged"):
-        list(TrainLoader(TrainStream(config_of(folder), epoch_batches=10), 0))
+        list(TrainLoader(TrainStream(*parts_of(folder), epoch_batches=10), 0))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_vanished_shard_is_named(numbered_shards, workers):
     folder = numbered_shards()
-    config = config_of(folder)
+    parts = parts_of(folder)
     (folder / "train" / "000003.tar").unlink()
     with pytest.raises(UserError, match=r"train/000003\.tar: cannot be opened") as error:
-        list(TrainLoader(TrainStream(config, epoch_batches=10), workers))
+        list(TrainLoader(TrainStream(*parts, epoch_batches=10), workers))
     assert "\n" not in str(error.value)
 
 
@@ -249,7 +252,7 @@ def test_a_label_outside_the_classes_is_named(numbered_shards, rewrite_shard, la
     folder = numbered_shards()
     rewrite_shard(folder, "train/000000.tar", lambda name, data: (name, label if name == "00000007.cls" else data))
     with pytest.raises(UserError, match=rf"000000\.tar, sample 00000007: label {label.decode()} is outside 0\.\.2"):
-        list(TrainLoader(TrainStream(config_of(folder), epoch_batches=10, shuffle_buffer=1), 0))
+        list(TrainLoader(TrainStream(*parts_of(folder), epoch_batches=10, shuffle_buffer=1), 0))
 
 
 def test_a_label_that_is_no_number_counts_as_damage(numbered_shards, rewrite_shard, caplog):
@@ -275,7 +278,7 @@ def test_pickles_are_never_read(numbered_shards, rewrite_shard, suffix):
 
         rewrite_shard(folder, f"val/00000{number}.tar", change)
     shard = read_index(folder).split("val").shards[0]
-    (sample,) = read_shard(folder, shard, Faults(1000))
+    (sample,) = read_shard(ShardPlace(str(folder)), shard, Faults(1000))
     assert sample.image == b""
     assert all_validation(folder, 1, 1) == []
 
@@ -283,34 +286,35 @@ def test_pickles_are_never_read(numbered_shards, rewrite_shard, suffix):
 def test_pipe_commands_are_never_run(tmp_path):
     shard = ShardInfo(f"pipe:touch {tmp_path}/owned", 1, 1, "")
     with pytest.raises(UserError, match="cannot be opened"):
-        list(read_shard(tmp_path, shard, Faults(1)))
+        list(read_shard(ShardPlace(str(tmp_path)), shard, Faults(1)))
     assert not (tmp_path / "owned").exists()
 
 
 def test_small_sets_are_kept_and_large_ones_streamed(numbered_shards, monkeypatch):
     folder = numbered_shards()
     shard = read_index(folder).split("train").shards[0]
-    small, large = SmallSetMemory(folder, shard.bytes), SmallSetMemory(folder, shard.bytes, limit=10)
-    kept = list(small.samples(shard, Faults(1)))
-    assert list(large.samples(shard, Faults(1))) == kept
+    place, transform = ShardPlace(str(folder)), build_transform("center", 8)
+    small, large = (ImageReader(place, shard.bytes, transform, 3, limit=limit) for limit in (10**6, 10))
+    kept = list(small.read(shard, Faults(1)))
+    assert list(large.read(shard, Faults(1))) == kept
     assert small.picture(kept[0]) is small.picture(kept[0])
     assert large.picture(kept[0]) is not large.picture(kept[0])
     (folder / shard.name).unlink()
-    assert list(small.samples(shard, Faults(1))) == kept
+    assert list(small.read(shard, Faults(1))) == kept
     with pytest.raises(UserError):
-        list(large.samples(shard, Faults(1)))
+        list(large.read(shard, Faults(1)))
 
 
 def test_streams_without_shards_or_batches_are_refused(numbered_shards):
     folder = numbered_shards()
     with pytest.raises(UserError, match="no shards"):
-        ValidationStream(config_of(folder, shards=()))
+        ValidationStream(*parts_of(folder, shards=()))
     with pytest.raises(UserError, match="batch_size 0"):
-        ValidationStream(config_of(folder, batch_size=0))
+        ValidationStream(*parts_of(folder, batch_size=0))
     with pytest.raises(UserError, match="epoch of 0 batches"):
-        TrainStream(config_of(folder), 0)
+        TrainStream(*parts_of(folder), 0)
     with pytest.raises(UserError, match="num_workers -1"):
-        StreamLoader(ValidationStream(config_of(folder)), -1)
+        StreamLoader(ValidationStream(*parts_of(folder)), -1)
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -319,4 +323,15 @@ def test_shards_emptied_of_samples_end_with_an_error(numbered_shards, rewrite_sh
     for number in range(4):
         rewrite_shard(folder, f"{split}/00000{number}.tar", lambda name, data: (f"{name}.txt", data))
     with pytest.raises(UserError):
-        list(TrainLoader(TrainStream(config_of(folder, split), epoch_batches=2), 0))
+        list(TrainLoader(TrainStream(*parts_of(folder, split), epoch_batches=2), 0))
+
+
+def test_a_loader_ends_its_workers_by_lightnings_private_door(numbered_shards):
+    """`compat.end_workers`: at once, and the next pass has new ones."""
+    loader = StreamLoader(ValidationStream(*parts_of(numbered_shards())), 2)
+    next(iter(loader))
+    workers = loader._iterator._workers
+    loader.close()
+    assert loader._iterator is None and not any(worker.is_alive() for worker in workers)
+    assert len(list(loader)) == len(loader)
+    loader.close()

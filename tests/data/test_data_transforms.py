@@ -23,13 +23,13 @@ from mvar_lightning.data.transforms import (
     exact_window,
     fast_window,
     has_fast_lanczos,
-    normalize,
     random_corner,
     resize_shorter,
     shorter_to,
     to_batch,
 )
 from mvar_lightning.errors import UserError
+from mvar_lightning.tools.drawing import normalize
 
 
 def encoded(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
@@ -171,6 +171,7 @@ def test_batch_is_normalized_as_the_reference_does():
     assert batch.is_contiguous()
     assert torch.equal(batch[1, 2], expected)
     assert (batch.min(), batch.max()) == (-1, 1)
+    assert normalize(batch) is batch, "floats are normalized already"
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ import torch
 from mvar_lightning.data.faults import Faults
 from mvar_lightning.data.image_data import ShardsDataModule
 from mvar_lightning.data.index import ShardInfo, read_index
+from mvar_lightning.data.reading import place as remote
 from mvar_lightning.data.reading.place import ShardPlace, expand, index_at
-from mvar_lightning.data.reading.samples import place as remote
 from mvar_lightning.data.reading.samples import read_shard
 from mvar_lightning.errors import UserError
 
@@ -128,7 +128,7 @@ def test_a_transfer_that_breaks_off_is_taken_up_again(numbered_shards, serve, ca
     shard = read_index(folder).split("train").shards[2]
     with caplog.at_level(logging.WARNING):
         got = list(read_shard(ShardPlace(server.url), shard, Faults(1)))
-    assert got == list(read_shard(folder, shard, Faults(1)))
+    assert got == list(read_shard(ShardPlace(str(folder)), shard, Faults(1)))
     assert server.asked["/train/000002.tar"] == 3
     assert f"{server.url}/train/000002.tar: ended after {shard.bytes // 2} of {shard.bytes} bytes" in caplog.text
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning
@@ -15,17 +16,18 @@ from token_files import token_settings, write_token_cache
 
 import mvar_lightning
 from benchmarks.tokens import token_throughput
+from mvar_lightning.data.reading.order import StreamConfig
 from mvar_lightning.data.token_data import TokenShardsDataModule
 from mvar_lightning.data.tokens import stream as token_stream
 from mvar_lightning.data.tokens.cache import TokenCache
 from mvar_lightning.data.tokens.stream import (
-    TokenConfig,
     TokenReader,
     TokenTrainLoader,
     TokenTrainStream,
     TokenValidationStream,
 )
 from mvar_lightning.errors import UserError
+from mvar_lightning.pyramid import ScalePyramid
 
 
 def samples_of(batches: Any) -> list[tuple[int, int]]:
@@ -38,7 +40,7 @@ def train_samples(cache: TokenCache, ranks: int, workers: int, batch: int, epoch
     epoch_batches = cache.samples("train") // (batch * ranks)
     loaders = []
     for rank in range(ranks):
-        stream: Any = TokenTrainStream(TokenConfig(cache, batch, 0, rank, ranks), epoch_batches, **options)
+        stream = TokenTrainStream(cache, StreamConfig(batch, 0, rank, ranks), epoch_batches, **options)
         loaders.append(TokenTrainLoader(stream, workers))
     seen = []
     for _ in range(epochs):
@@ -78,7 +80,7 @@ def test_workers_and_ranks_share_one_row(tmp_path: Path) -> None:
     cache = write_token_cache(tmp_path / "c")
 
     def batches(rank: int, ranks: int, workers: int, size: int) -> list[list[int]]:
-        stream: Any = TokenTrainStream(TokenConfig(cache, size, 3, rank, ranks), 5)
+        stream = TokenTrainStream(cache, StreamConfig(size, 3, rank, ranks), 5)
         loader = TokenTrainLoader(stream, workers)
         found = [batch["tokens"][:, 0].tolist() for batch in loader]
         loader.close()
@@ -95,7 +97,7 @@ def test_a_loader_that_is_told_its_place_goes_on_there(tmp_path: Path, workers: 
     cache = write_token_cache(tmp_path / "c", views=2)
 
     def loader() -> TokenTrainLoader:
-        stream: Any = TokenTrainStream(TokenConfig(cache, 3), 6, shuffle_window=8)
+        stream = TokenTrainStream(cache, StreamConfig(3), 6, shuffle_window=8)
         return TokenTrainLoader(stream, workers)
 
     whole = loader()
@@ -116,9 +118,9 @@ def test_validation_sees_each_sample_once(tmp_path: Path, ranks: int, workers: i
     cache = write_token_cache(tmp_path / "c", views=3)
     seen = []
     for rank in range(ranks):
-        stream = TokenValidationStream(TokenConfig(cache, 3, 0, rank, ranks))
+        stream = TokenValidationStream(cache, StreamConfig(3, 0, rank, ranks))
         for worker in range(max(1, workers)):
-            for tokens, _, ends in stream.chunks(worker, max(1, workers)):
+            for tokens, _, ends in stream.batches(worker, max(1, workers)):
                 seen += [tuple(row) for row in tokens[:, :2].tolist()]
                 assert ends[-1] == len(tokens) and len(ends) <= stream.num_batches(max(1, workers))
     assert sorted(seen) == [(number, 0) for number in range(1000, 1008)]
@@ -126,7 +128,7 @@ def test_validation_sees_each_sample_once(tmp_path: Path, ranks: int, workers: i
 
 def test_batches_are_int64_and_labels_belong_to_tokens(tmp_path: Path) -> None:
     cache = write_token_cache(tmp_path / "c", vocab_size=70_000)
-    batch = next(iter(TokenTrainLoader(TokenTrainStream(TokenConfig(cache, 20), 1), 0)))
+    batch = next(iter(TokenTrainLoader(TokenTrainStream(cache, StreamConfig(20), 1), 0)))
     assert (batch["tokens"].dtype, batch["label"].dtype) == (torch.int64, torch.int64)
     assert batch["tokens"].shape == (20, 5)
     assert torch.equal(batch["label"], batch["tokens"][:, 0] % 3)
@@ -145,8 +147,8 @@ def test_a_reader_maps_only_what_it_needs_and_forgets(tmp_path: Path) -> None:
 def test_the_window_that_is_left_is_unmapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(token_stream, "ROWS_AT_ONCE", 4)
     cache = write_token_cache(tmp_path / "c", train=(4,) * 10)
-    stream = TokenTrainStream(TokenConfig(cache, 4), 20, shuffle_window=8)
-    mapped = [len(stream.reader._mapped) for _ in stream.chunks(0, 1)]
+    stream = TokenTrainStream(cache, StreamConfig(4), 20, shuffle_window=8)
+    mapped = [len(stream.reader._mapped) for _ in stream.batches(0, 1)]
     assert len(mapped) == 20 and max(mapped) == 2
 
 
@@ -157,7 +159,7 @@ def test_chunks_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     found = []
     for rows in (1, 7, 2048):
         monkeypatch.setattr(token_stream, "ROWS_AT_ONCE", rows)
-        loader = TokenTrainLoader(TokenTrainStream(TokenConfig(cache, 2), 9, shuffle_window=8), workers)
+        loader = TokenTrainLoader(TokenTrainStream(cache, StreamConfig(2), 9, shuffle_window=8), workers)
         loader.load_state_dict({"epoch": 1, "batch": 4})
         found.append([samples_of([batch]) for _ in range(2) for batch in loader])
         loader.close()
@@ -177,6 +179,11 @@ def test_a_part_that_goes_bad_stops_the_run_in_one_line(tmp_path: Path, workers:
 
 
 # -- the data module
+
+
+def tokenizer_of(scales: Any, vocab_size: int) -> Any:
+    """As much of a tokenizer as data looks at."""
+    return SimpleNamespace(pyramid=ScalePyramid(scales), vocab_size=vocab_size)
 
 
 def module_of(cache: TokenCache, **options: Any) -> TokenShardsDataModule:
@@ -233,9 +240,15 @@ def test_a_split_without_samples_is_told(tmp_path: Path) -> None:
 )
 def test_another_tokenizer_is_refused(tmp_path: Path, given: Any, message: str) -> None:
     data = module_of(write_token_cache(tmp_path / "c"))
-    data.check_tokenizer(token_settings().tokenizer_hash, [1, 2], 4096)
+    data.check_model(tokenizer_of([1, 2], 4096), token_settings().tokenizer_hash)
+    tokenizer_hash, scales, vocab_size = given
     with pytest.raises(UserError, match=message):
-        data.check_tokenizer(*given)
+        data.check_model(tokenizer_of(scales, vocab_size), tokenizer_hash)
+
+
+def test_a_tokenizer_is_not_trained_on_tokens(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a tokenizer is trained on images; give ShardsDataModule"):
+        module_of(write_token_cache(tmp_path / "c")).check_model(tokenizer_of([1, 2], 4096))
 
 
 def test_real_images_are_asked_for_by_name(tmp_path: Path) -> None:

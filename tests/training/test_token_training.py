@@ -19,6 +19,7 @@ from mvar_lightning.cli import main
 from mvar_lightning.data.faults import Faults
 from mvar_lightning.data.images import decode_rgb
 from mvar_lightning.data.index import read_index
+from mvar_lightning.data.reading.place import ShardPlace
 from mvar_lightning.data.reading.samples import read_shard
 from mvar_lightning.data.tokens.making import Views
 from mvar_lightning.data.tokens.stream import TrainOrder
@@ -49,7 +50,7 @@ def crops_of_an_epoch(data: TokenShards, shards: Path, number: int) -> list[dict
     views, faults = Views(data.settings), Faults(9)
     images, part_of = [], []
     for part, shard in enumerate(read_index(shards).split("train").shards):
-        images += list(read_shard(shards, shard, faults))
+        images += list(read_shard(ShardPlace(str(shards)), shard, faults))
         part_of += [part] * shard.samples
     order = TrainOrder([part.samples for part in data.cache.split("train")], data.seed, data.shuffle_window)
     row = np.concatenate([piece.numbers_N for piece in order.take(number * len(images), len(images))])

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Images to shards: sources of images, and the writing."""

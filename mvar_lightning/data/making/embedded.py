@@ -1,4 +1,4 @@
-"""Real data that ships inside a dependency, so that everything runs without a download.
+"""Real data that ships inside a dependency, so that everything runs without a download; and any source by its name.
 
 It is written as shards by the same writer and read by the same stream as any other data set.
 """
@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from mvar_lightning.data.index import INDEX_NAME, ShardIndex, read_index
-from mvar_lightning.data.making.sources import Example, Source, scan_folder
+from mvar_lightning.data.making.imagenet import TRAIN, archives_of, read_imagenet
+from mvar_lightning.data.making.sources import LIST_SUFFIXES, Example, Source, read_list, scan_folder
 from mvar_lightning.errors import UserError
 
-# Ten color photographs that ship inside scikit-learn and scikit-image, cut into crops: no download.
+# Ten color photographs that ship inside scikit-learn and scikit-image, cut into crops.
 #
 # These are all there are, but for the right eye's view of the motorcycle, which shows what is held out of the left
 # one's. The third quarter of every photograph, a band of its full height, is held out for validation; training crops
@@ -96,17 +96,15 @@ def photos() -> Source:
 
 def train_window(width: int, height: int, rng: random.Random) -> Window:
     """A window in the left half or in the right quarter, either as often as it is wide."""
-    first, end = held_out(width)
-    left_end, right_first = first, end
+    left_end, right_first = held_out(width)
     if rng.random() < left_end / (left_end + width - right_first):
-        return _window(0, left_end, height, _largest(width, height), rng)
-    return _window(right_first, width, height, _largest(width, height), rng)
+        return _window((0, left_end), width, height, rng)
+    return _window((right_first, width), width, height, rng)
 
 
 def val_window(width: int, height: int, rng: random.Random) -> Window:
     """A window inside the held-out band."""
-    first, end = held_out(width)
-    return _window(first, end, height, _largest(width, height), rng)
+    return _window(held_out(width), width, height, rng)
 
 
 def held_out(width: int) -> tuple[int, int]:
@@ -114,12 +112,10 @@ def held_out(width: int) -> tuple[int, int]:
     return width // 2, width * 3 // 4
 
 
-def _largest(width: int, height: int) -> int:
-    return max(LARGEST_WINDOW, min(width, height) // 3)
-
-
-def _window(first: int, end: int, height: int, largest: int, rng: random.Random) -> Window:
-    """Any square of CROP_SIDE to `largest` pixels between two columns."""
+def _window(columns: tuple[int, int], width: int, height: int, rng: random.Random) -> Window:
+    """Any square between two columns, of CROP_SIDE to LARGEST_WINDOW pixels or a third of the photograph."""
+    first, end = columns
+    largest = max(LARGEST_WINDOW, min(width, height) // 3)
     side = rng.randint(CROP_SIDE, min(largest, end - first, height))
     return Window(rng.randint(first, end - side), rng.randint(0, height - side), side)
 
@@ -175,8 +171,6 @@ def digits() -> Source:
 
 def _png(scan: Any) -> bytes:
     """8x8 grays of 0 to 16 -> bytes of a 16x16 grayscale PNG."""
-    from PIL import Image
-
     image = Image.fromarray((scan * (255 / 16)).round().astype("uint8"))
     buffer = io.BytesIO()
     image.resize((DIGITS_SIDE, DIGITS_SIDE), Image.Resampling.BICUBIC).save(buffer, "PNG")
@@ -184,7 +178,7 @@ def _png(scan: Any) -> bytes:
 
 
 EMBEDDED: dict[str, Callable[[], Source]] = {"digits": digits, "photos": photos}
-"""Data sets by name: `mvar shards make NAME DST`, or just a missing folder `data/NAME`."""
+"""Data sets by name: `mvar shards make NAME DST`, or just a missing folder `data/NAME` (`shards.ensure`)."""
 
 
 def load_source(
@@ -194,41 +188,20 @@ def load_source(
 
     A folder that has an embedded name is reached as `./digits`. Raises UserError where there is nothing to read.
     """
-    from mvar_lightning.data.making import imagenet
-    from mvar_lightning.data.making import sources as listing
-
     if str(name_or_path) in EMBEDDED:
         return EMBEDDED[str(name_or_path)]()
     path = Path(name_or_path)
-    if (folder := imagenet.archives_of(path)) is not None:
-        return imagenet.read_imagenet(folder, ground_truth)
-    if not path.is_dir() and path.suffix.lower() in listing.LIST_SUFFIXES:
+    if (folder := archives_of(path)) is not None:
+        return read_imagenet(folder, ground_truth)
+    if not path.is_dir() and path.suffix.lower() in LIST_SUFFIXES:
         if ground_truth is not None:
             raise UserError(
                 f"--ground-truth: is for ImageNet's validation images, and the list {path} tells the labels"
             )
-        return listing.read_list(path, val_fraction, seed)
+        return read_list(path, val_fraction, seed)
     if path.is_file():
         raise UserError(
-            f"source {path}: is neither a list ({', '.join(listing.LIST_SUFFIXES)}) nor {imagenet.TRAIN}; "
+            f"source {path}: is neither a list ({', '.join(LIST_SUFFIXES)}) nor {TRAIN}; "
             "give a folder with a subfolder for each class"
         )
     return scan_folder(path, val_fraction, seed, ground_truth)
-
-
-def ensure(path: str | Path) -> ShardIndex:
-    """Index of a shard folder; a missing folder named like an embedded data set (`data/digits`) is made first.
-
-    Raises UserError for any other folder that is missing or empty. Several processes may call this at once.
-    """
-    folder = Path(path)
-    if folder.name not in EMBEDDED or folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        return read_index(folder)
-    from mvar_lightning.data.making.shards import write_shards
-
-    try:
-        return write_shards(EMBEDDED[folder.name](), folder)
-    except UserError:
-        if (folder / INDEX_NAME).is_file():  # another process was first; its folder is complete
-            return read_index(folder)
-        raise

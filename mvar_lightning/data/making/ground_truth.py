@@ -1,6 +1,6 @@
 """What ImageNet's validation images show: the files that say so all number or name the images, each in its own way.
 
-Labels follow the sorted WordNet ids, so everything is told in WordNet ids first. Bare numbers are never guessed at: the
+Labels follow the sorted WordNet ids, so everything becomes WordNet ids first. Bare numbers are never guessed at: the
 development kit counts classes from 1 in an order of its own, Caffe's `val.txt` from 0 in sorted order.
 """
 
@@ -71,8 +71,7 @@ def find_ground_truth(folders: list[Path], given: str | Path | None = None) -> G
         UserError: there is none, it cannot be read, or it does not tell the classes.
     """
     if given is None:
-        places = [folder / name for folder in folders for name in FOUND]
-        path = next((place for place in places if place.exists()), None)
+        path = next((path for folder in folders for name in FOUND if (path := folder / name).exists()), None)
         if path is None:
             raise UserError(f"validation images of {folders[0]}: no ground truth beside them; {WAYS}")
     else:
@@ -117,7 +116,7 @@ def _from_lines(path: Path, rows: list[list[str]]) -> dict[int | str, str]:
     if all(row[-1].isdecimal() for row in rows):
         meta = path.parent / META
         if meta.is_file() and all(len(row) == 1 for row in rows):
-            return _told(path, [row[0] for row in rows], meta.read_bytes())
+            return _wnids(path, [row[0] for row in rows], meta.read_bytes())
         raise UserError(
             f"ground truth {path}: has numbers, and lists number the classes differently (the development kit in an "
             f"order of its own); give --ground-truth {DEVKIT}, which says what they mean, or put its {META} beside"
@@ -137,7 +136,7 @@ def _from_devkit_folder(folder: Path) -> dict[int | str, str]:
     for data in (folder, folder / "data"):
         if (data / TRUTH).is_file() and (data / META).is_file():
             words = (data / TRUTH).read_text(encoding="utf-8").split()
-            return _told(folder, words, (data / META).read_bytes())
+            return _wnids(folder, words, (data / META).read_bytes())
     raise UserError(f"ground truth {folder}: lacks data/{TRUTH} or data/{META}; give the development kit as it was")
 
 
@@ -150,10 +149,10 @@ def _from_devkit(path: Path) -> dict[int | str, str]:
             meta, truth = (cast(IO[bytes], tar.extractfile(files[name])).read() for name in (META, TRUTH))
     except (OSError, EOFError, tarfile.TarError) as error:
         raise UserError(f"ground truth {path}: is damaged ({error}); copy it again") from None
-    return _told(path, truth.decode("ascii", "replace").split(), meta)
+    return _wnids(path, truth.decode("ascii", "replace").split(), meta)
 
 
-def _told(path: Path, words: list[str], meta: bytes) -> dict[int | str, str]:
+def _wnids(path: Path, words: list[str], meta: bytes) -> dict[int | str, str]:
     """The development kit's numbers as WordNet ids, by its `meta.mat`."""
     from scipy.io import loadmat
 

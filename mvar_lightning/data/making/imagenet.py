@@ -1,7 +1,7 @@
 """ImageNet's archives as distributed (ILSVRC 2012), read in place: nothing is unpacked.
 
 `ILSVRC2012_img_train.tar` holds a tar file for each class, named by its WordNet id; `ILSVRC2012_img_val.tar` holds the
-validation images, and what they show stands elsewhere (`ground_truth.py`). Labels number the sorted WordNet ids, as in
+validation images, and what they show stands elsewhere (`ground_truth`). Labels number the sorted WordNet ids, as in
 every published model.
 """
 
@@ -13,35 +13,36 @@ from array import array
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import IO, NamedTuple, overload
+from typing import IO, NamedTuple
 
-from mvar_lightning.data.images import SUFFIXES
+from mvar_lightning.data.images import is_image
 from mvar_lightning.data.making.ground_truth import WNID, find_ground_truth
-from mvar_lightning.data.making.sources import Example, Source
+from mvar_lightning.data.making.sources import Example, LazyExamples, Source
 from mvar_lightning.errors import UserError
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 _BLOCK = tarfile.BLOCKSIZE
 
 
-class TarExamples(Sequence[Example]):
-    """Members of a tar file as examples, by their place in it: 16 bytes and a name each."""
+class Member(NamedTuple):
+    """A file in a tar file: its bytes lie from `start` on."""
 
-    def __init__(self, tar: str, names: Sequence[str], labels: Sequence[int], starts: array, sizes: array) -> None:
-        self.tar, self.names, self.labels, self.starts, self.sizes = tar, names, array("l", labels), starts, sizes
+    name: str
+    start: int
+    size: int
 
-    def __len__(self) -> int:
-        return len(self.names)
 
-    @overload
-    def __getitem__(self, place: int) -> Example: ...
-    @overload
-    def __getitem__(self, place: slice) -> TarExamples: ...
-    def __getitem__(self, place: int | slice) -> Example | TarExamples:
-        if isinstance(place, slice):
-            return TarExamples(self.tar, self.names[place], self.labels[place], self.starts[place], self.sizes[place])
-        load = partial(read_range, self.tar, self.starts[place], self.sizes[place])
-        return Example(f"{self.names[place]} in {self.tar}", self.labels[place], load)
+class TarExamples(LazyExamples):
+    """Members of a tar file, by where their bytes lie in it: 16 bytes and a name each."""
+
+    def __init__(self, path: Path, rows: Sequence[Member], labels: Sequence[int]) -> None:
+        super().__init__(labels)
+        self.tar, self.names = str(path), [row.name for row in rows]
+        self.starts, self.sizes = array("q", (row.start for row in rows)), array("q", (row.size for row in rows))
+
+    def example(self, index: int) -> Example:
+        load = partial(read_range, self.tar, self.starts[index], self.sizes[index])
+        return Example(f"{self.names[index]} in {self.tar}", self.labels[index], load)
 
 
 def archives_of(path: str | Path) -> Path | None:
@@ -68,7 +69,7 @@ def read_imagenet(folder: str | Path, ground_truth: str | Path | None = None) ->
         raise UserError(f"archive {folder / VAL}: holds no images; copy it again")
     labels = truth.labels([row.name for row in rows], names, folder / VAL)
     of_classes = sorted(zip(labels, rows, strict=True))  # the order of class folders, so that bytes agree with theirs
-    val = _examples(folder / VAL, [row for _, row in of_classes], [label for label, _ in of_classes])
+    val = TarExamples(folder / VAL, [row for _, row in of_classes], [label for label, _ in of_classes])
     return Source(names, train, val)
 
 
@@ -87,14 +88,6 @@ def read_range(path: str, start: int, size: int) -> bytes:
 @lru_cache(maxsize=8)
 def _opened(path: str) -> int:
     return os.open(path, os.O_RDONLY)
-
-
-class Member(NamedTuple):
-    """A file in a tar file: its bytes lie from `start` on."""
-
-    name: str
-    start: int
-    size: int
 
 
 def members(path: Path, file: IO[bytes], start: int, end: int) -> Iterator[Member]:
@@ -147,7 +140,7 @@ def _train(path: Path) -> tuple[tuple[str, ...], TarExamples]:
     if empty := [name for name in names if not found[name]]:
         raise UserError(f"archive {path}: {empty[0]}.tar holds no images; copy it again")
     labels = array("l", (label for label, name in enumerate(names) for _ in found[name]))
-    return names, _examples(path, [member for name in names for member in found.pop(name)], labels)
+    return names, TarExamples(path, [member for name in names for member in found.pop(name)], labels)
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -165,12 +158,3 @@ def _whole(path: Path, file: IO[bytes]) -> Iterator[Member]:
         yield last
     if last.start + last.size + _BLOCK > size:
         raise UserError(f"archive {path}: is cut off (no end mark); compare its checksum, copy it again")
-
-
-def is_image(name: str) -> bool:
-    return name.rpartition(".")[2].lower() in SUFFIXES
-
-
-def _examples(path: Path, rows: Sequence[Member], labels: Sequence[int]) -> TarExamples:
-    starts, sizes = array("q", (row.start for row in rows)), array("q", (row.size for row in rows))
-    return TarExamples(str(path), [row.name for row in rows], labels, starts, sizes)

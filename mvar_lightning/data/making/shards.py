@@ -19,17 +19,24 @@ import shutil
 import tempfile
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mvar_lightning.data.index import INDEX_NAME, ShardIndex, ShardInfo, SplitIndex
+from mvar_lightning.data.making.embedded import EMBEDDED, load_source
 from mvar_lightning.data.making.sources import Example, Source
-from mvar_lightning.data.making.writer import Chunk, ChunkRecord, ChunkWriter, Progress, WritingFailed, run_chunks
+from mvar_lightning.data.making.writer import Chunk, ChunkRecord, ChunkWriter, WritingFailed, run_chunks
+from mvar_lightning.data.reading.place import index_at, is_url
 from mvar_lightning.errors import UserError
+from mvar_lightning.tools.console import Bar
 from mvar_lightning.tools.files import Lock, claim
 
 SKIPPED_NAME = "skipped.txt"
+
+WORTH_PROCESSES = 10_000
+"""Images from which on several processes, which take seconds to start, are worth it."""
 
 
 @dataclass(frozen=True)
@@ -53,54 +60,77 @@ class ShardLimits:
         return math.ceil(total / shards)
 
 
-def write_shards(
-    source: Source,
-    destination: str | Path,
-    limits: ShardLimits | None = None,
-    resize: int | None = None,
-    seed: int = 0,
-    progress: Progress | None = None,
-    *,
-    workers: int = 0,
-    resume: bool = False,
-    fresh: bool = False,
-    skip_damaged: bool = False,
-    decode: bool = False,
-    say: Callable[[str], None] = lambda line: None,
-) -> ShardIndex:
-    """Write both splits and the index into a new folder.
+@dataclass(frozen=True)
+class ShardsRequest:
+    """What to write as shards, where, and how.
 
     Args:
-        source: the images.
+        source: the images, or their name or path (see `load_source`).
         destination: a new or empty folder.
         limits: when a shard is full.
         resize: shrinks the shorter side to that many pixels (Lanczos, from the full picture) and encodes anew, in the
             same format (JPEG and WebP at quality 95); otherwise bytes are copied.
-        seed: of the order.
-        progress: told what is done.
-        workers: processes that write; 0 writes in this one. The bytes do not depend on it.
+        seed: of the order, and of the split where the source has none.
+        workers: processes that write; 0 writes in this one, None has one a core from 10,000 images on. The bytes do
+            not depend on it.
         resume: keep finished chunks when something fails or the process is killed, and go on from those of an earlier
             call with the same source and options; otherwise nothing is left behind.
         fresh: forget those of an earlier call.
         skip_damaged: leave out images that cannot be read, and list them in ``skipped.txt``.
         decode: decode every image that is copied, so that truncated ones are found, too.
-        say: told, in a line, what an earlier call had finished.
+        val_fraction: share of each class for validation, where the source has no split.
+        ground_truth: file with the labels of ImageNet's validation images, if it is not beside them.
 
     Raises:
-        UserError: the destination holds something or cannot be written, an earlier call with other options has left its
-            work there, another one is at it, or an image is unreadable (named).
+        UserError: a number that cannot be.
     """
-    if resize is not None and resize < 1:
-        raise UserError(f"resize {resize}: give the new shorter side in pixels, 1 or more")
-    if workers < 0:
-        raise UserError(f"--workers {workers}: must be 0 (this process) or more")
-    limits = limits or ShardLimits()
-    plan = _plan(source, limits, resize, seed, decode)
-    work = WorkFolder(Path(destination), plan, keep=resume, fresh=fresh)
-    with work.opened():
-        writer = ChunkWriter(work.shards, limits.bytes, resize, skip_damaged, decode)
+
+    source: Source | str | Path
+    destination: str | Path
+    limits: ShardLimits = field(default_factory=ShardLimits)
+    resize: int | None = None
+    seed: int = 0
+    workers: int | None = 0
+    resume: bool = False
+    fresh: bool = False
+    skip_damaged: bool = False
+    decode: bool = False
+    val_fraction: float = 0.1
+    ground_truth: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.resize is not None and self.resize < 1:
+            raise UserError(f"resize {self.resize}: give the new shorter side in pixels, 1 or more")
+        if self.workers is not None and self.workers < 0:
+            raise UserError(f"--workers {self.workers}: must be 0 (this process) or more")
+
+    def load(self) -> Source:
+        if isinstance(self.source, Source):
+            return self.source
+        return load_source(self.source, self.val_fraction, self.seed, self.ground_truth)
+
+    def processes(self, images: int) -> int:
+        """Those that write; none where this one does."""
+        if self.workers is not None:
+            return self.workers
+        return cores() if images >= WORTH_PROCESSES and cores() > 1 else 0
+
+
+def make_shards(
+    request: ShardsRequest, show: Callable[[str, int], AbstractContextManager[Bar]] | None = None
+) -> ShardIndex:
+    """Write both splits and the index into a new folder. `show` makes a progress bar (`tools.console.progress`).
+
+    Raises:
+        UserError: no such source, the destination holds something or cannot be written, an earlier call with other
+            options has left its work there, another one is at it, or an image is unreadable (named).
+    """
+    source = request.load()
+    work = WorkFolder(Path(request.destination), _plan(source, request), keep=request.resume, fresh=request.fresh)
+    images = len(source.train) + len(source.val)
+    with work.opened(), show("images", images) if show is not None else nullcontext() as bar:
         try:
-            index = _fill(work, source, list(_chunks(source, limits, seed)), writer, workers, progress, say)
+            return _fill(work, source, request, bar)
         except WritingFailed as failure:
             raise UserError(f"destination {work.destination}: {failure}{work.kept}") from failure
         except OSError as error:
@@ -109,33 +139,51 @@ def write_shards(
             raise UserError(f"{error}{work.kept}") from None
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"stopped{work.kept}") from None
-    return index
+
+
+def ensure(path: str | Path) -> ShardIndex:
+    """Index of a shard folder or URL; a missing folder named like an embedded data set (`data/digits`) is made first.
+
+    Raises UserError for any other folder that is missing or empty. Several processes may call this at once.
+    """
+    folder = Path(path)
+    is_there = is_url(str(path)) or folder.is_file() or (folder.is_dir() and any(folder.iterdir()))
+    if is_there or folder.name not in EMBEDDED:
+        return index_at(path)
+    try:
+        return make_shards(ShardsRequest(folder.name, folder))
+    except UserError:
+        if (folder / INDEX_NAME).is_file():  # another process was first; its folder is complete
+            return index_at(folder)
+        raise
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 SPLITS = ("train", "val")
 
 
-def _fill(
-    work: WorkFolder,
-    source: Source,
-    chunks: list[Chunk],
-    writer: ChunkWriter,
-    workers: int,
-    progress: Progress | None,
-    say: Callable[[str], None],
-) -> ShardIndex:
+def _fill(work: WorkFolder, source: Source, request: ShardsRequest, bar: Bar | None) -> ShardIndex:
     """Everything that the destination will hold."""
     for split in SPLITS:
         (work.shards / split).mkdir(exist_ok=True)
-    chunks = [replace(chunk, record=ChunkRecord.read(chunk.record_path(work.records))) for chunk in chunks]
-    if finished := sum(chunk.record is not None for chunk in chunks):
-        say(f"{work.destination}: going on, {finished} of {len(chunks)} parts were finished and are verified")
+    chunks = [
+        replace(chunk, record=ChunkRecord.read(chunk.record_path(work.records)))
+        for chunk in _chunks(source, request.limits, request.seed)
+    ]
+    if bar is not None and (finished := sum(chunk.record is not None for chunk in chunks)):
+        bar.say(f"{work.destination}: going on, {finished} of {len(chunks)} parts were finished and are verified")
     _take_back_names(work.shards, chunks)
-    records = run_chunks(chunks, work.records, writer, workers, progress or (lambda count: None))
+    writer = ChunkWriter(work.shards, request.limits.bytes, request.resize, request.skip_damaged, request.decode)
+    workers = request.processes(len(source.train) + len(source.val))
+    records = run_chunks(chunks, work.records, writer, workers, bar.advance if bar is not None else lambda count: None)
     index = ShardIndex(source.class_names, {split: _numbered(split, chunks, records) for split in SPLITS})
     skipped = [name for record in records for name in record.skipped]
-    if not all(index.split(split).samples for split, of in zip(SPLITS, (source.train, source.val), strict=True) if of):
+    if not all(index.split(split).samples for split in SPLITS if _examples(source, split)):
         raise UserError(f"all images of a split are damaged, first: {skipped[0]}")
+    # the shards get their names only now: how many shards a chunk makes is known when it is written
     for split in SPLITS:
         for (working, _), shard in zip(_names(split, chunks, records), index.split(split).shards, strict=True):
             (work.shards / working).rename(work.shards / shard.name)
@@ -161,16 +209,14 @@ def _chunks(source: Source, limits: ShardLimits, seed: int) -> Iterator[Chunk]:
             yield Chunk(split, number, first, examples, order[first : first + size])
 
 
-def _plan(
-    source: Source, limits: ShardLimits, resize: int | None, seed: int, decode: bool
-) -> dict[str, str | int | bool | None]:
+def _plan(source: Source, request: ShardsRequest) -> dict[str, str | int | bool | None]:
     """What must be the same for finished chunks to be used again."""
     plan: dict[str, str | int | bool | None] = {
-        "samples per shard": limits.samples,
-        "bytes per shard": limits.bytes,
-        "resize": resize,
-        "seed": seed,
-        "decode": decode,
+        "samples per shard": request.limits.samples,
+        "bytes per shard": request.limits.bytes,
+        "resize": request.resize,
+        "seed": request.seed,
+        "decode": request.decode,
         "classes": hashlib.sha256("\n".join(source.class_names).encode()).hexdigest(),
     }
     for split in SPLITS:
@@ -183,9 +229,8 @@ def _plan(
 
 def _names(split: str, chunks: Sequence[Chunk], records: Sequence[ChunkRecord]) -> Iterator[tuple[str, ShardInfo]]:
     """Working name of each shard of a split in order, and the shard under the name that it will have."""
-    shards = (part for chunk, record in zip(chunks, records, strict=True) if chunk.split == split
-              for part in record.shards)  # fmt: skip
-    for number, part in enumerate(shards):
+    of_split = [record for chunk, record in zip(chunks, records, strict=True) if chunk.split == split]
+    for number, part in enumerate(part for record in of_split for part in record.shards):
         yield part.name, replace(part, name=f"{split}/{number:06d}.tar")
 
 

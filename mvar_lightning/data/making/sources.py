@@ -1,6 +1,7 @@
-"""Where images come from before they are shards: a folder with one subfolder for each class.
+"""Where images come from before they are shards: a folder with one subfolder for each class, or a list.
 
-`listing.py` and `imagenet.py` hold the other sources, `ground_truth.py` the labels of ImageNet's validation images.
+`imagenet` reads archives as distributed, `ground_truth` the labels of ImageNet's validation images, `embedded` has what
+needs no download.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import csv
 import os
 import random
+from abc import abstractmethod
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar, overload
 
-from mvar_lightning.data.images import SUFFIXES
+from mvar_lightning.data.images import SUFFIXES, is_image
 from mvar_lightning.data.making.ground_truth import find_ground_truth
 from mvar_lightning.errors import UserError
 
@@ -33,32 +35,46 @@ class Example:
 
 @dataclass(frozen=True)
 class Source:
-    """Everything that a shard folder is made from. Splits may make examples on demand: ImageNet has 1.3 million."""
+    """Everything that a shard folder is made from. Splits may make examples on demand."""
 
     class_names: tuple[str, ...]
     train: Sequence[Example]
     val: Sequence[Example]
 
 
-class FileExamples(Sequence[Example]):
-    """Image files as examples, made on demand: a path and a number each are all that is kept."""
+class LazyExamples(Sequence[Example]):
+    """Examples made on demand, of little that is kept: ImageNet has 1.3 million."""
+
+    def __init__(self, labels: Sequence[int]) -> None:
+        self.labels = array("l", labels)
+
+    @abstractmethod
+    def example(self, index: int) -> Example: ...
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self.example(each) for each in range(len(self))[index]]
+        return self.example(index)
+
+
+class FileExamples(LazyExamples):
+    """Image files: a path and a number each are all that is kept."""
 
     def __init__(self, paths: Sequence[str], labels: Sequence[int]) -> None:
         assert len(paths) == len(labels)
-        self.paths, self.labels = paths, array("l", labels)
+        super().__init__(labels)
+        self.paths = paths
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    @overload
-    def __getitem__(self, place: int) -> Example: ...
-    @overload
-    def __getitem__(self, place: slice) -> FileExamples: ...
-    def __getitem__(self, place: int | slice) -> Example | FileExamples:
-        if isinstance(place, slice):
-            return FileExamples(self.paths[place], self.labels[place])
-        path = self.paths[place]
-        return Example(path, self.labels[place], partial(read_bytes, path))
+    def example(self, index: int) -> Example:
+        path = self.paths[index]
+        return Example(path, self.labels[index], partial(read_bytes, path))
 
 
 def scan_folder(
@@ -81,18 +97,7 @@ def scan_folder(
     if ground_truth is not None:
         raise UserError(f"--ground-truth: is for ImageNet's validation images, and {folder} holds none in val/")
     files = _files_by_class(folder)
-    check_fraction(val_fraction)
-    names = tuple(files)
-    train, val = split_by_class(list(files.values()), names, val_fraction, seed)
-    if not val:
-        raise UserError(f"image folder {folder}: each class has one image, so none is left for validation; add images")
-    return Source(names, train, val)
-
-
-def check_fraction(val_fraction: float) -> None:
-    """Raises UserError where nothing would be left on one side."""
-    if not 0 < val_fraction < 1:
-        raise UserError(f"validation fraction {val_fraction}: must lie between 0 and 1, for instance 0.1")
+    return split_by_class(list(files.values()), tuple(files), val_fraction, seed, f"image folder {folder}")
 
 
 def _has_splits(folder: Path) -> bool:
@@ -109,11 +114,16 @@ def _has_splits(folder: Path) -> bool:
 
 
 def split_by_class(
-    paths: Sequence[Sequence[str]], names: Sequence[str], val_fraction: float, seed: int
-) -> tuple[FileExamples, FileExamples]:
-    """(train, validation) of the paths of each class in turn; a class's split depends on its name and the seed."""
+    paths: Sequence[Sequence[str]], names: tuple[str, ...], val_fraction: float, seed: int, where: str
+) -> Source:
+    """The paths of each class in turn as training and validation images; a class's split depends on its name and the
+    seed. Raises UserError where nothing would be left on one side."""
+    if not 0 < val_fraction < 1:
+        raise UserError(f"validation fraction {val_fraction}: must lie between 0 and 1, for instance 0.1")
     parts = [split_class(of_class, val_fraction, f"{seed}/{name}") for name, of_class in zip(names, paths, strict=True)]
-    return _labeled([kept for kept, _ in parts]), _labeled([held for _, held in parts])
+    if not any(held for _, held in parts):
+        raise UserError(f"{where}: each class has one image, so none is left for validation; add images")
+    return Source(names, _labeled([kept for kept, _ in parts]), _labeled([held for _, held in parts]))
 
 
 def _labeled(paths_of_classes: Sequence[Sequence[str]]) -> FileExamples:
@@ -175,7 +185,7 @@ def _images(folder: Path) -> list[str]:
         os.path.join(root, name)  # noqa: PTH118 (a million Path objects are a gigabyte)
         for root, _, names in os.walk(folder)
         for name in names
-        if name[0] != "." and name.rpartition(".")[2].lower() in SUFFIXES
+        if name[0] != "." and is_image(name)
     ]
     return sorted(found, key=lambda path: path.replace(os.sep, "/"))
 
@@ -206,26 +216,6 @@ class Line(NamedTuple):
     """train, val, or nothing where the list has no third column."""
 
 
-class Columns:
-    """Lines as columns: a path, and a number for class and split each. ImageNet's list has 1.3 million lines."""
-
-    def __init__(self, lines: Iterator[Line]) -> None:
-        self.paths: list[str] = []
-        self.class_of: dict[str, int] = {}
-        self.first_line: dict[str, int] = {}
-        """Of each split."""
-        self.classes, self.splits = array("l"), bytearray()
-        for line in lines:
-            self.paths.append(line.path)
-            self.classes.append(self.class_of.setdefault(line.name, len(self.class_of)))
-            self.splits.append(("", "train", "val").index(line.split))
-            self.first_line.setdefault(line.split, line.number)
-
-    def of_split(self, number: int) -> Iterator[tuple[str, int]]:
-        rows = zip(self.paths, self.classes, self.splits, strict=True)
-        return ((path, place) for path, place, split in rows if split == number)
-
-
 def read_list(path: str | Path, val_fraction: float = 0.1, seed: int = 0) -> Source:
     """Lines of `path, class` or `path, class, split`; paths are relative to the list.
 
@@ -236,38 +226,35 @@ def read_list(path: str | Path, val_fraction: float = 0.1, seed: int = 0) -> Sou
         UserError: a list that cannot be read or is empty, a line of another form (by number), a path that is not there.
     """
     path = Path(path)
-    columns = Columns(_lines(path))
-    if not columns.paths:
+    # a path and a number a line, by split: ImageNet's list has 1.3 million lines
+    paths: dict[str, list[str]] = {}
+    classes: dict[str, array[int]] = {}
+    number_of: dict[str, int] = {}
+    first_line: dict[str, int] = {}
+    for line in _lines(path):
+        first_line.setdefault(line.split, line.number)
+        paths.setdefault(line.split, []).append(line.path)
+        classes.setdefault(line.split, array("l")).append(number_of.setdefault(line.name, len(number_of)))
+    if not paths:
         raise UserError(f"list {path}: has no images; give lines of path and class")
-    names = _class_names(path, list(columns.class_of))
-    label_of = {columns.class_of[name]: label for label, name in enumerate(names)}
-    first = columns.first_line
-    if set(first) == {""}:
-        return _split(path, columns, label_of, names, val_fraction, seed)
-    if "" in first:
-        raise UserError(f"list {path}, line {first['']}: has no split, other lines have; give all or none")
-    parts = {}
-    for number, split in enumerate(("train", "val"), start=1):
-        if split not in first:
+    names = _class_names(path, list(number_of))
+    label_of = {number_of[name]: label for label, name in enumerate(names)}
+    examples = {
+        split: FileExamples(files, [label_of[number] for number in classes[split]]) for split, files in paths.items()
+    }
+    if set(examples) == {""}:
+        of_class: list[list[str]] = [[] for _ in names]
+        for file, label in zip(examples[""].paths, examples[""].labels, strict=True):
+            of_class[label].append(file)
+        return split_by_class([sorted(files) for files in of_class], names, val_fraction, seed, f"list {path}")
+    if "" in examples:
+        raise UserError(f"list {path}, line {first_line['']}: has no split, other lines have; give all or none")
+    for split in ("train", "val"):
+        if split not in examples:
             raise UserError(f"list {path}: no line is of split {split}; leave the splits out or give both")
-        rows = list(columns.of_split(number))
-        parts[split] = FileExamples([row[0] for row in rows], [label_of[row[1]] for row in rows])
-    if missing := sorted(set(parts["val"].labels) - set(parts["train"].labels)):
+    if missing := sorted(set(examples["val"].labels) - set(examples["train"].labels)):
         raise UserError(f"list {path}: class {names[missing[0]]!r} has validation images but none for training")
-    return Source(names, parts["train"], parts["val"])
-
-
-def _split(
-    path: Path, columns: Columns, label_of: dict[int, int], names: tuple[str, ...], val_fraction: float, seed: int
-) -> Source:
-    check_fraction(val_fraction)
-    of_class: list[list[str]] = [[] for _ in names]
-    for file, place in columns.of_split(0):
-        of_class[label_of[place]].append(file)
-    train, val = split_by_class([sorted(paths) for paths in of_class], names, val_fraction, seed)
-    if not val:
-        raise UserError(f"list {path}: each class has one image, so none is left for validation; add images")
-    return Source(names, train, val)
+    return Source(names, examples["train"], examples["val"])
 
 
 def _lines(path: Path) -> Iterator[Line]:

@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
@@ -20,14 +20,11 @@ from typing import IO
 from webdataset import TarWriter
 
 from mvar_lightning.data.images import ImageError, decode_rgb, suffix_of
-from mvar_lightning.data.index import ShardInfo
+from mvar_lightning.data.index import INDEX_NAME, ShardInfo, content_problem
 from mvar_lightning.data.making.sources import Example
 from mvar_lightning.data.transforms import resize_shorter
 from mvar_lightning.errors import UserError
-from mvar_lightning.tools.files import sha256_of, write
-
-Progress = Callable[[int], None]
-"""Told the number of samples just written."""
+from mvar_lightning.tools.files import write
 
 
 @dataclass(frozen=True)
@@ -48,10 +45,9 @@ class ChunkWriter:
     skip_damaged: bool
     decode: bool = False
 
-    def __call__(self, chunk: Chunk, report: Progress = lambda count: None) -> ChunkRecord:
+    def __call__(self, chunk: Chunk) -> ChunkRecord:
         """Raises UserError at an unreadable image unless those are skipped, OSError where writing fails."""
         if chunk.record is not None and self._is_sound(chunk.record):
-            report(chunk.record.taken)
             return chunk.record
         shards: list[ShardInfo] = []
         skipped: list[str] = []
@@ -59,7 +55,7 @@ class ChunkWriter:
         done = False
         while not done:
             name = f"{chunk.split}/part-{chunk.number:06d}-{len(shards):02d}.tar"
-            shard, done = self._shard(name, numbered, skipped, report)
+            shard, done = self._shard(name, numbered, skipped)
             if shard is not None:
                 shards.append(shard)
         return ChunkRecord(tuple(shards), tuple(skipped), len(chunk))
@@ -67,10 +63,14 @@ class ChunkWriter:
     def _is_sound(self, record: ChunkRecord) -> bool:
         if record.skipped and not self.skip_damaged:
             return False
-        return all(_is_sound(self.folder / shard.name, shard) for shard in record.shards)
+        try:
+            files = ((shard, {shard.name: self.folder / shard.name}) for shard in record.shards)
+            return not any(content_problem(shard, file, INDEX_NAME) for shard, file in files)
+        except OSError:
+            return False
 
     def _shard(
-        self, name: str, examples: Iterator[tuple[int, Example]], skipped: list[str], report: Progress
+        self, name: str, examples: Iterator[tuple[int, Example]], skipped: list[str]
     ) -> tuple[ShardInfo | None, bool]:
         """Take examples until the shard is full: the shard, if anything went in, and whether they came to an end."""
         path = self.folder / name
@@ -86,7 +86,6 @@ class ChunkWriter:
                     if sample is not None:
                         total += tar.write(sample)
                         written += 1
-                    report(1)
                     if total >= self.max_bytes:
                         done = False
                         break
@@ -107,10 +106,10 @@ class ChunkWriter:
             elif self.decode:
                 decode_rgb(data)
         except (ImageError, UserError) as error:
-            told = str(error) if isinstance(error, UserError) else f"image {example.name}: {error}"
+            message = str(error) if isinstance(error, UserError) else f"image {example.name}: {error}"
             if not self.skip_damaged:
-                raise UserError(f"{told}; replace it, or leave such images out with --skip-damaged") from None
-            skipped.append(told)
+                raise UserError(f"{message}; replace it, or leave such images out with --skip-damaged") from None
+            skipped.append(message)
             return None
         return {"__key__": f"{number:08d}", "cls": str(example.label).encode("ascii"), suffix: data}
 
@@ -125,13 +124,6 @@ class _Hashed:
         self.sha256.update(data)
         self.bytes += len(data)
         return self.file.write(data)
-
-
-def _is_sound(path: Path, shard: ShardInfo) -> bool:
-    try:
-        return path.stat().st_size == shard.bytes and sha256_of(path) == shard.sha256
-    except OSError:
-        return False
 
 
 def shrink(data: bytes, suffix: str, side: int) -> bytes:
@@ -180,8 +172,8 @@ class Chunk:
 
     Args:
         split, number: the chunk's name; the number counts the chunks of the split.
-        first_key: place of the first sample in the row.
-        of, places: the split's examples, and which of them these are. They are made on demand, and sent to another
+        first_key: index of the first sample in the row.
+        of, indices: the split's examples, and which of them these are. They are made on demand, and sent to another
             process by themselves: the split has a million.
         record: what an earlier call made of the chunk.
     """
@@ -190,95 +182,84 @@ class Chunk:
     number: int
     first_key: int
     of: Sequence[Example]
-    places: Sequence[int]
+    indices: Sequence[int]
     record: ChunkRecord | None = None
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.indices)
 
     def examples(self) -> Iterator[Example]:
-        return (self.of[place] for place in self.places)
+        return (self.of[index] for index in self.indices)
 
     def by_itself(self) -> Chunk:
-        return replace(self, of=list(self.examples()), places=range(len(self)))
+        return replace(self, of=list(self.examples()), indices=range(len(self)))
 
     def record_path(self, folder: Path) -> Path:
         return folder / f"{self.split}-{self.number:06d}.json"
 
 
+Results = Iterator[tuple[int, ChunkRecord]]
+"""Index of a chunk, and its record, as they get done."""
+
+
 def run_chunks(
-    chunks: Sequence[Chunk], records: Path, writer: ChunkWriter, workers: int, report: Progress
+    chunks: Sequence[Chunk], records: Path, writer: ChunkWriter, workers: int, report: Callable[[int], None]
 ) -> list[ChunkRecord]:
     """Write every chunk that has no record with sound shards; the records of all, in order.
+
+    `report` is given the number of samples of each chunk that is done.
 
     Raises:
         UserError: an unreadable image, the first in the order of the chunks.
         WritingFailed: the disk is full, or a process died.
     """
     found: dict[int, ChunkRecord] = {}
-    results = _here(chunks, writer, report) if workers == 0 else _in_processes(chunks, writer, workers, report)
+    here: Results = ((index, writer(chunk)) for index, chunk in enumerate(chunks))
     try:
-        for place, record in results:
-            if record != chunks[place].record:
-                record.write(chunks[place].record_path(records))
-            found[place] = record
+        for index, record in _in_processes(chunks, writer, workers) if workers else here:
+            if record != chunks[index].record:
+                record.write(chunks[index].record_path(records))
+            found[index] = record
+            report(record.taken)
     except OSError as error:
         raise WritingFailed(f"writing failed ({error.strerror})") from error
     except BrokenProcessPool as error:
         raise WritingFailed("a writing process was killed (out of memory?); try fewer --workers") from error
-    return [found[place] for place in range(len(chunks))]
+    return [found[index] for index in range(len(chunks))]
 
 
-Results = Iterator[tuple[int, ChunkRecord]]
-
-
-def _here(chunks: Iterable[Chunk], writer: ChunkWriter, report: Progress) -> Results:
-    for place, chunk in enumerate(chunks):
-        yield place, writer(chunk, report)
-
-
-def _in_processes(chunks: Sequence[Chunk], writer: ChunkWriter, workers: int, report: Progress) -> Results:
+def _in_processes(chunks: Sequence[Chunk], writer: ChunkWriter, workers: int) -> Results:
     """Some chunks ahead of the processes, no more: each carries its examples along.
 
-    After a failure the chunks before it are finished, so that the failure told is the first in order.
+    After a failure the chunks before it are finished, so that the failure raised is the first in order.
     """
     context = multiprocessing.get_context("forkserver")  # a fork of this process would copy the bar's thread and locks
     context.set_forkserver_preload([writer.__class__.__module__])
     pool = ProcessPoolExecutor(workers, context, _begin)
     ahead = iter(range(len(chunks)))
     running: dict[Future[ChunkRecord], int] = {}
-    failures: dict[int, Exception] = {}
+    failures: dict[int, BaseException] = {}
     try:
         while True:
-            while not failures and len(running) < 2 * workers and (place := next(ahead, None)) is not None:
-                running[pool.submit(writer, chunks[place].by_itself())] = place
+            while not failures and len(running) < 2 * workers and (index := next(ahead, None)) is not None:
+                running[pool.submit(writer, chunks[index].by_itself())] = index
             if not running:
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                place = running.pop(future)
+                index = running.pop(future)
                 if future.cancelled():
                     continue
                 if error := future.exception():
-                    failures[place] = _checked(error)
-                    _cancel(future for future, other in running.items() if other > place)
-                    continue
-                report(future.result().taken)
-                yield place, future.result()
+                    failures[index] = error
+                    for other, later in running.items():
+                        if later > index:
+                            other.cancel()
+                else:
+                    yield index, future.result()
         if failures:
             raise failures[min(failures)]
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _checked(error: BaseException) -> Exception:
-    if not isinstance(error, Exception):
-        raise error
-    return error
-
-
-def _cancel(futures: Iterable[Future[ChunkRecord]]) -> None:
-    for future in futures:
-        future.cancel()
 
 
 def _begin() -> None:

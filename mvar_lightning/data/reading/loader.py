@@ -7,32 +7,27 @@ import multiprocessing.connection
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from lightning.pytorch.utilities.combined_loader import _shutdown_workers_and_reset_iterator
 from torch.utils.data import DataLoader
 
+from mvar_lightning.compat import end_workers
 from mvar_lightning.data.faults import hold_worker_deaths, worker_death
-from mvar_lightning.data.reading.order import Failure, ShardStream, TrainStream
-from mvar_lightning.data.reading.samples import Batch
-from mvar_lightning.data.transforms import finished
+from mvar_lightning.data.reading.order import EpochStream, Failure, WorkerStream
 from mvar_lightning.errors import UserError
 
 
 class StreamLoader:
-    """Iterates a stream's batches, over worker processes or in this one, and knows their number.
+    """Iterates what a stream gives, over worker processes or in this one, and knows the number of batches.
 
-    Images come as uint8 from the workers. They are normalized here, unless `leaves_finish(self)` says, when a pass
-    starts, that whoever takes the batches does that (on the device).
+    Workers stay from pass to pass. A `UserError` of one of them, or its death, ends all and is raised here.
     """
 
-    leaves_finish: Callable[[StreamLoader], bool] = staticmethod(lambda loader: False)
-
-    def __init__(self, stream: ShardStream, num_workers: int, pin_memory: bool = False) -> None:
+    def __init__(self, stream: WorkerStream, num_workers: int, pin_memory: bool = False) -> None:
         if num_workers < 0:
             raise UserError(f"num_workers {num_workers}: must be 0 (load in the main process) or more")
-        self.stream = stream
+        self.stream: Any = stream
         self.num_workers = num_workers
         self._loader = DataLoader(
             stream,
@@ -51,12 +46,12 @@ class StreamLoader:
     def __len__(self) -> int:
         return self.stream.num_batches(max(1, self.num_workers))
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:
         # Not a generator: worker processes start here, and with them the next epoch's first batches.
         batches = self._unwrapped(iter(self._loader))
         if self.num_workers:
             hold_worker_deaths()
-        return batches if self.leaves_finish(self) else map(finished, batches)
+        return batches
 
     @property
     def _iterator(self) -> Any:
@@ -69,10 +64,11 @@ class StreamLoader:
 
     def close(self) -> None:
         """End the worker processes; the next pass starts new ones."""
-        _shutdown_workers_and_reset_iterator(self)
+        end_workers(self)
 
-    def _unwrapped(self, batches: Iterator[Any]) -> Iterator[Batch]:
+    def _unwrapped(self, batches: Iterator[Any]) -> Iterator[Any]:
         while True:
+            # before each batch: torch waits for the worker whose turn it is, and would not notice that another died
             self._check_workers()
             try:
                 batch = next(batches)
@@ -99,29 +95,36 @@ class StreamLoader:
 
 
 class TrainLoader(StreamLoader):
-    """Each pass is the next epoch. `state_dict` is the place of the next batch, so that a resumed run goes on with
-    the batch that an uninterrupted one would have had (same ranks and workers)."""
+    """Each pass is the next epoch. `state_dict` is the position of the next batch, so that a resumed run goes on with
+    the batch that an uninterrupted one would have had (same ranks and workers).
 
-    stream: TrainStream
+    The position counts batches as they are taken, not as workers make them: what was made ahead is made again after a
+    resume. A pass moves it to the next epoch *before* it gives its last batch, for a checkpoint that is written after
+    that batch belongs to the epoch that follows.
+    """
 
-    def __init__(self, stream: TrainStream, num_workers: int, pin_memory: bool = False, epoch: int = 0) -> None:
+    def __init__(self, stream: EpochStream, num_workers: int, pin_memory: bool = False, epoch: int = 0) -> None:
         super().__init__(stream, num_workers, pin_memory)
         self.epoch = epoch
         self.batch = 0
         self._drawn = False  # whether the pass under way has given a batch
 
-    def __iter__(self) -> Iterator[Batch]:
-        if self._drawn and self.batch:  # a pass was left early
+    def __iter__(self) -> Iterator[Any]:
+        # A pass that was left early is over, and the next one a new epoch; but one that begins in the middle because
+        # `load_state_dict` said so has given nothing yet, and goes on there.
+        if self._drawn and self.batch:
             self._next_epoch()
         self._drawn = False
         return self._counted(self._pass(), (self.epoch, self.batch))
 
-    def _pass(self) -> Iterator[Batch]:
+    def _pass(self) -> Iterator[Any]:
+        # the workers read it as they start the pass; torch tells them to when it makes the iterator
         self.stream.position[0], self.stream.position[1] = self.epoch, self.batch
         return super().__iter__()
 
-    def _counted(self, batches: Iterator[Batch], place: tuple[int, int]) -> Iterator[Batch]:
-        if place != (self.epoch, self.batch):  # a checkpoint was read since: under sharding that comes late
+    def _counted(self, batches: Iterator[Any], begun_at: tuple[int, int]) -> Iterator[Any]:
+        # Workers are ahead of the first `next`, and a checkpoint may be read in between: under sharding it is.
+        if begun_at != (self.epoch, self.batch):
             self.close()
             batches = self._pass()
         for batch in batches:
@@ -143,13 +146,26 @@ class TrainLoader(StreamLoader):
         self._drawn = False
 
 
+@contextlib.contextmanager
+def loading(loader: Any) -> Iterator[Any]:
+    """A loader for a pass that may stop early: its worker processes end with the block, not when memory is tidied.
+
+    Anything that can be iterated will do; what has no `close` is left alone.
+    """
+    try:
+        yield loader
+    finally:
+        close = getattr(loader, "close", None)
+        if close is not None:
+            close()
+
+
 def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-# Data workers outlive the signals that tell a run to stop.
-#
-# Schedulers signal every process of a job. A worker killed by that would end the run at once, before it has saved.
+# Schedulers signal every process of a job to stop. A worker killed by that would end the run at once, before it has
+# saved; so workers outlive these signals.
 
 
 def outlive_stop_signals(worker: int) -> None:
@@ -167,14 +183,3 @@ def _end_with_parent(parent: int) -> None:
     while True:
         if signal.sigwaitinfo({signal.SIGTERM}).si_pid == parent:
             os._exit(0)
-
-
-@contextlib.contextmanager
-def loading(loader: Any) -> Iterator[Any]:
-    """A loader for a pass that may stop early: its worker processes end with the block, not when memory is tidied."""
-    try:
-        yield loader
-    finally:
-        close = getattr(loader, "close", None)
-        if close is not None:
-            close()

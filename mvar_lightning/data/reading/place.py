@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import os
 import select
 import subprocess
+import tarfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,14 +23,31 @@ from braceexpand import braceexpand
 from webdataset.gopen import Pipe, gopen, gopen_schemes
 
 from mvar_lightning.data.faults import CHECK
-from mvar_lightning.data.index import INDEX_NAME, ShardIndex, ShardInfo, SplitIndex, count_samples, presence_problem
-from mvar_lightning.data.making.embedded import ensure
+from mvar_lightning.data.index import (
+    INDEX_NAME,
+    ShardIndex,
+    ShardInfo,
+    SplitIndex,
+    count_samples,
+    parse_index,
+    presence_problem,
+    read_index,
+)
 from mvar_lightning.errors import UserError
 
 log = logging.getLogger(__name__)
 
 UNKNOWN = 0
 """Samples or bytes of a shard that no index tells."""
+
+WAITS = (1.0, 5.0, 15.0)
+"""Seconds before each new try. `curl` itself repeats what a server refuses for the moment (5xx, 30 times)."""
+
+SILENCE = 120.0
+"""Seconds without a byte after which a transfer counts as broken."""
+
+REFUSED = 22
+"""Status of `curl --fail` for an HTTP error; it is final."""
 
 
 def is_url(path: str) -> bool:
@@ -43,10 +60,6 @@ class ShardPlace:
 
     root: str = ""
     allow_pipe: bool = False
-
-    @classmethod
-    def of(cls, place: ShardPlace | Path) -> ShardPlace:
-        return place if isinstance(place, ShardPlace) else cls(str(place))
 
     def location(self, name: str) -> str:
         """Path or URL of a shard."""
@@ -71,7 +84,7 @@ class ShardPlace:
         where = self.location(shard.name)
         if is_url(where) or not shard.bytes:
             return None
-        return presence_problem(Path(where), shard)
+        return presence_problem(shard, {shard.name: Path(where)})
 
 
 def refuse_pipe(url: str, allowed: bool) -> None:
@@ -79,23 +92,20 @@ def refuse_pipe(url: str, allowed: bool) -> None:
         raise UserError(f"shards {url}: runs a command; set data.allow_pipe to true if you trust the recipe")
 
 
-def index_at(path: str, allow_pipe: bool = False) -> ShardIndex:
-    """Index of a shard folder or of a URL that holds one; a missing embedded data set is made.
+def index_at(path: str | Path) -> ShardIndex:
+    """Index of a shard folder or of a URL that holds one.
 
     Raises:
         UserError: no index there, or not a valid one.
     """
+    path = str(path)
     if not is_url(path):
-        return ensure(path)
+        return read_index(path)
     if path.startswith("pipe:"):
         raise UserError(f"data {path}: a command is no folder; give it as train_shards and val_shards")
     where = f"{path.rstrip('/')}/{INDEX_NAME}"
-    data = read_remote(where, f"shards are read from a URL with the {INDEX_NAME} that `mvar shards make` wrote")
-    try:
-        return ShardIndex.from_json(json.loads(data))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
-        raise UserError(f"shard index {where}: not a valid index ({reason}); copy the shards anew") from None
+    content = read_remote(where, f"shards are read from a URL with the {INDEX_NAME} that `mvar shards make` wrote")
+    return parse_index(content, where, "copy the shards anew")
 
 
 def expand(patterns: str | Sequence[str]) -> list[str]:
@@ -142,8 +152,6 @@ def _counted(place: ShardPlace, name: str, remote: bool) -> ShardInfo:
 
 
 def _count_remote(place: ShardPlace, name: str) -> int:
-    import tarfile
-
     log.info("counting the samples of %s; an %s beside the shards would spare that", name, INDEX_NAME)
     try:
         with (
@@ -156,22 +164,8 @@ def _count_remote(place: ShardPlace, name: str) -> int:
 
 
 # Bytes of a URL through webdataset's openers, and what they lack: a length that is checked, another try, a time
-# limit.
-#
-# The openers are pipes to a program. A server that breaks off or falls silent in the middle is asked again, and what
-# was had before is read past, so that the reader above notices nothing.
-
-
-log = logging.getLogger(__name__)
-
-WAITS = (1.0, 5.0, 15.0)
-"""Seconds before each new try. `curl` itself repeats what a server refuses for the moment (5xx, 30 times)."""
-
-SILENCE = 120.0
-"""Seconds without a byte after which a transfer counts as broken."""
-
-REFUSED = 22
-"""Status of `curl --fail` for an HTTP error; it is final."""
+# limit. The openers are pipes to a program. A server that breaks off or falls silent in the middle is asked again, and
+# what was had before is read past, so that the reader above notices nothing.
 
 
 def _open_s3(url: str, mode: str = "rb", bufsize: int = 8192) -> Pipe:
@@ -236,11 +230,11 @@ class RemoteFile(io.RawIOBase):
             status = self._pipe.proc.wait(SILENCE)
         except subprocess.TimeoutExpired:
             return b"", f"{_program(self._pipe)} does not end"
-        told = f"{_program(self._pipe)} status {status}{', an HTTP error' if status == REFUSED else ''}"
+        message = f"{_program(self._pipe)} status {status}{', an HTTP error' if status == REFUSED else ''}"
         if self.expected and self.given < self.expected:
-            return b"", f"ended after {self.given} of {self.expected} bytes, {told}"
+            return b"", f"ended after {self.given} of {self.expected} bytes, {message}"
         if status not in self._pipe.ignore_status:
-            return b"", told
+            return b"", message
         return b"", None
 
     def _again(self, trouble: str) -> None:

@@ -1,4 +1,4 @@
-"""How samples of tar shards are read and decoded; which samples, and in which order, is `streaming`'s.
+"""How samples of tar shards are read and decoded; which samples, and in which order, is `order`'s.
 
 webdataset reads the tar files. Nothing is handed to its decoders (which unpickle): members other than images and
 labels are never read.
@@ -7,10 +7,8 @@ labels are never read.
 from __future__ import annotations
 
 import random
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,26 +26,8 @@ from mvar_lightning.errors import UserError
 Batch = dict[str, Tensor]
 
 
-class SampleReader(ABC):
-    """One kind of shard. A raw sample is any object with `shard` and `key`, cheap to pass by undecoded."""
-
-    place: ShardPlace
-
-    @abstractmethod
-    def read(self, shard: ShardInfo, faults: Faults) -> Iterable[Any]:
-        """Raw samples of a shard in order; damage is told to `faults`."""
-
-    @abstractmethod
-    def decode(self, raw: Any, rng: random.Random) -> Any:
-        """A finished sample. Raises SampleError when it cannot be used."""
-
-    @abstractmethod
-    def collate(self, samples: Sequence[Any]) -> Batch:
-        """Finished samples to a batch."""
-
-
 class RawSample(NamedTuple):
-    """A sample as it lies in the shard: encoded image and label bytes."""
+    """A sample as it lies in the shard, cheap to pass by undecoded: encoded image and label bytes."""
 
     shard: str
     key: str
@@ -60,114 +40,47 @@ class Sample(NamedTuple):
     label: int
 
 
-class ImageReader(SampleReader):
+class ImageReader:
     """Tar shards of images: batches of `image` uint8 (B, 3, S, S) and `label` int64 (B,).
+
+    Small sets stay in memory: the encoded samples, and decoded pictures as far as 4 x `limit` bytes reach.
 
     Args:
         place: where the shards lie.
-        total_bytes: of all shards together; small sets stay in memory. 0: not known.
+        total_bytes: of all shards together; 0 where it is not known.
         transform: picture to S x S picture.
         num_classes: labels are below it.
         draft_side: pictures at least twice that large may be decoded at a fraction of their size; None: never.
+        limit: sets of more bytes are streamed, as are those of unknown size, and nothing is kept.
     """
 
     def __init__(
         self,
-        place: ShardPlace | Path,
+        place: ShardPlace,
         total_bytes: int,
         transform: Transform,
         num_classes: int,
         draft_side: int | None = None,
-    ) -> None:
-        self.place = ShardPlace.of(place)
-        self.transform = transform
-        self.num_classes = num_classes
-        self.memory = SmallSetMemory(self.place, total_bytes, draft_side=draft_side)
-
-    def read(self, shard: ShardInfo, faults: Faults) -> Iterable[RawSample]:
-        return self.memory.samples(shard, faults)
-
-    def decode(self, raw: RawSample, rng: random.Random) -> Sample:
-        label = self._label(raw)
-        return Sample(planes(self.transform(self.memory.picture(raw), rng)), label)
-
-    def collate(self, samples: Sequence[Sample]) -> Batch:
-        labels_B = torch.tensor([sample.label for sample in samples], dtype=torch.int64)
-        pixels_B3SS = np.stack([sample.pixels_3SS for sample in samples])
-        return {"image": torch.from_numpy(pixels_B3SS), "label": labels_B}
-
-    def _label(self, raw: RawSample) -> int:
-        try:
-            label = int(raw.label)
-        except ValueError:
-            raise SampleError(f"label {raw.label[:20]!r} is not a number") from None
-        if not 0 <= label < self.num_classes:
-            raise UserError(
-                f"shard {raw.shard}, sample {raw.key}: label {label} is outside 0..{self.num_classes - 1} "
-                f"of the {self.num_classes} classes in the index; make the shards anew"
-            )
-        return label
-
-
-def read_shard(place: ShardPlace | Path, shard: ShardInfo, faults: Faults) -> Iterator[RawSample]:
-    """Samples of one tar file in order; what is damaged is counted, a vanished file is an error."""
-
-    def handler(error: Exception) -> bool:
-        reason = str(error.args[0]) if error.args else type(error).__name__
-        if isinstance(error, UserError):  # webdataset has added to its arguments
-            raise UserError(reason) from None
-        faults.shard(shard.name, reason)
-        return True
-
-    given = 0
-    with ShardPlace.of(place).open(shard) as file:
-        source = iter([{"url": shard.name, "stream": file}])
-        members = tar_file_expander(source, handler=handler, select_files=_is_ours)
-        for member in group_by_keys(members, handler=handler):
-            given += 1
-            yield _raw(shard.name, member)
-    if shard.samples and given != shard.samples:
-        faults.shard(shard.name, f"{given} samples instead of {shard.samples}")
-
-
-def _is_ours(name: str) -> bool:
-    suffix = base_plus_ext(name)[1]
-    return suffix is not None and suffix.lower() in (*SUFFIXES, "cls")
-
-
-def _raw(shard: str, member: dict[str, Any]) -> RawSample:
-    """An incomplete sample keeps its place with empty bytes, which decoding reports as damaged."""
-    image = next((member[suffix] for suffix in SUFFIXES if suffix in member), b"")
-    return RawSample(shard, member["__key__"], image, member.get("cls", b""))
-
-
-class SmallSetMemory:
-    """Keeps encoded samples and decoded pictures of a split whose shards together have at most `limit` bytes.
-
-    Decoded pictures are kept up to 4 x `limit` bytes. Larger splits, and those of unknown size (0), are streamed, and
-    nothing is kept.
-    """
-
-    def __init__(
-        self,
-        place: ShardPlace | Path,
-        total_bytes: int,
         limit: int = 16 * 1024**2,
-        draft_side: int | None = None,
     ) -> None:
-        self.place = place
-        self.draft_side = draft_side
+        self.place, self.transform, self.num_classes, self.draft_side = place, transform, num_classes, draft_side
         self.keeps = 0 < total_bytes <= limit
         self.room = 4 * limit
         self._samples: dict[str, list[RawSample]] = {}
         self._pictures: dict[tuple[str, str], Image.Image] = {}
 
-    def samples(self, shard: ShardInfo, faults: Faults) -> Iterable[RawSample]:
+    def read(self, shard: ShardInfo, faults: Faults) -> Iterable[RawSample]:
+        """Raw samples of a shard in order; damage goes to `faults`."""
         if not self.keeps:
             return read_shard(self.place, shard, faults)
         if shard.name not in self._samples:
             self._samples[shard.name] = list(read_shard(self.place, shard, faults))
         return self._samples[shard.name]
+
+    def decode(self, raw: RawSample, rng: random.Random) -> Sample:
+        """A finished sample. Raises SampleError when it cannot be used."""
+        label = self.label(raw)
+        return Sample(planes(self.transform(self.picture(raw), rng)), label)
 
     def picture(self, raw: RawSample) -> Image.Image:
         """The decoded picture, not to be changed in place. Raises ImageError."""
@@ -180,3 +93,50 @@ class SmallSetMemory:
             self.room -= size
             self._pictures[name] = picture
         return picture
+
+    def label(self, raw: RawSample) -> int:
+        """Raises SampleError where it is no number, UserError where it is no class."""
+        try:
+            label = int(raw.label)
+        except ValueError:
+            raise SampleError(f"label {raw.label[:20]!r} is not a number") from None
+        if not 0 <= label < self.num_classes:
+            raise UserError(
+                f"shard {raw.shard}, sample {raw.key}: label {label} is outside 0..{self.num_classes - 1} "
+                f"of the {self.num_classes} classes in the index; make the shards anew"
+            )
+        return label
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """Finished samples to a batch."""
+        labels_B = torch.tensor([sample.label for sample in samples], dtype=torch.int64)
+        pixels_B3SS = np.stack([sample.pixels_3SS for sample in samples])
+        return {"image": torch.from_numpy(pixels_B3SS), "label": labels_B}
+
+
+def read_shard(place: ShardPlace, shard: ShardInfo, faults: Faults) -> Iterator[RawSample]:
+    """Samples of one tar file in order; what is damaged is counted, a vanished file is an error."""
+
+    def handler(error: Exception) -> bool:
+        reason = str(error.args[0]) if error.args else type(error).__name__
+        if isinstance(error, UserError):  # webdataset has added to its arguments
+            raise UserError(reason) from None
+        faults.shard(shard.name, reason)
+        return True
+
+    given = 0
+    with place.open(shard) as file:
+        source = iter([{"url": shard.name, "stream": file}])
+        members = tar_file_expander(source, handler=handler, select_files=_is_ours)
+        for member in group_by_keys(members, handler=handler):
+            # an incomplete sample stays in the row with empty bytes, which decoding reports as damaged
+            image = next((member[suffix] for suffix in SUFFIXES if suffix in member), b"")
+            given += 1
+            yield RawSample(shard.name, member["__key__"], image, member.get("cls", b""))
+    if shard.samples and given != shard.samples:
+        faults.shard(shard.name, f"{given} samples instead of {shard.samples}")
+
+
+def _is_ours(name: str) -> bool:
+    suffix = base_plus_ext(name)[1]
+    return suffix is not None and suffix.lower() in (*SUFFIXES, "cls")

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Shards to token caches, and these to batches."""

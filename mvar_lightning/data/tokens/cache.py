@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from mvar_lightning.data.index import ShardInfo, content_problem, not_listed, why_invalid
 from mvar_lightning.errors import UserError
-from mvar_lightning.tools.files import sha256_of, write
+from mvar_lightning.tools.files import write
 
 INDEX_NAME = "tokens.json"
 FORMAT = "mvar-tokens-1"
@@ -83,13 +84,9 @@ class CacheSettings:
 
 
 @dataclass(frozen=True)
-class PartInfo:
+class PartInfo(ShardInfo):
     """The tokens of one image shard: `name` is SPLIT/NUMBER; `bytes` and `sha256` are of both files in a row."""
 
-    name: str
-    samples: int
-    bytes: int
-    sha256: str
     damaged: tuple[str, ...] = ()
 
     @classmethod
@@ -158,8 +155,9 @@ def read_cache(folder: str | Path) -> TokenCache:
     except OSError as error:
         raise UserError(f"token cache {path}: cannot be read ({error.strerror})") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
-        raise UserError(f"token cache {path}: not a valid index ({reason}); make it anew with {MAKE} NEW`") from None
+        raise UserError(
+            f"token cache {path}: not a valid index ({why_invalid(error)}); make it anew with {MAKE} NEW`"
+        ) from None
 
 
 def _no_index(folder: Path) -> str:
@@ -172,9 +170,9 @@ def _no_index(folder: Path) -> str:
     return f"token cache {folder}: has no {INDEX_NAME}; if `mvar tokens make` was interrupted, run it again"
 
 
-def part_files(folder: Path, name: str) -> tuple[Path, Path]:
-    """The files of tokens and of labels."""
-    return folder / f"{name}.npy", folder / f"{name}.labels.npy"
+def part_files(folder: Path, name: str) -> dict[str, Path]:
+    """The files of tokens and of labels, by their names in the cache."""
+    return {file: folder / file for file in (f"{name}.npy", f"{name}.labels.npy")}
 
 
 def open_part(cache: TokenCache, part: PartInfo) -> tuple[np.ndarray, np.ndarray]:
@@ -190,7 +188,7 @@ def open_part(cache: TokenCache, part: PartInfo) -> tuple[np.ndarray, np.ndarray
         (np.dtype("<i4"), (part.samples,)),
     )
     arrays = []
-    for path, (dtype, shape) in zip(part_files(cache.folder, part.name), wanted, strict=True):
+    for path, (dtype, shape) in zip(part_files(cache.folder, part.name).values(), wanted, strict=True):
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         except OSError as error:
@@ -208,38 +206,17 @@ def open_part(cache: TokenCache, part: PartInfo) -> tuple[np.ndarray, np.ndarray
 REPAIR = "run the same `mvar tokens make` again, it mends what is damaged"
 
 
-def presence_problem(folder: Path, part: PartInfo) -> str | None:
-    """The check that costs nothing: are the files there, and as long as they should be?"""
-    size = 0
-    for path in part_files(folder, part.name):
-        if not path.is_file():
-            return f"{path.relative_to(folder)}: missing"
-        size += path.stat().st_size
-    if size != part.bytes:
-        return f"{part.name}: {size} bytes instead of {part.bytes} (cut off or replaced)"
-    return None
-
-
-def part_problem(folder: Path, part: PartInfo) -> str | None:
-    """The whole check: presence and content."""
-    if problem := presence_problem(folder, part):
-        return problem
-    if sha256_of(*part_files(folder, part.name)) != part.sha256:
-        return f"{part.name}: damaged (its content does not match the checksum in {INDEX_NAME})"
-    return None
-
-
 def check_cache(folder: str | Path) -> list[str]:
     """One line for each part that is missing, damaged, not as the index tells, or not listed; empty when sound."""
     cache = read_cache(folder)
     problems = [problem for part in cache.parts if (problem := _problem_of(cache, part))]
-    listed = {path for part in cache.parts for path in part_files(cache.folder, part.name)}
-    found = set(cache.folder.glob("*/*.npy"))
-    return problems + [f"{path.relative_to(folder)}: not in {INDEX_NAME}" for path in sorted(found - listed)]
+    listed = {file for part in cache.parts for file in part_files(cache.folder, part.name)}
+    found = {path.relative_to(folder).as_posix() for path in cache.folder.glob("*/*.npy")}
+    return problems + not_listed(found, listed, INDEX_NAME)
 
 
 def _problem_of(cache: TokenCache, part: PartInfo) -> str | None:
-    if problem := part_problem(cache.folder, part):
+    if problem := content_problem(part, part_files(cache.folder, part.name), INDEX_NAME):
         return problem
     if not part.samples:
         return None

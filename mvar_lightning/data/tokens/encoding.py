@@ -7,12 +7,10 @@ Legend: N rows of a batch, S side of the images, n samples of a part, v views, L
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,13 +21,17 @@ from lightning.fabric.strategies import DDPStrategy
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from mvar_lightning.checkpoints import load_tokenizer
+from mvar_lightning.data.index import ShardIndex
+from mvar_lightning.data.reading.loader import StreamLoader, loading
 from mvar_lightning.data.reading.place import ShardPlace, index_at
+from mvar_lightning.data.reading.samples import ImageReader
 from mvar_lightning.data.tokens.cache import CacheSettings, TokenCache
-from mvar_lightning.data.tokens.making import PartEnd, Rows, TokenJob, ViewReader, ViewStream, content_hash, view_loader
-from mvar_lightning.data.transforms import normalize
+from mvar_lightning.data.tokens.making import PartEnd, Rows, TokenJob, Views, ViewStream, content_hash
 from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer import MultiScaleTokenizer, fingerprint
+from mvar_lightning.tools.compute import evaluating
+from mvar_lightning.tools.console import Bar, progress
+from mvar_lightning.tools.drawing import normalize
 
 PRECISIONS = ("32-true", "bf16-mixed")
 
@@ -38,84 +40,107 @@ PATIENCE = timedelta(days=2)
 
 
 @dataclass(frozen=True)
-class Machines:
-    """Where to encode; none of it changes the cache."""
+class EncodeRequest:
+    """What to encode, into which cache, and where to compute it. Only the last four leave the cache as it is.
 
+    Args:
+        tokenizer: a loaded one; it is moved to the device, and its mode left as it was.
+        data: folder that `mvar shards make` wrote.
+        out: new or empty folder, or one to go on with.
+        views: of each training image; validation images have one.
+        crop: of training images: `random`, `center` or `adm`; validation takes `adm` with `adm`, else `center`.
+        flip: mirror every second view.
+        resize_ratio: the shorter side becomes round(resize_ratio * image size) before the crop.
+        seed: of the crops.
+        batch_size: views encoded together.
+        precision: of the encoder, `32-true` or `bf16-mixed`.
+        accelerator, devices, num_nodes: Lightning's; all devices of the machine where `devices` is not given.
+        num_workers: decoding processes of each device; 0 decodes in the process that encodes.
+
+    Raises:
+        UserError: a number or a word that cannot be.
+    """
+
+    tokenizer: MultiScaleTokenizer
+    data: str | Path
+    out: str | Path
+    views: int = 1
+    crop: str = "random"
+    flip: bool = False
+    resize_ratio: float = 1.125
+    seed: int = 0
+    batch_size: int = 64
+    precision: str = "32-true"
     accelerator: str = "auto"
     devices: int | None = None
     num_nodes: int = 1
     num_workers: int = 2
 
-    def fabric(self) -> Fabric:
-        """Raises UserError where there are no such devices."""
-        if self.devices is not None and self.devices < 1:
-            raise UserError(f"devices {self.devices}: must be 1 or more")
+    def __post_init__(self) -> None:
+        for name in ("views", "batch_size", "devices"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} {value}: must be 1 or more")
+        if self.precision not in PRECISIONS:
+            raise UserError(f"precision {self.precision!r}: choose one of {', '.join(PRECISIONS)}")
         if self.num_workers < 0:
             raise UserError(f"num_workers {self.num_workers}: must be 0 (decode in the main process) or more")
+
+    def settings(self, index: ShardIndex) -> CacheSettings:
+        """Of the cache that is asked for."""
+        return CacheSettings(
+            tokenizer_hash=fingerprint(self.tokenizer),
+            scales=self.tokenizer.pyramid.sides,
+            vocab_size=self.tokenizer.vocab_size,
+            code_dim=self.tokenizer.code_dim,
+            data_sha256=content_hash(index),
+            image_size=self.tokenizer.image_size,
+            resize_ratio=self.resize_ratio,
+            crop=self.crop,
+            val_crop="adm" if self.crop == "adm" else "center",
+            flip=self.flip,
+            views=self.views,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            precision=self.precision,
+        )
+
+    def fabric(self) -> Fabric:
+        """Raises UserError where there are no such devices."""
         devices = "auto" if self.devices is None else self.devices
         several = self.num_nodes > 1 or (self.devices or torch.cuda.device_count()) > 1
         try:
             strategy: Any = DDPStrategy(timeout=PATIENCE) if several else "auto"
             return Fabric(accelerator=self.accelerator, strategy=strategy, devices=devices, num_nodes=self.num_nodes)
         except (MisconfigurationException, ImportError, RuntimeError, ValueError) as error:
-            told = " ".join(str(error).split())
-            raise UserError(f"accelerator {self.accelerator}, devices {devices}: {told}") from None
+            reason = " ".join(str(error).split())
+            raise UserError(f"accelerator {self.accelerator}, devices {devices}: {reason}") from None
 
 
-def settings_of(args: argparse.Namespace) -> CacheSettings:
-    """What the arguments say; `make_tokens` adds tokenizer and data. Raises UserError for values that cannot be."""
-    for name in ("views", "batch_size"):
-        if getattr(args, name) < 1:
-            raise UserError(f"{name} {getattr(args, name)}: must be 1 or more")
-    if args.precision not in PRECISIONS:
-        raise UserError(f"precision {args.precision!r}: choose one of {', '.join(PRECISIONS)}")
-    return CacheSettings(
-        tokenizer_hash="",
-        scales=(),
-        vocab_size=0,
-        code_dim=0,
-        data_sha256="",
-        image_size=1,
-        resize_ratio=args.resize_ratio,
-        crop=args.crop,
-        val_crop="adm" if args.crop == "adm" else "center",
-        flip=args.flip,
-        views=args.views,
-        seed=args.seed,
-        batch_size=args.batch_size,
-        precision=args.precision,
-    )
+def encode_data(request: EncodeRequest) -> TokenCache | None:
+    """Make or complete a token cache, with a progress bar; None on all processes but the first.
 
-
-def make_tokens(
-    checkpoint: str | Path, data: str | Path, out: str | Path, machines: Machines, settings: CacheSettings
-) -> TokenCache | None:
-    """Make or complete the cache at `out`; None on all processes but the first.
+    A call that was interrupted, made again, encodes the parts that are missing or damaged. The bytes do not depend on
+    the number of devices, processes or workers.
 
     Raises:
-        UserError: no such tokenizer or data, a folder of other tokens, a disk that is full, too many damaged images.
+        UserError: no such data, a folder of other tokens, a disk that is full, too many damaged images.
     """
-    index = index_at(str(data))
-    tokenizer = load_tokenizer(checkpoint).eval().requires_grad_(False)
-    settings = replace(
-        settings,
-        tokenizer_hash=fingerprint(tokenizer),
-        scales=tokenizer.pyramid.sides,
-        vocab_size=tokenizer.vocab_size,
-        code_dim=tokenizer.code_dim,
-        image_size=tokenizer.image_size,
-        data_sha256=content_hash(index),
-    )
-    reader = ViewReader(ShardPlace(str(data)), settings, index.num_classes)  # wrong settings are told here
-    job = TokenJob(out, settings, index)
-    fabric = machines.fabric()
+    index = index_at(request.data)
+    settings = request.settings(index)
+    # whatever is wrong with settings, devices or shards shows before the folder is touched and processes start
+    views = Views(settings)
+    reader = ImageReader(ShardPlace(str(request.data)), 0, views.val, index.num_classes)
+    job = TokenJob(request.out, settings, index)
+    fabric = request.fabric()
     for task in job.tasks:
         if problem := reader.place.problem(task.shard):
-            raise UserError(f"data {data}: shard {problem}; copy it again or make the shards anew")
+            raise UserError(f"data {request.data}: shard {problem}; copy it again or make the shards anew")
     job.begin()
     fabric.launch()
-    tokenizer.to(fabric.device)
+    request.tokenizer.to(fabric.device)
     with ExitStack() as stack:
+        stack.enter_context(evaluating(request.tokenizer))
         if fabric.device.type == "cpu":  # with more threads, sums could depend on how many there are
             stack.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(1)
@@ -123,9 +148,9 @@ def make_tokens(
             if fabric.is_global_zero:
                 stack.enter_context(job.locked())
         with _together(fabric):
-            stream = ViewStream(reader, job.todo(fabric.global_rank, fabric.world_size), len(job.tasks))
-            advance = stack.enter_context(_progress(stream, fabric.is_global_zero))
-            _encode(job, stream, machines.num_workers, partial(encode, tokenizer, settings.precision), advance)
+            stream = ViewStream(reader, views, job.todo(fabric.global_rank, fabric.world_size), len(job.tasks))
+            bar = progress("views (of this process)", stream.num_views) if fabric.is_global_zero else nullcontext()
+            _encode(job, stream, request, stack.enter_context(bar))
         return job.finish() if fabric.is_global_zero else None
 
 
@@ -145,21 +170,18 @@ def _together(fabric: Fabric) -> Iterator[None]:
         raise UserError(f"{total} of {fabric.world_size} processes failed; finished parts are kept, see their messages")
 
 
-def _encode(
-    job: TokenJob,
-    stream: ViewStream,
-    num_workers: int,
-    encode_rows: Callable[[Tensor], np.ndarray],
-    advance: Callable[[int], None],
-) -> None:
+def _encode(job: TokenJob, stream: ViewStream, request: EncodeRequest, bar: Bar | None) -> None:
     """Every part of the stream, written when its last rows are encoded. Parts of several workers come interleaved."""
     rows: dict[str, list[np.ndarray]] = {}
-    for item in view_loader(stream, num_workers):
-        if isinstance(item, Rows):
-            rows.setdefault(item.part, []).append(encode_rows(item.pixels_N3SS))
-            advance(len(item.pixels_N3SS))
-        else:
-            _write(job, item, rows.pop(item.task.part, []))
+    with loading(StreamLoader(stream, min(request.num_workers, len(stream.tasks)))) as items:
+        for item in items:
+            if isinstance(item, Rows):
+                tokens_NL = encode(request.tokenizer, request.precision, item.pixels_N3SS)
+                rows.setdefault(item.part, []).append(tokens_NL)
+                if bar is not None:
+                    bar.advance(len(tokens_NL))
+            else:
+                _write(job, item, rows.pop(item.task.part, []))
 
 
 def _write(job: TokenJob, end: PartEnd, rows: list[np.ndarray]) -> None:
@@ -181,18 +203,3 @@ def encode(tokenizer: MultiScaleTokenizer, precision: str, pixels_N3SS: Tensor) 
             latent_BZhw = tokenizer.latent(image_B3HW)
         idx_BL = tokenizer.quantizer.encode(latent_BZhw.float())
     return idx_BL.cpu().numpy().astype(np.uint32)
-
-
-@contextmanager
-def _progress(stream: ViewStream, shown: bool) -> Iterator[Callable[[int], None]]:
-    """A bar for the first process' share; told the number of views just encoded."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    if not shown:
-        yield lambda count: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    total = sum(task.shard.samples * stream.settings.views_of(task.split) for task in stream.tasks)
-    with Progress(*columns, transient=True) as bar:
-        task = bar.add_task("views (of this process)", total=total)
-        yield lambda count: bar.advance(task, count)

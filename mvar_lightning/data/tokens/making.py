@@ -15,27 +15,22 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from mvar_lightning.data.faults import Faults, SampleError
-from mvar_lightning.data.index import ShardIndex, ShardInfo
-from mvar_lightning.data.reading.loader import outlive_stop_signals
-from mvar_lightning.data.reading.order import Failure
-from mvar_lightning.data.reading.place import ShardPlace
-from mvar_lightning.data.reading.samples import ImageReader, RawSample
+from mvar_lightning.data.index import ShardIndex, ShardInfo, content_problem
+from mvar_lightning.data.reading.order import WorkerStream
+from mvar_lightning.data.reading.samples import ImageReader
 from mvar_lightning.data.tokens.cache import (
     INDEX_NAME,
     CacheSettings,
     PartInfo,
     TokenCache,
     part_files,
-    part_problem,
     read_cache,
     write_array,
 )
@@ -132,14 +127,14 @@ class TokenJob:
     def todo(self, rank: int = 0, world_size: int = 1) -> list[Task]:
         """This rank's share of the parts, without those that an earlier run wrote and that still are as written."""
         records = self._records()
-        return [task for task in self.tasks[rank::world_size] if not self._sound(records.get(task.part))]
+        return [task for task in self.tasks[rank::world_size] if not self._is_sound(records.get(task.part))]
 
-    def _sound(self, part: PartInfo | None) -> bool:
-        return part is not None and part_problem(self.folder, part) is None
+    def _is_sound(self, part: PartInfo | None) -> bool:
+        return part is not None and not content_problem(part, part_files(self.folder, part.name), INDEX_NAME)
 
     def write(self, task: Task, tokens_vnL: np.ndarray, labels_n: np.ndarray, damaged: tuple[str, ...]) -> PartInfo:
         """Arrays first, then the record that makes them count. Raises UserError where the disk refuses."""
-        files = part_files(self.folder, task.part)
+        files = list(part_files(self.folder, task.part).values())
         with self._writing():
             write_array(files[0], tokens_vnL.astype(self.settings.dtype))
             write_array(files[1], labels_n.astype("<i4"))
@@ -247,46 +242,35 @@ class Views:
         return cropped
 
 
-class ViewSample(NamedTuple):
-    views: list[Image.Image]
-    label: int
-
-
-class ViewReader(ImageReader):
-    """Reads image shards; a sample is all views of an image."""
-
-    def __init__(self, place: ShardPlace, settings: CacheSettings, num_classes: int) -> None:
-        self.views = Views(settings)
-        super().__init__(place, 0, self.views.val, num_classes)
-
-    def views_of(self, raw: RawSample, split: str) -> ViewSample:
-        """Raises SampleError when the image or its label cannot be used."""
-        label = self._label(raw)
-        return ViewSample(self.views.of(self.memory.picture(raw), split, raw.key), label)
-
-
-class ViewStream(IterableDataset):
+class ViewStream(WorkerStream):
     """Rows of the tasks, each worker its own tasks; a part's rows come in order, then its `PartEnd`.
 
     Args:
-        reader: of the shards.
+        reader: of the shards; what it makes of pictures is not asked.
+        views: those of each picture.
         tasks: this process' share.
         num_shards: of all shares; damaged shards are counted against it.
     """
 
-    def __init__(self, reader: ViewReader, tasks: Sequence[Task], num_shards: int) -> None:
-        self.reader, self.tasks, self.num_shards = reader, list(tasks), num_shards
-        self.settings = reader.views.settings
+    def __init__(self, reader: ImageReader, views: Views, tasks: Sequence[Task], num_shards: int) -> None:
+        self.reader, self.views, self.tasks, self.num_shards = reader, views, list(tasks), num_shards
+        self.settings = views.settings
 
-    def __iter__(self) -> Iterator[Rows | PartEnd | Failure]:
-        info = get_worker_info()
-        first, step = (info.id, info.num_workers) if info else (0, 1)
+    @property
+    def num_views(self) -> int:
+        """Of all images that the shards should hold."""
+        return sum(self._views_of(task) for task in self.tasks)
+
+    def num_batches(self, workers: int) -> int:
+        return sum(-(-self._views_of(task) // self.settings.batch_size) + 1 for task in self.tasks)
+
+    def _views_of(self, task: Task) -> int:
+        return task.shard.samples * self.settings.views_of(task.split)
+
+    def batches(self, worker: int, workers: int) -> Iterator[Rows | PartEnd]:
         faults = Faults(self.num_shards)
-        try:
-            for task in self.tasks[first::step]:
-                yield from self._part(task, faults)
-        except UserError as error:
-            yield Failure(str(error))
+        for task in self.tasks[worker::workers]:
+            yield from self._part(task, faults)
 
     def _part(self, task: Task, faults: Faults) -> Iterator[Rows | PartEnd]:
         end = PartEnd(task)
@@ -294,37 +278,22 @@ class ViewStream(IterableDataset):
         for raw in self.reader.read(task.shard, faults):
             faults.seen += 1
             try:
-                sample = self.reader.views_of(raw, task.split)
-                waiting += sample.views
-                end.labels.append(sample.label)
+                label = self.reader.label(raw)
+                waiting += self.views.of(self.reader.picture(raw), task.split, raw.key)
+                end.labels.append(label)
             except SampleError as error:
                 faults.sample(raw.shard, raw.key, str(error))
                 end.damaged.append(f"{raw.key}: {error}")
             while len(waiting) >= self.settings.batch_size:
-                yield self._rows(task, waiting[: self.settings.batch_size])
+                yield _rows(task, waiting[: self.settings.batch_size])
                 del waiting[: self.settings.batch_size]
         if waiting:
-            yield self._rows(task, waiting)
+            yield _rows(task, waiting)
         lost = task.shard.samples - len(end.labels) - len(end.damaged)
         if lost > 0:
             end.damaged.append(f"{task.shard.name}: cut off, {lost} images are lost")
         yield end
 
-    def _rows(self, task: Task, views: Sequence[Image.Image]) -> Rows:
-        return Rows(task.part, torch.from_numpy(np.stack([planes(view) for view in views])))
 
-
-def view_loader(stream: ViewStream, num_workers: int) -> Iterator[Rows | PartEnd]:
-    """The stream's items over worker processes, or from this one. Raises UserError as the stream."""
-    workers = min(num_workers, len(stream.tasks))
-    loader = DataLoader(
-        stream, batch_size=None, num_workers=workers, collate_fn=_as_it_is, worker_init_fn=outlive_stop_signals
-    )
-    for item in loader:
-        if isinstance(item, Failure):
-            raise UserError(item.message)
-        yield item
-
-
-def _as_it_is(item: Any) -> Any:
-    return item
+def _rows(task: Task, views: Sequence[Image.Image]) -> Rows:
+    return Rows(task.part, torch.from_numpy(np.stack([planes(view) for view in views])))

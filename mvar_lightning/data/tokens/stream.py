@@ -5,19 +5,16 @@ Legend: B batch, L tokens, P parts, N samples.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
 
 from mvar_lightning.data.reading.loader import StreamLoader, TrainLoader
-from mvar_lightning.data.reading.order import Failure
+from mvar_lightning.data.reading.order import EpochStream, OnceStream, StreamConfig
 from mvar_lightning.data.tokens.cache import REPAIR, TokenCache, open_part
 from mvar_lightning.errors import UserError
 
@@ -40,6 +37,86 @@ class Chunk(NamedTuple):
     tokens_NL: Tensor
     labels_N: Tensor
     ends: list[int]
+
+
+# Which samples of a token cache come when, as arrays: an endless seeded row of passes over the cache.
+#
+# Pass after pass holds every sample once. In each, the parts are permuted and drawn from in windows: samples come in
+# any order within a window of parts, which keeps the pages that a worker reads, and has mapped, together. A cache
+# that is smaller than a window is permuted whole. The row is a function of the seed alone, and every batch is a slice
+# of it, so nothing is lost or doubled between ranks or workers.
+#
+# N samples: their numbers run through the parts.
+
+
+class Piece(NamedTuple):
+    """Consecutive samples of the row that belong to one window."""
+
+    number: int
+    """The pass over the cache, counted from 0."""
+    window: int
+    """Of that pass."""
+    numbers_N: np.ndarray
+
+
+class _Pass(NamedTuple):
+    number: int
+    parts_P: np.ndarray
+    """Parts in the order of this pass."""
+    first_P: np.ndarray
+    """Index of each one's first sample in the pass."""
+    bounds_W: np.ndarray
+    """Where windows begin in `parts_P`, and its end."""
+
+
+class TrainOrder:
+    """The endless row over parts of `sizes` samples; `window` is about how many samples are mixed with one another."""
+
+    def __init__(self, sizes: Sequence[int], seed: int, window: int) -> None:
+        if seed < 0:
+            raise UserError(f"seed {seed}: must be 0 or more")
+        if window < 1:
+            raise UserError(f"shuffle_window {window}: must be 1 or more")
+        self.sizes_P = np.asarray(sizes, dtype=np.int64)
+        self.starts_P = np.cumsum(self.sizes_P) - self.sizes_P
+        self.samples = int(self.sizes_P.sum())
+        self.seed, self.window = seed, window
+        self._pass: _Pass | None = None
+        self._window: tuple[int, int, int, np.ndarray] | None = None
+
+    def take(self, first: int, count: int) -> Iterator[Piece]:
+        """Samples first .. first + count - 1 of the row, cut where passes and windows end."""
+        while count > 0:
+            number, index = divmod(first, self.samples)
+            window, start, numbers_N = self._window_at(number, index)
+            piece_N = numbers_N[index - start : index - start + count]
+            yield Piece(number, window, piece_N)
+            first, count = first + len(piece_N), count - len(piece_N)
+
+    def _window_at(self, number: int, index: int) -> tuple[int, int, np.ndarray]:
+        """The window that holds sample `index` of a pass, the index of its first one, and all its samples in order."""
+        layout = self._layout(number)
+        part = int(np.searchsorted(layout.first_P, index, side="right")) - 1
+        window = int(np.searchsorted(layout.bounds_W, part, side="right")) - 1
+        if self._window is None or self._window[:2] != (number, window):
+            low, high = layout.bounds_W[window : window + 2]
+            parts = layout.parts_P[low:high]
+            numbers_N = np.concatenate([np.arange(self.sizes_P[p]) + self.starts_P[p] for p in parts])
+            rng = np.random.default_rng([self.seed, number, window])
+            self._window = (number, window, int(layout.first_P[low]), rng.permutation(numbers_N))
+        return self._window[1:]
+
+    def _layout(self, number: int) -> _Pass:
+        if self._pass is None or self._pass.number != number:
+            parts_P = np.random.default_rng([self.seed, number]).permutation(len(self.sizes_P))
+            first_P = np.cumsum(self.sizes_P[parts_P]) - self.sizes_P[parts_P]
+            # a part belongs to the window in which its first sample lies: parts are never cut in two
+            bounds = np.flatnonzero(np.diff(first_P // self.window, prepend=-1))
+            self._pass = _Pass(number, parts_P, first_P, np.append(bounds, len(parts_P)))
+        return self._pass
+
+
+# From the cache to batches.
 
 
 class TokenReader:
@@ -71,13 +148,14 @@ class TokenReader:
         part_N = np.searchsorted(self.ends_P, numbers_N, side="right")
         order_N = np.argsort(part_N, kind="stable")
         cuts = np.flatnonzero(np.diff(part_N[order_N])) + 1
-        for places in np.split(order_N, cuts):
-            part = int(part_N[places[0]])
+        # part by part: each is one slice of its map, however the samples are mixed
+        for index_n in np.split(order_N, cuts):
+            part = int(part_N[index_n[0]])
             tokens_vnL, labels_n = self._map(part)
-            rows = numbers_N[places] - (self.ends_P[part] - self.sizes[part])
+            rows = numbers_N[index_n] - (self.ends_P[part] - self.sizes[part])
             # parts differ in their view, so that any stretch of training sees all of them
-            tokens_NL[places] = tokens_vnL[(number + part) % self.views][rows]
-            labels_N[places] = labels_n[rows]
+            tokens_NL[index_n] = tokens_vnL[(number + part) % self.views][rows]
+            labels_N[index_n] = labels_n[rows]
         self._check(tokens_NL, labels_N)
         return tokens_NL, labels_N
 
@@ -98,72 +176,35 @@ class TokenReader:
             )
 
 
-@dataclass(frozen=True)
-class TokenConfig:
-    """What training and validation have in common. `rank` of `world_size` processes reads it."""
+class TokenTrainStream(EpochStream):
+    """Chunks of training batches: batch n of epoch e is a function of (seed, e, n, rank, ranks, batch size); the number
+    of workers has no part in it."""
 
-    cache: TokenCache
-    batch_size: int
-    seed: int = 0
-    rank: int = 0
-    world_size: int = 1
-
-
-class TokenStream(IterableDataset, ABC):
-    """Chunks of batches for one DataLoader worker; subclasses say which, in `chunks(worker, workers)`."""
-
-    def __init__(self, config: TokenConfig, split: str) -> None:
-        self.config = config
-        self.reader = TokenReader(config.cache, split)
-
-    @abstractmethod
-    def chunks(self, worker: int, workers: int) -> Iterator[Chunk]:
-        """Batches of one worker of this rank."""
-
-    @abstractmethod
-    def num_batches(self, workers: int) -> int:
-        """Batches of an epoch on this rank."""
-
-    def __iter__(self) -> Iterator[Chunk | Failure]:
-        info = get_worker_info()
-        if info is None:
-            yield from self.chunks(0, 1)
-            return
-        try:
-            yield from self.chunks(info.id, info.num_workers)
-        except UserError as error:
-            yield Failure(str(error))
-
-
-class TokenTrainStream(TokenStream):
-    """Endless data cut into epochs of `epoch_batches` batches on every rank: batch n of epoch e is a function of
-    (seed, e, n, rank, ranks, batch size); the number of workers has no part in it.
-
-    `position` holds the epoch and the first batch of the next pass; it is shared with worker processes.
-    """
-
-    def __init__(self, config: TokenConfig, epoch_batches: int, shuffle_window: int = 100_000) -> None:
-        super().__init__(config, "train")
-        self.epoch_batches = epoch_batches
+    def __init__(
+        self, cache: TokenCache, config: StreamConfig, epoch_batches: int, shuffle_window: int = 100_000
+    ) -> None:
+        super().__init__(config, epoch_batches)
+        self.reader = TokenReader(cache, "train")
         self.order = TrainOrder(self.reader.sizes, config.seed, shuffle_window)
         self._window = (-1, -1)
-        self.position = torch.zeros(2, dtype=torch.int64).share_memory_()
 
-    def num_batches(self, workers: int) -> int:
-        return self.epoch_batches
-
-    def chunks(self, worker: int, workers: int) -> Iterator[Chunk]:
-        """Chunks are dealt to the workers in turn; the loader takes them in turn, too."""
+    def batches(self, worker: int, workers: int) -> Iterator[Chunk]:
+        """Chunks are dealt to the workers in turn, from the first batch of the pass on; the loader takes them in turn,
+        too. A resumed pass is dealt otherwise, which changes nothing: the row of samples is no worker's own."""
         epoch, first = self.position.tolist()
         size = self.config.batch_size
         step = max(1, ROWS_AT_ONCE // size)
         for start in range(first + worker * step, self.epoch_batches, workers * step):
             numbers = range(start, min(start + step, self.epoch_batches))
             tokens_NL, labels_N = self._read([epoch * self.epoch_batches + number for number in numbers])
-            yield _chunk(tokens_NL, labels_N, [size * (place + 1) for place in range(len(numbers))])
+            yield _chunk(tokens_NL, labels_N, [size * (index + 1) for index in range(len(numbers))])
 
     def _read(self, batches: list[int]) -> Arrays:
-        """Rows of this rank's share of several batches, one after the other."""
+        """Rows of this rank's share of several batches, one after the other.
+
+        Pieces of one window are read together, which asks each part once; windows one after the other, so that parts of
+        the one before can be unmapped.
+        """
         size = self.config.batch_size
         firsts = [(batch * self.config.world_size + self.config.rank) * size for batch in batches]
         pieces = [piece for first in firsts for piece in self.order.take(first, size)]
@@ -178,21 +219,14 @@ class TokenTrainStream(TokenStream):
         return self.reader.read(numbers_N, number)
 
 
-class TokenValidationStream(TokenStream):
+class TokenValidationStream(OnceStream):
     """Every sample once over all ranks and workers, in the order of the cache."""
 
-    def __init__(self, config: TokenConfig, split: str = "val") -> None:
-        super().__init__(config, split)
+    def __init__(self, cache: TokenCache, config: StreamConfig, split: str = "val") -> None:
+        self.reader = TokenReader(cache, split)
+        super().__init__(config, sum(self.reader.sizes))
 
-    def blocks(self, worker: int, workers: int) -> list[range]:
-        """Sample numbers of each batch of one worker."""
-        consumer, consumers = self.config.rank * workers + worker, self.config.world_size * workers
-        return validation_blocks(sum(self.reader.sizes), self.config.batch_size, consumer, consumers)
-
-    def num_batches(self, workers: int) -> int:
-        return sum(len(self.blocks(worker, workers)) for worker in range(workers))
-
-    def chunks(self, worker: int, workers: int) -> Iterator[Chunk]:
+    def batches(self, worker: int, workers: int) -> Iterator[Chunk]:
         blocks = self.blocks(worker, workers)
         step = max(1, ROWS_AT_ONCE // self.config.batch_size)
         for start in range(0, len(blocks), step):
@@ -218,93 +252,4 @@ class TokenLoader(StreamLoader):
 
 
 class TokenTrainLoader(TokenLoader, TrainLoader):
-    """The same, with a place that checkpoints keep."""
-
-
-# Which samples of a token cache come when, as arrays: an endless seeded row of passes over the cache.
-#
-# Pass after pass holds every sample once. In each, the parts are permuted and drawn from in windows: samples come in
-# any order within a window of parts, which keeps the pages that a worker reads, and has mapped, together. A cache
-# that is smaller than a window is permuted whole. The row is a function of the seed alone, and every batch is a slice
-# of it, so nothing is lost or doubled between ranks or workers.
-#
-# Legend: P parts, N samples (their numbers run through the parts).
-
-
-class Piece(NamedTuple):
-    """Consecutive samples of the row that belong to one window."""
-
-    number: int
-    """The pass over the cache, counted from 0."""
-    window: int
-    """Of that pass."""
-    numbers_N: np.ndarray
-
-
-class _Pass(NamedTuple):
-    number: int
-    parts_P: np.ndarray
-    """Parts in the order of this pass."""
-    first_P: np.ndarray
-    """Place of each one's first sample."""
-    bounds_W: np.ndarray
-    """Where windows begin in `parts_P`, and its end."""
-
-
-class TrainOrder:
-    """The endless row over parts of `sizes` samples; `window` is about how many samples are mixed with one another."""
-
-    def __init__(self, sizes: Sequence[int], seed: int, window: int) -> None:
-        if seed < 0:
-            raise UserError(f"seed {seed}: must be 0 or more")
-        if window < 1:
-            raise UserError(f"shuffle_window {window}: must be 1 or more")
-        self.sizes_P = np.asarray(sizes, dtype=np.int64)
-        self.starts_P = np.cumsum(self.sizes_P) - self.sizes_P
-        self.samples = int(self.sizes_P.sum())
-        self.seed, self.window = seed, window
-        self._pass: _Pass | None = None
-        self._window: tuple[int, int, int, np.ndarray] | None = None
-
-    def take(self, first: int, count: int) -> Iterator[Piece]:
-        """Samples first .. first + count - 1 of the row, cut where passes and windows end."""
-        while count > 0:
-            number, place = divmod(first, self.samples)
-            window, start, numbers_N = self._window_at(number, place)
-            piece_N = numbers_N[place - start : place - start + count]
-            yield Piece(number, window, piece_N)
-            first, count = first + len(piece_N), count - len(piece_N)
-
-    def _window_at(self, number: int, place: int) -> tuple[int, int, np.ndarray]:
-        """The window that holds `place` of a pass, the place where it begins, and all its samples in their order."""
-        layout = self._layout(number)
-        part = int(np.searchsorted(layout.first_P, place, side="right")) - 1
-        window = int(np.searchsorted(layout.bounds_W, part, side="right")) - 1
-        if self._window is None or self._window[:2] != (number, window):
-            low, high = layout.bounds_W[window : window + 2]
-            parts = layout.parts_P[low:high]
-            numbers_N = np.concatenate([np.arange(self.sizes_P[p]) + self.starts_P[p] for p in parts])
-            rng = np.random.default_rng([self.seed, number, window])
-            self._window = (number, window, int(layout.first_P[low]), rng.permutation(numbers_N))
-        return self._window[1:]
-
-    def _layout(self, number: int) -> _Pass:
-        if self._pass is None or self._pass.number != number:
-            parts_P = np.random.default_rng([self.seed, number]).permutation(len(self.sizes_P))
-            first_P = np.cumsum(self.sizes_P[parts_P]) - self.sizes_P[parts_P]
-            bounds = np.flatnonzero(np.diff(first_P // self.window, prepend=-1))
-            self._pass = _Pass(number, parts_P, first_P, np.append(bounds, len(parts_P)))
-        return self._pass
-
-
-def validation_blocks(samples: int, batch_size: int, consumer: int, consumers: int) -> list[range]:
-    """Batches of one consumer: every sample once over all of them, and equally many batches for each that has any.
-
-    Consumers differ by one sample at most; only with a batch size of 1, or fewer samples than consumers, do they
-    differ by a batch.
-    """
-    first, end = samples * consumer // consumers, samples * (consumer + 1) // consumers
-    largest = -(-samples // consumers)
-    batches = min(-(-largest // batch_size), end - first)
-    cuts = [first + (end - first) * batch // batches for batch in range(batches + 1)] if batches else []
-    return [range(low, high) for low, high in pairwise(cuts)]
+    """The same, with a position that checkpoints keep."""
