@@ -21,7 +21,7 @@ from mvar_lightning.errors import UserError
 from mvar_lightning.sampling import generate
 from mvar_lightning.tokenizer import CodebookUsage, fingerprint
 from mvar_lightning.training.distributed import log_means, seed_batch, shard_where_asked
-from mvar_lightning.training.optimizers import Schedule, ScheduledAdamW, parameter_groups
+from mvar_lightning.training.optimizers import HeldLine, ScheduledAdamW, parameter_groups
 from mvar_lightning.training.scale_groups import ScaleGroups, kept_of_token, loss_of_groups
 from mvar_lightning.training.token_loss import TokenLoss, token_loss
 from mvar_lightning.transformer import (
@@ -53,7 +53,7 @@ class NextScaleModule(L.LightningModule):
         attention, history, blocks: the axes of variation.
         backend: how attention is computed (auto, dense, per_scale, flex, natten).
         base_lr: learning rate for a global batch of 256; the peak is base_lr x global batch / 256.
-        betas, weight_decay, weight_decay_end, warmup, final_lr_ratio: AdamW and its schedule (see `Schedule`);
+        betas, weight_decay, weight_decay_end, warmup, final_lr_ratio: AdamW and its schedule (see `HeldLine`);
             ``warmup`` is the share of all steps (VAR: 1/50).
         gamma_init: initial factor of the AdaLN gates.
         label_drop: share of labels dropped in training, for guidance.
@@ -237,7 +237,7 @@ class NextScaleModule(L.LightningModule):
             raise UserError("trainer.max_steps: -1 never ends, but the schedule needs the number of steps; set it")
         lr = self.base_lr * self.global_batch_size() / 256
         optimizer = torch.optim.AdamW(
-            parameter_groups(self.model.named_parameters()),
+            parameter_groups(self.model),
             lr=lr,
             betas=self.betas,
             weight_decay=self.weight_decay,
@@ -245,14 +245,8 @@ class NextScaleModule(L.LightningModule):
         )
         # else Lightning refuses to clip under bf16-mixed, for the sake of a loss scale that there is none of
         cast(Any, optimizer)._step_supports_amp_scaling = False
-        schedule = Schedule(
-            total_steps=int(steps),
-            warmup_steps=round(self.warmup * steps),
-            final_ratio=self.final_lr_ratio,
-            weight_decay=self.weight_decay,
-            weight_decay_end=self.weight_decay_end,
-        )
-        scheduler = ScheduledAdamW(optimizer, schedule)
+        schedule = HeldLine(int(steps), round(self.warmup * steps), self.final_lr_ratio)
+        scheduler = ScheduledAdamW(optimizer, schedule, (self.weight_decay, self.weight_decay_end))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def global_batch_size(self) -> int:

@@ -56,7 +56,7 @@ from mvar_lightning.training.manual_steps import (
     total_steps,
     window_of,
 )
-from mvar_lightning.training.optimizers import OptimizerSettings, tokenizer_optimizers
+from mvar_lightning.training.optimizers import TokenizerAdamW, tokenizer_optimizers
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ class TokenizerModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.settings = OptimizerSettings(lr, betas, weight_decay, warmup, final_lr_ratio)
+        self.settings = TokenizerAdamW(lr, betas, weight_decay, warmup, final_lr_ratio)
         if accumulate_grad_batches < 1 or (gradient_clip_val is not None and gradient_clip_val <= 0):
             raise UserError(
                 f"accumulate_grad_batches {accumulate_grad_batches}, gradient_clip_val {gradient_clip_val}: "

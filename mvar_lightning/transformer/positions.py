@@ -86,6 +86,13 @@ class LearnedPositions(nn.Module):
         self.token = nn.Parameter(torch.empty(1, pyramid.num_tokens, width))
         self.level = nn.Embedding(pyramid.num_scales, width)
 
+    def init_weights(self, std: float) -> None:
+        nn.init.trunc_normal_(self.start, std=std)
+        nn.init.trunc_normal_(self.token, std=std)
+
+    def no_weight_decay(self) -> set[str]:
+        return {"start", "token", "level.weight"}
+
     def forward(self, scales: range) -> Tensor:
         """Positions of the tokens of ``scales``, (1, l, C)."""
         counts = [self.pyramid.tokens_of(scale) for scale in scales]
@@ -117,6 +124,9 @@ class LevelMLP(nn.Module):
         self.pyramid = pyramid
         self.up = nn.Linear(self.frequencies, width)
         self.down = nn.Linear(width, width)
+
+    def no_weight_decay(self) -> set[str]:
+        return {"up.weight", "down.weight"}  # the release matches `lvl_embed` by name, so its MLP does not decay
 
     def forward(self, scales: range) -> Tensor:
         """Level embeddings of the tokens of ``scales``, (1, l, C)."""
