@@ -21,6 +21,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
+from mvar_lightning.checkpoints.folder import Record
 from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer import MultiScaleTokenizer, fingerprint_of
 from mvar_lightning.tools.processes import sum_over_ranks
@@ -141,21 +142,10 @@ def check_trainer(trainer: L.Trainer) -> None:
 # What a Lightning checkpoint of a tokenizer run says beside its tensors, and what it must agree in to be resumed.
 
 
-CHECKPOINT_FORMAT = 1
-
-
-def description(tokenizer: MultiScaleTokenizer, checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """What rebuilds the tokenizer, in plain values.
-
-    The hash is that of the weights in the file: with averaging on they are not the ones in training.
-    """
+def record_of(tokenizer: MultiScaleTokenizer, checkpoint: dict[str, Any]) -> Record:
+    """Its hash is that of the weights in the file: with averaging on they are not the ones in training."""
     state = {key.removeprefix("tokenizer."): tensor for key, tensor in checkpoint["state_dict"].items()}
-    return {
-        "format": CHECKPOINT_FORMAT,
-        "kind": "tokenizer",
-        "tokenizer": tokenizer.config,
-        "tokenizer_hash": fingerprint_of(tokenizer, state),
-    }
+    return Record(tokenizer.config, fingerprint_of(tokenizer, state))
 
 
 def check_weights(checkpoint: dict[str, Any]) -> None:

@@ -16,10 +16,12 @@ from torch import Tensor
 
 from mvar_lightning.attention import AdjacentAttention, AttentionStrategy, FullAttention, SpatialAttention
 from mvar_lightning.checkpoints import load_initial_weights, load_tokenizer
+from mvar_lightning.checkpoints.folder import Record
 from mvar_lightning.data.token_data import TokenShardsDataModule
 from mvar_lightning.errors import UserError
+from mvar_lightning.metrics.codebook_usage import CodebookUsage
 from mvar_lightning.sampling import generate
-from mvar_lightning.tokenizer import CodebookUsage, fingerprint
+from mvar_lightning.tokenizer import fingerprint
 from mvar_lightning.training.distributed import log_means, seed_batch, shard_where_asked
 from mvar_lightning.training.optimizers import HeldLine, ScheduledAdamW, parameter_groups
 from mvar_lightning.training.scale_groups import ScaleGroups, kept_of_token, loss_of_groups
@@ -34,8 +36,6 @@ from mvar_lightning.transformer import (
     VARBlocks,
 )
 from mvar_lightning.transformer import acceleration as compiled
-
-CHECKPOINT_FORMAT = 1
 
 
 class NextScaleModule(L.LightningModule):
@@ -260,34 +260,14 @@ class NextScaleModule(L.LightningModule):
             raise UserError("the learning rate is scaled by the batch size: give the trainer a datamodule that has one")
         return int(per_process)
 
+    def _record(self) -> Record:
+        return Record(self.tokenizer.config, self.tokenizer_hash, self.model.config)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write what rebuilds model and tokenizer, in plain values."""
-        checkpoint["mvar_lightning"] = {
-            "format": CHECKPOINT_FORMAT,
-            "kind": "next_scale",
-            "model": self.model.config,
-            "tokenizer": self.tokenizer.config,
-            "tokenizer_hash": self.tokenizer_hash,
-        }
+        self._record().write_into(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another tokenizer or architecture before any weight is touched."""
-        described = checkpoint.get("mvar_lightning")
-        if not isinstance(described, dict) or described.get("kind") != "next_scale":
-            raise UserError("this checkpoint holds no next-scale model of mvar_lightning; give the right file")
-        if described["tokenizer_hash"] != self.tokenizer_hash:
-            raise UserError(
-                f"this checkpoint belongs to tokenizer {described['tokenizer_hash'][:12]}, but the run uses "
-                f"{self.tokenizer_hash[:12]}: point model.tokenizer to the one it was trained with, or start a new run"
-            )
-        ours, theirs = self.model.config, described["model"]
-        differing = [key for key in ours if ours[key] != theirs.get(key)]
-        if differing:
-            key = differing[0]
-            raise UserError(
-                f"this checkpoint has {key} {theirs.get(key)}, but the run has {ours[key]}: "
-                "train under another run folder, or fine-tune with model.init_from"
-            )
+        self._record().check_resumed(checkpoint)
 
 
 # The published families: each names its defaults on the three axes and changes nothing else.

@@ -21,10 +21,10 @@ from mvar_lightning.checkpoints import load_tokenizer
 from mvar_lightning.checkpoints.folder import is_released
 from mvar_lightning.checkpoints.official import import_tokenizer
 from mvar_lightning.errors import UserError
+from mvar_lightning.metrics.codebook_usage import CodebookUsage
 from mvar_lightning.tokenizer import (
     AdversarialLoss,
     CodebookRemedy,
-    CodebookUsage,
     DataDependentInit,
     DeadCodeRestart,
     EntropyLoss,
@@ -48,7 +48,7 @@ from mvar_lightning.training.manual_steps import (
     check_trainer,
     check_weights,
     count_earlier_steps,
-    description,
+    record_of,
     reducing,
     take_step,
     take_uncounted_step,
@@ -316,7 +316,7 @@ class TokenizerModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_weights(checkpoint)
-        checkpoint["mvar_lightning"] = description(self.tokenizer, checkpoint)
+        record_of(self.tokenizer, checkpoint).write_into(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_discriminator(checkpoint, self.adversarial is not None)

@@ -11,6 +11,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
+from mvar_lightning.compat import constant_when_compiled
 from mvar_lightning.pyramid import ScalePyramid
 
 # Two-dimensional rotary positions over a token pyramid (Markov-VAR's `LlamaRotaryEmbedding`).
@@ -50,7 +51,7 @@ class PyramidRotation:
         return torch.addcmul(x * cos_l11D, swapped, sin_l11D)
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def _angles(
     pyramid: ScalePyramid, theta: float, head_dim: int, parts: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
