@@ -208,7 +208,7 @@ class MultiScaleTokenizer(nn.Module):
             )
 
 
-# Whether a transformer speaks a tokenizer's tokens.
+# Whose tokens they are: a transformer has to speak its tokenizer's, and a hash says which tokenizer that was.
 
 
 class SpeaksTokens(Protocol):
@@ -230,9 +230,6 @@ def check_pair(model: SpeaksTokens, tokenizer: MultiScaleTokenizer) -> None:
             raise UserError(
                 f"{name}: the model has {ours}, the tokenizer {theirs}; take the tokenizer it was trained with"
             )
-
-
-# A hash that says which tokenizer tokens belong to.
 
 
 TRAINING_ONLY = frozenset({"beta", "codebook_std"})

@@ -1,4 +1,5 @@
-"""Training of a next-scale transformer as a LightningModule: one module for every strategy, history and block.
+"""Training of a next-scale transformer as a LightningModule: one module for every strategy, history and block, and the
+published families as its defaults.
 
 B batch, L tokens of the pyramid, Z code dim, HW pixels.
 """
@@ -34,14 +35,12 @@ from mvar_lightning.transformer import (
     NoHistory,
     SlidingWindowHistory,
     VARBlocks,
+    acceleration,
 )
-from mvar_lightning.transformer import acceleration as compiled
 
 
 class NextScaleModule(L.LightningModule):
     """Fits a `NextScaleTransformer` to the tokens of a frozen tokenizer, encoding images on the fly or from a cache.
-
-    The families in `families.py` name the defaults of the axes.
 
     Batches are dictionaries with ``image``, float (B, 3, H, W) in [-1, 1], or ``tokens``, int64 (B, L), and with
     ``label``, int64 (B,).
@@ -128,7 +127,7 @@ class NextScaleModule(L.LightningModule):
         if init_from is not None:
             load_initial_weights(self.model, init_from)
         if compile_blocks:
-            compiled.compile_blocks(self.model)
+            acceleration.compile_blocks(self.model)
         self.base_lr, self.betas = base_lr, betas
         self.weight_decay = weight_decay
         self.weight_decay_end = weight_decay if weight_decay_end is None else weight_decay_end
@@ -198,7 +197,7 @@ class NextScaleModule(L.LightningModule):
             self.trainer.optimizers[0].zero_grad()  # Lightning's own comes after this step's first backward passes
         groups, accumulated = self.scale_groups.at(self.global_step), self.trainer.accumulate_grad_batches
         loss, figures = loss_of_groups(self.model, x_BLZ, batch["label"], idx_BL, groups, accumulated)
-        self.log_dict({f"train/{name}": value for name, value in figures.named().items()})
+        self.log_dict(figures.named("train/"))
         self.log("loss", figures.loss, prog_bar=True, logger=False)
         return loss
 
@@ -209,8 +208,7 @@ class NextScaleModule(L.LightningModule):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         result, logits_BLV = self(batch)
         self.usage.update(logits_BLV.argmax(dim=-1))
-        named = {f"val/{name}": value for name, value in result.named().items()}
-        log_means(self, named, images=len(batch["label"]))
+        log_means(self, result.named("val/"), images=len(batch["label"]))
 
     def on_validation_epoch_end(self) -> None:
         """Codebook usage and perplexity of the predictions, over all tokens of the epoch."""
@@ -221,8 +219,7 @@ class NextScaleModule(L.LightningModule):
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         result, _ = self(batch)
-        named = {f"test/{name}": value for name, value in result.named().items()}
-        log_means(self, named, images=len(batch["label"]))
+        log_means(self, result.named("test/"), images=len(batch["label"]))
 
     def generate(self, label_B: Tensor, seeds: list[int]) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) in [0, 1] and their tokens (B, L), with this run's sampling settings."""

@@ -2,7 +2,9 @@
 
 Both are the same residual block with other parts, so there is one block class and a design that chooses them.
 
-B batch, l tokens of the scales at hand, C width.
+The parts come first: attention, MLPs, AdaLN modulation, stochastic depth, the head.
+
+B batch, l tokens of the scales at hand, C width, H heads, D head dim.
 """
 
 from __future__ import annotations
@@ -20,11 +22,6 @@ from mvar_lightning.axis import AxisMember
 from mvar_lightning.pyramid import ScalePyramid
 from mvar_lightning.transformer.linear import Linear, activated_linear, linear, multiplied_linear
 from mvar_lightning.transformer.positions import LearnedPositions, LevelMLP, PyramidRotation
-
-# The parts a block is made of: attention, MLPs, norms, AdaLN modulation, stochastic depth.
-#
-# B batch, l tokens of the scales at hand, C width, H heads, D head dim.
-
 
 MAX_LOG_SCALE = math.log(100.0)
 NORM_FLOOR = 1e-12

@@ -1,6 +1,7 @@
-"""What tells the transformer where a token sits: learnt positions (VAR, MVAR) or levels alone (Markov-VAR).
+"""What tells the transformer where a token sits: learnt positions (VAR, MVAR), or rotary ones and levels (Markov-VAR).
 
-L tokens of the pyramid, l tokens of the scales at hand, K scales, C width.
+B batch, L tokens of the pyramid, l tokens of the scales at hand, K scales, n vectors of a token and head, C width,
+H heads, D head dim.
 """
 
 from __future__ import annotations
@@ -14,16 +15,11 @@ from torch import Tensor, nn
 from mvar_lightning.compat import constant_when_compiled
 from mvar_lightning.pyramid import ScalePyramid
 
-# Two-dimensional rotary positions over a token pyramid (Markov-VAR's `LlamaRotaryEmbedding`).
-#
-# Position i of a map with side n sits at i / n * n_max: all maps share the coordinates of the largest.
-#
-# B batch, L tokens of the pyramid, l tokens of the scales at hand, n vectors of a token and head, H heads, D head
-# dim.
-
 
 class PyramidRotation:
-    """Rotates queries and keys by their (y, x) in the pyramid.
+    """Rotates queries and keys by their (y, x) in the pyramid (Markov-VAR's `LlamaRotaryEmbedding`).
+
+    Position i of a map with side n sits at i / n * n_max: all maps share the coordinates of the largest.
 
     Args:
         pyramid: where the tokens sit.
