@@ -255,7 +255,7 @@ class Ours(Side):
     @cached_property
     def optimizer(self) -> torch.optim.Optimizer:
         # a learning rate of 0 does all the work and leaves the weights to the parts that follow
-        groups = parameter_groups(self.transformer.named_parameters())
+        groups = parameter_groups(self.transformer)
         return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
 
     def _loss(self, groups: tuple[range, ...]) -> Tensor:

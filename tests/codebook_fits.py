@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mvar_lightning.metrics.codebook_usage import CodebookUsage
 from mvar_lightning.tokenizer import (
-    CodebookUsage,
     L2Loss,
     LossPart,
     MultiScaleTokenizer,

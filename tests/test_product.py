@@ -63,7 +63,7 @@ def test_two_steps_reach_every_parameter_and_lower_the_loss(
     tokens = model.pyramid.num_tokens
     idx_BL = torch.randint(VOCAB, (6, tokens))
     x_BLZ, label_B = torch.randn(6, tokens - 1, CODE_DIM), torch.arange(6) % CLASSES
-    optimizer = torch.optim.AdamW(parameter_groups(model.named_parameters()), lr=1e-2)
+    optimizer = torch.optim.AdamW(parameter_groups(model), lr=1e-2)
     losses = []
     for _ in range(2):
         optimizer.zero_grad()

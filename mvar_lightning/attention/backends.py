@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mvar_lightning.attention.plan import AttentionPlan, ScaleRead
 from mvar_lightning.attention.strategies import AttentionStrategy, neighborhood_mask, window_starts
+from mvar_lightning.compat import constant_when_compiled
 from mvar_lightning.errors import UserError
 from mvar_lightning.pyramid import ScalePyramid
 
@@ -194,7 +195,7 @@ def natten_has_kernels() -> bool:
 # refuses. A compiler takes them as they are, as constants, instead of tracing how they are made.
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def _window_mask(side: int, kernel_size: int, device: torch.device) -> Tensor:
     return _cached_window_mask(side, kernel_size, device)
 
@@ -205,7 +206,7 @@ def _cached_window_mask(side: int, kernel_size: int, device: torch.device) -> Te
         return neighborhood_mask(side, kernel_size).to(device)
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def _strategy_mask(strategy: AttentionStrategy, pyramid: ScalePyramid, device: torch.device) -> Tensor:
     return _cached_strategy_mask(strategy, pyramid, device)
 

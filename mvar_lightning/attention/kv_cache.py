@@ -39,7 +39,7 @@ class LayerCache:
     def extend(self, k_BHlD: Tensor, v_BHlD: Tensor, scale: int) -> tuple[Tensor, Tensor]:
         """Add the keys and values of ``scale``; return all that its queries read, as views (B, H, S, D).
 
-        `KVCache.advance` ends the scale: until then other layers and other rows add theirs at the same place.
+        `KVCache.advance` ends the scale: until then other layers and other rows add theirs at the same tokens.
         """
         if not self._plan.is_cached(scale):
             return k_BHlD, v_BHlD

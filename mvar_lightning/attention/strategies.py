@@ -20,10 +20,9 @@ from mvar_lightning.axis import AxisMember
 from mvar_lightning.errors import UserError
 from mvar_lightning.pyramid import ScalePyramid
 
-# Neighborhoods on a square map: every query reads a k x k window, shifted inwards at the borders.
-#
-# The rule is that of neighborhood attention (Hassani et al., arXiv 2204.07143): the window is centered on the query
-# where it fits, and else moved just far enough to stay on the map, so every query has exactly k*k keys.
+# Neighborhoods on a square map, by the rule of neighborhood attention (Hassani et al., arXiv 2204.07143): the k x k
+# window is centered on the query where it fits, and else moved just far enough to stay on the map, so every query has
+# exactly k*k keys.
 
 
 def window_starts(side: int, kernel_size: int) -> Tensor:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from mvar_lightning.errors import UserError
 
@@ -18,8 +19,17 @@ SHOWN = 5
 
 def on_meta(build: Callable[[], M]) -> M:
     """Build a module whose tensors take no memory and draw no random numbers."""
-    with torch.device("meta"):
+    with torch.device("meta"), _Undrawn():
         return build()
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves initializations out: on the meta device a normal one imports torch's compiler, which takes seconds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        draws = getattr(func, "__module__", None) == nn.init.__name__ and "tensor" in kwargs
+        return kwargs["tensor"] if draws else func(*args, **kwargs)
 
 
 def check_fit(

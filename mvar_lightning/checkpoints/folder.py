@@ -86,7 +86,7 @@ def save(path: str | Path, model: NextScaleTransformer | None, tokenizer: MultiS
         write_tensors(new / TOKENIZER, _state(tokenizer))
         if model is not None:
             write_tensors(new / MODEL, _state(model))
-        write_json(new / CONFIG, record.as_plain())
+        write_json(new / CONFIG, {"library": LIBRARY, **record.as_plain()})
         _swap(path, new, old)
 
 
@@ -229,13 +229,39 @@ class Record:
     def as_plain(self) -> dict[str, Any]:
         """JSON values; `parse` reads them."""
         plain = {
-            "library": LIBRARY,
             "format": FORMAT,
             "kind": self.kind,
             "tokenizer": self.tokenizer,
             "tokenizer_hash": self.tokenizer_hash,
         }
         return plain if self.model is None else {**plain, "model": self.model}
+
+    def write_into(self, checkpoint: dict[str, Any]) -> None:
+        """Put this into what Lightning is about to save."""
+        checkpoint[LIBRARY] = self.as_plain()
+
+    def check_resumed(self, checkpoint: Mapping[str, Any]) -> None:
+        """Refuse to go on from what Lightning has read, before any weight is touched; this is the run's own record.
+
+        Raises:
+            UserError: no checkpoint of ours, one of another format version, tokenizer or architecture.
+        """
+        found = checkpoint.get(LIBRARY)
+        if not isinstance(found, dict) or found.get("kind") != "next_scale":
+            raise UserError(f"this checkpoint holds no next-scale model of {LIBRARY}; give the right file")
+        theirs = Record.parse(found, "this checkpoint")
+        if theirs.tokenizer_hash != self.tokenizer_hash:
+            raise UserError(
+                f"this checkpoint belongs to tokenizer {theirs.tokenizer_hash[:12]}, but the run uses "
+                f"{self.tokenizer_hash[:12]}: point model.tokenizer to the one it was trained with, or start a new run"
+            )
+        assert self.model is not None and theirs.model is not None
+        for key, value in self.model.items():
+            if value != theirs.model.get(key):
+                raise UserError(
+                    f"this checkpoint has {key} {theirs.model.get(key)}, but the run has {value}: "
+                    "train under another run folder, or fine-tune with model.init_from"
+                )
 
     @classmethod
     def parse(cls, plain: Any, source: str) -> Record:

@@ -16,8 +16,9 @@ from mvar_lightning.data.reading.loader import loading
 from mvar_lightning.errors import UserError
 from mvar_lightning.evaluation.tokenizer_report import Examples, FrechetReport, ScaleReport, TokenizerReport
 from mvar_lightning.metrics import FeatureExtractor, FrechetDistance, as_saved
+from mvar_lightning.metrics.codebook_usage import CodebookUsage
 from mvar_lightning.metrics.quality import SMALLEST_SSIM_SIDE, psnr, ssim
-from mvar_lightning.tokenizer import CodebookUsage, MultiScaleTokenizer
+from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.tools.compute import evaluating
 from mvar_lightning.tools.drawing import normalize, to_unit
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mvar_lightning.tokenizer.adversarial import AdversarialLoss, GANLoss, HingeLoss, NonSaturatingLoss
-from mvar_lightning.tokenizer.codebook import CodebookRemedy, CodebookUsage, DataDependentInit, DeadCodeRestart
+from mvar_lightning.tokenizer.codebook import CodebookRemedy, DataDependentInit, DeadCodeRestart
 from mvar_lightning.tokenizer.discriminator import (
     Augmentation,
     DiffAugment,
@@ -32,7 +32,6 @@ __all__ = [
     "AdversarialLoss",
     "Augmentation",
     "CodebookRemedy",
-    "CodebookUsage",
     "DataDependentInit",
     "DeadCodeRestart",
     "DiffAugment",

@@ -116,7 +116,7 @@ class AdversarialLoss(nn.Module):
             step: optimizer steps of the tokenizer so far.
         """
         if not self.active(step):
-            # a gradient of zero, so that DDP finds every parameter in every backward pass
+            # idle, but with a gradient of zero: DDP waits for every parameter in every backward pass
             idle = torch.stack([parameter.sum() for parameter in self.discriminator.parameters()]).sum() * 0
             return AdversarialTerms(rest.new_zeros(()), idle, {})
         reconstruction_B3HW = reconstruction_B3HW.float()
@@ -154,6 +154,7 @@ class AdversarialLoss(nn.Module):
             return rest.new_ones(())
         norms = []
         for loss in (rest, generator):
+            # the graph stays: the step's own backward pass goes through it again
             [gradient] = torch.autograd.grad(loss, last_layer, retain_graph=True, allow_unused=True)
             if gradient is None:
                 raise UserError(
@@ -196,8 +197,6 @@ def _steps(name: str, value: int | float, total_steps: float) -> int:
 
 
 # What a discriminator and the tokenizer want of logits: the loss axis of adversarial training.
-#
-# Shapes: B batch, n logits of an image, HW pixels.
 
 
 class GANLoss(AxisMember):
@@ -262,16 +261,11 @@ class NonSaturatingLoss(GANLoss):
         return F.softplus(-fake_Bn).mean()
 
 
-# LeCam regularization of a discriminator (Tseng et al. 2021, arXiv 2104.03310).
-#
-# Shapes: B batch, n logits of an image.
-
-
 class LeCam(nn.Module):
     """Keeps logits of real images from rising above the running mean of the others, and the other way round.
 
-    One-sided, as in the paper's code. The means are those of whole steps, over all batches and processes of a step, and
-    lie in buffers.
+    Regularizes a discriminator (Tseng et al. 2021, arXiv 2104.03310). One-sided, as in the paper's code. The means are
+    those of whole steps, over all batches and processes of a step, and lie in buffers.
 
     Args:
         weight: of the regularization; 0 leaves it out.

@@ -17,10 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mvar_lightning.errors import UserError
+from mvar_lightning.tools.compute import cpu_tuning
 
-# Normalization that mixed precision leaves in float32.
-#
-# Shapes: B batch, C channels, any positions after them.
+NORM_EPS = 1e-6
 
 
 class GroupNorm(nn.GroupNorm):
@@ -34,83 +33,9 @@ class GroupNorm(nn.GroupNorm):
         return super().forward(x_BC.to(self.weight.dtype))
 
 
-# 3x3 convolutions: torch's own, and without gradient on CPUs a form with two thirds of the products.
-#
-# The one-dimensional minimal filtering F(2, 3) of Winograd (1980; Lavin and Gray, arXiv 1509.09308, section 4.1),
-# along the rows: two neighboring results of a filter with three taps need four products of sums of the inputs, not
-# six. A 3x3 convolution becomes four 3x1 convolutions of maps of half the width. It adds only sums of two, and its
-# rounding is no larger than the direct form's. It pays where a map is large and its products outweigh the passes over
-# it.
-#
-# B batch, C channels, HW pixels, O output channels.
-
-
-LEAST_CHANNELS, LEAST_WIDTH = 128, 32
-BAND = 5 * 2**19
-"""Numbers of the map that are worked on at a time: what is made of them stays in a cache of some ten MiB."""
-
-
-class Conv3x3(nn.Conv2d):
+def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
     """A 3x3 convolution that keeps the map's size."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, kernel_size=3, padding=1)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        assert self.bias is not None
-        return filtered(x_BCHW, self.weight, self.bias) if _pays(x_BCHW) else super().forward(x_BCHW)
-
-
-def filtered(x_BCHW: Tensor, weight_OC33: Tensor, bias_O: Tensor) -> Tensor:
-    """The convolution in the form with fewer products; W must be even."""
-    B, C, H, W = x_BCHW.shape
-    filters_OC31 = _filters(weight_OC33)
-    result = x_BCHW.new_empty(B, H, W, len(bias_O)).permute(0, 3, 1, 2)  # channels last
-    rows = max(1, BAND // (B * C * W))
-    for top in range(0, H, rows):
-        band = slice(top, min(top + rows, H))
-        reach = slice(max(band.start - 1, 0), band.stop + 1)  # a row more at each side, where there is one
-        own = slice(band.start - reach.start, band.stop - reach.start)
-        sums = _sums(x_BCHW[:, :, reach])
-        products = (F.conv2d(part, taps, padding=(1, 0)) for part, taps in zip(sums, filters_OC31, strict=True))
-        first, second, third, fourth = (product[:, :, own] for product in products)
-        torch.add(first.add_(second), third, out=result[:, :, band, 0::2])
-        torch.sub(second.sub_(third), fourth, out=result[:, :, band, 1::2])
-        result[:, :, band].add_(bias_O[:, None, None])
-    return result
-
-
-def _filters(weight_OC33: Tensor) -> tuple[Tensor, ...]:
-    """g1, (g1 + g2 + g3) / 2, (g1 - g2 + g3) / 2, g3 of the taps along a row, each (O, C, 3, 1)."""
-    one, two, three = weight_OC33.unbind(3)
-    outer = one + three
-    return tuple(taps.unsqueeze(3) for taps in (one, (outer + two) / 2, (outer - two) / 2, three))
-
-
-def _sums(x_BCHW: Tensor) -> tuple[Tensor, ...]:
-    """d1 - d3, d2 + d3, d3 - d2, d2 - d4 of the four columns under each pair of results; beyond the map are zeros."""
-    even, odd = x_BCHW[..., 0::2], x_BCHW[..., 1::2]
-    left, right = odd.neg(), even.clone(memory_format=torch.channels_last)
-    left[..., 1:] += odd[..., :-1]
-    right[..., :-1] -= even[..., 1:]
-    return left, even + odd, odd - even, right
-
-
-def _pays(x_BCHW: Tensor) -> bool:
-    _, C, _, W = x_BCHW.shape
-    return (
-        C >= LEAST_CHANNELS
-        and W >= LEAST_WIDTH
-        and x_BCHW.numel() > 0
-        and W % 2 == 0
-        and x_BCHW.device.type == "cpu"
-        and x_BCHW.dtype == torch.float32
-        and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
-    )
-
-
-NORM_EPS = 1e-6
+    return nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
 
 
 def silu(x: Tensor) -> Tensor:
@@ -123,7 +48,7 @@ def fast_layout(x_BCHW: Tensor) -> Tensor:
 
     In training the layout stays as it comes (the gradients' convolutions gain nothing).
     """
-    if x_BCHW.device.type != "cpu" or torch.is_grad_enabled():
+    if x_BCHW.device.type != "cpu" or torch.is_grad_enabled() or not cpu_tuning():
         return x_BCHW
     return x_BCHW.contiguous(memory_format=torch.channels_last)
 
@@ -134,9 +59,9 @@ class ResidualBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, norm_groups: int) -> None:
         super().__init__()
         self.norm1 = GroupNorm(norm_groups, in_channels, eps=NORM_EPS)
-        self.conv1 = Conv3x3(in_channels, out_channels)
+        self.conv1 = conv3x3(in_channels, out_channels)
         self.norm2 = GroupNorm(norm_groups, out_channels, eps=NORM_EPS)
-        self.conv2 = Conv3x3(out_channels, out_channels)
+        self.conv2 = conv3x3(out_channels, out_channels)
         same_width = in_channels == out_channels
         self.shortcut = nn.Identity() if same_width else nn.Conv2d(in_channels, out_channels, kernel_size=1)
 
@@ -177,17 +102,17 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """Double the map: nearest neighbor, then a convolution.
 
-    Without gradient on a CPU both are computed as four 2x2 convolutions of the small map, one for each place inside
+    Without gradient on a CPU both are computed as four 2x2 convolutions of the small map, one for each corner of
     a doubled pixel: there the 3x3 window covers 2x2 source pixels only. The sums are the same, with 4/9 of the
     products.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = Conv3x3(channels, channels)
+        self.conv = conv3x3(channels, channels)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        if x_BCHW.device.type == "cpu" and not torch.is_grad_enabled():
+        if x_BCHW.device.type == "cpu" and not torch.is_grad_enabled() and cpu_tuning():
             return self._from_small_map(x_BCHW)
         return self.conv(F.interpolate(x_BCHW, scale_factor=2.0, mode="nearest"))
 
@@ -198,15 +123,15 @@ class Upsample(nn.Module):
             for column in (0, 1):
                 weight = _pair(_pair(self.conv.weight, 2, row), 3, column)
                 # padded on all sides, one row and one column too many: cheaper than copies of the windows
-                place = F.conv2d(x_BCHW, weight, self.conv.bias, padding=1)
-                large[:, :, row::2, column::2] = place[:, :, row : row + H, column : column + W]
+                quarter = F.conv2d(x_BCHW, weight, self.conv.bias, padding=1)
+                large[:, :, row::2, column::2] = quarter[:, :, row : row + H, column : column + W]
         return large
 
 
-def _pair(weight: Tensor, dim: int, place: int) -> Tensor:
+def _pair(weight: Tensor, dim: int, corner: int) -> Tensor:
     """Three taps on a doubled map as two on the small one: the second source pixel is met twice, or the first."""
     one, two, three = weight.unbind(dim)
-    return torch.stack([one, two + three] if place == 0 else [one + two, three], dim)
+    return torch.stack([one, two + three] if corner == 0 else [one + two, three], dim)
 
 
 class Level(nn.Module):
@@ -246,31 +171,19 @@ class Encoder(nn.Module):
     """Image (B, 3, HW) -> latent map (B, Z, hw), smaller by 2 ** (levels - 1); level 0 is the finest."""
 
     def __init__(
-        self,
-        code_dim: int,
-        channels: int,
-        channel_multipliers: Sequence[int],
-        num_res_blocks: int,
-        norm_groups: int = 32,
+        self, code_dim: int, channels: int, channel_multipliers: Sequence[int], num_res_blocks: int, norm_groups: int
     ) -> None:
         super().__init__()
         widths = level_widths(channels, channel_multipliers, norm_groups)
         last = len(widths) - 1
-        self.conv_in = Conv3x3(3, channels)
-        self.levels = nn.ModuleList(
-            Level(
-                in_channels=before,
-                channels=width,
-                num_blocks=num_res_blocks,
-                attend=i == last,
-                resample=nn.Identity() if i == last else Downsample(width),
-                norm_groups=norm_groups,
-            )
-            for i, (before, width) in enumerate(pairwise([channels, *widths]))
-        )
+        self.conv_in = conv3x3(3, channels)
+        self.levels = nn.ModuleList()
+        for i, (before, width) in enumerate(pairwise([channels, *widths])):
+            resample = nn.Identity() if i == last else Downsample(width)
+            self.levels.append(Level(before, width, num_res_blocks, i == last, resample, norm_groups))
         self.middle = Middle(widths[last], norm_groups)
         self.norm_out = GroupNorm(norm_groups, widths[last], eps=NORM_EPS)
-        self.conv_out = Conv3x3(widths[last], code_dim)
+        self.conv_out = conv3x3(widths[last], code_dim)
 
     def forward(self, image_B3HW: Tensor) -> Tensor:
         x_BCHW = self.conv_in(fast_layout(image_B3HW))
@@ -286,31 +199,19 @@ class Decoder(nn.Module):
     """
 
     def __init__(
-        self,
-        code_dim: int,
-        channels: int,
-        channel_multipliers: Sequence[int],
-        num_res_blocks: int,
-        norm_groups: int = 32,
+        self, code_dim: int, channels: int, channel_multipliers: Sequence[int], num_res_blocks: int, norm_groups: int
     ) -> None:
         super().__init__()
         widths = level_widths(channels, channel_multipliers, norm_groups)
         last = len(widths) - 1
-        self.conv_in = Conv3x3(code_dim, widths[last])
+        self.conv_in = conv3x3(code_dim, widths[last])
         self.middle = Middle(widths[last], norm_groups)
-        self.levels = nn.ModuleList(
-            Level(
-                in_channels=before,
-                channels=width,
-                num_blocks=num_res_blocks + 1,
-                attend=i == last,
-                resample=nn.Identity() if i == 0 else Upsample(width),
-                norm_groups=norm_groups,
-            )
-            for i, (width, before) in enumerate(pairwise([*widths, widths[last]]))
-        )
+        self.levels = nn.ModuleList()
+        for i, (width, before) in enumerate(pairwise([*widths, widths[last]])):
+            resample = nn.Identity() if i == 0 else Upsample(width)
+            self.levels.append(Level(before, width, num_res_blocks + 1, i == last, resample, norm_groups))
         self.norm_out = GroupNorm(norm_groups, widths[0], eps=NORM_EPS)
-        self.conv_out = Conv3x3(widths[0], 3)
+        self.conv_out = conv3x3(widths[0], 3)
 
     def forward(self, latent_BZhw: Tensor) -> Tensor:
         x_BCHW = self.middle(self.conv_in(fast_layout(latent_BZhw)))

@@ -1,6 +1,7 @@
-"""How much of the codebook each scale uses, accumulated over many batches.
+"""Remedies against unused codes: codes that start where the residuals are, and dead codes that start again there.
 
-Shapes: B batch, L all tokens, l tokens of one scale, K scales, V vocabulary.
+Shapes: B images of one process, L all tokens, l tokens of one scale, K scales, V vocabulary, Z code dim; N rows, or
+images of all processes and batches, n rows or codes chosen, R rows of the reservoir; HW pixels, hw latent map.
 """
 
 from __future__ import annotations
@@ -11,59 +12,22 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from mvar_lightning.errors import UserError
-from mvar_lightning.pyramid import ScalePyramid
 from mvar_lightning.tokenizer.nearest import CodeMetric, NearestCode
 from mvar_lightning.tokenizer.quantizer import MultiScaleQuantizer
 from mvar_lightning.tokenizer.tokenizer import MultiScaleTokenizer, TokenizerOutput
 from mvar_lightning.tools.processes import gather_rows, sum_over_ranks, take_from_first, tell
 
-
-class CodebookUsage(Metric):
-    """Usage and perplexity of the codebook per scale, over every token seen since the last reset, on all processes.
-
-    Usage is the share of codes seen among those that could have been, min(V, tokens seen): a scale of one token cannot
-    show more codes than there were images. Perplexity is exp(entropy) of the code frequencies, from 1 to V.
-    """
-
-    full_state_update = False
-    higher_is_better = True
-    counts_KV: Tensor
-
-    def __init__(self, pyramid: ScalePyramid, vocab_size: int) -> None:
-        super().__init__()
-        self.pyramid = pyramid
-        counts = torch.zeros(pyramid.num_scales, vocab_size, dtype=torch.int64)
-        self.add_state("counts_KV", default=counts, dist_reduce_fx="sum")
-
-    def update(self, idx_BL: Tensor) -> None:
-        """Count the tokens (B, L) of a batch."""
-        for scale, idx_Bl in enumerate(self.pyramid.split(idx_BL)):
-            self.counts_KV[scale] += torch.bincount(idx_Bl.flatten(), minlength=self.counts_KV.shape[1])
-
-    def compute(self) -> dict[str, Tensor]:
-        """``usage_K`` in [0, 1] and ``perplexity_K``; both are 0 before the first token."""
-        tokens_K = self.counts_KV.sum(dim=1)
-        could_K = tokens_K.clamp(max=self.counts_KV.shape[1])
-        usage_K = (self.counts_KV > 0).sum(dim=1) / could_K.clamp(min=1)
-        share_KV = self.counts_KV / tokens_K.clamp(min=1).unsqueeze(1)
-        perplexity_K = torch.special.entr(share_KV).sum(dim=1).exp() * (tokens_K > 0)
-        return {"usage_K": usage_K, "perplexity_K": perplexity_K}
-
-
-# What a remedy against unused codes is: hooks of a training step.
-#
-# Shapes: B batch, HW pixels.
+log = logging.getLogger(__name__)
 
 
 class CodebookRemedy(nn.Module, ABC):
-    """Looks after the codebook of a tokenizer in training.
+    """Looks after the codebook of a tokenizer in training, through hooks of a step.
 
-    The hooks run on every process, in training only. Collectives are inside; afterwards the codebook is the same on
-    all processes, and the one that a single process would have whose batch is theirs one
-    after the other. State lives in buffers, so that it is in the checkpoint and a resume is exact.
+    The hooks run on every process, in training only. Collectives are inside; afterwards the codebook is the same on all
+    processes, and the one that a single process would have whose batch is theirs one after the other. State lives in
+    buffers, so that it is in the checkpoint and a resume is exact.
     """
 
     def attach(self, tokenizer: MultiScaleTokenizer) -> None:
@@ -89,15 +53,13 @@ class CodebookRemedy(nn.Module, ABC):
         """Called at the end of the run: tell what there was no occasion to do."""
 
 
-# What the remedies do to a codebook: choose codes among rows, put them in place.
-#
-# Shapes: N rows, n rows or codes chosen, V vocabulary, Z code dim.
+# What the remedies do to a codebook: choose codes among rows, and write them.
 
 
-def shared_generator(*place: int) -> torch.Generator:
-    """A generator that is the same on all processes and after a resume: a function of the place alone."""
+def shared_generator(*key: int) -> torch.Generator:
+    """A generator that is the same on all processes and after a resume: a function of the key (step, scale) alone."""
     generator = torch.Generator()
-    generator.manual_seed(hash(place) % 2**63)  # hashes of whole numbers do not vary between runs
+    generator.manual_seed(hash(key) % 2**63)  # hashes of whole numbers do not vary between runs
     return generator
 
 
@@ -108,9 +70,10 @@ def draw_distinct(rows_NZ: Tensor, number: int, generator: torch.Generator, apar
     if not len(rows_NZ):
         return rows_NZ
     _, group_N = torch.unique(torch.cat([taken_nZ, shuffled_NZ]), dim=0, return_inverse=True)
-    place_N = torch.arange(len(group_N), device=group_N.device)
+    index_N = torch.arange(len(group_N), device=group_N.device)
+    # of each group of equal rows the first; where that is one of the rows apart, the group gives nothing new
     first_n = torch.full((int(group_N.max()) + 1,), len(group_N), device=group_N.device)
-    first_n.scatter_reduce_(0, group_N, place_N, "amin")
+    first_n.scatter_reduce_(0, group_N, index_N, "amin")
     new_n = first_n[first_n >= len(taken_nZ)].sort().values - len(taken_nZ)
     return shuffled_NZ[new_n[:number]]
 
@@ -151,13 +114,7 @@ def take_replaced_codes(module: nn.Module) -> Iterator[tuple[str, list[int]]]:
             yield f"{name}.codebook.weight".removeprefix("."), index
 
 
-# Codes that start where the residuals are.
-#
-# Shapes: B images of one process, N images of all processes and batches, l tokens of one scale, V vocabulary, Z code
-# dim, n codes, HW pixels, hw latent map.
-
-
-log = logging.getLogger(__name__)
+# The remedies themselves.
 
 
 class DataDependentInit(CodebookRemedy):
@@ -239,14 +196,6 @@ class DataDependentInit(CodebookRemedy):
         return codes_nZ
 
 
-# Codes that nobody takes start again where residuals are.
-#
-# Shapes: B images, K scales, l tokens of one scale, R rows of the reservoir, V vocabulary, Z code dim, n codes.
-
-
-log = logging.getLogger(__name__)
-
-
 class DeadCodeRestart(CodebookRemedy):
     """Replaces codes that were nearly unused at every scale by recent residuals, equally many of each scale.
 
@@ -280,7 +229,7 @@ class DeadCodeRestart(CodebookRemedy):
             raise UserError(f"DeadCodeRestart: rows {rows}, rows_per_image {rows_per_image}: must be at least 1")
         self.every, self.threshold, self.until = every, threshold, until
         self.rows, self.rows_per_image = rows, rows_per_image
-        self._told = False
+        self._warned = False
         self.register_buffer("steps", torch.tensor(0))
 
     def attach(self, tokenizer: MultiScaleTokenizer) -> None:
@@ -320,10 +269,11 @@ class DeadCodeRestart(CodebookRemedy):
             generator = shared_generator(step, scale)
             chosen = torch.randperm(rows_BlZ.shape[1], generator=generator)[: self.rows_per_image]
             new_NZ = gather_rows(rows_BlZ[:, chosen.to(rows_BlZ.device)].flatten(0, 1))[-self.rows :]
-            place_N = (self.filled_K[scale] + torch.arange(len(new_NZ), device=new_NZ.device)) % self.rows
-            old_NZ = self.reservoir_KRZ[scale, place_N]
+            # a ring: new rows go where the oldest are
+            index_N = (self.filled_K[scale] + torch.arange(len(new_NZ), device=new_NZ.device)) % self.rows
+            old_NZ = self.reservoir_KRZ[scale, index_N]
             finite_N1 = torch.isfinite(new_NZ).all(dim=1, keepdim=True)
-            self.reservoir_KRZ[scale, place_N] = torch.where(finite_N1, new_NZ, old_NZ)
+            self.reservoir_KRZ[scale, index_N] = torch.where(finite_N1, new_NZ, old_NZ)
             self.filled_K[scale] += len(new_NZ)
 
     def _restart(self, tokenizer: MultiScaleTokenizer, optimizer: torch.optim.Optimizer, step: int) -> None:
@@ -347,8 +297,8 @@ class DeadCodeRestart(CodebookRemedy):
         replace_codes(tokenizer, dead_n[: len(rows_nZ)], rows_nZ, optimizer)
 
     def _tell_once(self, message: str) -> None:
-        if not self._told:
-            self._told = True
+        if not self._warned:
+            self._warned = True
             tell(log, f"DeadCodeRestart: {message} (said once)")
 
     def _draw(self, tokenizer: MultiScaleTokenizer, number: int, step: int) -> Tensor:
@@ -365,9 +315,3 @@ class DeadCodeRestart(CodebookRemedy):
             chosen_nZ = torch.cat([chosen_nZ, new_nZ])
         new_nZ = chosen_nZ[len(codes_VZ) :]
         return new_nZ[torch.randperm(len(new_nZ), generator=shared_generator(step)).to(new_nZ.device)]
-
-
-# Remedies against unused codes that act on the codebook itself.
-
-
-__all__ = ["CodebookRemedy", "DataDependentInit", "DeadCodeRestart", "take_replaced_codes"]

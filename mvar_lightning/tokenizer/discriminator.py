@@ -1,4 +1,5 @@
-"""Discriminators: networks that tell images from reconstructions, patch by patch or through frozen features.
+"""Discriminators: networks that tell images from reconstructions, patch by patch or through frozen features, and what
+images go through before they see them.
 
 None of them has batch normalization: its statistics would tie an image's logits to what else is in its process' batch,
 so that two processes with half a batch each would not be one with the whole, and real images would be told from
@@ -220,8 +221,6 @@ def _scripted(file: Path) -> nn.Module:
 
 
 # Differentiable augmentation of what a discriminator sees (Zhao et al. 2020, arXiv 2006.10738).
-#
-# Shapes: B batch, HW pixels.
 
 
 class Augmentation(AxisMember):
@@ -287,7 +286,7 @@ def cut_out(image_B3HW: Tensor, share: float) -> Tensor:
 
 
 def _outside(side: int, share: float, image_B3HW: Tensor) -> Tensor:
-    """(B, side): which pixels of a side are not in a stretch of ``share`` of it around a random place."""
+    """(B, side): which pixels of a side are not in a stretch of ``share`` of it around a random one."""
     size, device = round(side * share), image_B3HW.device
     first_B1 = torch.randint(0, side + 1 - size % 2, (len(image_B3HW), 1), device=device) - size // 2
     position = torch.arange(side, device=device)

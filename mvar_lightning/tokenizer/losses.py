@@ -2,7 +2,7 @@
 
 A new part is one more class: it reads what it needs from the training forward and the image, and gives a scalar.
 
-Shapes: B batch, HW pixels.
+Shapes: B batch, l tokens of one scale, N rows, V vocabulary, Z code dim, HW pixels.
 """
 
 from __future__ import annotations
@@ -75,44 +75,13 @@ class QuantizerLoss(LossPart):
         return output.quantizer_loss
 
 
-class WeightedLoss(nn.Module):
-    """A list of parts as one loss.
-
-    Raises:
-        UserError: no part, or two parts of one name.
-    """
-
-    def __init__(self, parts: Iterable[LossPart]) -> None:
-        super().__init__()
-        self.parts = nn.ModuleList(parts)
-        names = [part.name for part in self.each()]
-        if not names:
-            raise UserError("losses: the list is empty; give at least one part such as L1Loss")
-        if len(set(names)) < len(names):
-            raise UserError(f"losses {names}: the same part twice; give each once and set its weight")
-
-    def each(self) -> list[LossPart]:
-        return [cast(LossPart, part) for part in self.parts]
-
-    def forward(self, output: TokenizerOutput, image_B3HW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum, and every term before its weight by name."""
-        terms = {part.name: part(output, image_B3HW) for part in self.each()}
-        total = torch.stack([part.weight * terms[part.name] for part in self.each()]).sum()
-        return total, terms
-
-
-# The entropy term: each token sure of its code, all codes in use, scale by scale.
-#
-# (As in MaskGIT-like tokenizers after Jansen et al. 2020 and Yu et al. 2023, arXiv 2310.05737, equation 5.)
-#
-# Shapes: B batch, l tokens of one scale, N rows, V vocabulary, Z code dim, HW pixels.
-
-
 class EntropyLoss(LossPart):
     """Mean over scales of: mean entropy of a token's soft assignment - ``diversity`` x entropy of the mean assignment.
 
-    A token's soft assignment is a softmax over the codes of - distance^2 / temperature. Distances are measured as the
-    quantizer measures them and in units of a scale's mean |row|^2 + |code|^2, so one temperature fits all scales.
+    Each token becomes sure of its code, and all codes come into use, as in MaskGIT-like tokenizers after Jansen et al.
+    2020 and Yu et al. 2023 (arXiv 2310.05737, equation 5). A token's soft assignment is a softmax over the codes of -
+    distance^2 / temperature. Distances are measured as the quantizer measures them and in units of a scale's mean
+    |row|^2 + |code|^2, so one temperature fits all scales.
 
     The entropy of a mean depends on the batch it is taken over: validation losses compare at one batch size for each
     process and one number of processes.
@@ -163,3 +132,29 @@ class EntropyLoss(LossPart):
     def _shared(self, mean: Tensor) -> Tensor:
         """Over all processes, in training only: validation batches may differ in number between processes."""
         return mean_over_ranks(mean) if self.training else mean
+
+
+class WeightedLoss(nn.Module):
+    """A list of parts as one loss.
+
+    Raises:
+        UserError: no part, or two parts of one name.
+    """
+
+    def __init__(self, parts: Iterable[LossPart]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        names = [part.name for part in self.each()]
+        if not names:
+            raise UserError("losses: the list is empty; give at least one part such as L1Loss")
+        if len(set(names)) < len(names):
+            raise UserError(f"losses {names}: the same part twice; give each once and set its weight")
+
+    def each(self) -> list[LossPart]:
+        return [cast(LossPart, part) for part in self.parts]
+
+    def forward(self, output: TokenizerOutput, image_B3HW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum, and every term before its weight by name."""
+        terms = {part.name: part(output, image_B3HW) for part in self.each()}
+        total = torch.stack([part.weight * terms[part.name] for part in self.each()]).sum()
+        return total, terms

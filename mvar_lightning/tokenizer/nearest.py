@@ -4,7 +4,7 @@ What "nearest" means is an object (``CodeMetric``): a bias for each code plus on
 The argument of the minimum of |z - e|^2 over e does not depend on |z|^2, that of the angle between z and e not on |z|,
 so one matrix product a chunk of rows gives the scores. A chunk is small enough to stay in cache on a CPU. The minimum
 is found in two stages, because a plain minimum runs over contiguous scores several times faster than an argmin: first
-the block of codes that holds it, then the place inside that one block. Ties go to the lowest index, as with argmin.
+the block of codes that holds it, then the code inside that one block. Ties go to the lowest index, as with argmin.
 
 Shapes: N rows, n rows of a chunk, V vocabulary (padded to whole blocks), Z code dim, b blocks, S size of a block.
 """

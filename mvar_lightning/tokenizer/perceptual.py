@@ -131,7 +131,7 @@ def _vgg(file: Path) -> nn.ModuleList:
 
 
 def _conv(state: Mapping[str, Any], index: int, channels: int, width: int, file: Path) -> nn.Conv2d:
-    """The convolution at a place of torchvision's ``features``."""
+    """The convolution at an index of torchvision's ``features``."""
     # on the meta device: drawing weights to replace them would move the run's random state
     conv = nn.Conv2d(channels, width, kernel_size=3, padding=1, device="meta")
     for name, parameter in list(conv.named_parameters()):

@@ -6,9 +6,9 @@ subtract it from the rest.
 
 Everything here computes in float32, outside autocast: residuals of residuals do not survive half precision.
 
-Shapes: B batch, L all tokens, l tokens of one scale, K scales, V vocabulary, Z code dim, s side of a scale's map,
-hw latent map. Public methods take and give channel-first maps (BZhw); inside, maps are channel-last (BhwZ), so that a
-map's positions are token rows without a copy.
+Shapes: B batch, L all tokens, l tokens of one scale, K scales, V vocabulary, Z code dim, s side of a scale's map (s and
+t of a resized one), hw latent map. Public methods take and give channel-first maps (BZhw); inside, maps are
+channel-last (BhwZ), so that a map's positions are token rows without a copy.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from mvar_lightning.errors import UserError
 from mvar_lightning.pyramid import ScalePyramid
 from mvar_lightning.tokenizer.nearest import NearestCode, code_metric
 
-# Resizing between the maps of the pyramid as two small matrix products.
-#
-# Area averaging and bicubic interpolation are linear and separable, so a square map changes its side by one matrix
-# applied to its rows and columns. The matrices are read off ``F.interpolate`` itself, and working channel-last spares
-# the permutations between token rows and maps.
-#
-# Shapes: B batch, s source side, t target side, Z code dim.
+P = ParamSpec("P")
+R = TypeVar("R")
+M = TypeVar("M", bound=nn.Module)
+
+# Resizing between the maps of the pyramid as two small matrix products. Area averaging and bicubic interpolation are
+# linear and separable, so a square map changes its side by one matrix applied to its rows and columns. The matrices are
+# read off ``F.interpolate`` itself, and working channel-last spares the permutations between token rows and maps.
 
 
 @lru_cache(maxsize=256)
@@ -59,8 +59,6 @@ def resize(map_BssZ: Tensor, target: int, mode: str) -> Tensor:
 
 
 # Scale dropout: some images of a batch are rebuilt from their first scales alone, so these must carry an image.
-#
-# Shapes: B batch.
 
 
 FIRST_KEPT = 3
@@ -99,9 +97,7 @@ def draw_kept_scales(
     return torch.where(dropped_B, fewer_B, num_scales).to(device)
 
 
-P = ParamSpec("P")
-R = TypeVar("R")
-M = TypeVar("M", bound=nn.Module)
+# The quantizer.
 
 
 class QuantizerOutput(NamedTuple):
@@ -207,7 +203,7 @@ class MultiScaleQuantizer(nn.Module):
         num_phi = phi_layers or pyramid.num_scales
         self.phi = nn.ModuleList(Phi(code_dim, phi_ratio) if phi_ratio else nn.Identity() for _ in range(num_phi))
         self.phi_index = phi_of_scales(pyramid.num_scales, num_phi)
-        # Codes that a remedy wrote anew since weight averaging last asked (remedies/codes.py).
+        # Codes that a remedy wrote anew since weight averaging last asked (``replace_codes``).
         self.replaced_codes: set[int] = set()
         # Running hit counts that the released checkpoints carry; kept so that they leave as they came.
         self.register_buffer("ema_hits_KV", torch.zeros(pyramid.num_scales, vocab_size))

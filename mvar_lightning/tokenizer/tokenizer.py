@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mvar_lightning.errors import UserError
 from mvar_lightning.pyramid import ScalePyramid
-from mvar_lightning.tokenizer.autoencoder import Conv3x3, Decoder, Encoder
+from mvar_lightning.tokenizer.autoencoder import Decoder, Encoder, conv3x3
 from mvar_lightning.tokenizer.nearest import CodeMetric
 from mvar_lightning.tokenizer.quantizer import MultiScaleQuantizer
 
@@ -93,11 +93,11 @@ class MultiScaleTokenizer(nn.Module):
         self.vocab_size, self.code_dim = vocab_size, code_dim
         self.downsampling = 2 ** (len(channel_multipliers) - 1)
         self.encoder = Encoder(code_dim, channels, channel_multipliers, num_res_blocks, norm_groups)
-        self.quant_conv = Conv3x3(code_dim, code_dim)
+        self.quant_conv = conv3x3(code_dim, code_dim)
         self.quantizer = MultiScaleQuantizer(
             self.pyramid, vocab_size, code_dim, phi_layers, phi_ratio, beta, codebook_std, codes
         )
-        self.post_quant_conv = Conv3x3(code_dim, code_dim)
+        self.post_quant_conv = conv3x3(code_dim, code_dim)
         self.decoder = Decoder(code_dim, channels, channel_multipliers, num_res_blocks, norm_groups)
 
     @property
@@ -208,7 +208,7 @@ class MultiScaleTokenizer(nn.Module):
             )
 
 
-# Whether a transformer speaks a tokenizer's tokens.
+# Whose tokens they are: a transformer has to speak its tokenizer's, and a hash says which tokenizer that was.
 
 
 class SpeaksTokens(Protocol):
@@ -230,9 +230,6 @@ def check_pair(model: SpeaksTokens, tokenizer: MultiScaleTokenizer) -> None:
             raise UserError(
                 f"{name}: the model has {ours}, the tokenizer {theirs}; take the tokenizer it was trained with"
             )
-
-
-# A hash that says which tokenizer tokens belong to.
 
 
 TRAINING_ONLY = frozenset({"beta", "codebook_std"})

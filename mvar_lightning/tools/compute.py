@@ -1,21 +1,19 @@
-"""Evaluation mode for the length of a `with` block."""
+"""How a process computes: evaluation mode, device, precision, memory, and what is tuned on CPUs."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import resource
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from mvar_lightning.errors import UserError
-
-if TYPE_CHECKING:
-    import torch
 
 
 @contextlib.contextmanager
@@ -32,13 +30,14 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
             part.training = True
 
 
-# How this process gets memory: on a CPU with glibc, tensors that are freed are not handed back to the system.
+TRIM_THRESHOLD, MMAP_THRESHOLD, NEVER = -1, -3, 2**31 - 1
+"""Names of settings for ``mallopt`` (glibc, `malloc.h`), and the largest value."""
 
 
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
-"""Names of the settings for ``mallopt`` (glibc, `malloc.h`)."""
-
-NEVER = 2**31 - 1
+def cpu_tuning() -> bool:
+    """Whether what is faster on CPUs alone may be taken: products of oneDNN, the decoder's layout and upsampling, and
+    memory that is kept. ``MVAR_CPU_TUNING=0`` in the environment leaves all of it to torch."""
+    return os.environ.get("MVAR_CPU_TUNING", "1") != "0"
 
 
 def keep_freed_memory() -> bool:
@@ -47,7 +46,7 @@ def keep_freed_memory() -> bool:
 
     The process stays as large as it was at its largest. Returns whether there was something to set.
     """
-    if not sys.platform.startswith("linux"):
+    if not sys.platform.startswith("linux") or not cpu_tuning():
         return False
     setting = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
     return setting is not None and all(setting(name, NEVER) for name in (TRIM_THRESHOLD, MMAP_THRESHOLD))
@@ -55,8 +54,6 @@ def keep_freed_memory() -> bool:
 
 def choose_device(name: str) -> torch.device:
     """The device called ``name``. Raises `UserError` for a GPU that is not there."""
-    import torch
-
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise UserError("--device cuda: there is no usable GPU here; use --device cpu")
@@ -70,8 +67,6 @@ def choose_precision(name: str, device: torch.device) -> str:
 
 def computing(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """A context in which the model computes in ``precision``."""
-    import torch
-
     return contextlib.nullcontext() if precision == "32" else torch.autocast(device.type, dtype=torch.bfloat16)
 
 

@@ -1,4 +1,4 @@
-"""Training with parameters, gradients and optimizer states divided over the processes (FSDP2)."""
+"""Training on several processes: what is divided over them (FSDP2), means over their images, and their random draws."""
 
 from __future__ import annotations
 
@@ -119,9 +119,6 @@ def gathered(model: NextScaleTransformer) -> NextScaleTransformer:
     return fill(copy, state)
 
 
-# Means of a validation over the images of all processes.
-
-
 def log_means(module: L.LightningModule, named: Mapping[str, Tensor], images: int) -> None:
     """Log means over an epoch's images, whatever share of them each process has.
 
@@ -136,13 +133,11 @@ def log_means(module: L.LightningModule, named: Mapping[str, Tensor], images: in
     module.log_dict(dict(named), batch_size=images * module.trainer.world_size, sync_dist=True)
 
 
-# Randomness that does not depend on what came before: an interrupted run draws what an uninterrupted one would.
-
-
 def seed_batch(module: L.LightningModule, batch_idx: int) -> None:
     """Seed torch for one training batch from the run's seed, the epoch, the batch and the rank.
 
-    Label dropout and stochastic depth then are the same after a resume, without any generator state to restore.
+    Draws then do not depend on what came before: label dropout and stochastic depth of an interrupted run are those of
+    an uninterrupted one, without any generator state to restore.
     """
     torch.manual_seed(_seed(module, batch_idx, module.global_rank))
 
@@ -154,5 +149,5 @@ def joined_generator(module: L.LightningModule, batch_idx: int) -> torch.Generat
 
 def _seed(module: L.LightningModule, batch_idx: int, rank: int) -> int:
     run_seed = os.environ.get("PL_GLOBAL_SEED", "0")
-    place = f"{run_seed}/{module.current_epoch}/{batch_idx}/{rank}"
-    return int.from_bytes(hashlib.sha256(place.encode()).digest()[:7], "big")
+    batch = f"{run_seed}/{module.current_epoch}/{batch_idx}/{rank}"
+    return int.from_bytes(hashlib.sha256(batch.encode()).digest()[:7], "big")

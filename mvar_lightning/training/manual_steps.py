@@ -21,10 +21,13 @@ from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
+from mvar_lightning.checkpoints.folder import Record
 from mvar_lightning.data.image_data import run_data
 from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer import MultiScaleTokenizer, fingerprint_of
 from mvar_lightning.tools.processes import sum_over_ranks
+
+log = logging.getLogger(__name__)
 
 PRECISIONS = ("32-true", "bf16-mixed")
 
@@ -93,11 +96,11 @@ def check_finite(terms: dict[str, Tensor], trainer: L.Trainer) -> None:
     bad = sum_over_ranks(bad) if trainer.training else bad
     if not bad.any():
         return
-    place = int(bad.nonzero()[0])
-    name, value = list(terms)[place], values[place].item()
-    told = str(value) if not math.isfinite(value) else "not finite on another process"
+    index = int(bad.nonzero()[0])
+    name, value = list(terms)[index], values[index].item()
+    found = str(value) if not math.isfinite(value) else "not finite on another process"
     raise UserError(
-        f"loss term {name!r} is {told} at step {trainer.global_step}; {last_checkpoint(trainer)}; "
+        f"loss term {name!r} is {found} at step {trainer.global_step}; {last_checkpoint(trainer)}; "
         "check the images for NaN, lower lr, or give the term a smaller weight"
     )
 
@@ -105,11 +108,9 @@ def check_finite(terms: dict[str, Tensor], trainer: L.Trainer) -> None:
 def last_checkpoint(trainer: L.Trainer) -> str:
     """Where the run can be taken up again, in words: the newest file that any of its callbacks wrote."""
     callbacks: Any = trainer.checkpoint_callbacks
-    told = [getattr(each, name, "") for each in callbacks for name in ("last_model_path", "best_model_path")]
-    written = [path for path in told if path]
-    if not written:
-        return "no checkpoint was written before it"
-    return f"the last good checkpoint is {max(written, key=_written_at)}"
+    paths = [getattr(each, name, "") for each in callbacks for name in ("last_model_path", "best_model_path")]
+    newest = max(filter(None, paths), key=_written_at, default=None)
+    return "no checkpoint was written before it" if newest is None else f"the last good checkpoint is {newest}"
 
 
 def _written_at(path: str) -> int:
@@ -139,24 +140,13 @@ def check_trainer(trainer: L.Trainer) -> None:
         )
 
 
-# What a Lightning checkpoint of a tokenizer run says beside its tensors, and what it must agree in to be resumed.
+# A tokenizer run's Lightning checkpoint: its record, when it is not written, and what it must agree in.
 
 
-CHECKPOINT_FORMAT = 1
-
-
-def description(tokenizer: MultiScaleTokenizer, checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """What rebuilds the tokenizer, in plain values.
-
-    The hash is that of the weights in the file: with averaging on they are not the ones in training.
-    """
+def record_of(tokenizer: MultiScaleTokenizer, checkpoint: dict[str, Any]) -> Record:
+    """Its hash is that of the weights in the file: with averaging on they are not the ones in training."""
     state = {key.removeprefix("tokenizer."): tensor for key, tensor in checkpoint["state_dict"].items()}
-    return {
-        "format": CHECKPOINT_FORMAT,
-        "kind": "tokenizer",
-        "tokenizer": tokenizer.config,
-        "tokenizer_hash": fingerprint_of(tokenizer, state),
-    }
+    return Record(tokenizer.config, fingerprint_of(tokenizer, state))
 
 
 def check_weights(checkpoint: dict[str, Any]) -> None:
@@ -173,12 +163,12 @@ def check_weights(checkpoint: dict[str, Any]) -> None:
                     f"weight {name} is not finite at step {checkpoint['global_step']}, though the loss was: no "
                     "checkpoint of it is written, the one before stays; lower lr or set model.gradient_clip_val"
                 )
-    for place, optimizer in enumerate(checkpoint.get("optimizer_states", [])):
+    for index, optimizer in enumerate(checkpoint.get("optimizer_states", [])):
         for number, moments in optimizer["state"].items():
             for name, moment in moments.items():
                 if isinstance(moment, Tensor) and not moment.isfinite().all():
                     raise UserError(
-                        f"{name} of parameter {number} of optimizer {place} is not finite at step "
+                        f"{name} of parameter {number} of optimizer {index} is not finite at step "
                         f"{checkpoint['global_step']}: that parameter would never move again; no checkpoint of it is "
                         "written, the one before stays; lower lr or set model.gradient_clip_val"
                     )
@@ -208,17 +198,13 @@ def count_earlier_steps(checkpoint: dict[str, Any]) -> None:
         progress["total"] = {"ready": steps, "completed": steps}
 
 
-# Data that no tokenizer can learn much from: told at a run's first batch, with or without remedies.
-#
-# Shapes: B batch, HW pixels.
-
-
-log = logging.getLogger(__name__)
-
-
 @rank_zero_only
-def tell_of_poor_data(trainer: L.Trainer, tokenizer: MultiScaleTokenizer, image_B3HW: Tensor) -> None:
-    """Warn of constant images, a single one, and a codebook larger than all training images could fill."""
+def warn_of_poor_data(trainer: L.Trainer, tokenizer: MultiScaleTokenizer, image_B3HW: Tensor) -> None:
+    """Of data that no tokenizer learns much from: constant images, a single one, fewer tokens than codes.
+
+    Args:
+        image_B3HW: the run's first batch.
+    """
     if bool((image_B3HW.amax((2, 3)) == image_B3HW.amin((2, 3))).all()):
         log.warning(
             f"images: all {len(image_B3HW)} of the first batch are of one color each; "

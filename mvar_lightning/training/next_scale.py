@@ -1,4 +1,5 @@
-"""Training of a next-scale transformer as a LightningModule: one module for every strategy, history and block.
+"""Training of a next-scale transformer as a LightningModule: one module for every strategy, history and block, and the
+published families as its defaults.
 
 B batch, L tokens of the pyramid, Z code dim, HW pixels.
 """
@@ -16,14 +17,16 @@ from torch import Tensor
 
 from mvar_lightning.attention import AdjacentAttention, AttentionStrategy, FullAttention, SpatialAttention
 from mvar_lightning.checkpoints import load_initial_weights, load_tokenizer
+from mvar_lightning.checkpoints.folder import Record
 from mvar_lightning.compat import lets_clip
 from mvar_lightning.data.image_data import run_data
 from mvar_lightning.errors import UserError
+from mvar_lightning.metrics.codebook_usage import CodebookUsage
 from mvar_lightning.sampling import generate
-from mvar_lightning.tokenizer import CodebookUsage, fingerprint
+from mvar_lightning.tokenizer import fingerprint
 from mvar_lightning.tools.drawing import normalize
 from mvar_lightning.training.distributed import log_means, seed_batch, shard_where_asked
-from mvar_lightning.training.optimizers import Schedule, ScheduledAdamW, parameter_groups
+from mvar_lightning.training.optimizers import HeldLine, ScheduledAdamW, parameter_groups
 from mvar_lightning.training.scale_groups import ScaleGroups, kept_of_token, loss_of_groups
 from mvar_lightning.training.token_loss import TokenLoss, token_loss
 from mvar_lightning.transformer import (
@@ -34,16 +37,12 @@ from mvar_lightning.transformer import (
     NoHistory,
     SlidingWindowHistory,
     VARBlocks,
+    acceleration,
 )
-from mvar_lightning.transformer import acceleration as compiled
-
-CHECKPOINT_FORMAT = 1
 
 
 class NextScaleModule(L.LightningModule):
     """Fits a `NextScaleTransformer` to the tokens of a frozen tokenizer, encoding images on the fly or from a cache.
-
-    The families in `families.py` name the defaults of the axes.
 
     Batches are dictionaries with ``image``, uint8 (B, 3, H, W) or float in [-1, 1], or ``tokens``, int64 (B, L), and
     with ``label``, int64 (B,).
@@ -55,7 +54,7 @@ class NextScaleModule(L.LightningModule):
         attention, history, blocks: the axes of variation.
         backend: how attention is computed (auto, dense, per_scale, flex, natten).
         base_lr: learning rate for a global batch of 256; the peak is base_lr x global batch / 256.
-        betas, weight_decay, weight_decay_end, warmup, final_lr_ratio: AdamW and its schedule (see `Schedule`);
+        betas, weight_decay, weight_decay_end, warmup, final_lr_ratio: AdamW and its schedule (see `HeldLine`);
             ``warmup`` is the share of all steps (VAR: 1/50).
         gamma_init: initial factor of the AdaLN gates.
         label_drop: share of labels dropped in training, for guidance.
@@ -130,7 +129,7 @@ class NextScaleModule(L.LightningModule):
         if init_from is not None:
             load_initial_weights(self.model, init_from)
         if compile_blocks:
-            compiled.compile_blocks(self.model)
+            acceleration.compile_blocks(self.model)
         self.base_lr, self.betas = base_lr, betas
         self.weight_decay = weight_decay
         self.weight_decay_end = weight_decay if weight_decay_end is None else weight_decay_end
@@ -192,7 +191,7 @@ class NextScaleModule(L.LightningModule):
             self.trainer.optimizers[0].zero_grad()  # Lightning's own comes after this step's first backward passes
         groups, accumulated = self.scale_groups.at(self.global_step), self.trainer.accumulate_grad_batches
         loss, figures = loss_of_groups(self.model, x_BLZ, batch["label"], idx_BL, groups, accumulated)
-        self.log_dict({f"train/{name}": value for name, value in figures.named().items()})
+        self.log_dict(figures.named("train/"))
         self.log("loss", figures.loss, prog_bar=True, logger=False)
         return loss
 
@@ -203,8 +202,7 @@ class NextScaleModule(L.LightningModule):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         result, logits_BLV = self(batch)
         self.usage.update(logits_BLV.argmax(dim=-1))
-        named = {f"val/{name}": value for name, value in result.named().items()}
-        log_means(self, named, images=len(batch["label"]))
+        log_means(self, result.named("val/"), images=len(batch["label"]))
 
     def on_validation_epoch_end(self) -> None:
         """Codebook usage and perplexity of the predictions, over all tokens of the epoch."""
@@ -215,8 +213,7 @@ class NextScaleModule(L.LightningModule):
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         result, _ = self(batch)
-        named = {f"test/{name}": value for name, value in result.named().items()}
-        log_means(self, named, images=len(batch["label"]))
+        log_means(self, result.named("test/"), images=len(batch["label"]))
 
     def generate(self, label_B: Tensor, seeds: list[int]) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) in [0, 1] and their tokens (B, L), with this run's sampling settings."""
@@ -231,21 +228,15 @@ class NextScaleModule(L.LightningModule):
             raise UserError("trainer.max_steps: -1 never ends, but the schedule needs the number of steps; set it")
         lr = self.base_lr * self.global_batch_size() / 256
         optimizer = torch.optim.AdamW(
-            parameter_groups(self.model.named_parameters()),
+            parameter_groups(self.model),
             lr=lr,
             betas=self.betas,
             weight_decay=self.weight_decay,
             fused=True,
         )
         lets_clip(optimizer)
-        schedule = Schedule(
-            total_steps=int(steps),
-            warmup_steps=round(self.warmup * steps),
-            final_ratio=self.final_lr_ratio,
-            weight_decay=self.weight_decay,
-            weight_decay_end=self.weight_decay_end,
-        )
-        scheduler = ScheduledAdamW(optimizer, schedule)
+        schedule = HeldLine(int(steps), round(self.warmup * steps), self.final_lr_ratio)
+        scheduler = ScheduledAdamW(optimizer, schedule, (self.weight_decay, self.weight_decay_end))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def global_batch_size(self) -> int:
@@ -259,34 +250,14 @@ class NextScaleModule(L.LightningModule):
             raise UserError("the learning rate is scaled by the batch size: give the trainer a datamodule that has one")
         return int(per_process)
 
+    def _record(self) -> Record:
+        return Record(self.tokenizer.config, self.tokenizer_hash, self.model.config)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write what rebuilds model and tokenizer, in plain values."""
-        checkpoint["mvar_lightning"] = {
-            "format": CHECKPOINT_FORMAT,
-            "kind": "next_scale",
-            "model": self.model.config,
-            "tokenizer": self.tokenizer.config,
-            "tokenizer_hash": self.tokenizer_hash,
-        }
+        self._record().write_into(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another tokenizer or architecture before any weight is touched."""
-        described = checkpoint.get("mvar_lightning")
-        if not isinstance(described, dict) or described.get("kind") != "next_scale":
-            raise UserError("this checkpoint holds no next-scale model of mvar_lightning; give the right file")
-        if described["tokenizer_hash"] != self.tokenizer_hash:
-            raise UserError(
-                f"this checkpoint belongs to tokenizer {described['tokenizer_hash'][:12]}, but the run uses "
-                f"{self.tokenizer_hash[:12]}: point model.tokenizer to the one it was trained with, or start a new run"
-            )
-        ours, theirs = self.model.config, described["model"]
-        differing = [key for key in ours if ours[key] != theirs.get(key)]
-        if differing:
-            key = differing[0]
-            raise UserError(
-                f"this checkpoint has {key} {theirs.get(key)}, but the run has {ours[key]}: "
-                "train under another run folder, or fine-tune with model.init_from"
-            )
+        self._record().check_resumed(checkpoint)
 
 
 # The published families: each names its defaults on the three axes and changes nothing else.

@@ -1,9 +1,13 @@
-"""Optimizer groups and schedules as VAR trains (`utils/lr_control.py` and `utils/arg_util.py` of its release)."""
+"""AdamW of the transformer and of the tokenizer, its groups and its schedules.
+
+The transformer's are VAR's (`utils/lr_control.py` and `utils/arg_util.py` of its release).
+"""
 
 from __future__ import annotations
 
 import logging
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -17,22 +21,106 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer import AdversarialLoss, MultiScaleTokenizer
+from mvar_lightning.transformer.init import without_decay
 
-WITHOUT_DECAY = ("positions.", "modulation.offset", "log_scale")
-"""Parts of parameter names that never decay: positions and levels, shared-AdaLN offsets, query scales."""
-
-
-def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: not to biases, 1-D tensors or `WITHOUT_DECAY` (word and class embeddings do)."""
-    return parameter.ndim > 1 and not name.endswith("bias") and not any(part in name for part in WITHOUT_DECAY)
+log = logging.getLogger(__name__)
 
 
-def parameter_groups(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
-    """Two AdamW groups, ``decay`` and ``no_decay``, of the parameters that require a gradient."""
+@dataclass(frozen=True)
+class Schedule(ABC):
+    """Learning rate at each step, as a factor on its peak: a warm-up in a straight line, then a shape.
+
+    Attributes:
+        total_steps: optimizer steps of the run, infinite where it has no end: then there is no way down.
+        warmup_steps: of the warm-up.
+        final_ratio: the factor at the end.
+    """
+
+    total_steps: float
+    warmup_steps: int
+    final_ratio: float
+
+    def factor(self, step: int) -> float:
+        """At a step counted from 0."""
+        return self.warmup(step) if step < self.warmup_steps else self.shape(step - self.warmup_steps)
+
+    @abstractmethod
+    def warmup(self, step: int) -> float: ...
+
+    @abstractmethod
+    def shape(self, step: int) -> float:
+        """At a step counted from the end of the warm-up."""
+
+
+class HeldLine(Schedule):
+    """VAR's "lin0": from 1/200 to the peak, there for 5% of the rest, then a straight line."""
+
+    start, hold = 0.005, 0.05
+
+    def warmup(self, step: int) -> float:
+        return self.start + (1 - self.start) * step / self.warmup_steps
+
+    def shape(self, step: int) -> float:
+        passed = min(1.0, step / max(1, self.total_steps - 1 - self.warmup_steps))
+        if passed < self.hold:
+            return 1.0
+        return self.final_ratio + (1 - self.final_ratio) * (1 - passed) / (1 - self.hold)
+
+
+class HalfCosine(Schedule):
+    """The tokenizer's: from 1 / warmup_steps to the peak, then half a cosine."""
+
+    def warmup(self, step: int) -> float:
+        return (step + 1) / self.warmup_steps
+
+    def shape(self, step: int) -> float:
+        return half_cosine(1.0, self.final_ratio, step / max(1.0, self.total_steps - self.warmup_steps))
+
+
+def half_cosine(start: float, end: float, passed: float) -> float:
+    """From ``start`` to ``end`` while ``passed`` goes from 0 to 1."""
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, passed)))
+
+
+class ScheduledAdamW(LRScheduler):
+    """Applies a schedule to an optimizer's groups: closed form in the step, so a resumed run is on the curve.
+
+    Args:
+        optimizer: groups at their peak learning rate.
+        schedule: of the learning rate.
+        weight_decay: first and last, with half a cosine over the whole run in between, as VAR can train; each group has
+            its share of it as ``decay_scale``. None leaves the groups' own.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, schedule: Schedule, weight_decay: tuple[float, float] | None = None
+    ) -> None:
+        self.schedule, self.weight_decay = schedule, weight_decay
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float | Tensor]:
+        if self.weight_decay is not None:
+            passed = self.last_epoch / max(1, self.schedule.total_steps - 1)
+            for group in self.optimizer.param_groups:
+                group["weight_decay"] = half_cosine(*self.weight_decay, passed) * group["decay_scale"]
+        factor = self.schedule.factor(self.last_epoch)
+        return [base * factor for base in self.base_lrs]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values only: the curves themselves come from the recipe."""
+        return {key: value for key, value in super().state_dict().items() if key not in ("schedule", "weight_decay")}
+
+
+def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Two AdamW groups, ``decay`` and ``no_decay``, of the parameters that require a gradient.
+
+    No decay for biases, 1-D tensors, and what modules name themselves (`without_decay`); embeddings do decay.
+    """
+    left_out = without_decay(model)
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for name, parameter in named_parameters:
+    for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups[decays(name, parameter)].append(parameter)
+            groups[parameter.ndim > 1 and not name.endswith("bias") and name not in left_out].append(parameter)
     return [
         {"name": "decay", "params": groups[True], "decay_scale": 1.0},
         {"name": "no_decay", "params": groups[False], "decay_scale": 0.0, "weight_decay": 0.0},
@@ -40,77 +128,8 @@ def parameter_groups(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> li
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """Learning rate and weight decay over a run ("lin0" of the release).
-
-    Attributes:
-        total_steps: optimizer steps of the run.
-        warmup_steps: linear warm-up from ``start_ratio`` of the peak.
-        hold: share of the steps after the warm-up at the peak; then linear down to ``final_ratio``.
-        weight_decay, weight_decay_end: half a cosine from one to the other over the whole run.
-    """
-
-    total_steps: int
-    warmup_steps: int
-    final_ratio: float
-    weight_decay: float
-    weight_decay_end: float
-    start_ratio: float = 0.005
-    hold: float = 0.05
-
-    def learning_rate_factor(self, step: int) -> float:
-        """Factor on the peak learning rate at a step counted from 0."""
-        if step < self.warmup_steps:
-            return self.start_ratio + (1 - self.start_ratio) * step / self.warmup_steps
-        passed = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - 1 - self.warmup_steps))
-        if passed < self.hold:
-            return 1.0
-        return self.final_ratio + (1 - self.final_ratio) * (1 - passed) / (1 - self.hold)
-
-    def weight_decay_at(self, step: int) -> float:
-        passed = min(1.0, step / max(1, self.total_steps - 1))
-        cosine = 0.5 + 0.5 * math.cos(math.pi * passed)
-        return self.weight_decay_end + (self.weight_decay - self.weight_decay_end) * cosine
-
-
-class ScheduledAdamW(LRScheduler):
-    """Applies a `Schedule` to an optimizer's groups: closed form in the step, so a resumed run is on the curve."""
-
-    def __init__(self, optimizer: Optimizer, schedule: Schedule, last_epoch: int = -1) -> None:
-        self.schedule = schedule
-        super().__init__(optimizer, last_epoch)
-
-    def get_lr(self) -> list[float | Tensor]:
-        for group in self.optimizer.param_groups:
-            group["weight_decay"] = self.schedule.weight_decay_at(self.last_epoch) * group["decay_scale"]
-        factor = self.schedule.learning_rate_factor(self.last_epoch)
-        return [base * factor for base in self.base_lrs]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain values only: the schedule itself comes from the recipe."""
-        return {key: value for key, value in super().state_dict().items() if key != "schedule"}
-
-
-# Optimizers and schedules of tokenizer training: one pair for the tokenizer, perhaps one for its discriminator.
-
-
-log = logging.getLogger(__name__)
-
-
-def warmup_cosine(step: int, warmup_steps: int, total_steps: float, final_ratio: float) -> float:
-    """Factor of the learning rate at a step: linear from 1 / warmup_steps to 1, then half a cosine to ``final_ratio``.
-
-    Stays at 1 after the warm-up where the number of steps is not known (infinite).
-    """
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    progress = min(1.0, (step - warmup_steps) / max(1.0, total_steps - warmup_steps))
-    return final_ratio + (1 - final_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-@dataclass(frozen=True)
-class OptimizerSettings:
-    """AdamW and the course of its learning rate; see ``TokenizerModule``.
+class TokenizerAdamW:
+    """AdamW of a tokenizer or its discriminator, and the course of its learning rate; see ``TokenizerModule``.
 
     Raises:
         UserError: a value out of its range.
@@ -128,17 +147,29 @@ class OptimizerSettings:
         if not 0 <= self.warmup < 1:
             raise UserError(f"warmup {self.warmup}: the share of steps with a rising learning rate must be in [0, 1)")
 
-    def factor(self, steps: float, step: int) -> float:
-        """Of the learning rate, at one of ``steps``."""
+    def optimizer(self, parameters: Iterable[nn.Parameter], steps: float, name: str | None = None) -> dict[str, Any]:
+        """With its schedule, as Lightning takes them; ``name`` is the learning rate's in the log.
+
+        Only convolution weights decay: no biases, norms and codes.
+        """
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim == 4], "weight_decay": self.weight_decay},
+            {"params": [p for p in trained if p.ndim != 4], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]], lr=self.lr, betas=self.betas, fused=True
+        )
         warmup_steps = 0 if math.isinf(steps) else round(self.warmup * steps)
-        return warmup_cosine(step, warmup_steps, steps, self.final_lr_ratio)
+        scheduler = ScheduledAdamW(optimizer, HalfCosine(steps, warmup_steps, self.final_lr_ratio))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": name}}
 
 
 def tokenizer_optimizers(
-    tokenizer: MultiScaleTokenizer, adversarial: AdversarialLoss | None, settings: OptimizerSettings, steps: float
+    tokenizer: MultiScaleTokenizer, adversarial: AdversarialLoss | None, settings: TokenizerAdamW, steps: float
 ) -> OptimizerLRScheduler:
     """As Lightning takes them: the tokenizer's, and after it the discriminator's over the steps from its start on."""
-    ours = scheduled_adamw(tokenizer.parameters(), settings, steps)
+    ours = settings.optimizer(tokenizer.parameters(), steps)
     if adversarial is None:
         return cast(OptimizerLRScheduler, ours)
     adversarial.plan(steps)
@@ -149,24 +180,5 @@ def tokenizer_optimizers(
             "it never starts; train longer or set an earlier start"
         )
     own = replace(settings, lr=adversarial.lr or settings.lr, betas=adversarial.betas, weight_decay=0.0)
-    theirs = scheduled_adamw(adversarial.discriminator.parameters(), own, max(1, steps - start), "lr-discriminator")
+    theirs = own.optimizer(adversarial.discriminator.parameters(), max(1, steps - start), "lr-discriminator")
     return cast(OptimizerLRScheduler, (ours, theirs))
-
-
-def scheduled_adamw(
-    parameters: Iterable[nn.Parameter], settings: OptimizerSettings, steps: float, name: str | None = None
-) -> dict[str, Any]:
-    """An optimizer with its schedule; ``name`` is the learning rate's in the log.
-
-    Only convolution weights decay: no biases, norms and codes.
-    """
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim == 4], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trained if p.ndim != 4], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=settings.lr, betas=settings.betas, fused=True
-    )
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: settings.factor(steps, step))
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": name}}

@@ -94,8 +94,8 @@ class ScaleGroups:
         """Groups of one optimizer step, counted from 0."""
         if self.cycle is None:
             return self.groups
-        place = step % sum(self.cycle)
-        return (self.groups[next(n for n, end in enumerate(accumulate(self.cycle)) if place < end)],)
+        step %= sum(self.cycle)
+        return (self.groups[next(n for n, end in enumerate(accumulate(self.cycle)) if step < end)],)
 
     @property
     def splits_steps(self) -> bool:
@@ -151,14 +151,17 @@ def loss_of_groups(
     *before, last = sorted(groups, key=lambda group: pyramid.span(group).start - pyramid.span(group).stop)
     for group in before:
         with _same_randomness_again(model, x_BLZ.device):
+            # from leaves of its own: this backward pass ends there, and so frees nothing that later groups need
             loss, figure = _loss_of(model, carried.cut(group, pyramid), idx_BL, group)
             with torch.autocast(loss.device.type, enabled=False):
-                (loss / accumulated).backward()
+                (loss / accumulated).backward()  # the caller divides only what is returned
         losses.append(loss.detach())
         figures.append(figure)
         del loss  # and the graph with it, before the next group's is built
+    # the last group reads the inputs themselves, so that its backward pass reaches what made them
     loss, figure = _loss_of(model, replace(inputs, x_BlC=inputs.x_BlC[:, pyramid.span(last)]), idx_BL, last)
     if losses:
+        # the earlier losses enter as numbers; their gradients at the cut, undivided again, as those of a zero
         loss = torch.stack([*losses, loss]).sum() + accumulated * carried.zero_with_gradient()
     return loss, joined([*figures, figure], pyramid)
 
@@ -180,6 +183,7 @@ class _Carried:
         product = torch.zeros((), device=self._x_BLC.device)
         for tensor, leaf in self._leaves:
             if leaf.grad is not None:
+                # d/dtensor of (tensor * g).sum() is g: autograd then carries g on to what made the tensor
                 product = product + (tensor * leaf.grad).sum(dtype=torch.float32)
         return product - product.detach()
 
@@ -258,9 +262,7 @@ def _check_keys(groups: tuple[range, ...], plan: AttentionPlan) -> None:
                 )
 
 
-# What autograd keeps for the backward pass, in bytes.
-#
-# L tokens of the pyramid, l tokens of some scales, Z code dim, C width.
+# What autograd keeps for the backward pass, in bytes: it makes a size such as 4GB into groups.
 
 
 MEASURED_TOKENS = 64
@@ -285,21 +287,22 @@ class KeptForBackward:
 
     def _pack(self, tensor: Tensor) -> _Kept:
         kept, storage = _Kept(tensor), tensor.untyped_storage()
-        place, size = storage.data_ptr(), storage.nbytes()
-        if place not in self._weights:
-            self._holders[place] = self._holders.get(place, 0) + 1
-            if self._holders[place] == 1:
+        address, size = storage.data_ptr(), storage.nbytes()
+        if address not in self._weights:
+            # views of one storage are kept several times, but take its memory once
+            self._holders[address] = self._holders.get(address, 0) + 1
+            if self._holders[address] == 1:
                 self.now += size
                 self.peak = max(self.peak, self.now)
-            weakref.finalize(kept, self._drop, place, size)
+            weakref.finalize(kept, self._drop, address, size)
         return kept
 
     def _unpack(self, kept: _Kept) -> Tensor:
         return kept.tensor
 
-    def _drop(self, place: int, size: int) -> None:
-        self._holders[place] -= 1
-        self.now -= size if self._holders[place] == 0 else 0
+    def _drop(self, address: int, size: int) -> None:
+        self._holders[address] -= 1
+        self.now -= size if self._holders[address] == 0 else 0
 
 
 class _Kept:

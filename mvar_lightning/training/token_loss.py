@@ -33,15 +33,14 @@ class TokenLoss:
     scales: range
     last_scale: int
 
-    def named(self) -> dict[str, Tensor]:
-        """Figures to log: overall, last scale, each scale."""
+    def named(self, prefix: str = "") -> dict[str, Tensor]:
+        """Figures to log by name: overall, last scale, each scale."""
         figures = {"loss": self.loss.detach(), "accuracy": self.accuracy}
         if self.last_scale in self.scales:
             figures |= {"loss_last": self.loss_K[-1], "accuracy_last": self.accuracy_K[-1]}
-        for place, scale in enumerate(self.scales):
-            figures[f"loss_scale_{scale}"] = self.loss_K[place]
-            figures[f"accuracy_scale_{scale}"] = self.accuracy_K[place]
-        return figures
+        for scale, loss, accuracy in zip(self.scales, self.loss_K, self.accuracy_K, strict=True):
+            figures |= {f"loss_scale_{scale}": loss, f"accuracy_scale_{scale}": accuracy}
+        return {f"{prefix}{name}": figure for name, figure in figures.items()}
 
 
 def token_loss(logits_BlV: Tensor, idx_Bl: Tensor, pyramid: ScalePyramid, scales: range | None = None) -> TokenLoss:
@@ -129,6 +128,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 correct_N[chunk] = (logits_nV.argmax(dim=-1) == idx_n).float()
                 if grad_h_NC is None or grad_weight_VC is None or grad_bias_V is None:
                     continue
+                # gradient of cross-entropy in the logits: softmax - one-hot, made now because they are not kept
                 error_nV = logits_nV.softmax(dim=-1)
                 error_nV[torch.arange(len(idx_n), device=idx_n.device), idx_n] -= 1
                 grad_bias_V += error_nV.sum(dim=0)

@@ -22,10 +22,10 @@ from mvar_lightning.checkpoints.folder import is_released
 from mvar_lightning.checkpoints.official import import_tokenizer
 from mvar_lightning.data.image_data import run_data
 from mvar_lightning.errors import UserError
+from mvar_lightning.metrics.codebook_usage import CodebookUsage
 from mvar_lightning.tokenizer import (
     AdversarialLoss,
     CodebookRemedy,
-    CodebookUsage,
     DataDependentInit,
     DeadCodeRestart,
     EntropyLoss,
@@ -50,15 +50,15 @@ from mvar_lightning.training.manual_steps import (
     check_trainer,
     check_weights,
     count_earlier_steps,
-    description,
+    record_of,
     reducing,
     take_step,
     take_uncounted_step,
-    tell_of_poor_data,
     total_steps,
+    warn_of_poor_data,
     window_of,
 )
-from mvar_lightning.training.optimizers import OptimizerSettings, tokenizer_optimizers
+from mvar_lightning.training.optimizers import TokenizerAdamW, tokenizer_optimizers
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ class TokenizerModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.settings = OptimizerSettings(lr, betas, weight_decay, warmup, final_lr_ratio)
+        self.settings = TokenizerAdamW(lr, betas, weight_decay, warmup, final_lr_ratio)
         if accumulate_grad_batches < 1 or (gradient_clip_val is not None and gradient_clip_val <= 0):
             raise UserError(
                 f"accumulate_grad_batches {accumulate_grad_batches}, gradient_clip_val {gradient_clip_val}: "
@@ -160,7 +160,7 @@ class TokenizerModule(L.LightningModule):
         for remedy in self._each_remedy():
             remedy.attach(self.tokenizer)
         self.scale_dropout, self.scale_dropout_keeps = scale_dropout, scale_dropout_keeps
-        self._told_of_data = False
+        self._data_checked = False
         self.accumulate_grad_batches, self.gradient_clip_val = accumulate_grad_batches, gradient_clip_val
         self.psnr = PeakSignalNoiseRatio(data_range=1.0)
         self.ssim = StructuralSimilarityIndexMeasure(data_range=1.0)
@@ -198,9 +198,9 @@ class TokenizerModule(L.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         image_B3HW = normalize(batch["image"])
         window = window_of(self.trainer, batch_idx, self.accumulate_grad_batches)
-        if not self._told_of_data:
-            self._told_of_data = True
-            tell_of_poor_data(self.trainer, self.tokenizer, image_B3HW)
+        if not self._data_checked:
+            self._data_checked = True
+            warn_of_poor_data(self.trainer, self.tokenizer, image_B3HW)
         output = self._reconstruct(image_B3HW, batch_idx)
         loss, discriminator_loss, terms = self._losses(output, image_B3HW)
         check_finite({**terms, "loss": loss}, self.trainer)
@@ -219,10 +219,10 @@ class TokenizerModule(L.LightningModule):
         return [cast(CodebookRemedy, remedy) for remedy in self.remedies]
 
     def _reconstruct(self, image_B3HW: Tensor, batch_idx: int) -> TokenizerOutput:
-        optimizer = as_list(self.optimizers())[0].optimizer
+        ours = as_list(self.optimizers())[0].optimizer
         for remedy in self._each_remedy():
             try:
-                remedy.before_step(self.tokenizer, image_B3HW, optimizer)
+                remedy.before_step(self.tokenizer, image_B3HW, ours)
             except UserError as error:
                 raise UserError(f"at step {self.global_step}: {error}") from error
         return self.tokenizer(image_B3HW, self._kept_scales(image_B3HW, batch_idx))
@@ -309,19 +309,21 @@ class TokenizerModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_weights(checkpoint)
-        checkpoint["mvar_lightning"] = description(self.tokenizer, checkpoint)
+        record_of(self.tokenizer, checkpoint).write_into(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_discriminator(checkpoint, self.adversarial is not None)
         count_earlier_steps(checkpoint)
 
 
-# What a tokenizer is trained with where nothing is said.
-#
-# VAR's plain form loses codes at every scale (docs/tokenizer.md).
+# What a tokenizer is trained with where nothing is said, what it starts from, and which of its parts are trained.
+
+
+PARTS = ("encoder", "quant_conv", "quantizer", "post_quant_conv", "decoder")
 
 
 def default_losses() -> list[LossPart]:
+    """VAR's plain form and, as that loses codes at every scale (docs/tokenizer.md), an entropy term."""
     return [L1Loss(), L2Loss(), QuantizerLoss(), EntropyLoss(0.1)]
 
 
@@ -330,12 +332,6 @@ def default_remedies(init_from: str | None, frozen: Sequence[str]) -> list[Codeb
     if init_from is not None or "quantizer" in frozen:
         return []
     return [DataDependentInit(), DeadCodeRestart()]
-
-
-# What a tokenizer starts from, and which of its parts are trained.
-
-
-PARTS = ("encoder", "quant_conv", "quantizer", "post_quant_conv", "decoder")
 
 
 def start_from(tokenizer: MultiScaleTokenizer, path: str) -> None:
@@ -353,8 +349,8 @@ def start_from(tokenizer: MultiScaleTokenizer, path: str) -> None:
     ours, theirs = tokenizer.config, source.config
     differing = [key for key in ours if key not in TRAINING_ONLY and ours[key] != theirs.get(key)]
     if differing:
-        told = ", ".join(f"{key} ({ours[key]} here, {theirs.get(key)} there)" for key in differing)
-        raise UserError(f"init_from {path}: a tokenizer of another kind: {told}; set the recipe to what the file has")
+        sizes = ", ".join(f"{key} ({ours[key]} here, {theirs.get(key)} there)" for key in differing)
+        raise UserError(f"init_from {path}: a tokenizer of another kind: {sizes}; set the recipe to what the file has")
     tokenizer.load_state_dict(source.state_dict())
 
 
@@ -366,8 +362,8 @@ def hold_still(tokenizer: MultiScaleTokenizer, frozen: Sequence[str]) -> None:
     """
     if unknown := [name for name in frozen if name not in PARTS]:
         raise UserError(f"frozen {unknown[0]!r}: no part of a tokenizer; they are {', '.join(PARTS)}")
-    for place, phi in enumerate(tokenizer.quantizer.phi):
-        phi.requires_grad_(place in tokenizer.quantizer.phi_index)
+    for index, phi in enumerate(tokenizer.quantizer.phi):
+        phi.requires_grad_(index in tokenizer.quantizer.phi_index)
     for name in frozen:
         tokenizer.get_submodule(name).requires_grad_(False)
     if not any(parameter.requires_grad for parameter in tokenizer.parameters()):

@@ -1,4 +1,6 @@
-"""CUDA graphs for each scale of sampling: the blocks' kernels are recorded once and then launched as one.
+"""Faster sampling of a loaded model, in place: CUDA graphs, compiled blocks, weights in bf16.
+
+CUDA graphs for each scale: the blocks' kernels are recorded once and then launched as one.
 
 The coarse scales have few tokens, and there a GPU waits for the host to launch hundreds of small kernels. A graph reads
 and writes where it did when it was recorded, so inputs are copied there first. Keys and values of a cache would have to
@@ -11,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +21,6 @@ from torch import Tensor, nn
 from mvar_lightning.compat import allow_recompiles, copy_each
 from mvar_lightning.errors import UserError
 from mvar_lightning.transformer.transformer import NextScaleTransformer, SamplingState
-
-if TYPE_CHECKING:
-    import torch
-
-    from mvar_lightning.transformer import NextScaleTransformer
-
 
 RECORDED_TOKENS = 2**14
 """Steps of more tokens run as they are: their kernels keep the GPU busy, and a graph's own memory would be large."""
@@ -41,6 +37,7 @@ class RecordOnGPU:
 
     def __call__(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        # a recording must not meet what is done once: warm up, on a stream aside as torch's recording asks for
         aside.wait_stream(current)
         with torch.cuda.stream(aside):
             for _ in range(2):  # compiles, tunes, and makes the tables that are made on first use
@@ -131,9 +128,6 @@ def record_scales(model: NextScaleTransformer, record: Record | None = None) -> 
     return model
 
 
-# Compiled blocks: every scale has its own shapes, and each is compiled once for all blocks.
-
-
 SHAPES_OF_A_SCALE = 4
 """Allowed variants of a block at one scale: with and without guidance, a last chunk of rows, and one to spare."""
 
@@ -141,7 +135,8 @@ SHAPES_OF_A_SCALE = 4
 def compile_blocks(model: NextScaleTransformer, **options: Any) -> NextScaleTransformer:
     """`torch.compile` every block, in place; the first run of each scale and batch size compiles.
 
-    torch gives up on a function after 8 variants, fewer than there are scales, so that limit is raised.
+    Every scale has its own shapes, and each is compiled once for all blocks. torch gives up on a function after 8
+    variants, fewer than there are scales, so that limit is raised.
 
     Args:
         options: of `torch.compile`; shapes are static by default (``dynamic=False``).
@@ -151,9 +146,6 @@ def compile_blocks(model: NextScaleTransformer, **options: Any) -> NextScaleTran
     for block in model.blocks:
         block.compile(**{"dynamic": False, **options})
     return model
-
-
-# Weights in bf16 for sampling under autocast: what autocast would make of them at every call, made once.
 
 
 def weights_in_bf16(model: NextScaleTransformer) -> NextScaleTransformer:
@@ -173,7 +165,6 @@ def weights_in_bf16(model: NextScaleTransformer) -> NextScaleTransformer:
 def prepare(model: NextScaleTransformer, precision: str, *, compiled: bool = False, graphs: bool = False) -> None:
     """Make a loaded model ready for `computing` in ``precision``, in place; compile its blocks and record its scales if
     asked for. Raises `UserError` as `record_scales`."""
-
     if precision == "bf16":
         weights_in_bf16(model)
     if compiled:

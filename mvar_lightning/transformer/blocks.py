@@ -2,7 +2,9 @@
 
 Both are the same residual block with other parts, so there is one block class and a design that chooses them.
 
-B batch, l tokens of the scales at hand, C width.
+The parts come first: attention, MLPs, AdaLN modulation, stochastic depth, the head.
+
+B batch, l tokens of the scales at hand, C width, H heads, D head dim.
 """
 
 from __future__ import annotations
@@ -21,14 +23,12 @@ from mvar_lightning.pyramid import ScalePyramid
 from mvar_lightning.transformer.linear import Linear, activated_linear, linear, multiplied_linear
 from mvar_lightning.transformer.positions import LearnedPositions, LevelMLP, PyramidRotation
 
-# The parts a block is made of: attention, MLPs, norms, AdaLN modulation, stochastic depth.
-#
-# B batch, l tokens of the scales at hand, C width, H heads, D head dim.
-
-
 MAX_LOG_SCALE = math.log(100.0)
 NORM_FLOOR = 1e-12
 """Shortest length a query or key is divided by (that of `F.normalize`)."""
+
+HEAD_SCALE, ADALN_SCALE = 0.02, 0.5
+"""Factors on the first weights of the classifier and of modulations, their gates aside."""
 
 Rotation = Callable[[Tensor, range], Tensor]
 """Rotates queries and keys (B, l, n, H, D), n = 2 of them, of a range of scales by their positions."""
@@ -55,6 +55,9 @@ class SelfAttention(nn.Module):
         # without the norm VAR divides the usual 1 / sqrt(D) by four
         self.softmax_scale = 1.0 if qk_norm else 0.25 / math.sqrt(width // heads)
         self.log_scale = nn.Parameter(torch.full((heads, 1, 1), math.log(4.0))) if qk_norm else None
+
+    def no_weight_decay(self) -> set[str]:
+        return {"log_scale"}
 
     def forward(self, x_BlC: Tensor, scales: range, cache: LayerCache | None = None) -> Tensor:
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
@@ -116,6 +119,12 @@ class Modulation(nn.Module):
         self.parts = parts
         self.linear = Linear(width, parts * width)
 
+    def scale_block(self, gamma_init: float) -> None:
+        """Factors on a block's six rows: gates start near zero, so that the block starts as the identity."""
+        rows = self.linear.weight.unflatten(0, (self.parts, -1))
+        rows[:2].mul_(gamma_init)
+        rows[2:].mul_(ADALN_SCALE)
+
     def forward(self, condition_BC: Tensor) -> Tensor:
         return self.linear(F.silu(condition_BC)).unflatten(1, (1, self.parts, -1))
 
@@ -125,7 +134,17 @@ class ModulationOffset(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.offset = nn.Parameter(torch.randn(1, 1, 6, width) / width**0.5)
+        self.offset = nn.Parameter(torch.randn(1, 1, 6, width) / width**0.5)  # drawn again by `init_weights`
+
+    def init_weights(self, std: float) -> None:
+        nn.init.normal_(self.offset, std=self.offset.shape[-1] ** -0.5)
+
+    def scale_block(self, gamma_init: float) -> None:
+        self.offset[:, :, :2].mul_(gamma_init)
+        self.offset[:, :, 2:].mul_(ADALN_SCALE)
+
+    def no_weight_decay(self) -> set[str]:
+        return {"offset"}
 
     def forward(self, shared_B16C: Tensor) -> Tensor:
         return self.offset + shared_B16C
@@ -158,6 +177,10 @@ class ModulatedHead(nn.Module):
         self.norm = norm
         self.modulation = Modulation(width, parts=2)
         self.linear = Linear(width, vocab_size)
+
+    def scale_weights(self, depth: int, gamma_init: float) -> None:
+        self.linear.weight.mul_(HEAD_SCALE)  # all codes start nearly equally likely
+        self.modulation.linear.weight.mul_(ADALN_SCALE)
 
     def forward(self, x_BlC: Tensor, modulation_B12C: Tensor) -> Tensor:
         return self.classify(self.features(x_BlC, modulation_B12C))
@@ -194,6 +217,12 @@ class AdaLNBlock(nn.Module):
         self.mlp = mlp
         self.modulation = modulation
         self.drop_path = DropPath(drop_path)
+
+    def scale_weights(self, depth: int, gamma_init: float) -> None:
+        # 2 depth branches add to the residual stream: its variance then does not grow with depth
+        for output in (self.attention.proj, self.mlp.down):
+            output.weight.div_(math.sqrt(2 * depth))
+        self.modulation.scale_block(gamma_init)
 
     def forward(self, x_BlC: Tensor, modulation_B16C: Tensor, scales: range, cache: LayerCache | None = None) -> Tensor:
         gate1, gate2, scale1, scale2, shift1, shift2 = modulation_B16C.unbind(2)

@@ -158,6 +158,9 @@ class AttentivePool(nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(width))
         self.proj = nn.Linear(width, width)
 
+    def init_weights(self, std: float) -> None:
+        nn.init.trunc_normal_(self.query, std=std)
+
     def observe(self, x_BlC: Tensor) -> tuple[Tensor, Tensor]:
         """Scores (B, H, Q, l) and values (B, H, l, D) of new tokens.
 

@@ -1,62 +1,50 @@
-"""Initialization as published (`init_weights` of VAR's models/var.py and Markov-VAR's models/markovvar.py)."""
+"""Initialization as published (`init_weights` of VAR's models/var.py and Markov-VAR's models/markovvar.py).
+
+A module may bring two methods, as timm's layers do; one that brings neither keeps the default:
+- ``init_weights(std)`` draws the parameters that are its own, not those of its submodules;
+- ``scale_weights(depth, gamma_init)`` puts factors on what has been drawn, its submodules' included.
+
+A third, ``no_weight_decay()``, names the parameters (its own or its submodules') that an optimizer must not let decay.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import torch
 from torch import nn
 
-from mvar_lightning.transformer.blocks import AdaLNBlock, ModulatedHead, Modulation, ModulationOffset
-from mvar_lightning.transformer.history import AttentivePool
-from mvar_lightning.transformer.positions import LearnedPositions
-
-HEAD_SCALE = 0.02
-ADALN_SCALE = 0.5
-
 
 @torch.no_grad()
-def init_weights(
-    model: nn.Module, blocks: Iterable[AdaLNBlock], head: ModulatedHead, *, width: int, gamma_init: float
-) -> None:
-    """Initialize a transformer in place.
+def init_weights(model: nn.Module, *, width: int, depth: int, gamma_init: float) -> None:
+    """Initialize a transformer in place. By default weights are drawn with the base deviation and biases are zero.
 
     Args:
         model: everything, the blocks and the head included.
-        blocks: outputs into the residual stream are divided by sqrt(2 x their number).
-        head: starts near zero.
         width: C; the base deviation is sqrt(1 / 3C).
+        depth: number of blocks; outputs into the residual stream are divided by sqrt(2 depth).
         gamma_init: factor on the AdaLN rows that gate the branches (1e-3 at d16 to 5e-6 at d36).
     """
     std = math.sqrt(1 / width / 3)
+    # what a seed means depends on the order of the draws: a module's own parameters come before its submodules'
     for module in model.modules():
-        if isinstance(module, (nn.Linear, nn.Embedding)):
+        if draw := getattr(module, "init_weights", None):
+            draw(std)
+        elif isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.trunc_normal_(module.weight, std=std)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        elif isinstance(module, LearnedPositions):
-            nn.init.trunc_normal_(module.start, std=std)
-            nn.init.trunc_normal_(module.token, std=std)
-        elif isinstance(module, AttentivePool):
-            nn.init.trunc_normal_(module.query, std=std)
-        elif isinstance(module, ModulationOffset):
-            nn.init.normal_(module.offset, std=width**-0.5)
-    # second pass: factors on what the first one drew
-    head.linear.weight.mul_(HEAD_SCALE)
-    head.modulation.linear.weight.mul_(ADALN_SCALE)
-    blocks = list(blocks)
-    for block in blocks:
-        _scale_block(block, width, len(blocks), gamma_init)
+    # only now: what a module scales, its submodules have drawn after it
+    for module in model.modules():
+        if scale := getattr(module, "scale_weights", None):
+            scale(depth, gamma_init)
 
 
-def _scale_block(block: AdaLNBlock, width: int, depth: int, gamma_init: float) -> None:
-    block.attention.proj.weight.div_(math.sqrt(2 * depth))
-    block.mlp.down.weight.div_(math.sqrt(2 * depth))
-    if isinstance(block.modulation, Modulation):
-        rows = block.modulation.linear.weight
-        rows[: 2 * width].mul_(gamma_init)
-        rows[2 * width :].mul_(ADALN_SCALE)
-    elif isinstance(block.modulation, ModulationOffset):
-        block.modulation.offset[:, :, :2].mul_(gamma_init)
-        block.modulation.offset[:, :, 2:].mul_(ADALN_SCALE)
+def without_decay(model: nn.Module) -> set[str]:
+    """Names, as in `named_parameters`, of the parameters that modules want left out of weight decay."""
+    return {
+        f"{prefix}.{name}".removeprefix(".")
+        for prefix, module in model.named_modules()
+        if hasattr(module, "no_weight_decay")
+        for name in module.no_weight_decay()
+    }

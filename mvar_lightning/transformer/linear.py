@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mvar_lightning.compat import has_onednn_linear, onednn_linear, onednn_linear_times
+from mvar_lightning.tools.compute import cpu_tuning
 
 LEAST_WEIGHTS = 2**18
 """Products with fewer weights than this stay with torch: there the calls themselves would cost more than they gain."""
@@ -81,6 +82,7 @@ def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
         and type(x) in (Tensor, nn.Parameter)
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
+        and cpu_tuning()
         and has_onednn_linear()
     )
 

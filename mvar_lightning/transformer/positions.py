@@ -1,6 +1,7 @@
-"""What tells the transformer where a token sits: learnt positions (VAR, MVAR) or levels alone (Markov-VAR).
+"""What tells the transformer where a token sits: learnt positions (VAR, MVAR), or rotary ones and levels (Markov-VAR).
 
-L tokens of the pyramid, l tokens of the scales at hand, K scales, C width.
+B batch, L tokens of the pyramid, l tokens of the scales at hand, K scales, n vectors of a token and head, C width,
+H heads, D head dim.
 """
 
 from __future__ import annotations
@@ -11,18 +12,14 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
+from mvar_lightning.compat import constant_when_compiled
 from mvar_lightning.pyramid import ScalePyramid
-
-# Two-dimensional rotary positions over a token pyramid (Markov-VAR's `LlamaRotaryEmbedding`).
-#
-# Position i of a map with side n sits at i / n * n_max: all maps share the coordinates of the largest.
-#
-# B batch, L tokens of the pyramid, l tokens of the scales at hand, n vectors of a token and head, H heads, D head
-# dim.
 
 
 class PyramidRotation:
-    """Rotates queries and keys by their (y, x) in the pyramid.
+    """Rotates queries and keys by their (y, x) in the pyramid (Markov-VAR's `LlamaRotaryEmbedding`).
+
+    Position i of a map with side n sits at i / n * n_max: all maps share the coordinates of the largest.
 
     Args:
         pyramid: where the tokens sit.
@@ -50,7 +47,7 @@ class PyramidRotation:
         return torch.addcmul(x * cos_l11D, swapped, sin_l11D)
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def _angles(
     pyramid: ScalePyramid, theta: float, head_dim: int, parts: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
@@ -86,6 +83,13 @@ class LearnedPositions(nn.Module):
         self.token = nn.Parameter(torch.empty(1, pyramid.num_tokens, width))
         self.level = nn.Embedding(pyramid.num_scales, width)
 
+    def init_weights(self, std: float) -> None:
+        nn.init.trunc_normal_(self.start, std=std)
+        nn.init.trunc_normal_(self.token, std=std)
+
+    def no_weight_decay(self) -> set[str]:
+        return {"start", "token", "level.weight"}
+
     def forward(self, scales: range) -> Tensor:
         """Positions of the tokens of ``scales``, (1, l, C)."""
         counts = [self.pyramid.tokens_of(scale) for scale in scales]
@@ -117,6 +121,9 @@ class LevelMLP(nn.Module):
         self.pyramid = pyramid
         self.up = nn.Linear(self.frequencies, width)
         self.down = nn.Linear(width, width)
+
+    def no_weight_decay(self) -> set[str]:
+        return {"up.weight", "down.weight"}  # the release matches `lvl_embed` by name, so its MLP does not decay
 
     def forward(self, scales: range) -> Tensor:
         """Level embeddings of the tokens of ``scales``, (1, l, C)."""

@@ -124,7 +124,7 @@ class NextScaleTransformer(nn.Module):
         rates = torch.linspace(0, self.drop_path, depth, device="cpu").tolist()
         self.blocks = nn.ModuleList([self.block_design.make_block(width, heads, self.backend, rate) for rate in rates])
         self.head = ModulatedHead(width, vocab_size, self.block_design.make_norm(width))
-        init_weights(self, self._blocks, self.head, width=width, gamma_init=gamma_init)
+        init_weights(self, width=width, depth=depth, gamma_init=gamma_init)
 
     @property
     def _blocks(self) -> list[AdaLNBlock]:

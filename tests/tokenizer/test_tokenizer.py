@@ -12,6 +12,7 @@ from mvar_lightning.checkpoints.official_names import TOKENIZER_KEYS, to_ours, t
 from mvar_lightning.errors import UserError
 from mvar_lightning.pyramid import PUBLISHED_SIDES
 from mvar_lightning.tokenizer import MultiScaleTokenizer, fingerprint
+from mvar_lightning.tokenizer.autoencoder import Upsample
 
 
 @pytest.fixture
@@ -152,3 +153,11 @@ def test_bad_tokens_are_named(tokenizer: MultiScaleTokenizer, tokens: Tensor, me
 def test_bad_sizes_are_named(change: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         tiny(**change)
+
+
+def test_upsampling_from_the_small_map_gives_the_plain_convolution() -> None:
+    torch.manual_seed(0)
+    upsample, x_BCHW = Upsample(8), torch.randn(2, 8, 5, 7)
+    plain = upsample(x_BCHW)
+    with torch.no_grad():
+        torch.testing.assert_close(upsample(x_BCHW), plain.detach())

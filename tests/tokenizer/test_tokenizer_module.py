@@ -17,7 +17,7 @@ from mvar_lightning.tokenizer import L1Loss, L2Loss, LossPart, MultiScaleTokeniz
 from mvar_lightning.tokenizer.autoencoder import GroupNorm
 from mvar_lightning.tokenizer.losses import WeightedLoss
 from mvar_lightning.tokenizer.tokenizer import TokenizerOutput
-from mvar_lightning.training.optimizers import warmup_cosine
+from mvar_lightning.training.optimizers import HalfCosine
 from mvar_lightning.training.tokenizer import TokenizerModule
 
 
@@ -147,9 +147,9 @@ def test_negative_weight_is_refused() -> None:
 
 
 def test_schedule_at_given_steps() -> None:
-    curve = [warmup_cosine(step, 10, 110, 0.1) for step in (0, 9, 10, 60, 110, 500)]
+    curve = [HalfCosine(110, 10, 0.1).factor(step) for step in (0, 9, 10, 60, 110, 500)]
     assert curve == pytest.approx([0.1, 1.0, 1.0, 0.55, 0.1, 0.1])
-    assert warmup_cosine(1000, 0, float("inf"), 0.1) == 1.0
+    assert HalfCosine(float("inf"), 0, 0.1).factor(1000) == 1.0
 
 
 def test_norms_biases_and_codes_do_not_decay(tmp_path: Path) -> None:

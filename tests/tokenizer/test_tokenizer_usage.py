@@ -6,8 +6,8 @@ import math
 
 import torch
 
+from mvar_lightning.metrics.codebook_usage import CodebookUsage
 from mvar_lightning.pyramid import ScalePyramid
-from mvar_lightning.tokenizer import CodebookUsage
 
 
 def test_hand_made_case_over_two_batches() -> None:

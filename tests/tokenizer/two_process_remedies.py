@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from codebook_fits import smooth_images, tiny
 
-from mvar_lightning.tokenizer import CodebookUsage, DataDependentInit, DeadCodeRestart, EntropyLoss
+from mvar_lightning.metrics.codebook_usage import CodebookUsage
+from mvar_lightning.tokenizer import DataDependentInit, DeadCodeRestart, EntropyLoss
 from mvar_lightning.tokenizer import codebook as initialization
 
 BATCH, STEPS = 32, 6

@@ -7,14 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from mvar_lightning.training.optimizers import Schedule, ScheduledAdamW, decays, parameter_groups
+from mvar_lightning.training.optimizers import HalfCosine, HeldLine, ScheduledAdamW, half_cosine, parameter_groups
 from mvar_lightning.transformer import LlamaBlocks, NextScaleTransformer, SlidingWindowHistory, VARBlocks
 
 
-def published(total: int = 1000, final: float = 0.1, end: float = 0.05) -> Schedule:
-    return Schedule(
-        total_steps=total, warmup_steps=total // 50, final_ratio=final, weight_decay=0.05, weight_decay_end=end
-    )
+def published(total: int = 1000, final: float = 0.1) -> HeldLine:
+    return HeldLine(total, warmup_steps=total // 50, final_ratio=final)
+
+
+def weight_decay_at(step: int, end: float, total: int = 1000) -> float:
+    return half_cosine(0.05, end, step / (total - 1))
 
 
 @pytest.mark.parametrize(
@@ -28,37 +30,54 @@ def published(total: int = 1000, final: float = 0.1, end: float = 0.05) -> Sched
     ],
 )
 def test_learning_rate_curve(step: int, factor: float) -> None:
-    assert published().learning_rate_factor(step) == pytest.approx(factor)
+    assert published().factor(step) == pytest.approx(factor)
 
 
 def test_learning_rate_falls_in_a_straight_line() -> None:
-    curve = [published().learning_rate_factor(step) for step in range(100, 1000)]
+    curve = [published().factor(step) for step in range(100, 1000)]
     falls = {round(a - b, 9) for a, b in itertools.pairwise(curve)}
     assert len(falls) == 1
     assert falls.pop() == pytest.approx(0.9 / 0.95 / 979, rel=1e-4)
 
 
 def test_weight_decay_is_half_a_cosine_to_its_end() -> None:
-    schedule = published(end=0.08)
-    assert schedule.weight_decay_at(0) == pytest.approx(0.05)
-    assert schedule.weight_decay_at(999) == pytest.approx(0.08)
-    assert schedule.weight_decay_at(250) == pytest.approx(0.08 - 0.03 * (0.5 + 0.5 * math.cos(math.pi * 250 / 999)))
-    assert published().weight_decay_at(500) == pytest.approx(0.05)
+    assert weight_decay_at(0, end=0.08) == pytest.approx(0.05)
+    assert weight_decay_at(999, end=0.08) == weight_decay_at(1500, end=0.08) == pytest.approx(0.08)
+    assert weight_decay_at(250, end=0.08) == pytest.approx(0.08 - 0.03 * (0.5 + 0.5 * math.cos(math.pi * 250 / 999)))
+    assert weight_decay_at(500, end=0.05) == pytest.approx(0.05)
+
+
+def test_schedules_of_tokenizer_checkpoints_from_before_load() -> None:
+    """They were written by torch's `LambdaLR`."""
+    model = nn.Linear(2, 2)
+    ours, theirs = (torch.optim.AdamW(model.parameters(), lr=2.0) for _ in range(2))
+    curve = HalfCosine(100, 10, 0.1)
+    earlier = torch.optim.lr_scheduler.LambdaLR(theirs, curve.factor)
+    for _ in range(30):
+        theirs.step()
+        earlier.step()
+    scheduler = ScheduledAdamW(ours, curve)
+    ours.load_state_dict(theirs.state_dict())
+    scheduler.load_state_dict(earlier.state_dict())
+    for optimizer, each in ((ours, scheduler), (theirs, earlier)):
+        optimizer.step()
+        each.step()
+    assert ours.param_groups[0]["lr"] == theirs.param_groups[0]["lr"] == 2.0 * curve.factor(31)
 
 
 def test_the_scheduler_sets_both_and_resumes_on_the_curve() -> None:
     def make() -> tuple[torch.optim.AdamW, ScheduledAdamW]:
         model = nn.Linear(2, 2)
-        optimizer = torch.optim.AdamW(parameter_groups(model.named_parameters()), lr=2.0)
-        return optimizer, ScheduledAdamW(optimizer, published(end=0.08))
+        optimizer = torch.optim.AdamW(parameter_groups(model), lr=2.0)
+        return optimizer, ScheduledAdamW(optimizer, published(), (0.05, 0.08))
 
     optimizer, scheduler = make()
     for _ in range(300):
         optimizer.step()
         scheduler.step()
     decay, no_decay = optimizer.param_groups
-    assert decay["lr"] == no_decay["lr"] == pytest.approx(2 * published().learning_rate_factor(300))
-    assert decay["weight_decay"] == pytest.approx(published(end=0.08).weight_decay_at(300))
+    assert decay["lr"] == no_decay["lr"] == pytest.approx(2 * published().factor(300))
+    assert decay["weight_decay"] == pytest.approx(weight_decay_at(300, end=0.08))
     assert no_decay["weight_decay"] == 0.0
 
     resumed, again = make()
@@ -72,9 +91,9 @@ def test_the_scheduler_sets_both_and_resumes_on_the_curve() -> None:
     assert resumed.param_groups[0]["weight_decay"] == optimizer.param_groups[0]["weight_decay"]
 
 
-def names_by_decay(model: nn.Module) -> tuple[set[str], set[str]]:
-    named = dict(model.named_parameters())
-    return {n for n, p in named.items() if decays(n, p)}, {n for n, p in named.items() if not decays(n, p)}
+def names_by_decay(model: nn.Module) -> list[set[str]]:
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return [{names[parameter] for parameter in group["params"]} for group in parameter_groups(model)]
 
 
 def test_groups_of_var() -> None:
@@ -85,7 +104,7 @@ def test_groups_of_var() -> None:
     assert {"word_embedding.weight", "class_embedding.weight", "head.linear.weight"} <= decay
     assert {"positions.start", "positions.token", "positions.level.weight"} <= no_decay
     assert {"blocks.0.modulation.offset", "blocks.0.attention.log_scale", "blocks.0.attention.q_bias"} <= no_decay
-    groups = parameter_groups(model.named_parameters())
+    groups = parameter_groups(model)
     assert [len(group["params"]) for group in groups] == [len(decay), len(no_decay)]
 
 

@@ -6,9 +6,11 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from mvar_lightning.transformer import LlamaBlocks, NextScaleTransformer, SlidingWindowHistory, VARBlocks
 from mvar_lightning.transformer.blocks import BlockDesign
+from mvar_lightning.transformer.init import without_decay
 
 WIDTH, DEPTH, GAMMA = 256, 4, 1e-3
 STD = math.sqrt(1 / WIDTH / 3)
@@ -78,6 +80,41 @@ def test_deviations_of_shared_adaln() -> None:
     assert deviation(offsets[:, :, :2]) == pytest.approx(GAMMA * WIDTH**-0.5, rel=0.1)
     assert deviation(offsets[:, :, 2:]) == pytest.approx(0.5 * WIDTH**-0.5, rel=0.1)
     assert deviation(model.condition.linear.weight) == pytest.approx(STD, rel=0.05)
+
+
+class TunedNorm(nn.Module):
+    """A part that brings its own start and its own exception; its gain has two dimensions."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.zeros(1, width))
+        self.unsaid = nn.Linear(width, width)
+
+    def init_weights(self, std: float) -> None:
+        nn.init.constant_(self.gain, std)
+
+    def scale_weights(self, depth: int, gamma_init: float) -> None:
+        self.unsaid.weight.zero_()
+
+    def no_weight_decay(self) -> set[str]:
+        return {"gain"}
+
+    def forward(self, x_BlC: torch.Tensor) -> torch.Tensor:
+        return x_BlC * self.gain
+
+
+class TunedBlocks(VARBlocks):
+    def make_norm(self, width: int) -> nn.Module:
+        return TunedNorm(width)
+
+
+def test_a_part_of_ones_own_brings_its_start_and_its_weight_decay_and_else_gets_the_default() -> None:
+    model = make(TunedBlocks())
+    norm = model.blocks[0].norm
+    assert norm.gain.flatten().tolist() == pytest.approx([STD] * WIDTH)
+    assert not norm.unsaid.weight.any() and not norm.unsaid.bias.any()
+    assert {"blocks.0.norm.gain", "head.norm.gain", "positions.token"} <= without_decay(model)
+    assert "blocks.0.norm.unsaid.weight" not in without_decay(model)
 
 
 def test_drop_path_rises_with_depth() -> None:

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mvar_lightning.tokenizer.autoencoder import Upsample, fast_layout
+from mvar_lightning.tools.compute import keep_freed_memory
 from mvar_lightning.transformer import linear as products
 from mvar_lightning.transformer.linear import Linear, activated_linear, linear, multiplied_linear
 
@@ -81,6 +83,16 @@ def test_other_tensors_stay_with_torch(called: list[tuple[int, ...]]) -> None:
     assert layer.float()(torch.randn(0, 12)).shape == (0, 20)
     assert Linear(12, 20, device="meta")(torch.randn(3, 12, device="meta")).is_meta
     assert not called
+
+
+def test_one_switch_leaves_all_to_torch(called: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MVAR_CPU_TUNING", "0")
+    layer, upsample, map_BCHW = Linear(12, 20), Upsample(4), torch.randn(1, 4, 6, 6)
+    monkeypatch.setattr(upsample, "_from_small_map", lambda *_: pytest.fail("the decoder is tuned"))
+    with torch.no_grad():
+        layer(torch.randn(3, 12))
+        upsample(map_BCHW)
+    assert not called and fast_layout(map_BCHW) is map_BCHW and not keep_freed_memory()
 
 
 def test_small_products_stay_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
