@@ -19,10 +19,11 @@ import numpy as np
 
 from benchmarks.results import write_figures
 from mvar_lightning.data.index import ShardIndex, ShardInfo, SplitIndex
+from mvar_lightning.data.reading.loader import TrainLoader
 from mvar_lightning.data.reading.order import StreamConfig
 from mvar_lightning.data.tokens.cache import CacheSettings, TokenCache
 from mvar_lightning.data.tokens.making import TokenJob
-from mvar_lightning.data.tokens.stream import TokenTrainLoader, TokenTrainStream
+from mvar_lightning.data.tokens.stream import TokenTrainStream
 from mvar_lightning.pyramid import PUBLISHED_SIDES
 
 PYRAMIDS = {30: (1, 2, 3, 4), 680: PUBLISHED_SIDES[256]}
@@ -79,7 +80,7 @@ def token_throughput(
     with tempfile.TemporaryDirectory(prefix="mvar-token-bench-") as folder:
         cache = random_cache(Path(folder) / "cache", PYRAMIDS[tokens], samples)
         stream = TokenTrainStream(cache, StreamConfig(batch_size), samples // batch_size)
-        loader = TokenTrainLoader(stream, workers)
+        loader = TrainLoader(stream, workers)
         seconds, anonymous, mapped = [], [], []
         for number in range(passes + 1):
             started = time.perf_counter()

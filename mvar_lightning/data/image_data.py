@@ -61,10 +61,10 @@ class TrainingData(lightning.LightningDataModule):
     def setup(self, stage: str) -> None:
         self._resume_at = None
 
-    def train_loader(self, stream: EpochStream, kind: type[TrainLoader] = TrainLoader) -> TrainLoader:
+    def train_loader(self, stream: EpochStream) -> TrainLoader:
         """The loader of a training stream, at the position where training goes on."""
         epoch = self.trainer.current_epoch if self.trainer is not None else 0
-        loader = kind(stream, self.num_workers, torch.cuda.is_available(), epoch)
+        loader = TrainLoader(stream, self.num_workers, torch.cuda.is_available(), epoch)
         if self._resume_at is not None and self._resume_at["epoch"] >= epoch:
             loader.load_state_dict(self._resume_at)
         return loader

@@ -10,7 +10,7 @@ from mvar_lightning.data.image_data import ShardsDataModule, TrainingData
 from mvar_lightning.data.index import presence_problem
 from mvar_lightning.data.reading.loader import StreamLoader, TrainLoader
 from mvar_lightning.data.tokens.cache import CacheSettings, TokenCache, part_files, read_cache
-from mvar_lightning.data.tokens.stream import TokenLoader, TokenTrainLoader, TokenTrainStream, TokenValidationStream
+from mvar_lightning.data.tokens.stream import TokenTrainStream, TokenValidationStream
 from mvar_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -149,10 +149,10 @@ class TokenShardsDataModule(TrainingData):
     def train_dataloader(self) -> TrainLoader:
         config, batches = self.stream_config(self.seed), self.epoch_batches()
         stream = TokenTrainStream(self.cache, config, batches, self.shuffle_window)
-        return self.train_loader(stream, TokenTrainLoader)
+        return self.train_loader(stream)
 
     def val_dataloader(self) -> StreamLoader:
-        return TokenLoader(TokenValidationStream(self.cache, self.stream_config(self.seed)), self.num_workers)
+        return StreamLoader(TokenValidationStream(self.cache, self.stream_config(self.seed)), self.num_workers)
 
 
 TokenShards = TokenShardsDataModule

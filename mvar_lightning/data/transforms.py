@@ -130,10 +130,10 @@ Crop = Callable[[Size, int, random.Random], Size]
 """(width and height, S, rng) -> left and top of an S x S square in a picture with both sides at least S."""
 
 
-def resize_shorter(image: Image.Image, side: int, filter: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
+def resize_shorter(image: Image.Image, side: int) -> Image.Image:
     """Shorter side to `side` pixels, the longer one in proportion, rounded down as torchvision does."""
     size = shorter_to(image.size, side)
-    return image if size == image.size else image.resize(size, filter)
+    return image if size == image.size else image.resize(size, LANCZOS)
 
 
 def shorter_to(size: Size, side: int) -> Size:

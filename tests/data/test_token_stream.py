@@ -16,13 +16,13 @@ from token_files import token_settings, write_token_cache
 
 import mvar_lightning
 from benchmarks.tokens import token_throughput
+from mvar_lightning.data.reading.loader import TrainLoader
 from mvar_lightning.data.reading.order import StreamConfig
 from mvar_lightning.data.token_data import TokenShardsDataModule
 from mvar_lightning.data.tokens import stream as token_stream
 from mvar_lightning.data.tokens.cache import TokenCache
 from mvar_lightning.data.tokens.stream import (
     TokenReader,
-    TokenTrainLoader,
     TokenTrainStream,
     TokenValidationStream,
 )
@@ -41,7 +41,7 @@ def train_samples(cache: TokenCache, ranks: int, workers: int, batch: int, epoch
     loaders = []
     for rank in range(ranks):
         stream = TokenTrainStream(cache, StreamConfig(batch, 0, rank, ranks), epoch_batches, **options)
-        loaders.append(TokenTrainLoader(stream, workers))
+        loaders.append(TrainLoader(stream, workers))
     seen = []
     for _ in range(epochs):
         parts = [samples_of(loader) for loader in loaders]
@@ -81,7 +81,7 @@ def test_workers_and_ranks_share_one_row(tmp_path: Path) -> None:
 
     def batches(rank: int, ranks: int, workers: int, size: int) -> list[list[int]]:
         stream = TokenTrainStream(cache, StreamConfig(size, 3, rank, ranks), 5)
-        loader = TokenTrainLoader(stream, workers)
+        loader = TrainLoader(stream, workers)
         found = [batch["tokens"][:, 0].tolist() for batch in loader]
         loader.close()
         return found
@@ -96,9 +96,9 @@ def test_workers_and_ranks_share_one_row(tmp_path: Path) -> None:
 def test_a_loader_that_is_told_its_place_goes_on_there(tmp_path: Path, workers: int) -> None:
     cache = write_token_cache(tmp_path / "c", views=2)
 
-    def loader() -> TokenTrainLoader:
+    def loader() -> TrainLoader:
         stream = TokenTrainStream(cache, StreamConfig(3), 6, shuffle_window=8)
-        return TokenTrainLoader(stream, workers)
+        return TrainLoader(stream, workers)
 
     whole = loader()
     expected = [samples_of([batch]) for _ in range(2) for batch in whole]
@@ -128,7 +128,7 @@ def test_validation_sees_each_sample_once(tmp_path: Path, ranks: int, workers: i
 
 def test_batches_are_int64_and_labels_belong_to_tokens(tmp_path: Path) -> None:
     cache = write_token_cache(tmp_path / "c", vocab_size=70_000)
-    batch = next(iter(TokenTrainLoader(TokenTrainStream(cache, StreamConfig(20), 1), 0)))
+    batch = next(iter(TrainLoader(TokenTrainStream(cache, StreamConfig(20), 1), 0)))
     assert (batch["tokens"].dtype, batch["label"].dtype) == (torch.int64, torch.int64)
     assert batch["tokens"].shape == (20, 5)
     assert torch.equal(batch["label"], batch["tokens"][:, 0] % 3)
@@ -159,7 +159,7 @@ def test_chunks_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     found = []
     for rows in (1, 7, 2048):
         monkeypatch.setattr(token_stream, "ROWS_AT_ONCE", rows)
-        loader = TokenTrainLoader(TokenTrainStream(cache, StreamConfig(2), 9, shuffle_window=8), workers)
+        loader = TrainLoader(TokenTrainStream(cache, StreamConfig(2), 9, shuffle_window=8), workers)
         loader.load_state_dict({"epoch": 1, "batch": 4})
         found.append([samples_of([batch]) for _ in range(2) for batch in loader])
         loader.close()

@@ -26,7 +26,7 @@ from typing import Any
 
 from mvar_lightning.data.index import INDEX_NAME, ShardIndex, ShardInfo, SplitIndex
 from mvar_lightning.data.making.embedded import EMBEDDED, load_source
-from mvar_lightning.data.making.sources import Example, Source
+from mvar_lightning.data.making.sources import Source
 from mvar_lightning.data.making.writer import Chunk, ChunkRecord, ChunkWriter, WritingFailed, run_chunks
 from mvar_lightning.data.reading.place import index_at, is_url
 from mvar_lightning.errors import UserError
@@ -181,7 +181,7 @@ def _fill(work: WorkFolder, source: Source, request: ShardsRequest, bar: Bar | N
     records = run_chunks(chunks, work.records, writer, workers, bar.advance if bar is not None else lambda count: None)
     index = ShardIndex(source.class_names, {split: _numbered(split, chunks, records) for split in SPLITS})
     skipped = [name for record in records for name in record.skipped]
-    if not all(index.split(split).samples for split in SPLITS if _examples(source, split)):
+    if not all(index.split(split).samples for split in SPLITS if source.split(split)):
         raise UserError(f"all images of a split are damaged, first: {skipped[0]}")
     # the shards get their names only now: how many shards a chunk makes is known when it is written
     for split in SPLITS:
@@ -193,14 +193,10 @@ def _fill(work: WorkFolder, source: Source, request: ShardsRequest, bar: Bar | N
     return index
 
 
-def _examples(source: Source, split: str) -> Sequence[Example]:
-    return source.train if split == "train" else source.val
-
-
 def _chunks(source: Source, limits: ShardLimits, seed: int) -> Iterator[Chunk]:
     """The units of work. Their examples are made when they are asked for."""
     for split in SPLITS:
-        examples = _examples(source, split)
+        examples = source.split(split)
         if not examples:
             continue
         order = array("l", random.Random(f"{seed}/{split}").sample(range(len(examples)), len(examples)))
@@ -221,9 +217,9 @@ def _plan(source: Source, request: ShardsRequest) -> dict[str, str | int | bool 
     }
     for split in SPLITS:
         digest = hashlib.sha256()
-        for example in _examples(source, split):
+        for example in source.split(split):
             digest.update(f"{example.label} {example.name}\n".encode(errors="surrogateescape"))
-        plan[f"{split} images"] = f"{len(_examples(source, split))} {digest.hexdigest()}"
+        plan[f"{split} images"] = f"{len(source.split(split))} {digest.hexdigest()}"
     return plan
 
 

@@ -41,6 +41,9 @@ class Source:
     train: Sequence[Example]
     val: Sequence[Example]
 
+    def split(self, name: str) -> Sequence[Example]:
+        return self.train if name == "train" else self.val
+
 
 class LazyExamples(Sequence[Example]):
     """Examples made on demand, of little that is kept: ImageNet has 1.3 million."""

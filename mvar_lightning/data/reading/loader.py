@@ -66,21 +66,21 @@ class StreamLoader:
         """End the worker processes; the next pass starts new ones."""
         end_workers(self)
 
-    def _unwrapped(self, batches: Iterator[Any]) -> Iterator[Any]:
+    def _unwrapped(self, items: Iterator[Any]) -> Iterator[Any]:
         while True:
             # before each batch: torch waits for the worker whose turn it is, and would not notice that another died
             self._check_workers()
             try:
-                batch = next(batches)
+                item = next(items)
             except StopIteration:
                 return
             except (RuntimeError, EOFError, OSError):  # among others, torch waited for a worker that died
                 self._check_workers(wait=1.0)
                 raise
-            if isinstance(batch, Failure):
+            if isinstance(item, Failure):
                 self.close()
-                raise UserError(batch.message)
-            yield batch
+                raise UserError(item.message)
+            yield from self.stream.unpack(item)
 
     def _check_workers(self, wait: float = 0.0) -> None:
         workers = getattr(self._iterator, "_workers", ())

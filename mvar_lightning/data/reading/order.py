@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice, pairwise
 from typing import Any
@@ -56,7 +56,7 @@ class StreamConfig:
 
 
 class WorkerStream(IterableDataset, ABC):
-    """Batches, or what a loader makes batches of, for one DataLoader worker; subclasses say which."""
+    """Batches, or what `unpack` makes batches of, for one DataLoader worker; subclasses say which."""
 
     @abstractmethod
     def batches(self, worker: int, workers: int) -> Iterator[Any]:
@@ -65,6 +65,10 @@ class WorkerStream(IterableDataset, ABC):
     @abstractmethod
     def num_batches(self, workers: int) -> int:
         """Batches of a pass on this rank."""
+
+    def unpack(self, item: Any) -> Iterable[Any]:
+        """The batches of what a worker sent; called in the process that takes them."""
+        return (item,)
 
     def __iter__(self) -> Iterator[Any]:
         info = get_worker_info()

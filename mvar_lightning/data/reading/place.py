@@ -104,7 +104,13 @@ def index_at(path: str | Path) -> ShardIndex:
     if path.startswith("pipe:"):
         raise UserError(f"data {path}: a command is no folder; give it as train_shards and val_shards")
     where = f"{path.rstrip('/')}/{INDEX_NAME}"
-    content = read_remote(where, f"shards are read from a URL with the {INDEX_NAME} that `mvar shards make` wrote")
+    try:
+        with open_remote(where) as file:
+            content = file.read()
+    except (UserError, OSError) as error:
+        problem = error if isinstance(error, UserError) else f"{where}: {error}"
+        way_out = f"shards are read from a URL with the {INDEX_NAME} that `mvar shards make` wrote"
+        raise UserError(f"{problem}; {way_out}") from None
     return parse_index(content, where, "copy the shards anew")
 
 
@@ -273,14 +279,3 @@ def _program(pipe: Pipe) -> str:
 def open_remote(url: str, expected: int = 0) -> IO[bytes]:
     """The URL's bytes as a file. Reading raises as `RemoteFile` does."""
     return io.BufferedReader(RemoteFile(url, expected), 1 << 18)
-
-
-def read_remote(url: str, advice: str) -> bytes:
-    """All bytes of a small file. Raises UserError, with `advice`, when it cannot be had."""
-    try:
-        with open_remote(url) as file:
-            return file.read()
-    except UserError as error:
-        raise UserError(f"{error}; {advice}") from None
-    except OSError as error:
-        raise UserError(f"{url}: {error}; {advice}") from None

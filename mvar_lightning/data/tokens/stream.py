@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mvar_lightning.data.reading.loader import StreamLoader, TrainLoader
 from mvar_lightning.data.reading.order import EpochStream, OnceStream, StreamConfig
 from mvar_lightning.data.tokens.cache import REPAIR, TokenCache, open_part
 from mvar_lightning.errors import UserError
@@ -31,12 +30,20 @@ ROWS_AT_ONCE = 2048
 class Chunk(NamedTuple):
     """Consecutive batches of a worker, in the cache's type; `ends` says where each ends.
 
-    Tensors, not arrays: these go from process to process in shared memory.
+    Tensors, not arrays: these go from process to process in shared memory, a fourth of the bytes of int64.
     """
 
     tokens_NL: Tensor
     labels_N: Tensor
     ends: list[int]
+
+    @classmethod
+    def of(cls, arrays: Arrays, ends: list[int]) -> Chunk:
+        return cls(torch.from_numpy(arrays[0]), torch.from_numpy(arrays[1]), ends)
+
+    def batches(self) -> Iterator[TokenBatch]:
+        for start, end in pairwise([0, *self.ends]):
+            yield {"tokens": self.tokens_NL[start:end].long(), "label": self.labels_N[start:end].clone()}
 
 
 # Which samples of a token cache come when, as arrays: an endless seeded row of passes over the cache.
@@ -196,8 +203,11 @@ class TokenTrainStream(EpochStream):
         step = max(1, ROWS_AT_ONCE // size)
         for start in range(first + worker * step, self.epoch_batches, workers * step):
             numbers = range(start, min(start + step, self.epoch_batches))
-            tokens_NL, labels_N = self._read([epoch * self.epoch_batches + number for number in numbers])
-            yield _chunk(tokens_NL, labels_N, [size * (index + 1) for index in range(len(numbers))])
+            arrays = self._read([epoch * self.epoch_batches + number for number in numbers])
+            yield Chunk.of(arrays, [size * (index + 1) for index in range(len(numbers))])
+
+    def unpack(self, item: Chunk) -> Iterator[TokenBatch]:
+        return item.batches()
 
     def _read(self, batches: list[int]) -> Arrays:
         """Rows of this rank's share of several batches, one after the other.
@@ -232,24 +242,9 @@ class TokenValidationStream(OnceStream):
         for start in range(0, len(blocks), step):
             group = blocks[start : start + step]
             first = group[0].start
-            tokens_NL, labels_N = self.reader.read(np.arange(first, group[-1].stop), 0)
-            yield _chunk(tokens_NL, labels_N, [block.stop - first for block in group])
+            arrays = self.reader.read(np.arange(first, group[-1].stop), 0)
+            yield Chunk.of(arrays, [block.stop - first for block in group])
         self.reader.forget()
 
-
-def _chunk(tokens_NL: np.ndarray, labels_N: np.ndarray, ends: list[int]) -> Chunk:
-    return Chunk(torch.from_numpy(tokens_NL), torch.from_numpy(labels_N), ends)
-
-
-class TokenLoader(StreamLoader):
-    """Rows come from the workers as they lie in the cache, a fourth of the bytes, and become batches here."""
-
-    def _unwrapped(self, batches: Iterator[Any]) -> Iterator[TokenBatch]:
-        chunks: Iterator[Any] = super()._unwrapped(batches)
-        for tokens_NL, labels_N, ends in chunks:
-            for start, end in pairwise([0, *ends]):
-                yield {"tokens": tokens_NL[start:end].long(), "label": labels_N[start:end].clone()}
-
-
-class TokenTrainLoader(TokenLoader, TrainLoader):
-    """The same, with a position that checkpoints keep."""
+    def unpack(self, item: Chunk) -> Iterator[TokenBatch]:
+        return item.batches()
