@@ -23,8 +23,8 @@ INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_ADDRESS = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
 
 SPATIAL_CHANNELS = 7
-"""Channels of a map that sFID compares, position by position, as in ADM's evaluator: so many that 17 x 17 positions give
-about as many numbers (2023) as the pooled features have."""
+"""Channels of a map that sFID compares, position by position, as in ADM's evaluator: so many that the 17 x 17 positions
+give about as many numbers (2023) as the pooled features have."""
 
 
 class ImageFeatures(NamedTuple):
