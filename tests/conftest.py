@@ -20,7 +20,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device (make test-gpu)"))
 
 
-# what the small runs of tests/modules and tests/commands train on; rooms with tokenizers of their own override these
+# what the small runs of tests/training and tests/commands train on; rooms with tokenizers of their own override these
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,7 @@
-"""The checkpoint that a run goes on from, written often enough and at steps from which it can go on exactly."""
+"""The checkpoint that a run goes on from, written often enough and at steps from which it can go on exactly.
+
+Three parts: the callback that decides when, the signals that ask for it, and the writer that no fault can make lose one.
+"""
 
 from __future__ import annotations
 
@@ -183,6 +186,7 @@ class StopSignals:
         """Take the signals over from Lightning, which gives back what was before when the trainer ends."""
         if threading.current_thread() is not threading.main_thread():
             return
+        # not earlier: Lightning puts its own handlers in place when a run begins
         signal.signal(signal.SIGTERM, self._stop)
         environment = getattr(trainer.strategy, "cluster_environment", None)
         slurm = environment if isinstance(environment, SLURMEnvironment) else None

@@ -1,5 +1,8 @@
 """Metrics over generated and reconstructed images at validation: FID with its floor, class consistency.
 
+Every number is of the images of all ranks, each counted once. Features are those of a classifier of the run's own data
+(`classifier_of`), unless the recipe names an extractor.
+
 B batch, HW pixels.
 """
 

@@ -154,6 +154,7 @@ class NonFiniteLossGuard(pl.Callback):
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         assert self._first_bad is not None
+        # no `if` on the loss itself: reading it would make every step wait for the device
         bad = ~loss.detach().isfinite().all()
         step = torch.where(bad, trainer.global_step, NEVER)
         self._first_bad = torch.minimum(self._first_bad, step)

@@ -57,6 +57,7 @@ class Picture(ValidationCallback):
             picture_3HW = self.draw(trainer, pl_module)
         if picture_3HW is not None:
             publish(trainer, picture_3HW, self.tag, self.file)
+            # a picture of `validate` is not one of this training, which draws its own at the end
             self._drawn_at = trainer.global_step if trainer.state.fn == TrainerFn.FITTING else -1
 
 

@@ -129,6 +129,7 @@ def rename_key(key: str, table: Table, direction: Direction) -> str | None:
         source, target = (reference, ours) if direction == "to_ours" else (ours, reference)
         match = _pattern(source).fullmatch(key)
         if match:
+            # what each star stood for, put between the pieces of the other side's pattern
             pieces = target.split("*")
             return "".join(piece + part for piece, part in zip(pieces, (*match.groups(), ""), strict=True))
     return None

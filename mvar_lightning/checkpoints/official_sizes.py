@@ -38,6 +38,7 @@ def looks_like(state: State) -> str | None:
     def hits(name: str) -> int:
         return sum(any(re.fullmatch(sign, key) for key in state) for sign in _SIGNS[name])
 
+    # by most signs, not by all of them: a damaged or shortened file should still be called by its name
     best = max(_SIGNS, key=hits)
     return best if hits(best) else None
 

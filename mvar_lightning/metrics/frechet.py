@@ -31,6 +31,7 @@ def frechet_distance(one: Moments, other: Moments) -> float:
         )
     apart = (one.mean_F - other.mean_F).square().sum()
     traces = one.covariance_FF.trace() + other.covariance_FF.trace()
+    # the roots need not be symmetric: R1^T R2 and the product of symmetric roots have the same singular values
     overlap = torch.linalg.svdvals(_root(one).T @ _root(other)).sum()
     return max(float(apart + traces - 2 * overlap), 0.0)
 
@@ -109,6 +110,6 @@ class FrechetDistance:
 
     def reset_generated(self) -> None:
         """Forget the generated images; the real ones stay."""
-        self._metric.reset()
+        self._metric.reset()  # of the real side it keeps what it has
         self._metric.orig_dtype = torch.float64
         self._counts[False] = 0

@@ -93,6 +93,7 @@ class FeatureMoments:
             raise UserError(
                 f"features of shape {tuple(features_NF.shape)}: these moments are of (images, {self.num_features})"
             )
+        # the covariance is a small difference of large sums: float32 would lose it after some thousand images
         features_NF = features_NF.detach().to(self.sum_F.device, torch.float64)
         sum_F = features_NF.sum(dim=0)
         if not torch.isfinite(sum_F).all():
@@ -110,6 +111,7 @@ class FeatureMoments:
 
     def reduced(self) -> FeatureMoments:
         """The sums over all ranks, on each of them; a copy of these where there is no process group."""
+        # into a copy: these sums may go on to grow, and a second call must not count images twice
         whole = FeatureMoments(self.num_features, self.sum_F.device)
         whole.merge(self)
         if torch.distributed.is_available() and torch.distributed.is_initialized():

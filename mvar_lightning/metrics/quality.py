@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from mvar_lightning.metrics import as_saved
+from mvar_lightning.metrics.frechet import as_saved
 
 IDENTICAL_DB = 100.0
 """The PSNR of an image without any error, which is infinite; a mean over images must stay a number."""
