@@ -67,6 +67,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         h_BCHW = self.conv1(silu(self.norm1(x_BCHW)))
+        # in place is safe: no norm, convolution or shortcut needs what it has given
         h_BCHW = self.conv2(silu(self.norm2(h_BCHW)))
         return h_BCHW.add_(self.shortcut(x_BCHW))
 
@@ -189,6 +190,7 @@ class Encoder(nn.Module):
         x_BCHW = self.conv_in(fast_layout(image_B3HW))
         for level in self.levels:
             x_BCHW = level(x_BCHW)
+        # the fast layout stays inside: what comes out lies as it does in training
         return self.conv_out(silu(self.norm_out(self.middle(x_BCHW)))).contiguous()
 
 

@@ -185,6 +185,7 @@ class DataDependentInit(CodebookRemedy):
         quantizer, num_scales = tokenizer.quantizer, tokenizer.pyramid.num_scales
         codes_nZ = latent_NZhw.new_zeros(0, tokenizer.code_dim)
         f_hat_NZhw = torch.zeros_like(latent_NZhw)
+        # coarse to fine: what a scale has to code depends on the codes that the coarser ones got
         for scale in range(num_scales):
             rows_NlZ = quantizer.next_input(latent_NZhw - f_hat_NZhw, scale)
             rows_Z = rows_NlZ.flatten(0, 1)
@@ -282,6 +283,7 @@ class DeadCodeRestart(CodebookRemedy):
         if not len(dead_n):
             return
         tokens = int(self.hits_KV.sum())
+        # most codes would look dead for want of tokens
         if tokens < tokenizer.vocab_size:
             self._tell_once(
                 f"{tokens} tokens in {self.every} steps cannot show which of {tokenizer.vocab_size} codes are dead, "

@@ -311,12 +311,14 @@ class MultiScaleQuantizer(nn.Module):
         The rows carry f's gradient and none of earlier codes.
         """
         rest_BhwZ = f_BhwZ
+        # prepared once: codes stay the same from scale to scale
         nearest = NearestCode(self.codebook.weight.float(), self.metric)
         for scale in range(self.pyramid.num_scales):
             rows_BlZ = self._rows(rest_BhwZ, scale)
             idx_Bl = nearest(rows_BlZ.flatten(0, 1)).view(rows_BlZ.shape[:2])
             h_BhwZ = self._contribution(self.lookup(idx_Bl), scale)
             yield idx_Bl, rows_BlZ, h_BhwZ
+            # detached: a finer scale's rows must not pull on the codes of the coarser ones
             rest_BhwZ = rest_BhwZ - h_BhwZ.detach()
 
     def _keep(self, kept_scales_B: Tensor | None, batch: int, device: torch.device) -> list[Tensor | None]:

@@ -40,6 +40,7 @@ class FullySharded(ModelParallelStrategy):
         super().__init__(save_distributed_checkpoint=False, timeout=timedelta(minutes=timeout_minutes))
 
     def setup_environment(self) -> None:
+        # by default Lightning takes nodes for data and each node's processes for tensor parallelism
         self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
         super().setup_environment()
 

@@ -48,6 +48,7 @@ class Window:
 def window_of(trainer: L.Trainer, batch_idx: int, accumulate: int) -> Window:
     """The window of a batch; the last one of an epoch may be smaller."""
     first = batch_idx - batch_idx % accumulate
+    # its own size counts, not the usual one: a step is the mean over the batches that it has
     last = min(first + accumulate, trainer.num_training_batches)
     return Window(size=int(last - first), closes=batch_idx + 1 >= last or trainer.is_last_batch)
 

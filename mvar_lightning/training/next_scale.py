@@ -158,6 +158,7 @@ class NextScaleModule(L.LightningModule):
     @torch.no_grad()
     def tokens(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Token indices (B, L) and transformer inputs (B, L - first, Z) of a batch; float32 in any precision."""
+        # tokens must be those of the cache and of sampling: a rounded residual has another nearest code
         with torch.autocast(batch["label"].device.type, enabled=False):
             idx_BL = batch["tokens"] if "tokens" in batch else self.tokenizer.encode(normalize(batch["image"]).float())
             return idx_BL, self.tokenizer.teacher_input(idx_BL)

@@ -206,6 +206,7 @@ class TokenizerModule(L.LightningModule):
         check_finite({**terms, "loss": loss}, self.trainer)
         self.log("train/loss", loss.detach(), prog_bar=True)
         self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()})
+        # one pass for both losses, so that DDP reduces once (see `AdversarialLoss`)
         with reducing(self.trainer, window.closes):
             self.manual_backward((loss + discriminator_loss) / window.size)
         if window.closes:
@@ -253,6 +254,7 @@ class TokenizerModule(L.LightningModule):
         """One step of each optimizer that is on, and of its schedule."""
         ours, *theirs = as_list(self.optimizers())
         schedule, *their_schedules = as_list(self.lr_schedulers())
+        # the discriminator first: what it does depends on the count of steps, which the tokenizer's raises
         if self.adversarial is not None:
             if self.adversarial.active(self.global_step):
                 take_uncounted_step(self.trainer, theirs[0])

@@ -71,7 +71,8 @@ class ScaleGraphs:
     def __call__(self, rows: SamplingState, scale: int, x_RlC: Tensor) -> Tensor:
         if x_RlC.shape[0] * x_RlC.shape[1] > RECORDED_TOKENS:
             return self._run(rows, scale, x_RlC)
-        key = scale, len(x_RlC), x_RlC.dtype  # the dtype tells whether autocast is on
+        # a recording is of one shape; the dtype says whether autocast was on
+        key = scale, len(x_RlC), x_RlC.dtype
         if key not in self._recordings:
             self._recordings[key] = _Recording(self._run, self._record, rows, scale, x_RlC)
         return self._recordings[key].replay(rows, x_RlC)
@@ -88,6 +89,7 @@ class _Recording:
         scale: int,
         x_RlC: Tensor,
     ) -> None:
+        # a graph reads the addresses it was recorded with: these copies are never let go
         fixed = replace(
             rows,
             modulations=[modulation.clone() for modulation in rows.modulations],

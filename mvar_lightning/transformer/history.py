@@ -70,7 +70,7 @@ class NoHistory(History):
 
 
 class _PooledHistory(History):
-    def __init__(self, queries: int, conditional_class_when_guided: bool) -> None:
+    def __init__(self, queries: int = 1, conditional_class_when_guided: bool = False) -> None:
         if queries < 1:
             raise UserError(f"{type(self).__name__}: queries={queries}; at least one learnt query is needed")
         self.queries = queries
@@ -107,9 +107,6 @@ class GlobalHistory(_PooledHistory):
     The paper does not say more; here all is as in the window: the current scale is included, the start token is not,
     and pool and fusion have the window's sizes (320M parameters at d16; 324M in the paper).
     """
-
-    def __init__(self, queries: int = 1, conditional_class_when_guided: bool = False) -> None:
-        super().__init__(queries, conditional_class_when_guided)
 
     def make(self, width: int) -> HistoryFusion:
         return PooledFusion(width, windows=(None,), queries=self.queries)

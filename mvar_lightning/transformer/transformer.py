@@ -209,6 +209,7 @@ class NextScaleTransformer(nn.Module):
         """`transform` before its last product, (B, l, C): what a loss in chunks reads."""
         x_BlC = _to_compute_dtype(inputs.x_BlC)
         for block, whole_modulation in zip(self._blocks, inputs.modulations, strict=True):
+            # outside of what is compiled or computed again: one variant for all rates, and one draw
             modulation = block.drop_path(whole_modulation)
             if self.checkpoint_activations and torch.is_grad_enabled():
                 x_BlC = checkpoint(block, x_BlC, modulation, scales, use_reentrant=False)
@@ -219,7 +220,9 @@ class NextScaleTransformer(nn.Module):
     def begin(self, label_R: Tensor, images: int) -> SamplingState:
         """Start sampling R rows: the labels of ``images`` images, then perhaps as many unconditional rows."""
         class_RC = self.class_embedding(label_R)
-        fused = class_RC[:images].repeat(len(label_R) // images, 1) if self._fuses_conditional_class else class_RC
+        # in guided sampling a history may fuse the conditional class into the unconditional rows, too
+        conditional = self.history_design.fuses_conditional_class
+        fused_RC = class_RC[:images].repeat(len(label_R) // images, 1) if conditional else class_RC
         modulations = [_to_compute_dtype(modulation) for modulation in self._modulations(class_RC)]
         cache = KVCache(
             self.backend.plan,
@@ -231,7 +234,7 @@ class NextScaleTransformer(nn.Module):
             dtype=_to_compute_dtype(class_RC[:0]).dtype,
         )
         head_modulation = self.head.modulation(class_RC)
-        return SamplingState(class_RC, fused, modulations, head_modulation, cache, self.history.begin())
+        return SamplingState(class_RC, fused_RC, modulations, head_modulation, cache, self.history.begin())
 
     def step(self, state: SamplingState, scale: int, x_BlZ: Tensor | None) -> Tensor:
         """Logits (R, l, V) of one scale.
@@ -251,10 +254,17 @@ class NextScaleTransformer(nn.Module):
         x_RlC = self._step_input(state, scale, x_BlZ)
         at_once = max(1, TOKENS_AT_ONCE // x_RlC.shape[1])
         chunks = [slice(start, start + at_once) for start in range(0, len(x_RlC), at_once)]
+        # the cache moves on only after the last chunk: until then every one adds its rows at the same tokens
         run = self.replay_rows or self.run_rows
         done = [run(state.rows(rows), scale, x_RlC[rows]) for rows in chunks]
         state.cache.advance(scale)
         return done[0] if len(done) == 1 else torch.cat(done)
+
+    def run_rows(self, rows: SamplingState, scale: int, x_RlC: Tensor) -> Tensor:
+        """The blocks and the head's norm at one scale, of some rows of `step_features`."""
+        for block, modulation, cache in zip(self._blocks, rows.modulations, rows.cache.layers, strict=True):
+            x_RlC = block(x_RlC, modulation, range(scale, scale + 1), cache)
+        return self.head.features(x_RlC, rows.head_modulation)
 
     def _modulations(self, class_BC: Tensor) -> list[Tensor]:
         condition = self.condition(class_BC)
@@ -270,16 +280,6 @@ class NextScaleTransformer(nn.Module):
                 x_RlC = self.history.step(self.word_embedding(x_BlZ), state.fused_class_RC, state.history)
             x_RlC = x_RlC + self.positions(range(scale, scale + 1))
         return _to_compute_dtype(x_RlC)
-
-    def run_rows(self, rows: SamplingState, scale: int, x_RlC: Tensor) -> Tensor:
-        """The blocks and the head's norm at one scale, of some rows of `step_features`."""
-        for block, modulation, cache in zip(self._blocks, rows.modulations, rows.cache.layers, strict=True):
-            x_RlC = block(x_RlC, modulation, range(scale, scale + 1), cache)
-        return self.head.features(x_RlC, rows.head_modulation)
-
-    @property
-    def _fuses_conditional_class(self) -> bool:
-        return self.history_design.fuses_conditional_class
 
     def _check_labels(self, label_B: Tensor, images: int) -> None:
         if tuple(label_B.shape) != (images,):
