@@ -31,8 +31,7 @@ from mvar_lightning.callbacks.base import (
 )
 from mvar_lightning.data.reading.loader import loading
 from mvar_lightning.errors import UserError
-from mvar_lightning.evaluation.data_classifier import _fit as fit_classifier
-from mvar_lightning.evaluation.data_classifier import classifier_file
+from mvar_lightning.evaluation.data_classifier import classifier_file, fit_classifier
 from mvar_lightning.metrics.classifier import DatasetClassifier, NothingToLearnFrom, class_consistency, load_classifier
 from mvar_lightning.metrics.features import ClassifierFeatures, FeatureExtractor
 from mvar_lightning.metrics.frechet import FrechetDistance, TooFewImages, as_saved

@@ -23,7 +23,6 @@ from mvar_lightning.metrics.classifier import (
 
 STEPS = 300
 
-
 TRUSTED_ACCURACY = 0.9
 """Below this validation accuracy the log warns that class consistency says little."""
 
@@ -31,8 +30,8 @@ TRUSTED_ACCURACY = 0.9
 def classifier_file(data: Any, fallback: Path, device: torch.device) -> Path:
     """The file of a data set's classifier, trained in this process if it is not there; ``fallback`` is a folder for it
     where the data may not be written. Draws random numbers."""
-    places = _places(data, fallback)
-    return next((place for place in places if place.is_file()), None) or _train(data, device, places)
+    files = _candidates(data, fallback)
+    return next((file for file in files if file.is_file()), None) or _train(data, device, files)
 
 
 class _Alone(ShardsDataModule):
@@ -42,7 +41,12 @@ class _Alone(ShardsDataModule):
         return 0, 1
 
 
-def _fit(data: Any, device: torch.device, steps: int) -> DatasetClassifier:
+def fit_classifier(data: Any, device: torch.device, steps: int) -> DatasetClassifier:
+    """A classifier of this many steps, trained on the images of a data module, in this process alone.
+
+    Raises:
+        NothingToLearnFrom: too few training images.
+    """
     if isinstance(data, ShardsDataModule):  # else the features would hang on the settings of who came first
         batch = min(STEP_IMAGES, data.index.split("train").samples)
         cut: dict[str, Any] = {"resize_ratio": data.resize_ratio, "val_crop": data.val_crop}
@@ -51,7 +55,7 @@ def _fit(data: Any, device: torch.device, steps: int) -> DatasetClassifier:
         return train_classifier(train, val, data.num_classes, data.image_size, steps=steps, device=device)
 
 
-def _places(data: Any, fallback: Path) -> list[Path]:
+def _candidates(data: Any, fallback: Path) -> list[Path]:
     index = Path(data.path) / "index.json"
     if not index.is_file():
         raise UserError(f"data {data.path}: no index.json; make the shards first (mvar shards make SRC {data.path})")
@@ -61,26 +65,26 @@ def _places(data: Any, fallback: Path) -> list[Path]:
     return [Path(data.path) / "classifier" / name, fallback / "classifier" / name]
 
 
-def _train(data: Any, device: torch.device, places: list[Path]) -> Path:
+def _train(data: Any, device: torch.device, files: list[Path]) -> Path:
     rank_zero_info(f"Training a small classifier on {data.path} (once; metrics use its features) ...")
     start = time.perf_counter()
-    classifier = _fit(data, device, steps=STEPS)
+    classifier = fit_classifier(data, device, steps=STEPS)
     accuracy, images = classifier.score.accuracy, classifier.score.images
     seconds = time.perf_counter() - start
     rank_zero_info(f"... {seconds:.0f} s, {accuracy:.1%} of {images} validation images right")
     if accuracy < TRUSTED_ACCURACY:
         rank_zero_info("The classifier errs often: class consistency says little, prefer features of your own.")
-    file = _first_writable(places)
+    file = _first_writable(files)
     save_classifier(classifier.to(torch.device("cpu")), file)
     return file
 
 
-def _first_writable(places: list[Path]) -> Path:
-    for place in places:
+def _first_writable(files: list[Path]) -> Path:
+    for file in files:
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
         except OSError:
             continue
-        if os.access(place.parent, os.W_OK):
-            return place
-    raise UserError(f"classifier {places[0]}: neither the data's nor the run's folder can be written; change either")
+        if os.access(file.parent, os.W_OK):
+            return file
+    raise UserError(f"classifier {files[0]}: neither the data's nor the run's folder can be written; change either")

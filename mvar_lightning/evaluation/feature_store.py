@@ -44,7 +44,7 @@ class FeatureStore:
             if theirs != value:
                 raise UserError(
                     f"{self.folder}: holds features with {name} {theirs}, these have {value}; "
-                    "choose another --out folder, or remove that one"
+                    "choose another ``out`` folder, or remove that one"
                 )
 
     def claim(self, about: Mapping[str, Any]) -> None:
@@ -58,7 +58,7 @@ class FeatureStore:
             with written_aside(note) as (aside,):
                 aside.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         except OSError as error:
-            raise UserError(f"{self.folder}: cannot be written ({error.strerror}); choose another --out") from error
+            raise UserError(f"{self.folder}: cannot be written ({error.strerror}); choose another ``out``") from error
 
     def _file(self, part: int) -> Path:
         return self.folder / f"part-{part:05d}.npz"
@@ -110,7 +110,7 @@ def extract_part(
     part: int,
     batch_size: int,
     device: torch.device,
-    told: Callable[[int], None] = lambda images: None,
+    report: Callable[[int], None] = lambda images: None,
 ) -> dict[str, np.ndarray]:
     """The features of one part of a source: (N, F) float32 for each of `KINDS` that the extractor offers.
 
@@ -129,5 +129,5 @@ def extract_part(
                     "or made for other pixels"
                 )
             rows[kind].append(values.cpu().numpy())
-        told(len(pixels_B3HW))
+        report(len(pixels_B3HW))
     return {kind: np.concatenate(values) for kind, values in rows.items() if values}

@@ -18,7 +18,7 @@ from mvar_lightning.attention import AdjacentAttention, AttentionStrategy, FullA
 from mvar_lightning.checkpoints import load_initial_weights, load_tokenizer
 from mvar_lightning.data.token_data import TokenShardsDataModule
 from mvar_lightning.errors import UserError
-from mvar_lightning.sampling import generate
+from mvar_lightning.sampling import Generated, generate
 from mvar_lightning.tokenizer import CodebookUsage, fingerprint
 from mvar_lightning.training.distributed import log_means, seed_batch, shard_where_asked
 from mvar_lightning.training.optimizers import Schedule, ScheduledAdamW, parameter_groups
@@ -224,12 +224,11 @@ class NextScaleModule(L.LightningModule):
         named = {f"test/{name}": value for name, value in result.named().items()}
         log_means(self, named, images=len(batch["label"]))
 
-    def generate(self, label_B: Tensor, seeds: list[int]) -> tuple[Tensor, Tensor]:
+    def generate(self, label_B: Tensor, seeds: list[int]) -> Generated:
         """Images (B, 3, H, W) in [0, 1] and their tokens (B, L), with this run's sampling settings."""
-        images, idx_BL = generate(
+        return generate(
             self.model, self.tokenizer, label_B, cfg=self.cfg, top_k=self.top_k, top_p=self.top_p, seeds=seeds
         )
-        return images, idx_BL
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         steps = self.trainer.estimated_stepping_batches
