@@ -46,7 +46,7 @@ def run(job: str, args: argparse.Namespace) -> int:
     """Analyze a model; prints the tables and where everything is."""
     source = options.source_of(args)
     from mvar_lightning.evaluation.papers import analyses
-    from mvar_lightning.runs.run import data_settings
+    from mvar_lightning.runs.recipe_file import data_settings
 
     more = {}
     if job == "analyze_perturbation":

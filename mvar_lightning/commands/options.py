@@ -140,7 +140,7 @@ def add_extractor(parser: argparse.ArgumentParser, choices: str = "data|inceptio
 
 def cutting_of(args: argparse.Namespace, *checkpoints: str | None, matters: bool = True) -> dict[str, Any]:
     """``resize_ratio`` and ``crop``: as given, else as the runs of the checkpoints validate, else as published."""
-    from mvar_lightning.runs.run import settle_cutting
+    from mvar_lightning.runs.recipe_file import settle_cutting
 
     known = [path for path in checkpoints if path is not None]
     ratio, crop = settle_cutting(known, args.resize_ratio, args.crop, matters=matters)

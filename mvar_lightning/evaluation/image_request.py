@@ -34,7 +34,7 @@ class EvaluateImagesRequest:
         images: a folder of images or an npz instead.
         out: where everything goes; ``evaluation/`` beside the checkpoint or the images if not given.
         split: of a shard folder, ``val`` or ``train``.
-        resize_ratio, crop: how images of a shard folder are cut (`runs.run.settle_cutting` tells how a run's were).
+        resize_ratio, crop: how shards' images are cut (`runs.recipe_file.settle_cutting` tells how a run's were).
         features: ``data`` (a classifier of the shards, trained if there is none), ``inception``, or a TorchScript file.
         feature_size: to which images are resized for a TorchScript file.
         data: shard folder of the classifier, and of class names; the reference if not given.

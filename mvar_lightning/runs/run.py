@@ -1,11 +1,13 @@
-"""Where a run lives: a folder under runs/ named after its recipe, and after its overrides where it has any."""
+"""Where a run lives: a folder under runs/ named after its recipe, and after its overrides where it has any.
+
+The folder is this run's alone while it is at work, and another version of the recipe is refused.
+"""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
@@ -13,9 +15,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from mvar_lightning.errors import UserError
+from mvar_lightning.runs.recipe_file import check_there, read_recipe
 from mvar_lightning.tools.files import FolderLock, check_free
 from mvar_lightning.tools.processes import is_lost_process, is_main, started_by_lightning
 
@@ -75,7 +78,7 @@ class Run:
         if stamp.exists() and read_json(stamp) != self.identity():
             raise UserError(
                 f"run folder {self.folder} belongs to another version of {self.recipe} or other overrides; "
-                "remove it, or train anew with --fresh (make train FRESH=1), or name another with --run-folder"
+                "remove it, or train anew with ``fresh`` (make train FRESH=1), or name another with ``run_folder``"
             )
 
     def claim(self) -> None:
@@ -99,7 +102,7 @@ class Run:
         if [*self.folder.rglob("run.json")] != [self.folder / "run.json"]:
             raise UserError(
                 f"run folder {self.folder}: is not the folder of one run alone, so it is not removed; "
-                "name another with --run-folder, or remove it yourself"
+                "name another with ``run_folder``, or remove it yourself"
             )
         shutil.rmtree(self.folder)
 
@@ -110,7 +113,7 @@ class Run:
             yield
         except OSError as error:
             raise UserError(
-                f"run folder {self.folder}: cannot be written ({error.strerror}); choose another with --run-folder"
+                f"run folder {self.folder}: cannot be written ({error.strerror}); choose another with ``run_folder``"
             ) from error
 
     @contextmanager
@@ -141,13 +144,13 @@ class Run:
         except Exception as error:
             if trainer.global_step == 0:
                 self._remove(new)
-            if told := self._told(error):
-                raise UserError(told) from error
+            if message := self._of_machines(error):
+                raise UserError(message) from error
             raise
         finally:
             lock.release()
 
-    def _told(self, error: Exception) -> str:
+    def _of_machines(self, error: Exception) -> str:
         """What happened to the machines rather than to the program, in one line; else nothing."""
         if is_lost_process(error):
             reason = re.sub(r"^\[\S+:\d+\] ", "", str(error).strip().splitlines()[0])[:160]  # not where in whose source
@@ -183,27 +186,13 @@ def run_of(recipe: str | Path, overrides: Sequence[str], folder: str | Path | No
     recipe = Path(recipe)
     if folder == "":
         raise UserError("run folder '': the name is empty; give a folder, or leave the option out")
-    if not recipe.is_file():
-        raise UserError(f"recipe {recipe}: no such file; see the folder recipes/ for those that ship")
+    check_there(recipe)
     if folder is None:
         suffix = f"+{hashlib.sha256(json.dumps(list(overrides)).encode()).hexdigest()[:6]}" if overrides else ""
         # recipes/var/digits.yaml and mine/var/digits.yaml both are var/digits; their contents tell them apart
         family = "" if recipe.parent.name == "recipes" else recipe.parent.name
         folder = RUNS / family / f"{recipe.stem}{suffix}"
     return Run(recipe, tuple(overrides), Path(folder))
-
-
-def read_recipe(path: Path) -> dict[str, Any]:
-    """What a recipe says. Raises `UserError` where it is not YAML or not a mapping."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise UserError(f"recipe {path}: not valid YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"recipe {path}: must be a mapping with trainer, model and data")
-    return content
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -218,87 +207,3 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); remove it and run again") from error
-
-
-# What the recipe of a checkpoint's run says about its data: where it is, and how its images are cut.
-
-
-class Cutting(NamedTuple):
-    """How images are cut: the shorter side before the crop, over the image size, and the crop; as published."""
-
-    resize_ratio: float = 1.125
-    crop: str = "center"
-
-
-def data_settings(checkpoint: str | Path) -> dict[str, Any]:
-    """Settings of the data of the run that a checkpoint lies in; empty where there is no run, or its recipe says none.
-
-    Args:
-        checkpoint: a run's folder, the ``model/`` in it, or a file of its ``checkpoints/``.
-
-    Raises:
-        UserError: the run's recipe is not readable.
-    """
-    path = Path(checkpoint)
-    folder = path.parent if path.name == "model" else path.parent.parent if path.parent.name == "checkpoints" else path
-    if not (folder / "config.yaml").is_file():
-        return {}
-    data = read_recipe(folder / "config.yaml").get("data")
-    settings = data.get("init_args") if isinstance(data, dict) else None
-    return settings if isinstance(settings, dict) else {}
-
-
-def settle_cutting(
-    checkpoints: Sequence[str | Path],
-    resize_ratio: float | None = None,
-    crop: str | None = None,
-    *,
-    matters: bool = True,
-) -> Cutting:
-    """How images are cut: as given, else as the runs of the checkpoints validate, else as published.
-
-    A run of tokens does not say how its images were cut. What a single checkpoint's run says is printed.
-
-    Args:
-        checkpoints: whose runs are asked.
-        resize_ratio, crop: None where they are not given.
-        matters: whether images are cut at all, so that it is worth a line.
-
-    Raises:
-        UserError: a ratio that no image can be cut with, or runs that differ where nothing is given.
-    """
-    from mvar_lightning.data.transforms import check_ratio
-
-    found = {str(path): _cutting_of(path, resize_ratio, crop) for path in checkpoints}
-    (first, (cut, taken)), *others = found.items() or [("", (_given(resize_ratio, crop), ""))]
-    check_ratio(cut.resize_ratio)
-    for path, (other, _) in others:
-        if other != cut:
-            raise UserError(
-                f"``checkpoint`` {path}: cuts images with ``resize_ratio`` {other.resize_ratio} ``crop`` {other.crop}, "
-                f"{first} with ``resize_ratio`` {cut.resize_ratio} ``crop`` {cut.crop}; give both options"
-            )
-    if taken and matters:
-        print(f"{first}: images are cut as its run validates: {taken}", flush=True)
-    return cut
-
-
-def _given(resize_ratio: float | None, crop: str | None) -> Cutting:
-    published = Cutting()
-    return Cutting(
-        published.resize_ratio if resize_ratio is None else resize_ratio, published.crop if crop is None else crop
-    )
-
-
-def _cutting_of(checkpoint: str | Path, resize_ratio: float | None, crop: str | None) -> tuple[Cutting, str]:
-    """How images are cut for one checkpoint, and what of it its run says, as options."""
-    settings = data_settings(checkpoint)
-    ratio, run_crop = settings.get("resize_ratio"), settings.get("val_crop")
-    taken = []
-    if resize_ratio is None and isinstance(ratio, int | float) and math.isfinite(ratio):
-        resize_ratio = float(ratio)
-        taken.append(f"--resize-ratio {resize_ratio}")
-    if crop is None and run_crop in ("center", "adm"):
-        crop = run_crop
-        taken.append(f"--crop {crop}")
-    return _given(resize_ratio, crop), " ".join(taken)
