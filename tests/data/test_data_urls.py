@@ -17,8 +17,8 @@ import torch
 from mvar_lightning.data.faults import Faults
 from mvar_lightning.data.image_data import ShardsDataModule
 from mvar_lightning.data.index import ShardInfo, read_index
-from mvar_lightning.data.reading.place import ShardPlace, expand, index_at
 from mvar_lightning.data.reading.samples import place as remote
+from mvar_lightning.data.reading.place import ShardPlace, expand, index_at
 from mvar_lightning.data.reading.samples import read_shard
 from mvar_lightning.errors import UserError
 
