@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         if arguments.traceback or os.environ.get("MVAR_TRACEBACK"):
             raise
-        print(f"mvar: error: {error}", file=sys.stderr)
+        print(f"mvar: error: {error.with_flags()}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader, `head` for one, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

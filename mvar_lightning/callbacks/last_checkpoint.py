@@ -1,6 +1,6 @@
 """The checkpoint that a run goes on from, written often enough and at steps from which it can go on exactly.
 
-Three parts: the callback that decides when, the signals that ask for it, and the writer that no fault can make lose one.
+Three parts: the callback that decides when, the signals that ask for it, and the writer that loses none by a fault.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""TODO."""
+"""Where a model or a tokenizer comes from: a checkpoint of ours, or released files. Light until it is loaded."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +21,40 @@ NO_CLASS = -1
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model is read from: a checkpoint of ours, or a released pair of files."""
+    """Where a model is read from: a checkpoint of ours, or a released pair of files.
 
-    checkpoint: str | None
-    official: str | None
-    model: str | None
-    tokenizer: str | None
+    Args:
+        checkpoint: a run's folder, a saved folder, or a Lightning checkpoint.
+        official: else the architecture of released files: ``var``, ``mvar`` or ``markov_var``.
+        model, tokenizer: those files.
+        untold: what their weights do not tell, keyword arguments of `import_official`.
+
+    Raises:
+        UserError: neither of the two, both, or a released file missing.
+    """
+
+    checkpoint: str | None = None
+    official: str | None = None
+    model: str | None = None
+    tokenizer: str | None = None
     untold: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if (self.checkpoint is None) == (self.official is None):
+            raise UserError("model: give either ``checkpoint`` PATH or ``official`` var|mvar|markov_var with its files")
+        if self.official is not None and (self.model is None or self.tokenizer is None):
+            raise UserError(f"``official`` {self.official}: give both files, ``model`` FILE and ``tokenizer`` FILE")
+
+    @property
+    def path(self) -> str:
+        """The checkpoint, or the released transformer: what reports name."""
+        return str(self.checkpoint or self.model)
+
+    def inside_run(self) -> Source:
+        """The same; of a run's folder the model in it."""
+        if self.checkpoint is None or not (Path(self.checkpoint) / "model" / "config.json").is_file():
+            return self
+        return replace(self, checkpoint=str(Path(self.checkpoint) / "model"))
 
     def load(self, device: torch.device) -> tuple[NextScaleTransformer, MultiScaleTokenizer]:
         """The pair on ``device``. Raises `UserError` for a missing, damaged or unsuitable file."""
@@ -43,6 +70,12 @@ class Source:
         return model.to(device), tokenizer.to(device)
 
 
+def beside(checkpoint: str | Path, name: str = "evaluation") -> Path:
+    """Where what is made of a checkpoint goes: in a run's folder, beside anything else."""
+    checkpoint = Path(checkpoint)
+    return (checkpoint if (checkpoint / "model").is_dir() else checkpoint.parent) / name
+
+
 def open_tokenizer(
     path: str | Path, patch_nums: Sequence[int] | None = None, image_size: int | None = None
 ) -> MultiScaleTokenizer:
@@ -54,16 +87,23 @@ def open_tokenizer(
         image_size: where they are not given either, the published ones for this size (256 if not given).
 
     Raises:
-        UserError: no such file, or one that holds no tokenizer.
+        UserError: no such file, one that holds no tokenizer, or one for images of another size than ``image_size``.
     """
     from mvar_lightning.checkpoints.folder import is_released, load_tokenizer
 
     path = Path(path)
     if is_released(path):
-        return _released(path, patch_nums, image_size)
-    if patch_nums is not None:
-        raise UserError("--patch-nums: only released files (.pth) need it; this checkpoint tells its own")
-    return load_tokenizer(path)
+        tokenizer = _released(path, patch_nums, image_size)
+    elif patch_nums is not None:
+        raise UserError("``patch_nums``: only released files (.pth) need it; this checkpoint tells its own")
+    else:
+        tokenizer = load_tokenizer(path)
+    size = tokenizer.image_size
+    if image_size not in (None, size):
+        raise UserError(
+            f"``image_size`` {image_size}: this tokenizer takes images of {size} x {size}; leave the option out"
+        )
+    return tokenizer
 
 
 def _released(path: Path, patch_nums: Sequence[int] | None, image_size: int | None) -> MultiScaleTokenizer:
@@ -73,7 +113,7 @@ def _released(path: Path, patch_nums: Sequence[int] | None, image_size: int | No
     size = 256 if image_size is None else image_size
     if patch_nums is None and size not in PUBLISHED_SIDES:
         raise UserError(
-            f"--image-size {size}: published scales are known for {', '.join(map(str, PUBLISHED_SIDES))}; "
-            "give --patch-nums"
+            f"``image_size`` {size}: published scales are known for {', '.join(map(str, PUBLISHED_SIDES))}; "
+            "give ``patch_nums``"
         )
     return import_tokenizer(path, ScalePyramid(patch_nums or PUBLISHED_SIDES[size]))

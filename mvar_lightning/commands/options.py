@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mvar_lightning.checkpoints.source import NO_CLASS, Source, open_tokenizer
-from mvar_lightning.errors import UserError
+from mvar_lightning.checkpoints.source import Source
 
 if TYPE_CHECKING:
-    from mvar_lightning.sampling import GuidanceSchedule
-    from mvar_lightning.tokenizer import MultiScaleTokenizer
+    from mvar_lightning.sampling import GuidanceSchedule, SamplingSettings
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
@@ -86,82 +82,31 @@ def scale_range(text: str) -> tuple[int, int]:
 
 def source_of(args: argparse.Namespace) -> Source:
     """The source that the arguments name. Raises `UserError` where they name none or two."""
-    if (args.checkpoint is None) == (args.official is None):
-        raise UserError("model: give either --checkpoint PATH or --official var|mvar|markov_var with its files")
-    if args.official is not None and (args.model is None or args.tokenizer is None):
-        raise UserError(f"--official {args.official}: give both files, --model FILE and --tokenizer FILE")
     return Source(args.checkpoint, args.official, args.model, args.tokenizer, untold_of(args))
 
 
-def settings_of(args: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments of `generate` and `edit`. Raises `UserError` for values out of range."""
-    from mvar_lightning.sampling import SamplingSettings
-
-    top_k, guidance = None if args.top_k == 0 else args.top_k, _guidance_of(args)
-    SamplingSettings(guidance, top_k, args.top_p, args.temperature, args.more_smooth)
-    return {
-        "cfg": guidance,
-        "top_k": top_k,
-        "top_p": args.top_p,
-        "temperature": args.temperature,
-        "more_smooth": args.more_smooth,
-    }
-
-
-def _guidance_of(args: argparse.Namespace) -> GuidanceSchedule:
-    from mvar_lightning.sampling import ConstantGuidance, CutoffGuidance, LinearGuidance
+def settings_of(args: argparse.Namespace) -> SamplingSettings:
+    """How tokens are chosen. Raises `UserError` for values out of range."""
+    from mvar_lightning.sampling import ConstantGuidance, CutoffGuidance, LinearGuidance, SamplingSettings
 
     linear = args.guidance == "linear"
+    schedule: GuidanceSchedule = (LinearGuidance if linear else ConstantGuidance)(args.cfg)
     if args.guided_scales is not None:
         first, last = args.guided_scales
-        return CutoffGuidance(args.cfg, first, last, linear=linear)
-    return LinearGuidance(args.cfg) if linear else ConstantGuidance(args.cfg)
+        schedule = CutoffGuidance(args.cfg, first, last, linear)
+    return SamplingSettings(schedule, args.top_k or None, args.top_p, args.temperature, args.more_smooth)
 
 
-def class_names(data: str | None, num_classes: int) -> Sequence[str]:
-    """Class names of a shard folder, none without one. Raises `UserError` where they do not fit the model."""
-    from mvar_lightning.data.index import read_index
-
-    if data is None:
-        return ()
-    names = read_index(data).class_names
-    if len(names) != num_classes:
-        raise UserError(f"--data {data}: has {len(names)} classes, the model {num_classes}; give its own data folder")
-    return names
-
-
-def class_indices(text: str | None, num_classes: int, names: Sequence[str] = ()) -> list[int]:
-    """Classes from text such as ``3,7``, ``0-9``, ``cat,dog`` or ``none``; all of them where there is no text.
-
-    Raises:
-        UserError: a class that the model does not have, or a name that is not known.
-    """
-    if text is None:
-        return list(range(num_classes))
-    indices = [index for part in text.split(",") for index in _class_part(part.strip(), num_classes, names)]
-    return list(dict.fromkeys(indices))
-
-
-def _class_part(part: str, num_classes: int, names: Sequence[str]) -> Sequence[int]:
-    if part in names:
-        return [names.index(part)]
-    if part == "none":
-        return [NO_CLASS]
-    first, dash, last = part.partition("-")
-    if not first.isdecimal() or (dash and not last.isdecimal()):
-        known = f"--data names {', '.join(names[:5])}, ..." if names else "to use names give --data FOLDER"
-        raise UserError(f"class {part!r}: must be an index from 0 to {num_classes - 1} or a known name; {known}")
-    chosen = range(int(first), int(last if dash else first) + 1)
-    if not chosen or chosen[-1] >= num_classes:
-        raise UserError(f"class {part}: the model knows classes 0 to {num_classes - 1}")
-    return chosen
+def chosen(args: argparse.Namespace, names: str) -> dict[str, Any]:
+    """The arguments of these names, for a request that calls them the same."""
+    return {name: getattr(args, name) for name in names.split()}
 
 
 # What `mvar evaluate`, `reconstruct` and `analyze` share: how images are cut, and what they are compared by.
 
 
 def add_cutting(parser: argparse.ArgumentParser) -> None:
-    """Arguments that say how images are cut to size; `settle_cutting` fills in those that are not given."""
+    """Arguments that say how images are cut to size; `cutting_of` gives their values."""
     parser.add_argument(
         "--crop",
         choices=("center", "adm"),
@@ -193,19 +138,13 @@ def add_extractor(parser: argparse.ArgumentParser, choices: str = "data|inceptio
     parser.add_argument("--feature-size", type=int, metavar="N", help="resize images for a TorchScript file")
 
 
-def check_counts(args: argparse.Namespace, *names: str) -> None:
-    """Raise UserError for a number below 1."""
-    for name in names:
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+def cutting_of(args: argparse.Namespace, *checkpoints: str | None, matters: bool = True) -> dict[str, Any]:
+    """``resize_ratio`` and ``crop``: as given, else as the runs of the checkpoints validate, else as published."""
+    from mvar_lightning.runs.recipe_file import settle_cutting
 
-
-def beside(checkpoint: Path) -> Path:
-    """Where evaluations of a checkpoint go: in a run's folder, beside anything else."""
-    if (checkpoint / "model").is_dir():
-        return checkpoint / "evaluation"
-    return checkpoint.parent / "evaluation"
+    known = [path for path in checkpoints if path is not None]
+    ratio, crop = settle_cutting(known, args.resize_ratio, args.crop, matters=matters)
+    return {"resize_ratio": ratio, "crop": crop}
 
 
 # What `mvar evaluate tokenizer` and `mvar reconstruct` share: which tokenizer, and how images are cut.
@@ -225,18 +164,3 @@ def add_tokenizer(parser: argparse.ArgumentParser, several: bool = False) -> Non
     parser.add_argument("--patch-nums", type=side_lengths, metavar="1,2,3", help="scales of a released file")
     add_cutting(parser)
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto: cuda where there is")
-
-
-def tokenizer_of(args: argparse.Namespace, path: str) -> MultiScaleTokenizer:
-    """The tokenizer of one of the checkpoints that the arguments name.
-
-    Raises:
-        UserError: no such file, one of another kind, or a tokenizer for images of another size than ``--image-size``.
-    """
-    tokenizer = open_tokenizer(path, args.patch_nums, args.image_size)
-    size = tokenizer.image_size
-    if args.image_size is not None and args.image_size != size:
-        raise UserError(
-            f"--image-size {args.image_size}: this tokenizer takes images of {size} x {size}; leave the option out"
-        )
-    return tokenizer

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mvar_lightning.commands import options
-from mvar_lightning.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 
 def add_parser(subparsers: Any) -> None:
@@ -35,42 +30,20 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make the images that are missing; prints where they are, the speed and the peak memory."""
-    import torch
+    source = options.source_of(args)  # a mistake in it is told before the slow imports below
+    from mvar_lightning.sampling.jobs import SampleRequest, sample_images
 
-    from mvar_lightning.sampling import jobs as sampling_jobs
-    from mvar_lightning.tools.compute import choose_device, choose_precision
-
-    _check_counts(args)
-    source, settings = options.source_of(args), options.settings_of(args)
-    device = choose_device(args.device)
-    precision = choose_precision(args.precision, device)
-    if device.type == "cuda" and args.devices > torch.cuda.device_count():
-        raise UserError(f"--devices {args.devices}: there are {torch.cuda.device_count()} GPUs here")
-    model, tokenizer = source.load(torch.device("cpu"))
-    names = options.class_names(args.data, model.num_classes)
-    jobs = sampling_jobs.list_jobs(options.class_indices(args.classes, model.num_classes, names), args.count, args.seed)
-    folder = Path(args.out)
-    weights = sampling_jobs.weights_hash(model, tokenizer)
-    del model, tokenizer  # each process reads its own
-    sampling_jobs.claim_folder(folder, identity_of(args, settings, precision, weights))
-    task = sampling_jobs.Task(
-        source, settings, precision, args.batch_size, device.type, folder, args.compile, args.graphs
+    sampled = sample_images(
+        SampleRequest(
+            source,
+            settings=options.settings_of(args),
+            compiled=args.compile,
+            npz=args.format == "npz",
+            **options.chosen(args, "out classes count seed data device precision batch_size devices graphs"),
+        )
     )
-    made = sampling_jobs.make_missing(task, jobs, args.devices)
-    print(f"{folder}: {len(jobs)} images, {made}")
-    print(f"grid: {sampling_jobs.write_grid(folder, jobs)}")
-    if args.format == "npz":
-        print(f"npz: {sampling_jobs.write_archive(folder, sampling_jobs.mixed(jobs))}")
+    print(f"{sampled.folder}: {len(sampled.files)} images, {sampled.made}")
+    print(f"grid: {sampled.grid}")
+    if sampled.npz is not None:
+        print(f"npz: {sampled.npz}")
     return 0
-
-
-def identity_of(args: argparse.Namespace, settings: dict[str, Any], precision: str, weights: str) -> dict[str, Any]:
-    """What the images of a folder follow from, beside their classes and seeds; plain values."""
-    guidance = {"cfg": args.cfg, "guidance": repr(settings["cfg"])}
-    return {**settings, **guidance, "precision": precision, "weights": weights}
-
-
-def _check_counts(args: argparse.Namespace) -> None:
-    for name in ("count", "batch_size", "devices"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")

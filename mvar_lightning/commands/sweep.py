@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mvar_lightning.errors import UserError
-from mvar_lightning.runs.sweep import _check, _is_finished, _runs, _train_in_its_own_process
-from mvar_lightning.runs.sweep_results import _results, _write
-
-if TYPE_CHECKING:
-    pass
+from mvar_lightning.commands import options
 
 
 def add_parser(subparsers: Any) -> None:
+    """Add `sweep` to the parser of `mvar`."""
     parser = subparsers.add_parser(
         "sweep",
         help="train the variants of a recipe and tabulate them",
@@ -27,32 +22,16 @@ def add_parser(subparsers: Any) -> None:
         "--only",
         metavar="VARIANT",
         nargs="+",
+        default=(),
         help="train these variants alone; the table keeps the finished runs of the others",
     )
     parser.add_argument("--fresh", action="store_true", help="forget earlier runs of this sweep")
-    parser.set_defaults(run=run_sweep, takes_overrides=True)
+    parser.set_defaults(run=run, takes_overrides=True)
 
 
-def run_sweep(arguments: argparse.Namespace) -> int:
-    from mvar_lightning.runs.run import RUNS
-    from mvar_lightning.runs.sweep import read_sweep
+def run(args: argparse.Namespace) -> int:
+    """Train what is missing; prints the table and where it is."""
+    from mvar_lightning.runs.sweep import SweepRequest, run_sweep
 
-    sweep = read_sweep(arguments.sweep)
-    if unknown := set(arguments.only or ()) - set(sweep.variants):
-        raise UserError(f"--only {min(unknown)}: no such variant; this sweep has {', '.join(sweep.variants)}")
-    out = Path(arguments.out or RUNS / "sweeps" / Path(arguments.sweep).stem)
-    planned = list(_runs(sweep, out, arguments.overrides))
-    runs = [entry for entry in planned if not arguments.only or entry[0] in arguments.only]
-    _check(runs)
-    failed = [run for _, _, run in runs if not _train_in_its_own_process(arguments, run)]
-    if len(failed) == len(runs):
-        raise UserError(f"sweep: none of the {len(runs)} runs came to its end (see above); mend them and sweep again")
-    kept = [entry for entry in planned if (entry[2] not in failed if entry in runs else _is_finished(entry[2]))]
-    _write(_results(sweep, kept), out)
-    if failed:
-        names = ", ".join(str(run.folder) for run in failed)
-        raise UserError(
-            f"sweep: {len(failed)} of {len(runs)} runs failed (see above): {names}; the table is of the others; "
-            "mend them and sweep again"
-        )
+    run_sweep(SweepRequest(**options.chosen(args, "sweep out only fresh overrides modules")))
     return 0

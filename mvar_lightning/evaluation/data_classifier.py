@@ -25,8 +25,8 @@ TRUSTED_ACCURACY = 0.9
 def classifier_file(data: Any, fallback: Path, device: torch.device) -> Path:
     """The file of a data set's classifier, trained in this process if it is not there; ``fallback`` is a folder for it
     where the data may not be written. Draws random numbers."""
-    places = _places(data, fallback)
-    return next((place for place in places if place.is_file()), None) or _train(data, device, places)
+    files = _candidates(data, fallback)
+    return next((file for file in files if file.is_file()), None) or _train(data, device, files)
 
 
 class _Alone(ShardsDataModule):
@@ -37,7 +37,11 @@ class _Alone(ShardsDataModule):
 
 
 def fit_classifier(data: Any, device: torch.device, steps: int) -> DatasetClassifier:
-    """A classifier of a data module's images. Draws random numbers."""
+    """A classifier of this many steps, trained on the images of a data module, in this process alone.
+
+    Raises:
+        NothingToLearnFrom: too few training images.
+    """
     if isinstance(data, ShardsDataModule):  # else the features would hang on the settings of who came first
         batch = min(STEP_IMAGES, data.index.split("train").samples)
         cut: dict[str, Any] = {"resize_ratio": data.resize_ratio, "val_crop": data.val_crop}
@@ -46,7 +50,7 @@ def fit_classifier(data: Any, device: torch.device, steps: int) -> DatasetClassi
         return train_classifier(train, val, data.num_classes, data.image_size, steps=steps, device=device)
 
 
-def _places(data: Any, fallback: Path) -> list[Path]:
+def _candidates(data: Any, fallback: Path) -> list[Path]:
     index = Path(data.path) / "index.json"
     if not index.is_file():
         raise UserError(f"data {data.path}: no index.json; make the shards first (mvar shards make SRC {data.path})")
@@ -56,7 +60,7 @@ def _places(data: Any, fallback: Path) -> list[Path]:
     return [Path(data.path) / "classifier" / name, fallback / "classifier" / name]
 
 
-def _train(data: Any, device: torch.device, places: list[Path]) -> Path:
+def _train(data: Any, device: torch.device, files: list[Path]) -> Path:
     rank_zero_info(f"Training a small classifier on {data.path} (once; metrics use its features) ...")
     start = time.perf_counter()
     classifier = fit_classifier(data, device, steps=STEPS)
@@ -65,17 +69,17 @@ def _train(data: Any, device: torch.device, places: list[Path]) -> Path:
     rank_zero_info(f"... {seconds:.0f} s, {accuracy:.1%} of {images} validation images right")
     if accuracy < TRUSTED_ACCURACY:
         rank_zero_info("The classifier errs often: class consistency says little, prefer features of your own.")
-    file = _first_writable(places)
+    file = _first_writable(files)
     save_classifier(classifier.to(torch.device("cpu")), file)
     return file
 
 
-def _first_writable(places: list[Path]) -> Path:
-    for place in places:
+def _first_writable(files: list[Path]) -> Path:
+    for file in files:
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
         except OSError:
             continue
-        if os.access(place.parent, os.W_OK):
-            return place
-    raise UserError(f"classifier {places[0]}: neither the data's nor the run's folder can be written; change either")
+        if os.access(file.parent, os.W_OK):
+            return file
+    raise UserError(f"classifier {files[0]}: neither the data's nor the run's folder can be written; change either")

@@ -41,12 +41,12 @@ class FeatureStore:
         try:
             claim(self.folder / ABOUT, about, self._refusal)
         except OSError as error:
-            raise UserError(f"{self.folder}: cannot be written ({error.strerror}); choose another --out") from error
+            raise UserError(f"{self.folder}: cannot be written ({error.strerror}); choose another ``out``") from error
 
     def _refusal(self, name: str, theirs: Any, ours: Any) -> str:
         return (
             f"{self.folder}: holds features with {name} {theirs}, these have {ours}; "
-            "choose another --out folder, or remove that one"
+            "choose another ``out`` folder, or remove that one"
         )
 
     def _file(self, part: int) -> Path:
@@ -99,7 +99,7 @@ def extract_part(
     part: int,
     batch_size: int,
     device: torch.device,
-    told: Callable[[int], None] = lambda images: None,
+    report: Callable[[int], None] = lambda images: None,
 ) -> dict[str, np.ndarray]:
     """The features of one part of a source: (N, F) float32 for each of `KINDS` that the extractor offers.
 
@@ -118,5 +118,5 @@ def extract_part(
                     "or made for other pixels"
                 )
             rows[kind].append(values.cpu().numpy())
-        told(len(pixels_B3HW))
+        report(len(pixels_B3HW))
     return {kind: np.concatenate(values) for kind, values in rows.items() if values}

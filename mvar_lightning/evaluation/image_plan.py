@@ -26,14 +26,14 @@ class Plan:
     """Work that is left.
 
     Args:
-        told: what is evaluated, in lines for people.
+        about: what is evaluated, in lines for people.
         folder: that all goes to.
         images, sampling_seconds, sampling_bytes: to sample, with all processes at work.
         rows, feature_seconds, feature_bytes: images to take features of; the same.
         archive_bytes: of the npz that is to be written.
     """
 
-    told: tuple[str, ...]
+    about: tuple[str, ...]
     folder: Path
     images: int = 0
     sampling_seconds: float = 0.0
@@ -50,7 +50,7 @@ class Plan:
     def lines(self) -> list[str]:
         seconds = self.sampling_seconds + self.feature_seconds
         return [
-            *self.told,
+            *self.about,
             f"time: {duration(seconds)}, by two batches of each ({self.images:,} images to sample "
             f"{duration(self.sampling_seconds)}, features of {self.rows:,} {duration(self.feature_seconds)}), "
             "then the numbers",
@@ -63,16 +63,16 @@ class Plan:
         free = _free(self.folder)
         if self.bytes * SPARE > free:
             raise UserError(
-                f"--out {self.folder}: needs {size(self.bytes)}, {size(free)} are free; free some space, "
-                "choose another --out, or leave out the npz with --no-npz"
+                f"``out`` {self.folder}: needs {size(self.bytes)}, {size(free)} are free; free some space, "
+                "choose another ``out``, or leave out the npz with ``no_npz``"
             )
 
 
 def _free(folder: Path) -> int:
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    return shutil.disk_usage(existing).free
 
 
 def duration(seconds: float) -> str:

@@ -262,7 +262,7 @@ class ShardImages(ImageSource):
         shards = data.index.split(split).shards
         if not shards:
             held = ", ".join(name for name, part in data.index.splits.items() if part.samples)
-            raise UserError(f"--split {split}: {path} has no such images; it has {held or 'none at all'}")
+            raise UserError(f"``split`` {split}: {path} has no such images; it has {held or 'none at all'}")
         data.setup("validate")
         self.parts, self.splits = [], {name for name, part in data.index.splits.items() if part.samples}
         for shard in shards:

@@ -5,18 +5,16 @@ N images, F features.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mvar_lightning.errors import UserError
 from mvar_lightning.evaluation.feature_store import FeatureStore
+from mvar_lightning.evaluation.image_report import Floor, ImageReport
 from mvar_lightning.evaluation.image_sources import ImageSource
 from mvar_lightning.metrics import (
     FeatureExtractor,
@@ -27,8 +25,6 @@ from mvar_lightning.metrics import (
     precision_recall,
 )
 from mvar_lightning.metrics.precision_recall import NEIGHBORS
-from mvar_lightning.tools.drawing import enlarge, make_grid, to_image
-from mvar_lightning.tools.files import writing
 
 MAX_REFERENCE, MAX_GENERATED = 10_000, 50_000
 """Images that precision and recall look at, as published; a fixed random choice where there are more."""
@@ -93,8 +89,8 @@ class Reference:
         found = self.stored
         if found.extractor not in (None, extractor.name):
             raise UserError(
-                f"--reference {self.name}: holds moments of {found.extractor} features, not of {extractor.name}; "
-                "choose the same --features"
+                f"``reference`` {self.name}: holds moments of {found.extractor} features, not of {extractor.name}; "
+                "choose the same ``features``"
             )
         for kind, moments, expected in (
             ("", found.features, extractor.num_features),
@@ -102,8 +98,8 @@ class Reference:
         ):
             if moments is not None and expected and moments.num_features != expected:
                 raise UserError(
-                    f"--reference {self.name}: holds moments of {moments.num_features} {kind}features, "
-                    f"--features {extractor.name} gives {expected}; ADM's files want --features inception"
+                    f"``reference`` {self.name}: holds moments of {moments.num_features} {kind}features, "
+                    f"``features`` {extractor.name} gives {expected}; ADM's files want ``features`` inception"
                 )
 
     def as_stored(self, extractor: FeatureExtractor) -> StoredReference:
@@ -121,12 +117,11 @@ def some(rows_NF: Tensor, count: int) -> Tensor:
     return rows_NF[torch.randperm(len(rows_NF), generator=torch.Generator().manual_seed(0))[:count]]
 
 
-def evaluate_images(
+def measure_images(
     extractor: FeatureExtractor,
     generated: ImageSide,
     reference: Reference,
     other: ImageSide | None = None,
-    notes: tuple[str, ...] = (),
 ) -> ImageReport:
     """Every number that the features allow.
 
@@ -135,7 +130,6 @@ def evaluate_images(
         generated: with all parts there.
         reference: the same.
         other: real images that are not the reference's; as many as generated ones give the floor.
-        notes: added to what is noted here.
     """
     features, spatial = generated.moments("features"), generated.moments("spatial")
     assert features is not None and features.images is not None
@@ -163,8 +157,8 @@ def evaluate_images(
         covered_reference=0 if real_rows is None else len(real_rows),
         floor=_floor(other, reference, features.images),
     )
-    told = *notes, *_notes(report, extractor, reference, [generated, reference.side])
-    return replace(report, notes=told)
+    notes = tuple(_notes(report, extractor, reference, [generated, reference.side]))
+    return replace(report, notes=notes)
 
 
 def _floor(other: ImageSide | None, reference: Reference, images: int) -> Floor | None:
@@ -203,137 +197,3 @@ def _notes(
         yield "All numbers are by the data set's own classifier: compare them among runs on this data alone."
     if any(side is not None and side.store.enlarged(side.parts) for side in sides):
         yield "Some reference images were smaller than the generated ones and enlarged: figures are of blurred ones."
-
-
-# What an evaluation of generated images found: the numbers, as JSON and as Markdown.
-
-
-Row = tuple[str, str]
-
-
-@dataclass(frozen=True)
-class Floor:
-    """What other real images get: distance of ``images`` of them to the reference."""
-
-    fid: float
-    images: int
-    name: str
-
-
-@dataclass(frozen=True)
-class ImageReport:
-    """Everything that was measured; None is left out, and `notes` say why.
-
-    Args:
-        images: generated ones.
-        size: their height and width.
-        reference: what they are compared with.
-        reference_images: None where a file with moments does not tell.
-        features, num_features: name of the extractor, and numbers an image.
-        fid: Frechet distance of the features.
-        sfid, num_spatial: of the spatial features.
-        inception_score: mean and standard deviation over the splits.
-        precision, recall: with ``neighbors``, of ``covered_generated`` and ``covered_reference`` images.
-        floor: of other real images.
-        notes: whole sentences.
-    """
-
-    images: int
-    size: tuple[int, int]
-    reference: str
-    reference_images: int | None
-    features: str
-    num_features: int
-    fid: float
-    sfid: float | None = None
-    num_spatial: int = 0
-    inception_score: tuple[float, float] | None = None
-    precision: float | None = None
-    recall: float | None = None
-    neighbors: int = 3
-    covered_generated: int = 0
-    covered_reference: int = 0
-    floor: Floor | None = None
-    notes: tuple[str, ...] = ()
-
-    def content(self) -> dict[str, Any]:
-        """The numbers as plain values, for JSON."""
-        return asdict(self)
-
-    def rows(self) -> list[Row]:
-        """Name and value of every measure."""
-        height, width = self.size
-        count = "?" if self.reference_images is None else f"{self.reference_images:,}"
-        return [
-            ("images", f"{self.images:,} of {width} x {height} pixels"),
-            ("reference", f"{self.reference}, {count} images"),
-            (f"FID ({self.features}, {self.num_features} features)", f"{self.fid:.3f}"),
-            *self._floor_rows(),
-            *self._spatial_rows(),
-            *self._score_rows(),
-            *self._coverage_rows(),
-        ]
-
-    def _floor_rows(self) -> list[Row]:
-        if self.floor is None:
-            return []
-        return [("FID of other real images", f"{self.floor.fid:.3f} ({self.floor.images:,} of {self.floor.name})")]
-
-    def _spatial_rows(self) -> list[Row]:
-        if self.sfid is None:
-            return [("sFID", "-")]
-        return [(f"sFID ({self.features}, {self.num_spatial} features)", f"{self.sfid:.3f}")]
-
-    def _score_rows(self) -> list[Row]:
-        if self.inception_score is None:
-            return [("Inception score", "-")]
-        mean, deviation = self.inception_score
-        return [(f"Inception score ({self.features})", f"{mean:.3f} +- {deviation:.3f}")]
-
-    def _coverage_rows(self) -> list[Row]:
-        if self.precision is None or self.recall is None:
-            return [("precision", "-"), ("recall", "-")]
-        of = f"k = {self.neighbors}, {self.covered_reference:,} real and {self.covered_generated:,} generated"
-        return [(f"precision ({of})", f"{self.precision:.4f}"), (f"recall ({of})", f"{self.recall:.4f}")]
-
-    def markdown(self, title: str) -> str:
-        lines = [f"# {title}", "", "| measure | value |", "| --- | --- |"]
-        lines += [f"| {name} | {value} |" for name, value in self.rows()]
-        if self.notes:
-            lines += ["", *(f"- {note}" for note in self.notes)]
-        return "\n".join(lines) + "\n"
-
-
-# An evaluation of generated images in a folder: JSON, Markdown, and a picture of the first ones.
-
-
-FILES = ("images.json", "images.md", "images.png")
-SHOWN = 64
-
-
-def write_report(
-    report: ImageReport, about: Mapping[str, Any], image_N3HW: Tensor, columns: int, folder: Path
-) -> list[Path]:
-    """Write `FILES` into ``folder``, all or none.
-
-    Args:
-        report: what was measured.
-        about: what was measured on, for the JSON and the foot of the Markdown; what is None is left out of the latter.
-        image_N3HW: some images in [0, 1] for the picture.
-        columns: of them in a row; 0 makes a square.
-        folder: made if it is missing.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
-    targets = [folder / name for name in FILES]
-    told = "".join(f"- {name.replace('_', ' ')}: {value}\n" for name, value in about.items() if value is not None)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with writing(*targets) as (numbers, table, picture):
-            numbers.write_text(json.dumps({**about, **report.content()}, indent=2) + "\n", encoding="utf-8")
-            table.write_text(f"{report.markdown('Generated images')}\n{told}", encoding="utf-8")
-            to_image(make_grid(enlarge(image_N3HW), columns)).save(picture)
-    except OSError as error:
-        raise UserError(f"--out {folder}: cannot be written ({error.strerror}); choose another folder") from error
-    return targets

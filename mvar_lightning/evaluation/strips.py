@@ -5,15 +5,27 @@ N images, K scales, HW pixels; picture_3HW is one RGB picture in [0, 1].
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from mvar_lightning.checkpoints.source import open_tokenizer
+from mvar_lightning.data.images import ImageError, decode_rgb
+from mvar_lightning.data.reading.loader import loading
+from mvar_lightning.data.transforms import Transform, build_transform, to_batch
+from mvar_lightning.errors import UserError, check_counts
+from mvar_lightning.evaluation.features import open_data
+from mvar_lightning.evaluation.image_sources import SizeWatch
 from mvar_lightning.metrics.quality import psnr
 from mvar_lightning.tokenizer import MultiScaleTokenizer
-from mvar_lightning.tools.compute import evaluating
-from mvar_lightning.tools.drawing import labeled_rows, to_unit
+from mvar_lightning.tools.compute import choose_device, evaluating
+from mvar_lightning.tools.drawing import labeled_rows, to_png, to_unit
+from mvar_lightning.tools.files import check_folder
 
 
 def progressive_picture(original_N3HW: Tensor, after_NK3HW: Tensor, sides: Sequence[int]) -> Tensor:
@@ -26,7 +38,7 @@ def progressive_picture(original_N3HW: Tensor, after_NK3HW: Tensor, sides: Seque
     """
     rows_RN3HW = torch.cat([after_NK3HW, original_N3HW[:, None]], dim=1)
     labels = [*(f"{side} x {side}" for side in sides), "original"]
-    captions = [[*told, ""] for told in _decibel(original_N3HW, after_NK3HW)]
+    captions = [[*row, ""] for row in _decibel(original_N3HW, after_NK3HW)]
     return labeled_rows(rows_RN3HW, labels, captions)
 
 
@@ -39,7 +51,7 @@ def comparison_picture(original_N3HW: Tensor, again_N3HW: Mapping[str, Tensor]) 
     """
     again_NR3HW = torch.stack([*again_N3HW.values()], dim=1)
     rows_NR3HW = torch.cat([original_N3HW[:, None], again_NR3HW], dim=1)
-    captions = [["", *told] for told in _decibel(original_N3HW, again_NR3HW)]
+    captions = [["", *row] for row in _decibel(original_N3HW, again_NR3HW)]
     return labeled_rows(rows_NR3HW, ["image", *again_N3HW], captions)
 
 
@@ -57,3 +69,132 @@ def reconstruct_after_each_scale(tokenizer: MultiScaleTokenizer, image_N3HW: Ten
     with evaluating(tokenizer):
         idx_NL = tokenizer.encode(image_N3HW.to(device) * 2 - 1)
         return torch.stack([to_unit(after_N3HW) for after_N3HW in tokenizer.progressive(idx_NL)], dim=1)
+
+
+# The whole of it, from paths to a picture.
+
+
+NUM_IMAGES = 8
+"""Of a shard folder, where nothing else is said."""
+
+
+@dataclass(frozen=True)
+class ReconstructRequest:
+    """Which images through which tokenizers, and where the picture goes.
+
+    Args:
+        checkpoints: path of each tokenizer by the name above its column; of a single one each scale has a column.
+        files: of pictures; or
+        data: shard folder, the first ``images`` validation images of which are taken.
+        images: how many; 8 if not given.
+        out: a PNG.
+        image_size, patch_nums: what a released file does not tell (see `open_tokenizer`).
+        resize_ratio, crop: how images are cut (`runs.recipe_file.settle_cutting` tells how a run's were).
+        device: ``auto``, ``cpu`` or ``cuda``.
+
+    Raises:
+        UserError: both or none of files and data, no PNG, or a folder that cannot be written.
+    """
+
+    checkpoints: Mapping[str, str]
+    files: Sequence[str] = ()
+    data: str | None = None
+    images: int | None = None
+    out: str | Path = "strip.png"
+    image_size: int | None = None
+    patch_nums: Sequence[int] | None = None
+    resize_ratio: float = 1.125
+    crop: str = "center"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        out = Path(self.out)
+        if out.suffix.lower() != ".png":
+            raise UserError(f"``out`` {self.out}: give a name that ends in .png")
+        if out.is_dir():
+            raise UserError(f"``out`` {self.out}: is a folder; give the name of a file")
+        if bool(self.files) == (self.data is not None):
+            raise UserError("reconstruct: give either files of images or ``data`` SHARDS")
+        if self.images is not None and self.data is None:
+            raise UserError(
+                f"``images`` {self.images}: counts images of ``data``; leave it out, or give ``data`` SHARDS"
+            )
+        check_counts(images=self.images)
+        check_folder(out.parent, "``out``")
+
+
+class Reconstructed(NamedTuple):
+    """What the picture shows: how many images, of what in words, and whether some had to be enlarged to this side."""
+
+    images: int
+    shown: str
+    side: int
+    enlarged: bool
+
+
+def reconstruct_images(request: ReconstructRequest) -> Reconstructed:
+    """Write one picture, a row for each image: after each scale of a tokenizer, or by each of several.
+
+    Raises:
+        UserError: a file that is no image, or tokenizers for images of different sizes.
+    """
+    device = choose_device(request.device)
+    tokenizers = {
+        name: open_tokenizer(path, request.patch_nums, request.image_size).to(device)
+        for name, path in request.checkpoints.items()
+    }
+    side = _common_side(tokenizers)
+    image_N3HW, enlarged = _images(request, side)
+    after = {
+        name: torch.cat([reconstruct_after_each_scale(tokenizer, one).cpu() for one in image_N3HW.split(1)])
+        for name, tokenizer in tokenizers.items()
+    }
+    if len(after) > 1:
+        last = {name: after_NK3HW[:, -1] for name, after_NK3HW in after.items()}
+        picture_3HW, shown = comparison_picture(image_N3HW, last), f"beside those of {', '.join(after)}"
+    else:
+        ((name, after_NK3HW),) = after.items()
+        pyramid = tokenizers[name].pyramid
+        picture_3HW = progressive_picture(image_N3HW, after_NK3HW, pyramid.sides)
+        shown = f"after each of {pyramid.num_scales} scales"
+    to_png(picture_3HW, Path(request.out))
+    return Reconstructed(len(image_N3HW), shown, side, enlarged)
+
+
+def _common_side(tokenizers: Mapping[str, MultiScaleTokenizer]) -> int:
+    (first, side), *others = ((name, tokenizer.image_size) for name, tokenizer in tokenizers.items())
+    for name, other in others:
+        if other != side:
+            raise UserError(
+                f"``checkpoint`` {name}: takes images of {other} x {other}, {first} of {side} x {side}; "
+                "compare tokenizers for one size"
+            )
+    return side
+
+
+def _images(request: ReconstructRequest, side: int) -> tuple[Tensor, bool]:
+    """Images in [0, 1], and whether one was smaller than that."""
+    if request.data is None:
+        watch = SizeWatch(build_transform(request.crop, side, request.resize_ratio), side)
+        return torch.cat([_read_image(path, watch) for path in request.files]), watch.enlarged
+    wanted = request.images or NUM_IMAGES
+    data = open_data(request.data, side, "val", wanted, request.resize_ratio, request.crop)
+    watch = data.val_transform = SizeWatch(data.val_transform, side)
+    found: list[Tensor] = []
+    with loading(data.ordered_dataloader("val")) as batches:
+        for batch in batches:
+            found.append(to_unit(batch["image"]))
+            if sum(map(len, found)) >= wanted:
+                break
+    return torch.cat(found)[:wanted], watch.enlarged
+
+
+def _read_image(path: str, transform: Transform) -> Tensor:
+    """One picture, cut as validation does: (1, 3, S, S) in [0, 1]. Raises UserError where it is none."""
+    try:
+        picture = transform(decode_rgb(Path(path).read_bytes()), random.Random(0))
+    except OSError as error:
+        raise UserError(f"image {path}: cannot be read ({error.strerror})") from error
+    except ImageError as error:
+        raise UserError(f"image {path}: {error}") from error
+    return to_unit(to_batch([picture]))

@@ -6,21 +6,34 @@ B batch, L all tokens, K scales, V vocabulary, N images kept for pictures, HW pi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from mvar_lightning.checkpoints.source import beside, open_tokenizer
 from mvar_lightning.data.reading.loader import loading
-from mvar_lightning.errors import UserError
-from mvar_lightning.evaluation.tokenizer_report import Examples, FrechetReport, ScaleReport, TokenizerReport
+from mvar_lightning.errors import UserError, check_counts
+from mvar_lightning.evaluation.features import OTHER_SPLIT, open_data, open_features, open_lpips
+from mvar_lightning.evaluation.image_sources import SizeWatch
+from mvar_lightning.evaluation.tokenizer_report import (
+    Examples,
+    FrechetReport,
+    ScaleReport,
+    TokenizerReport,
+    write_evaluation,
+)
 from mvar_lightning.metrics import FeatureExtractor, FrechetDistance, as_saved
 from mvar_lightning.metrics.codebook_usage import CodebookUsage
 from mvar_lightning.metrics.quality import SMALLEST_SSIM_SIDE, psnr, ssim
-from mvar_lightning.tokenizer import MultiScaleTokenizer
-from mvar_lightning.tools.compute import evaluating
+from mvar_lightning.tokenizer import MultiScaleTokenizer, fingerprint
+from mvar_lightning.tools.compute import choose_device, evaluating
+from mvar_lightning.tools.console import progress
 from mvar_lightning.tools.drawing import normalize, to_unit
+from mvar_lightning.tools.files import check_folder
 
 Batches = Iterable[Mapping[str, Any]]
 """Batches with ``image``: uint8 (B, 3, H, W), or float in [-1, 1]."""
@@ -57,7 +70,10 @@ def evaluate_tokenizer(
     Raises:
         UserError: no image, images of another size or not finite, or weights that are not finite.
     """
-    _check_counts(num_images, progressive_images)
+    if num_images is not None and num_images < 1:
+        raise UserError(f"images {num_images}: give 1 or more, or leave it out for all of them")
+    if progressive_images < 1:
+        raise UserError(f"progressive images {progressive_images}: give 1 or more")
     _check_weights(tokenizer)
     work = _Evaluation(tokenizer.to(device), extractor, lpips, progressive_images, torch.device(device))
     with evaluating(tokenizer):
@@ -208,13 +224,6 @@ class _Evaluation:
             )
 
 
-def _check_counts(num_images: int | None, progressive_images: int) -> None:
-    if num_images is not None and num_images < 1:
-        raise UserError(f"images {num_images}: give 1 or more, or leave it out for all of them")
-    if progressive_images < 1:
-        raise UserError(f"progressive images {progressive_images}: give 1 or more")
-
-
 def _check_weights(tokenizer: nn.Module) -> None:
     for name, parameter in tokenizer.named_parameters():
         if not torch.isfinite(parameter).all():
@@ -234,3 +243,102 @@ def _first(loader: Batches, count: int | None) -> Iterator[Tensor]:
                 yield image_B3HW
             if left <= 0:
                 return
+
+
+# The whole of it, from paths to files.
+
+
+@dataclass(frozen=True)
+class EvaluateTokenizerRequest:
+    """Which tokenizer, on which images, and where the report goes.
+
+    Args:
+        checkpoint: a run's folder, a saved folder, a Lightning checkpoint, or a released file.
+        data: shard folder; an embedded data set is made if it is missing.
+        out: where to write; ``evaluation/`` beside the checkpoint if not given.
+        split: images to reconstruct, ``val`` or ``train``.
+        images: the first so many; all if not given.
+        progressive_images: how many of them are decoded after each scale.
+        image_size, patch_nums: what a released file does not tell (see `open_tokenizer`).
+        resize_ratio, crop: how images are cut (`runs.recipe_file.settle_cutting` tells how a run's were).
+        features: of the rFID: ``data``, ``inception``, ``none``, or a TorchScript file.
+        feature_size: to which images are resized for such a file.
+        lpips: VGG weights; without them LPIPS is left out.
+        batch_size, workers: images at a time, and loading processes.
+        device: ``auto``, ``cpu`` or ``cuda``.
+
+    Raises:
+        UserError: a number below 1.
+    """
+
+    checkpoint: str
+    data: str
+    out: str | Path | None = None
+    split: str = "val"
+    images: int | None = None
+    progressive_images: int = 512
+    image_size: int | None = None
+    patch_nums: Sequence[int] | None = None
+    resize_ratio: float = 1.125
+    crop: str = "center"
+    features: str = "data"
+    feature_size: int | None = None
+    lpips: str | None = None
+    batch_size: int = 32
+    workers: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        counts = ("images", "progressive_images", "batch_size", "feature_size")
+        check_counts(**{name: getattr(self, name) for name in counts})
+
+
+class EvaluatedTokenizer(NamedTuple):
+    """The numbers, and the files they went to."""
+
+    report: TokenizerReport
+    files: list[Path]
+
+
+def run_tokenizer_evaluation(request: EvaluateTokenizerRequest) -> EvaluatedTokenizer:
+    """`evaluate_tokenizer` on a split of shards, with the other split as its floor, written as a report.
+
+    Raises:
+        UserError: as `evaluate_tokenizer`; a checkpoint, data or features that are missing or do not fit together.
+    """
+    device = choose_device(request.device)
+    out = Path(request.out) if request.out is not None else beside(request.checkpoint)
+    check_folder(out, "``out``")
+    tokenizer = open_tokenizer(request.checkpoint, request.patch_nums, request.image_size)
+    size, split, other = tokenizer.image_size, request.split, OTHER_SPLIT[request.split]
+    cutting = (request.resize_ratio, request.crop)
+    data = open_data(request.data, size, split, request.batch_size, *cutting, request.workers)
+    watch = data.val_transform = SizeWatch(data.val_transform, size)
+    lpips = open_lpips(request.lpips, device)
+    extractor = open_features(request.features, request.feature_size, data, out, device)
+    total = data.index.split(split).samples
+    with progress("images", min(total, request.images or total)) as bar:
+        report = evaluate_tokenizer(
+            tokenizer,
+            data.ordered_dataloader(split),
+            extractor=extractor,
+            floor_loader=data.ordered_dataloader(other) if extractor and data.index.split(other).samples else None,
+            lpips=lpips,
+            num_images=request.images,
+            progressive_images=request.progressive_images,
+            device=device,
+            progress=bar.advance,
+        )
+    if watch.enlarged:
+        note = f"Images of less than {size} pixels were enlarged: the figures are of blurred images."
+        report = replace(report, notes=(*report.notes, note))
+    about = {
+        "checkpoint": str(request.checkpoint),
+        "tokenizer_hash": fingerprint(tokenizer),
+        "data": str(request.data),
+        "split": split,
+        "crop": request.crop,
+        "resize_ratio": request.resize_ratio,
+        "lpips_weights": request.lpips,
+    }
+    return EvaluatedTokenizer(report, write_evaluation(report, about, out))

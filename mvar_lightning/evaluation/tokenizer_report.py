@@ -1,4 +1,4 @@
-"""What an evaluation of a tokenizer found: the numbers, as JSON and as Markdown.
+"""What an evaluation of a tokenizer found: the numbers, as JSON and as Markdown, and three pictures.
 
 K scales, N images, HW pixels.
 """
@@ -9,15 +9,16 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from mvar_lightning.errors import UserError
+from mvar_lightning.evaluation.report_files import Draw, markdown_of, write_report
 from mvar_lightning.evaluation.strips import progressive_picture
+from mvar_lightning.tools.console import table_of
 from mvar_lightning.tools.drawing import make_pairs, to_image
-from mvar_lightning.tools.files import writing
 from mvar_lightning.tools.plots import COLORS, figure_of
 
 
@@ -179,22 +180,6 @@ class TokenizerReport:
         ]
         return [head, *body]
 
-    def markdown(self, title: str) -> str:
-        lines = [f"# {title}", "", "| measure | value |", "| --- | --- |"]
-        lines += [f"| {name} | {value} |" for name, value in self.rows()]
-        head, *body = self.scale_rows()
-        lines += ["", *(_line(row) for row in (head, ["---"] + ["---:"] * (len(head) - 1), *body))]
-        if self.notes:
-            lines += ["", *(f"- {note}" for note in self.notes)]
-        return "\n".join(lines) + "\n"
-
-
-def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-# An evaluation of a tokenizer in a folder: JSON, Markdown, and three pictures.
-
 
 FILES = ("tokenizer.json", "tokenizer.md", "reconstructions.png", "progressive.png", "usage.png")
 
@@ -210,45 +195,33 @@ def write_evaluation(report: TokenizerReport, about: Mapping[str, Any], folder: 
     Raises:
         UserError: the folder cannot be written.
     """
-    targets = [folder / name for name in FILES]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with writing(*targets) as (numbers, table, pairs, strips, usage):
-            numbers.write_text(json.dumps({**about, **report.content()}, indent=2) + "\n", encoding="utf-8")
-            table.write_text(_markdown(report, about), encoding="utf-8")
-            to_image(make_pairs(report.examples.image_N3HW, report.examples.again_N3HW)).save(pairs)
-            to_image(_progressive(report)).save(strips)
-            plot_scales(report.scales, usage)
-    except OSError as error:
-        raise UserError(f"--out {folder}: cannot be written ({error.strerror}); choose another folder") from error
-    return targets
-
-
-def _markdown(report: TokenizerReport, about: Mapping[str, Any]) -> str:
-    told = "".join(f"- {name.replace('_', ' ')}: {value}\n" for name, value in about.items() if value is not None)
-    return f"{report.markdown('Tokenizer')}\n{told}"
-
-
-def _progressive(report: TokenizerReport) -> Any:
+    head, *body = report.scale_rows()
+    tables = [table_of(("measure", "value"), report.rows()), table_of(head, body, numbers=True)]
     examples = report.examples
-    count = len(examples.after_NK3HW)
-    return progressive_picture(
-        examples.image_N3HW[:count], examples.after_NK3HW, [scale.side for scale in report.scales]
+    shown_N3HW = examples.image_N3HW[: len(examples.after_NK3HW)]
+    strips = progressive_picture(shown_N3HW, examples.after_NK3HW, [scale.side for scale in report.scales])
+    contents: tuple[str | Draw, ...] = (
+        json.dumps({**about, **report.content()}, indent=2) + "\n",
+        markdown_of("Tokenizer", tables, report.notes, about),
+        to_image(make_pairs(examples.image_N3HW, examples.again_N3HW)).save,
+        to_image(strips).save,
+        partial(plot_scales, report.scales),
     )
+    return write_report(folder, dict(zip(FILES, contents, strict=True)))
 
 
 def plot_scales(scales: tuple[ScaleReport, ...], path: Path) -> None:
     """Three panels over the scales: usage, perplexity beside what is possible, PSNR after the scale."""
-    places, names = range(len(scales)), [str(scale.side) for scale in scales]
+    indices, names = range(len(scales)), [str(scale.side) for scale in scales]
     with figure_of(path, columns=3, width=7.2, height=2.4) as (usage, perplexity, decibel):
-        usage.bar(places, [100 * scale.usage for scale in scales], color=COLORS[0])
+        usage.bar(indices, [100 * scale.usage for scale in scales], color=COLORS[0])
         usage.set(title="usage, % of possible codes", ylim=(0, 105))
         possible = [scale.codes_possible for scale in scales]
-        perplexity.bar(places, [scale.perplexity for scale in scales], color=COLORS[0])
-        perplexity.plot(places, possible, "_", color=COLORS[1], markersize=9, markeredgewidth=2)
+        perplexity.bar(indices, [scale.perplexity for scale in scales], color=COLORS[0])
+        perplexity.plot(indices, possible, "_", color=COLORS[1], markersize=9, markeredgewidth=2)
         perplexity.set(title="perplexity (lines: possible codes)", yscale="log", ylim=(0.8, 2 * max(possible)))
-        decibel.plot(places, [scale.psnr for scale in scales], "o-", color=COLORS[0], markersize=3.5)
+        decibel.plot(indices, [scale.psnr for scale in scales], "o-", color=COLORS[0], markersize=3.5)
         decibel.set(title="PSNR after the scale, dB")
         for axis in (usage, perplexity, decibel):
-            axis.set_xticks(list(places), names)
+            axis.set_xticks(list(indices), names)
             axis.set_xlabel("side of the token map")

@@ -1,7 +1,7 @@
 """A recipe's mistake in one line: what the parser reports over many, with every class and type it tried.
 
 The parser's report is a tree, indented and in words; its first branch that says something is the mistake. Where it
-has none of the known forms, its first lines are told as they are.
+has none of the known forms, its first lines are passed on as they are.
 """
 
 from __future__ import annotations
@@ -28,17 +28,30 @@ def explain(report: str, args: Sequence[str]) -> str:
         report: the text of the parser's error.
         args: what was parsed: ``--config FILE`` and overrides; the line says where the mistake stands.
     """
-    place = _Place()
+    reader = _Reader()
     for line in report.splitlines():
-        told = place.read(line.strip(" -"))
-        if told:
-            return f"{_source(place.name, args)}: {told}"
+        if message := reader.read(line.strip(" -")):
+            return f"{source_of(reader.name, args)}: {message}"
     lines = [line.strip() for line in report.splitlines() if line.strip()]
-    return f"{_source('', args)}: {' '.join(lines[:3])} ({OPTIONS})"
+    return f"{source_of('', args)}: {' '.join(lines[:3])} ({OPTIONS})"
+
+
+def not_a_setting(name: str, owner: str, known: Sequence[str]) -> str:
+    """Of a setting ``model.depht`` that the class at a path does not have; ``known`` are those it has."""
+    return f"{name} is not a setting of {short(owner)} ({_suggest(short(name), known, OPTIONS)})"
+
+
+def not_a_section(name: str) -> str:
+    return f"{name} is not a section of a recipe ({_suggest(name, SECTIONS, 'they are ' + ', '.join(SECTIONS))})"
+
+
+def no_setting(name: str) -> str:
+    """Of an override that names no section."""
+    return f"{name} is no setting (overrides look like --model.depth=8; {OPTIONS})"
 
 
 @dataclass
-class _Place:
+class _Reader:
     """How far the reader has come: the setting, whose it is, which class was wanted, which types were tried."""
 
     keys: list[str] = field(default_factory=list)
@@ -76,30 +89,26 @@ class _Place:
 
     def unknown(self, option: str) -> str:
         if not self.keys:
-            return self.unknown_section(option.split(".")[0])
+            return not_a_section(option.split(".")[0])
         self.name = f"{'.'.join(self.keys)}.{option}"
-        known = signature(_imported(self.owner)).parameters
-        return f"{self.name} is not a setting of {_short(self.owner)} ({_suggest(option, list(known), OPTIONS)})"
+        return not_a_setting(self.name, self.owner, list(signature(_imported(self.owner)).parameters))
 
     def unknown_in_group(self, group: str, option: str) -> str:
         self.keys = [group]
         return self.unknown(option)
 
-    def unknown_section(self, name: str) -> str:
-        return f"{name} is not a section of a recipe ({_suggest(name, SECTIONS, 'they are ' + ', '.join(SECTIONS))})"
-
     def unrecognized(self, arguments: str) -> str:
-        self.name = _setting(arguments.split()[0])
-        return f"{self.name} is no setting (overrides look like --model.depth=8; {OPTIONS})"
+        self.name = setting_of(arguments.split()[0])
+        return no_setting(self.name)
 
     def missing(self, names: str) -> str:
         where = ".".join([*self.keys, names])
-        return f"{where} is missing ({_short(self.owner) if self.keys else 'a recipe'} needs it)"
+        return f"{where} is missing ({short(self.owner) if self.keys else 'a recipe'} needs it)"
 
     def unknown_class(self, path: str) -> str:
-        wanted, public = _short(self.base) if self.base else "class", _public_names()
+        wanted, public = short(self.base) if self.base else "class", _public_names()
         known = [name for name in public if _is_a(name, self.base)] or [name for name in public if name == wanted]
-        hint = _suggest(_short(path), known, f"known: {', '.join(known)}" if known else "give its full import path")
+        hint = _suggest(short(path), known, f"known: {', '.join(known)}" if known else "give its full import path")
         return f"{self.name}: {path} is no {wanted} ({hint})"
 
     def not_a_subclass(self) -> str:
@@ -108,39 +117,39 @@ class _Place:
 
 
 READERS: tuple[tuple[str, Callable[..., str | None]], ...] = (
-    (r'Parser key "(.+)":', _Place.key),
-    (r"Subtypes: \[(?:list\[)?(?:<class ')?([\w.]+).*", _Place.subtypes),
-    (r"Problem with given class_path '(.+)':", _Place.of_class),
-    (r"Group '(.+)' does not accept option '(.+)'", _Place.unknown_in_group),
-    (r"Option '(.+)' is not accepted", _Place.unknown),
-    (r"unrecognized arguments: (.+)", _Place.unrecognized),
-    (r"the following arguments are required: (.+)", _Place.missing),
-    (r"module '.+' has no attribute '(.+)'", _Place.unknown_class),
-    (r"No module named '.+'", lambda place: place.unknown_class(place.owner)),
-    (r"Expected a dot import path string: (.+)", _Place.unknown_class),
+    (r'Parser key "(.+)":', _Reader.key),
+    (r"Subtypes: \[(?:list\[)?(?:<class ')?([\w.]+).*", _Reader.subtypes),
+    (r"Problem with given class_path '(.+)':", _Reader.of_class),
+    (r"Group '(.+)' does not accept option '(.+)'", _Reader.unknown_in_group),
+    (r"Option '(.+)' is not accepted", _Reader.unknown),
+    (r"unrecognized arguments: (.+)", _Reader.unrecognized),
+    (r"the following arguments are required: (.+)", _Reader.missing),
+    (r"module '.+' has no attribute '(.+)'", _Reader.unknown_class),
+    (r"No module named '.+'", lambda reader: reader.unknown_class(reader.owner)),
+    (r"Expected a dot import path string: (.+)", _Reader.unknown_class),
     (
         r"Import path (.+) does not correspond to a subclass of .+",
-        lambda place, path: place.unknown_class(_short(path)),
+        lambda reader, path: reader.unknown_class(short(path)),
     ),
-    (r"Not a valid subclass of .+", _Place.not_a_subclass),
-    (r"Expected a path but .+", lambda place: None),
-    (r"Expected an? (.+?)\. Got value: (.+)", _Place.wrong_value),
-    (r"Expected an? (.+)", _Place.expected),
-    (r"Given value: (.+)", _Place.value),
+    (r"Not a valid subclass of .+", _Reader.not_a_subclass),
+    (r"Expected a path but .+", lambda reader: None),
+    (r"Expected an? (.+?)\. Got value: (.+)", _Reader.wrong_value),
+    (r"Expected an? (.+)", _Reader.expected),
+    (r"Given value: (.+)", _Reader.value),
 )
 """Forms of the parser's lines, and what each tells."""
 
 
-def _source(name: str, args: Sequence[str]) -> str:
+def source_of(name: str, args: Sequence[str]) -> str:
     """Where the mistake stands: an override that sets ``name`` or a part of it, else the recipe."""
-    setters = [a for a in args if name and a.startswith("--") and f"{name}.".startswith(f"{_setting(a)}.")]
+    setters = [a for a in args if name and a.startswith("--") and f"{name}.".startswith(f"{setting_of(a)}.")]
     if setters:
-        return f"override {max(setters, key=lambda argument: len(_setting(argument)))}"
+        return f"override {max(setters, key=lambda argument: len(setting_of(argument)))}"
     following = dict(pairwise(args))
     return f"recipe {following['--config']}" if "--config" in following else "arguments"
 
 
-def _setting(argument: str) -> str:
+def setting_of(argument: str) -> str:
     """``model.depth`` of ``--model.depth=8``."""
     return argument.removeprefix("--").partition("=")[0]
 
@@ -155,8 +164,8 @@ def _kinds(tried: Sequence[str]) -> str:
     words: list[str] = []
     for kind in tried:
         literal = re.fullmatch(r"typing\.Literal\[(.+)\]", kind)
-        short = _short(kind.removeprefix("<class '").removesuffix("'>"))
-        words += [v.strip("' ") for v in literal[1].split(",")] if literal else [WORDS.get(short, _with_article(short))]
+        name = short(kind.removeprefix("<class '").removesuffix("'>"))
+        words += [v.strip("' ") for v in literal[1].split(",")] if literal else [WORDS.get(name, _with_article(name))]
     *others, last = dict.fromkeys(words)
     return f"{', '.join(others)} or {last}" if others else last
 
@@ -165,7 +174,7 @@ def _with_article(noun: str) -> str:
     return f"an {noun}" if noun[0] in "AEIOUaeiou" else f"a {noun}"
 
 
-def _short(path: str) -> str:
+def short(path: str) -> str:
     return path.rsplit(".", 1)[-1]
 
 

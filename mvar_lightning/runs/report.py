@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mvar_lightning.runs.run import DAMAGED, Run
+from mvar_lightning.tools.console import print_table
 from mvar_lightning.tools.files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -53,21 +54,17 @@ def kv_cache_bytes(model: Any) -> int:
 
 def print_report(run: Run) -> None:
     """The table at the end of `mvar train`."""
-    from rich.console import Console
-    from rich.table import Table
-
     report = read_json(run.metrics_file, DAMAGED)
-    table = Table(title=str(run.recipe), show_header=False)
-    table.add_row("steps", f"{report['steps']:,} in {report['seconds']:.0f} s")
-    table.add_row("parameters", f"{report['parameters']:,}")
-    table.add_row("peak memory", f"{report['peak_memory_bytes'] / 2**20:,.0f} MiB")
-    for name, value in report["metrics"].items():
-        if name.startswith(SHOWN) and "_scale_" not in name:
-            table.add_row(name, f"{value:.4g}")
-    console = Console(width=100)
-    console.print(table)
+    shown = {name: value for name, value in report["metrics"].items() if name.startswith(SHOWN)}
+    rows = [
+        ("steps", f"{report['steps']:,} in {report['seconds']:.0f} s"),
+        ("parameters", f"{report['parameters']:,}"),
+        ("peak memory", f"{report['peak_memory_bytes'] / 2**20:,.0f} MiB"),
+        *((name, f"{value:.4g}") for name, value in shown.items() if "_scale_" not in name),
+    ]
+    print_table(rows, title=str(run.recipe))
     for label, path in artifacts(run):
-        console.print(f"  {label:<12} {path}", highlight=False)
+        print(f"  {label:<12} {path}")
 
 
 def artifacts(run: Run) -> list[tuple[str, Path]]:

@@ -1,4 +1,7 @@
-"""Where a run lives: a folder under runs/ named after its recipe, and after its overrides where it has any."""
+"""Where a run lives: a folder under runs/ named after its recipe, and after its overrides where it has any.
+
+The folder is this run's alone while it is at work, and another version of the recipe is refused.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mvar_lightning.errors import UserError
+from mvar_lightning.runs.recipe_file import check_there, read_recipe
 from mvar_lightning.tools.files import Lock, check_claim, claim
 from mvar_lightning.tools.processes import is_lost_process, is_main, started_by_lightning
 
@@ -53,7 +57,7 @@ class Run:
         return Lock(
             self.folder / ".lock",
             f"run folder {self.folder}: another run is at work in it ({{owner}}); wait for it or stop it, or name "
-            "another folder with --run-folder",
+            "another folder with ``run_folder``",
         )
 
     @property
@@ -102,7 +106,7 @@ class Run:
     def _refusal(self, *setting: Any) -> str:
         return (
             f"run folder {self.folder} belongs to another version of {self.recipe} or other overrides; "
-            "remove it, or train anew with --fresh (make train FRESH=1), or name another with --run-folder"
+            "remove it, or train anew with ``fresh`` (make train FRESH=1), or name another with ``run_folder``"
         )
 
     def forget(self) -> None:
@@ -113,7 +117,7 @@ class Run:
         if [*self.folder.rglob(self.stamp.name)] != [self.stamp]:
             raise UserError(
                 f"run folder {self.folder}: is not the folder of one run alone, so it is not removed; "
-                "name another with --run-folder, or remove it yourself"
+                "name another with ``run_folder``, or remove it yourself"
             )
         shutil.rmtree(self.folder)
 
@@ -124,7 +128,7 @@ class Run:
             yield
         except OSError as error:
             raise UserError(
-                f"run folder {self.folder}: cannot be written ({error.strerror}); choose another with --run-folder"
+                f"run folder {self.folder}: cannot be written ({error.strerror}); choose another with ``run_folder``"
             ) from error
 
     @contextmanager
@@ -155,13 +159,13 @@ class Run:
         except Exception as error:
             if trainer.global_step == 0:
                 self._remove(new)
-            if told := self._told(error):
-                raise UserError(told) from error
+            if message := self._of_machines(error):
+                raise UserError(message) from error
             raise
         finally:
             lock.release()
 
-    def _told(self, error: Exception) -> str:
+    def _of_machines(self, error: Exception) -> str:
         """What happened to the machines rather than to the program, in one line; else nothing."""
         if is_lost_process(error):
             reason = re.sub(r"^\[\S+:\d+\] ", "", str(error).strip().splitlines()[0])[:160]  # not where in whose source
@@ -197,24 +201,10 @@ def run_of(recipe: str | Path, overrides: Sequence[str], folder: str | Path | No
     recipe = Path(recipe)
     if folder == "":
         raise UserError("run folder '': the name is empty; give a folder, or leave the option out")
-    if not recipe.is_file():
-        raise UserError(f"recipe {recipe}: no such file; see the folder recipes/ for those that ship")
+    check_there(recipe)
     if folder is None:
         suffix = f"+{hashlib.sha256(json.dumps(list(overrides)).encode()).hexdigest()[:6]}" if overrides else ""
         # recipes/var/digits.yaml and mine/var/digits.yaml both are var/digits; their contents tell them apart
         family = "" if recipe.parent.name == "recipes" else recipe.parent.name
         folder = RUNS / family / f"{recipe.stem}{suffix}"
     return Run(recipe, tuple(overrides), Path(folder))
-
-
-def read_recipe(path: Path) -> dict[str, Any]:
-    """What a recipe says. Raises `UserError` where it is not YAML or not a mapping."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise UserError(f"recipe {path}: not valid YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"recipe {path}: must be a mapping with trainer, model and data")
-    return content

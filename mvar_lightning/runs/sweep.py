@@ -1,247 +1,115 @@
-"""What a sweep file says: one recipe, its variants and seeds, and the columns of the table they end in."""
+"""A sweep: one recipe in several variants and seeds, each trained in a process of its own, and their table."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import math
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import NamedTuple
 
 from mvar_lightning.errors import UserError
-
-if TYPE_CHECKING:
-    from mvar_lightning.runs.run import Run
-
-
-MEASURES = ("last", "fall")
-LARGEST_SEED = 2**32 - 1
-"""Of Lightning's seed_everything, which refuses others, at the start of each run."""
-REDUCTIONS: dict[str, Callable[..., float]] = {"min": min, "max": max}
-
-
-@dataclass(frozen=True)
-class Column:
-    """One number of each run.
-
-    Args:
-        metric: name in the run's ``metrics.json``; with ``*`` or ``[1-9]`` it may stand for several.
-        title: heading; the metric's name if not given.
-        measure: `last`, the final value; or `fall`, how far it fell at worst below the largest value logged before.
-        reduce: `min` or `max` of the metrics that the name stands for.
-        format: Python's format of one value.
-        divide: the value is divided by this first (1048576 makes MiB of bytes).
-    """
-
-    metric: str
-    title: str = ""
-    measure: str = "last"
-    reduce: str = "min"
-    format: str = ".3g"
-    divide: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("metric", "title", "measure", "reduce", "format"):
-            if not isinstance(value := getattr(self, name), str) or (name == "metric" and not value):
-                raise UserError(f"column {self.metric!r}: {name} {value!r} must be text")
-        if not _is_number(self.divide) or not self.divide:
-            raise UserError(f"column {self.metric!r}: divide {self.divide!r} must be a number other than 0")
-        if self.measure not in MEASURES or self.reduce not in REDUCTIONS:
-            raise UserError(
-                f"column {self.metric!r}: measure {self.measure!r}, reduce {self.reduce!r}; "
-                f"they can be {', '.join(MEASURES)} and {', '.join(REDUCTIONS)}"
-            )
-        try:
-            format(0.5, self.format)
-        except ValueError:
-            raise UserError(f"column {self.metric!r}: {self.format!r} formats no number; try .3f or .1%") from None
-
-    @property
-    def heading(self) -> str:
-        return self.title or self.metric
-
-    def write(self, value: float) -> str:
-        return format(value, self.format)
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A recipe trained in several variants, each with every seed.
-
-    Args:
-        recipe: the YAML file that the variants change.
-        variants: name of each -> settings that replace the recipe's (`model.depth: 4`).
-        columns: what the table shows.
-        overrides: settings of every variant.
-        seeds: values of ``seed_everything``.
-        plot: metrics of the columns that are drawn as bars; all columns if not given.
-        curves: logged metrics drawn over the steps of the run.
-    """
-
-    recipe: str
-    variants: dict[str, dict[str, Any]]
-    columns: tuple[Column, ...]
-    overrides: dict[str, Any]
-    seeds: tuple[int, ...] = (0,)
-    plot: tuple[str, ...] = ()
-    curves: tuple[str, ...] = ()
-
-    def arguments(self, variant: str, seed: int) -> list[str]:
-        """Command-line overrides of one run."""
-        settings = {**self.overrides, **self.variants[variant], "seed_everything": seed}
-        return [
-            f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in settings.items()
-        ]
-
-    @property
-    def plotted(self) -> tuple[Column, ...]:
-        chosen = tuple(column for column in self.columns if column.metric in self.plot)
-        return chosen or self.columns
-
-
-def read_sweep(path: str | Path) -> Sweep:
-    """A sweep file. Raises UserError where it is missing, not YAML, or says something else than a sweep."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"sweep {path}: not UTF-8 text (byte {error.start}); see recipes/ablations/") from None
-    except OSError as error:
-        raise UserError(f"sweep {path}: cannot be read ({error.strerror}); see recipes/ablations/") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-13-01
-        raise UserError(f"sweep {path}: not valid YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(content, Mapping):
-        raise UserError(f"sweep {path}: must be a mapping with recipe, variants and columns")
-    known = [field.name for field in fields(Sweep)]
-    if unknown := sorted(set(map(str, content)) - set(known)):
-        raise UserError(f"sweep {path}: {unknown[0]!r} is not known; it can have {', '.join(known)}")
-    return _sweep(path, content)
-
-
-def _sweep(path: str | Path, content: Mapping[str, Any]) -> Sweep:
-    for needed in ("recipe", "variants", "columns"):
-        if not content.get(needed):
-            raise UserError(f"sweep {path}: {needed} is missing or empty")
-    if not isinstance(recipe := content["recipe"], str):
-        raise UserError(f"sweep {path}: recipe {recipe!r} must be the name of a YAML file")
-    columns = _columns(path, content["columns"])
-    plot = _names(path, content, "plot")
-    if unknown := [metric for metric in plot if metric not in {column.metric for column in columns}]:
-        raise UserError(f"sweep {path}: plot: {unknown[0]!r} is the metric of no column")
-    return Sweep(
-        recipe=recipe,
-        variants=_variants(path, content["variants"]),
-        columns=columns,
-        overrides=_settings(path, "overrides", content.get("overrides")),
-        seeds=_seeds(path, content.get("seeds", [0])),
-        plot=plot,
-        curves=_names(path, content, "curves"),
-    )
-
-
-def _variants(path: str | Path, variants: Any) -> dict[str, dict[str, Any]]:
-    if not isinstance(variants, Mapping) or not all(isinstance(v, Mapping | None) for v in variants.values()):
-        raise UserError(f"sweep {path}: variants must map each name to its settings, such as {{model.depth: 4}}")
-    for name in map(str, variants):
-        if not name or name[0] == "." or "/" in name or "\0" in name:
-            raise UserError(f"sweep {path}: variant {name!r} is also a folder's name; use letters, digits and - alone")
-    return {str(name): _settings(path, f"variant {name}", settings) for name, settings in variants.items()}
-
-
-def _settings(path: str | Path, where: str, settings: Any) -> dict[str, Any]:
-    if not isinstance(settings, Mapping | None):
-        raise UserError(f"sweep {path}: {where} {settings!r} must be settings, such as {{model.depth: 4}}")
-    for name, value in (settings or {}).items():
-        try:
-            json.dumps(value)
-        except (TypeError, ValueError):  # a date, a set, or a list within itself
-            raise UserError(
-                f"sweep {path}: {where}: {name} {value!r} is no text, number, list or mapping; quote it"
-            ) from None
-    return dict(settings or {})
-
-
-def _columns(path: str | Path, columns: Any) -> tuple[Column, ...]:
-    if not isinstance(columns, list) or not all(isinstance(column, Mapping) for column in columns):
-        raise UserError(f"sweep {path}: columns must be a list of mappings with a metric")
-    try:
-        return tuple(Column(**column) for column in columns)
-    except TypeError as error:
-        raise UserError(f"sweep {path}: columns: {str(error).split(') ')[-1]}") from None
-    except UserError as error:
-        raise UserError(f"sweep {path}: {error}") from None
-
-
-def _seeds(path: str | Path, seeds: Any) -> tuple[int, ...]:
-    whole = isinstance(seeds, list) and all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds)
-    if not whole or not seeds or not all(0 <= seed <= LARGEST_SEED for seed in seeds):
-        raise UserError(f"sweep {path}: seeds {seeds!r} must be a list of whole numbers, 0 to {LARGEST_SEED}")
-    return tuple(dict.fromkeys(seeds))
-
-
-def _names(path: str | Path, content: Mapping[str, Any], which: str) -> tuple[str, ...]:
-    """A list of metrics. One name alone is refused: its letters would be taken for names."""
-    names = content.get(which) or []
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"sweep {path}: {which} {names!r} must be a list of metrics, such as [val/loss]")
-    return tuple(names)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
+from mvar_lightning.runs.recipe_check import check_recipe
+from mvar_lightning.runs.run import DAMAGED, RUNS, Run, run_of
+from mvar_lightning.runs.sweep_file import Sweep, read_sweep
+from mvar_lightning.runs.sweep_results import SweepResults, read_run, write_results
+from mvar_lightning.tools.files import read_json
 
 STOPPED = (130, -signal.SIGINT, -signal.SIGTERM)
 """Exit statuses of a run that was told to stop."""
 
 
-def _runs(sweep: Sweep, out: Path, overrides: list[str]) -> Iterator[tuple[str, int, Run]]:
-    from mvar_lightning.runs.run import run_of
+@dataclass(frozen=True)
+class SweepRequest:
+    """Which sweep, and where it goes.
 
+    Args:
+        sweep: a YAML file, such as those under recipes/ablations/.
+        out: where to write; ``runs/sweeps/`` and the file's name if not given.
+        only: train these variants alone; the table keeps the finished runs of the others.
+        fresh: forget earlier runs of this sweep.
+        overrides: settings of every run, as ``--model.depth=8``.
+        modules: to be imported first, for classes of one's own.
+    """
+
+    sweep: str | Path
+    out: str | Path | None = None
+    only: Sequence[str] = ()
+    fresh: bool = False
+    overrides: Sequence[str] = ()
+    modules: Sequence[str] = ()
+
+
+class PlannedRun(NamedTuple):
+    """One run of a sweep: which variant, which seed, where it lies."""
+
+    variant: str
+    seed: int
+    run: Run
+
+    def is_finished(self) -> bool:
+        """Whether the folder holds a finished run of the same recipe and overrides."""
+        stamp = self.run.stamp
+        return self.run.metrics_file.is_file() and stamp.is_file() and read_json(stamp, DAMAGED) == self.run.identity()
+
+
+def run_sweep(request: SweepRequest) -> SweepResults:
+    """Train the variants that are not finished, and write the table and pictures of all of them.
+
+    Finished runs are kept, broken ones continued; a run that fails does not keep the others from the table.
+
+    Raises:
+        UserError: a mistake in the sweep, told before the first run; or runs that failed, told after the table.
+        KeyboardInterrupt: a run was told to stop, which is meant for the sweep.
+    """
+    sweep = read_sweep(request.sweep)
+    if unknown := set(request.only) - set(sweep.variants):
+        raise UserError(f"``only`` {min(unknown)}: no such variant; this sweep has {', '.join(sweep.variants)}")
+    out = Path(request.out or RUNS / "sweeps" / Path(request.sweep).stem)
+    planned = list(planned_runs(sweep, out, request.overrides))
+    wanted = [entry for entry in planned if not request.only or entry.variant in request.only]
+    check_runs(wanted)
+    failed = [entry for entry in wanted if not _train(request, entry.run)]
+    if len(failed) == len(wanted):
+        raise UserError(f"sweep: none of the {len(wanted)} runs came to its end (see above); mend them and sweep again")
+    done = [entry for entry in planned if (entry not in failed if entry in wanted else entry.is_finished())]
+    results = SweepResults(sweep, [read_run(entry.variant, entry.seed, entry.run) for entry in done])
+    write_results(results, out)
+    if failed:
+        names = ", ".join(str(entry.run.folder) for entry in failed)
+        raise UserError(
+            f"sweep: {len(failed)} of {len(wanted)} runs failed (see above): {names}; the table is of the others; "
+            "mend them and sweep again"
+        )
+    return results
+
+
+def planned_runs(sweep: Sweep, out: Path, overrides: Sequence[str] = ()) -> Iterator[PlannedRun]:
+    """Every variant with every seed, in the order of the file."""
     for variant in sweep.variants:
         for seed in sweep.seeds:
             folder = out / variant / f"seed{seed}"
-            yield variant, seed, run_of(sweep.recipe, [*sweep.arguments(variant, seed), *overrides], folder)
+            run = run_of(sweep.recipe, [*sweep.arguments(variant, seed), *overrides], folder)
+            yield PlannedRun(variant, seed, run)
 
 
-def _is_finished(run: Run) -> bool:
-    """Whether a run that is not asked for lies in the folder, of the same recipe and overrides."""
-    from mvar_lightning.runs.run import DAMAGED
-    from mvar_lightning.tools.files import read_json
-
-    stamp = run.folder / "run.json"
-    return run.metrics_file.is_file() and stamp.is_file() and read_json(stamp, DAMAGED) == run.identity()
-
-
-def _check(runs: list[tuple[str, int, Run]]) -> None:
+def check_runs(runs: Sequence[PlannedRun]) -> None:
     """A mistake is told before the first run. Seeds differ in a number alone: one run of a variant stands for all."""
-    from mvar_lightning.runs.recipe import RecipeCheck
-
-    seen = set()
-    for variant, _, run in runs:
-        if variant not in seen:
-            seen.add(variant)
-            try:
-                RecipeCheck(["--config", str(run.recipe), *run.overrides], run.folder)
-            except UserError as error:
-                raise UserError(f"variant {variant}: {error}") from error
+    for variant, run in {entry.variant: entry.run for entry in runs}.items():
+        try:
+            check_recipe(run)
+        except UserError as error:
+            raise UserError(f"variant {variant}: {error}") from error
 
 
-def _train_in_its_own_process(arguments: argparse.Namespace, run: Run) -> bool:
-    """Whether the run came to its end. One process a run, so that its peak memory is its own.
-
-    Raises KeyboardInterrupt where the run was told to stop: that is meant for the sweep.
-    """
-    imports = [word for module in arguments.modules for word in ("--import", module)]
+def _train(request: SweepRequest, run: Run) -> bool:
+    """Whether the run came to its end. One process a run, so that its peak memory is its own."""
+    imports = [word for module in request.modules for word in ("--import", module)]
     program = [sys.executable, "-m", "mvar_lightning.cli", *imports]
     command = [*program, "train", str(run.recipe), "--run-folder", str(run.folder)]
-    fresh = ["--fresh"] if arguments.fresh else []
+    fresh = ["--fresh"] if request.fresh else []
     status = subprocess.run([*command, *fresh, *run.overrides], check=False).returncode
     if status in STOPPED:
         raise KeyboardInterrupt(f"sweep: stopped in {run.folder}; the same command goes on")

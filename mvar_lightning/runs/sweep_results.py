@@ -13,15 +13,13 @@ from itertools import accumulate
 from operator import sub
 from pathlib import Path
 from statistics import mean, stdev
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from mvar_lightning.errors import UserError
-from mvar_lightning.runs.sweep import REDUCTIONS, Column, Sweep
-
-if TYPE_CHECKING:
-    from mvar_lightning.runs.run import Run
-    from mvar_lightning.runs.sweep import Sweep
-
+from mvar_lightning.runs.run import DAMAGED, Run
+from mvar_lightning.runs.sweep_file import REDUCTIONS, Column, Sweep
+from mvar_lightning.tools.console import print_table, table_of
+from mvar_lightning.tools.files import read_json, write_json
 
 LEAST_RANGE = 0.02
 """An axis of the plot spans at least this share of its values: smaller differences are not blown up."""
@@ -124,26 +122,24 @@ class SweepResults:
 
     def markdown(self) -> str:
         head, *body = self.rows()
-        lines = [head, ["---"] * len(head), *body]
-        table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-        return f"{table}\n\n{self.footnote()}\n"
+        return f"{table_of(head, body)}\n{self.footnote()}\n"
 
     def footnote(self) -> str:
         """Steps, seeds, and how to read the cells; the counts behind a FID, where there is one."""
         missing = [f"{name}, seed {seed}" for name, seed in self._planned() if (name, seed) not in self._by_name]
         steps = sorted({int(run.report["steps"]) for run in self.runs})
-        told = [f"{self.sweep.recipe}, {' to '.join(f'{step:,}' for step in sorted({steps[0], steps[-1]}))} steps"]
+        parts = [f"{self.sweep.recipe}, {' to '.join(f'{step:,}' for step in sorted({steps[0], steps[-1]}))} steps"]
         if len(self.sweep.seeds) > 1:
-            told.append(f"mean ± standard deviation over seeds {', '.join(map(str, self.sweep.seeds))}")
+            parts.append(f"mean ± standard deviation over seeds {', '.join(map(str, self.sweep.seeds))}")
         else:
-            told.append(f"one run each (seed {self.sweep.seeds[0]}): small differences mean nothing")
+            parts.append(f"one run each (seed {self.sweep.seeds[0]}): small differences mean nothing")
         if missing:
-            told.append(f"not run or failed: {' and '.join(missing)}")
+            parts.append(f"not run or failed: {' and '.join(missing)}")
         metrics = self.runs[0].report["metrics"]
         for name, value in metrics.items():
             if name.endswith(("fid_images", "fid_reference_images", "_floor")):
-                told.append(f"{name.removeprefix('val/')} {value:.4g}")
-        return "; ".join(told) + "."
+                parts.append(f"{name.removeprefix('val/')} {value:.4g}")
+        return "; ".join(parts) + "."
 
     def content(self) -> dict[str, Any]:
         """Everything, for JSON, which has no NaN: None stands for it.
@@ -185,15 +181,15 @@ class SweepResults:
         columns, names = self.plotted, list(self.sweep.variants)
         with figure_of(path, 1, len(columns), width=2.3 * len(columns) + 0.9, height=0.26 * len(names) + 0.8) as axes:
             for axis, column in zip(axes, columns, strict=True):
-                for place, cell in enumerate(self.cell(name, column) for name in names):
-                    axis.axhline(place, color="0.85", linewidth=0.6, zorder=0)
+                for index, cell in enumerate(self.cell(name, column) for name in names):
+                    axis.axhline(index, color="0.85", linewidth=0.6, zorder=0)
                     if len(cell.known) > 1:
                         # wider than the mean's dot, which must not hide them
                         rings = {"color": COLORS[0], "markersize": 6.5, "mfc": "none", "mew": 0.9}
-                        axis.plot(cell.known, [place] * len(cell.known), "o", **rings)
+                        axis.plot(cell.known, [index] * len(cell.known), "o", **rings)
                     if cell.known:
-                        axis.plot(cell.mean, place, "o", color=COLORS[0], markersize=3.5)
-                    axis.annotate(cell.write(column), (1.02, place), xycoords=("axes fraction", "data"),
+                        axis.plot(cell.mean, index, "o", color=COLORS[0], markersize=3.5)
+                    axis.annotate(cell.write(column), (1.02, index), xycoords=("axes fraction", "data"),
                                   va="center", fontsize=7)  # fmt: skip
                 axis.set(title=column.heading, yticks=range(len(names)), yticklabels=names)
                 axis.set_ylim(len(names) - 0.5, -0.5)
@@ -285,38 +281,18 @@ def read_curves(folder: str | Path) -> dict[str, Curve]:
     return curves
 
 
-def _results(sweep: Sweep, runs: list[tuple[str, int, Run]]) -> SweepResults:
-
-    return SweepResults(
-        sweep,
-        [SweepRun(variant, seed, _report(run), read_curves(run.folder / "tensorboard")) for variant, seed, run in runs],
-    )
-
-
-def _report(run: Run) -> dict[str, Any]:
-    from mvar_lightning.runs.run import DAMAGED
-    from mvar_lightning.tools.files import read_json
-
+def read_run(variant: str, seed: int, run: Run) -> SweepRun:
+    """What a finished run reported and logged. Raises `UserError` where its ``metrics.json`` is no report."""
     report = read_json(run.metrics_file, DAMAGED)
     if not isinstance(report, dict) or not isinstance(report.get("metrics"), dict) or "steps" not in report:
         raise UserError(f"{run.metrics_file}: is no report of a run; remove it and sweep again")
-    return report
+    return SweepRun(variant, seed, report, read_curves(run.folder / "tensorboard"))
 
 
-def _write(results: SweepResults, out: Path) -> None:
+def write_results(results: SweepResults, out: Path) -> None:
     """The table on screen, and ``sweep.json``, ``sweep.md``, ``sweep.png`` and ``curves.png`` in the folder."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from mvar_lightning.tools.files import write_json
-
     head, *body = results.rows()
-    table = Table()
-    for number, heading in enumerate(head):
-        table.add_column(heading, justify="right" if number else "left")
-    for row in body:
-        table.add_row(*row)
-    Console(width=160).print(table)
+    print_table(body, head)
     print(results.footnote())
     for line in results.gaps():
         print(f"sweep: {line}", file=sys.stderr)

@@ -1,4 +1,9 @@
-"""TODO."""
+"""`train`: one recipe from data to report, its tokenizer first where that is missing.
+
+A next-scale recipe names the recipe of its tokenizer (`tokenizer_recipe`); if that has not been trained on the same
+data, it is trained first. `run_stage` is one stage alone, as Lightning runs it. Everything heavy is imported only once
+the recipe has been looked at.
+"""
 
 from __future__ import annotations
 
@@ -6,34 +11,45 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mvar_lightning.errors import UserError
+from mvar_lightning.runs.recipe_check import check_quickly, check_recipe
+
 if TYPE_CHECKING:
     from mvar_lightning.runs.recipe import SuiteCLI
     from mvar_lightning.runs.run import Run
-
 
 MACHINES = ("--trainer.accelerator=", "--trainer.devices=", "--trainer.num_nodes=", "--trainer.strategy=ddp")
 """Overrides that a tokenizer's recipe needs as well when a launcher has started the processes."""
 
 
-def train(recipe: str | Path, overrides: Sequence[str], folder: str | Path | None = None, fresh: bool = False) -> Run:
+def train(
+    recipe: str | Path, overrides: Sequence[str] = (), run_folder: str | Path | None = None, fresh: bool = False
+) -> Run:
     """Run a recipe to its end and write its report; a finished run is returned as it is.
 
     Of several processes all come here with the same arguments. They decide alike: what they ask of the folder does
     not change before all of them have begun to train, except by `fresh`, which none of them asks it about.
 
+    Args:
+        recipe: a YAML file.
+        overrides: settings that replace the recipe's, such as ``--model.depth=8``.
+        run_folder: where to write; ``runs/`` and the recipe's name if not given.
+        fresh: forget an earlier run in the same folder.
+
     Raises:
         UserError: a wrong recipe or override, missing data, or a folder of another run.
     """
+    check_quickly(recipe, overrides)
     from mvar_lightning.runs.run import run_of
     from mvar_lightning.tools.processes import is_main
 
-    run = run_of(recipe, overrides, folder)
+    run = run_of(recipe, overrides, run_folder)
     if run.metrics_file.exists() and not fresh:
         run.check()
         if is_main():
             print(f"{run.folder}: already trained (train anew with --fresh)")
         return run
-    tokenizer_recipe = _checked(run).get("tokenizer_recipe")
+    tokenizer_recipe = check_recipe(run).get("tokenizer_recipe")
     if fresh:
         run.forget()
     run.check()
@@ -41,17 +57,6 @@ def train(recipe: str | Path, overrides: Sequence[str], folder: str | Path | Non
     extra = [f"--model.tokenizer={trained_here}"] if trained_here is not None else []
     _fit(run, extra, None if fresh or not run.last_checkpoint.is_file() else run.last_checkpoint)
     return run
-
-
-def _checked(run: Run) -> dict[str, Any]:
-    """The recipe, its mistakes and those of the overrides found: before anything is removed or trained."""
-    from mvar_lightning.runs.run import read_recipe
-
-    recipe = read_recipe(run.recipe)  # told before the slow imports below
-    from mvar_lightning.runs.recipe import RecipeCheck
-
-    RecipeCheck(["--config", str(run.recipe), *run.overrides], run.folder)
-    return recipe
 
 
 def _train_tokenizer(run: Run, tokenizer_recipe: str | None) -> Path | None:
@@ -117,3 +122,46 @@ def _save_weights(run: Run, cli: SuiteCLI) -> None:
     trainer: Any = cli.trainer
     if trainer.is_global_zero:
         save(run.model_folder, model, cli.model.tokenizer)
+
+
+def run_stage(
+    stage: str,
+    recipe: str | Path,
+    overrides: Sequence[str] = (),
+    checkpoint: str | Path | None = None,
+    run_folder: str | Path | None = None,
+) -> None:
+    """One stage (``fit``, ``validate`` or ``test``) of a recipe, as Lightning runs it.
+
+    Args:
+        recipe, overrides, run_folder: as of `train`.
+        checkpoint: Lightning's, to resume from or to evaluate.
+
+    Raises:
+        UserError: as `train`; no such checkpoint, or nothing to evaluate.
+    """
+    if checkpoint is not None and not Path(checkpoint).is_file():
+        raise UserError(f"checkpoint {checkpoint}: no such file")
+    check_quickly(recipe, overrides)
+    from mvar_lightning.checkpoints.folder import open_checkpoint
+    from mvar_lightning.runs.recipe import SuiteCLI
+    from mvar_lightning.runs.run import run_of
+    from mvar_lightning.tools.processes import check_number
+
+    run = run_of(recipe, overrides, run_folder)
+    cli = SuiteCLI(["--config", str(recipe), *overrides], run.folder)
+    if stage != "fit" and checkpoint is None and getattr(cli.model, "init_from", None) is None:
+        raise UserError(f"mvar {stage}: no weights; name a checkpoint with --ckpt-path or set model.init_from")
+    check_number(cli.trainer.world_size)
+    if checkpoint is not None:
+        open_checkpoint(checkpoint)  # a foreign or damaged one is told in one line
+    work: Any = getattr(cli.trainer, stage)
+    with run.started(cli.trainer, alone=stage == "fit"):
+        work(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+
+
+def list_options(recipe: str | Path | None = None) -> None:
+    """Print everything that a recipe can set, and end the program."""
+    from mvar_lightning.runs.recipe import SuiteCLI
+
+    SuiteCLI([*(["--config", str(recipe)] if recipe else []), "--help"], Path("runs"))

@@ -4,11 +4,12 @@ from mvar_lightning.sampling.editing import edit, inpaint_mask, outpaint_mask
 from mvar_lightning.sampling.filters import filter_logits, sample_tokens
 from mvar_lightning.sampling.guidance import ConstantGuidance, CutoffGuidance, GuidanceSchedule, LinearGuidance
 from mvar_lightning.sampling.noise import ImageNoise
-from mvar_lightning.sampling.sampler import SamplingSettings, generate, sample_pyramid
+from mvar_lightning.sampling.sampler import Generated, SamplingSettings, generate, sample_pyramid
 
 __all__ = [
     "ConstantGuidance",
     "CutoffGuidance",
+    "Generated",
     "GuidanceSchedule",
     "ImageNoise",
     "LinearGuidance",

@@ -8,16 +8,24 @@ B batch, l tokens of one scale, L all tokens, Z code dim, HW pixels, hw latent m
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
-from mvar_lightning.errors import UserError
+from mvar_lightning.checkpoints.source import Source
+from mvar_lightning.data.images import ImageError, decode_rgb
+from mvar_lightning.data.transforms import center_crop, resize_shorter, to_batch
+from mvar_lightning.errors import UserError, check_counts
 from mvar_lightning.pyramid import ScalePyramid
 from mvar_lightning.sampling.guidance import GuidanceSchedule, as_schedule
+from mvar_lightning.sampling.jobs import class_indices, class_names, list_jobs
 from mvar_lightning.sampling.noise import ImageNoise, check_seeds
 from mvar_lightning.sampling.sampler import (
+    Generated,
     Replace,
     SamplingSettings,
     check_labels,
@@ -26,11 +34,19 @@ from mvar_lightning.sampling.sampler import (
     sample_pyramid,
 )
 from mvar_lightning.tokenizer import MultiScaleTokenizer
-from mvar_lightning.tools.compute import evaluating
+from mvar_lightning.tools.compute import choose_device, choose_precision, computing, evaluating
+from mvar_lightning.tools.drawing import enlarge, make_grid, make_strips, to_png, to_unit
 from mvar_lightning.transformer import NextScaleTransformer
+from mvar_lightning.transformer.acceleration import prepare
 
 KEPT_TOKENS = 3
 """Scales with at most so many tokens keep the image's: they decide the whole picture."""
+
+STRIPS = 6
+"""Results that are shown after each scale."""
+
+TINT = (0.88, 0.22, 0.16)
+"""Color of the mask over the picture."""
 
 
 @torch.no_grad()
@@ -47,7 +63,7 @@ def edit(
     temperature: float = 1.0,
     more_smooth: bool = False,
     decode_chunk: int | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> Generated:
     """Paint parts of images anew.
 
     Args:
@@ -58,8 +74,8 @@ def edit(
         cfg, top_k, top_p, seeds, temperature, more_smooth, decode_chunk: as for `generate`.
 
     Returns:
-        Images (B, 3, H, W), float32 in [0, 1], and their tokens, int64 (B, L). Where the mask is 0 the tokens are
-        the image's; pixels near the border of the mask may change with what is painted beside them.
+        Images and tokens as of `generate`. Where the mask is 0 the tokens are the image's; pixels near the border of
+        the mask may change with what is painted beside them.
 
     Raises:
         UserError: as for `generate`; a mask or image of the wrong size.
@@ -78,7 +94,7 @@ def edit(
         idx_BL = tokenizer.encode(image_B3HW.to(label_B.device)).expand(images, -1)
         replace = keep_tokens(idx_BL, keep_BHW, tokenizer)
         f_hat_BZhw, idx_BL = sample_pyramid(model, tokenizer, label_B, settings, noise, replace)
-        return decode_in_chunks(tokenizer, f_hat_BZhw, decode_chunk), idx_BL
+        return Generated(decode_in_chunks(tokenizer, f_hat_BZhw, decode_chunk), idx_BL)
 
 
 def keep_tokens(idx_BL: Tensor, keep_Bhw: Tensor, tokenizer: MultiScaleTokenizer) -> Replace:
@@ -148,3 +164,140 @@ def inpaint_mask(box: Sequence[float], size: int | tuple[int, int]) -> Tensor:
 def outpaint_mask(box: Sequence[float], size: int | tuple[int, int]) -> Tensor:
     """Boolean (H, W): True, to be painted, outside the box; see `inpaint_mask`."""
     return ~inpaint_mask(box, size)
+
+
+# A picture file edited into a folder.
+
+
+@dataclass(frozen=True)
+class EditRequest:
+    """Which picture of which model, what of it is painted anew, and where results go.
+
+    Args:
+        source: of the model.
+        image: JPEG, PNG or WebP; its middle square is used.
+        mask: picture of the image's size, white where it is painted; or
+        box: x0, y0, x1, y1, in pixels, or in fractions where none is above 1.
+        outpaint: paint outside of the mask or box instead.
+        class_: index or name of what to paint; ``none`` in-paints.
+        count: results, each with its own seed.
+        settings, seed, data, device, precision: as of `SampleRequest`.
+        out: folder of the results and pictures.
+
+    Raises:
+        UserError: a number below 1.
+    """
+
+    source: Source
+    image: str
+    mask: str | None = None
+    box: tuple[float, ...] | None = None
+    outpaint: bool = False
+    class_: str | int = "none"
+    count: int = 4
+    settings: SamplingSettings = field(default_factory=SamplingSettings)
+    seed: int = 0
+    data: str | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    out: str | Path = "edits"
+
+    def __post_init__(self) -> None:
+        check_counts(count=self.count)
+
+
+def edit_picture(request: EditRequest) -> list[Path]:
+    """Write the results, a before-and-after grid and coarse-to-fine strips; the last two end the list.
+
+    Raises:
+        UserError: a file that is no picture, a mask of another size, a box outside, nothing to paint, or no such class.
+    """
+    device = choose_device(request.device)
+    model, tokenizer = request.source.load(device)
+    names = class_names(request.data, model.num_classes)
+    labels = class_indices(str(request.class_), model.num_classes, names)
+    if len(labels) != 1:
+        raise UserError(f"``class_`` {request.class_}: give one class")
+    picture = open_picture(request.image)
+    image_13HW = to_square(picture, tokenizer.image_size).to(device)
+    mask_HW = read_mask(request, picture, tokenizer).to(device)
+    jobs = list_jobs(labels, request.count, request.seed)
+    precision = choose_precision(request.precision, device)
+    prepare(model, precision)
+    with computing(precision, device):
+        result_B3HW, idx_BL = edit(
+            model,
+            tokenizer,
+            image_13HW,
+            mask_HW,
+            labels[0],
+            seeds=[job.seed for job in jobs],
+            **request.settings.arguments(),
+        )
+    pictures = {job.file: result_3HW for job, result_3HW in zip(jobs, result_B3HW, strict=True)}
+    pictures["before_after.png"] = before_and_after(image_13HW, mask_HW, result_B3HW)
+    after_NK3HW = torch.stack([to_unit(image) for image in tokenizer.progressive(idx_BL[:STRIPS])], dim=1)
+    pictures["coarse_to_fine.png"] = make_strips(after_NK3HW)
+    folder = Path(request.out)
+    for name, picture_3HW in pictures.items():
+        to_png(picture_3HW, folder / name)
+    return [folder / name for name in pictures]
+
+
+def open_picture(file: str) -> Image.Image:
+    """An upright RGB picture. Raises `UserError` where the file is none."""
+    try:
+        return decode_rgb(Path(file).read_bytes())
+    except OSError as error:
+        raise UserError(f"picture {file}: cannot be read ({error.strerror})") from error
+    except ImageError as error:
+        raise UserError(f"picture {file}: {error}") from error
+
+
+def to_square(picture: Image.Image, size: int) -> Tensor:
+    """The middle square at ``size`` pixels: (1, 3, H, W) in [-1, 1]."""
+    return to_batch([center_crop(resize_shorter(picture, size), size)])
+
+
+def read_mask(request: EditRequest, picture: Image.Image, tokenizer: MultiScaleTokenizer) -> Tensor:
+    """What to paint, in [0, 1], on the same middle square (H, W)."""
+    if request.mask is not None:
+        mask = open_picture(request.mask)
+        if mask.size != picture.size:
+            raise UserError(
+                f"mask {request.mask}: is {mask.width} x {mask.height} pixels, the picture {picture.width} x "
+                f"{picture.height}; make it the same size"
+            )
+    elif request.box is not None:
+        inside = inpaint_mask(_fractions(request.box, picture), (picture.height, picture.width))
+        mask = Image.fromarray(inside.byte().mul(255).numpy()).convert("RGB")
+    else:
+        raise UserError("nothing to paint: give ``mask`` or ``box``")
+    mask_HW = to_square(mask, tokenizer.image_size).add(1).div(2).clamp(0, 1).mean(dim=(0, 1))
+    if request.outpaint:
+        mask_HW = 1 - mask_HW
+    if kept(mask_HW, tokenizer).all():
+        side = tokenizer.pyramid.last_side
+        raise UserError(
+            f"{'mask ' + request.mask if request.mask else 'box'}: paints no token of the picture's middle square "
+            f"({side} x {side} tokens); make the painted part larger"
+        )
+    return mask_HW
+
+
+def _fractions(box: tuple[float, ...], picture: Image.Image) -> tuple[float, ...]:
+    """Pixels to fractions; numbers that are all at most 1 are fractions already."""
+    if max(box) <= 1:
+        return box
+    width, height = picture.size
+    if min(box) < 0 or max(box[::2]) > width or max(box[1::2]) > height:
+        raise UserError(f"box {list(box)}: lies outside of the picture's {width} x {height} pixels")
+    return tuple(edge / (width, height)[index % 2] for index, edge in enumerate(box))
+
+
+def before_and_after(image_13HW: Tensor, mask_HW: Tensor, result_B3HW: Tensor) -> Tensor:
+    """One picture: the image, the image with its mask in red, and the results."""
+    before_3HW = image_13HW[0].add(1).div(2)
+    tint_311 = torch.tensor(TINT, device=mask_HW.device)[:, None, None]
+    masked_3HW = before_3HW + 0.6 * mask_HW * (tint_311 - before_3HW)
+    return make_grid(enlarge(torch.cat([before_3HW[None], masked_3HW[None], result_B3HW])))

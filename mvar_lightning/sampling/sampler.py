@@ -7,9 +7,10 @@ B batch, l tokens of one scale, L all tokens, K scales, V vocabulary, Z code dim
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, overload
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,37 +37,42 @@ DECODED_PIXELS = 2**18
 peak otherwise (some 2 kB a pixel in bf16)."""
 
 
-@overload
-def generate(
-    model: NextScaleTransformer,
-    tokenizer: MultiScaleTokenizer,
-    label_B: Tensor | Sequence[int] | int,
-    cfg: float | GuidanceSchedule | None = ...,
-    top_k: int | None = ...,
-    top_p: float | None = ...,
-    seeds: Sequence[int] | Tensor | None = ...,
-    return_tokens: Literal[True] = ...,
-    temperature: float = ...,
-    more_smooth: bool = ...,
-    decode_chunk: int | None = ...,
-) -> tuple[Tensor, Tensor]: ...
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How tokens are chosen: what every way of sampling shares. Validated when made.
+
+    Attributes:
+        guidance: strength of classifier-free guidance at each scale.
+        top_k, top_p: filters; None is off. A top_k above the vocabulary keeps all.
+        temperature: divides the guided logits before they are filtered.
+        more_smooth: feed mixtures of codes back instead of the codes drawn; for looks only (VAR).
+    """
+
+    guidance: GuidanceSchedule = field(default_factory=LinearGuidance)
+    top_k: int | None = 900
+    top_p: float | None = 0.96
+    temperature: float = 1.0
+    more_smooth: bool = False
+
+    def __post_init__(self) -> None:
+        check_filters(self.top_k, self.top_p, self.temperature)
+
+    def arguments(self) -> dict[str, Any]:
+        """The same as arguments of `generate` and `edit`."""
+        return {
+            "cfg": self.guidance,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "temperature": self.temperature,
+            "more_smooth": self.more_smooth,
+        }
 
 
-@overload
-def generate(
-    model: NextScaleTransformer,
-    tokenizer: MultiScaleTokenizer,
-    label_B: Tensor | Sequence[int] | int,
-    cfg: float | GuidanceSchedule | None = ...,
-    top_k: int | None = ...,
-    top_p: float | None = ...,
-    seeds: Sequence[int] | Tensor | None = ...,
-    *,
-    return_tokens: Literal[False],
-    temperature: float = ...,
-    more_smooth: bool = ...,
-    decode_chunk: int | None = ...,
-) -> Tensor: ...
+class Generated(NamedTuple):
+    """Images (B, 3, H, W), float32 in [0, 1], and their tokens, int64 (B, L), coarse to fine."""
+
+    images: Tensor
+    tokens: Tensor
 
 
 @torch.no_grad()
@@ -82,8 +88,8 @@ def generate(
     temperature: float = 1.0,
     more_smooth: bool = False,
     decode_chunk: int | None = None,
-) -> tuple[Tensor, Tensor] | Tensor:
-    """Images of the given classes.
+) -> Generated:
+    """Images of the given classes, and their tokens.
 
     Runs on the model's device, in its precision (or that of an autocast around the call), in evaluation mode;
     each module's own mode is restored afterwards.
@@ -95,13 +101,10 @@ def generate(
         top_p: of these, keep the most probable ones up to this share; None is off.
         seeds: one from 0 to 2^32 - 1 for each image; an image depends on its seed, not on its batch.
             None draws fresh ones, governed by `torch.manual_seed`.
-        return_tokens: also return the tokens.
+        return_tokens: False gives the images alone, with a warning, in this version for the last time.
         temperature: divides the logits before they are filtered.
         more_smooth: mix codes by Gumbel softmax (VAR's option for looks; not for FID).
         decode_chunk: images decoded at a time; None is about 260,000 pixels.
-
-    Returns:
-        Images (B, 3, H, W), float32 in [0, 1], and int64 tokens (B, L), coarse to fine; or images alone.
 
     Raises:
         UserError: a label, seed or setting out of range, or a model and tokenizer that do not belong together.
@@ -115,7 +118,11 @@ def generate(
     with evaluating(model, tokenizer):
         f_hat_BZhw, idx_BL = sample_pyramid(model, tokenizer, label_B, settings, noise)
         images_B3HW = decode_in_chunks(tokenizer, f_hat_BZhw, decode_chunk)
-    return (images_B3HW, idx_BL) if return_tokens else images_B3HW
+    if not return_tokens:
+        # stacklevel: the line that called, past the wrapper of no_grad
+        warnings.warn("return_tokens=False goes with the next version; take .images", FutureWarning, stacklevel=3)
+        return cast(Any, images_B3HW)
+    return Generated(images_B3HW, idx_BL)
 
 
 @torch.no_grad()
@@ -240,27 +247,3 @@ def check_labels(label_B: Tensor | Sequence[int], model: NextScaleTransformer) -
 
 def _device(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
-
-
-# How tokens are chosen: the settings that every way of sampling shares.
-
-
-@dataclass(frozen=True)
-class SamplingSettings:
-    """Validated when made.
-
-    Attributes:
-        guidance: strength of classifier-free guidance at each scale.
-        top_k, top_p: filters; None is off. A top_k above the vocabulary keeps all.
-        temperature: divides the guided logits before they are filtered.
-        more_smooth: feed mixtures of codes back instead of the codes drawn; for looks only (VAR).
-    """
-
-    guidance: GuidanceSchedule = field(default_factory=LinearGuidance)
-    top_k: int | None = 900
-    top_p: float | None = 0.96
-    temperature: float = 1.0
-    more_smooth: bool = False
-
-    def __post_init__(self) -> None:
-        check_filters(self.top_k, self.top_p, self.temperature)

@@ -56,7 +56,7 @@ def choose_device(name: str) -> torch.device:
     """The device called ``name``. Raises `UserError` for a GPU that is not there."""
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
-        raise UserError("--device cuda: there is no usable GPU here; use --device cpu")
+        raise UserError("``device`` cuda: there is no usable GPU here; use ``device`` cpu")
     return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 

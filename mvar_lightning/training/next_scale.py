@@ -22,7 +22,7 @@ from mvar_lightning.compat import lets_clip
 from mvar_lightning.data.image_data import run_data
 from mvar_lightning.errors import UserError
 from mvar_lightning.metrics.codebook_usage import CodebookUsage
-from mvar_lightning.sampling import generate
+from mvar_lightning.sampling import Generated, generate
 from mvar_lightning.tokenizer import fingerprint
 from mvar_lightning.tools.drawing import normalize
 from mvar_lightning.training.distributed import log_means, seed_batch, shard_where_asked
@@ -216,12 +216,11 @@ class NextScaleModule(L.LightningModule):
         result, _ = self(batch)
         log_means(self, result.named("test/"), images=len(batch["label"]))
 
-    def generate(self, label_B: Tensor, seeds: list[int]) -> tuple[Tensor, Tensor]:
+    def generate(self, label_B: Tensor, seeds: list[int]) -> Generated:
         """Images (B, 3, H, W) in [0, 1] and their tokens (B, L), with this run's sampling settings."""
-        images, idx_BL = generate(
+        return generate(
             self.model, self.tokenizer, label_B, cfg=self.cfg, top_k=self.top_k, top_p=self.top_p, seeds=seeds
         )
-        return images, idx_BL
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         steps = self.trainer.estimated_stepping_batches

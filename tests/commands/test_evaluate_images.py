@@ -329,7 +329,7 @@ def test_features_that_are_not_finite(evaluated: Evaluated, workplace: Path, cap
 BOMB = """
 import os, signal
 from mvar_lightning.evaluation.feature_store import FeatureStore
-from mvar_lightning.commands import sampling_jobs
+from mvar_lightning.sampling import jobs as sampling_jobs
 
 calls = {"to_png": 0, "write": 0}
 

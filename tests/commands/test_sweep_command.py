@@ -80,7 +80,7 @@ def test_what_the_runs_answer_is_looked_at(
     sweep: Callable[..., str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = sweep()
-    monkeypatch.setattr("mvar_lightning.runs.sweep._check", lambda runs: None)
+    monkeypatch.setattr("mvar_lightning.runs.sweep.check_runs", lambda runs: None)
 
     def answer(status: int) -> None:
         finished = subprocess.CompletedProcess[bytes]([], status)

@@ -114,19 +114,17 @@ def test_more_smooth_feeds_mixtures_and_temperature_matters(
 
 def test_decoding_in_chunks_gives_the_same_images(model: NextScaleTransformer, tokenizer: MultiScaleTokenizer) -> None:
     def images(decode_chunk: int | None) -> Tensor:
-        return generate(
-            model, tokenizer, 1, seeds=range(5), return_tokens=False, decode_chunk=decode_chunk, temperature=1.0
-        )
+        return generate(model, tokenizer, 1, seeds=range(5), decode_chunk=decode_chunk, temperature=1.0).images
 
     torch.testing.assert_close(images(2), images(None))
 
 
 def test_modes_are_restored_and_no_gradient_is_kept(make_model: MakeModel, tokenizer: MultiScaleTokenizer) -> None:
     model = make_model(drop_path=0.9)
-    expected = generate(model, tokenizer, [1], seeds=[0], return_tokens=False)
+    expected = generate(model, tokenizer, [1], seeds=[0]).images
     model.train()
     model.blocks[0].eval()
-    images = generate(model, tokenizer, [1], seeds=[0], return_tokens=False)
+    images = generate(model, tokenizer, [1], seeds=[0]).images
     assert torch.equal(images, expected) and not images.requires_grad
     assert model.training and not model.blocks[0].training and model.blocks[1].training
     assert not tokenizer.training

@@ -29,11 +29,11 @@ from mvar_lightning import (
 )
 from mvar_lightning.checkpoints.source import Source
 from mvar_lightning.cli import main
-from mvar_lightning.commands.options import class_indices
 from mvar_lightning.errors import UserError
-from mvar_lightning.sampling import ConstantGuidance, CutoffGuidance, GuidanceSchedule
+from mvar_lightning.sampling import ConstantGuidance, CutoffGuidance, GuidanceSchedule, SamplingSettings
 from mvar_lightning.sampling import jobs as sampling_jobs
-from mvar_lightning.sampling.jobs import Task, list_jobs, make_images, mixed
+from mvar_lightning.sampling.image_folder import mixed
+from mvar_lightning.sampling.jobs import Task, class_indices, list_jobs, make_images
 from mvar_lightning.tools.drawing import from_image
 from mvar_lightning.tools.processes import spread
 
@@ -70,7 +70,7 @@ def test_writes_what_generate_makes(
     for job in (jobs[1], jobs[4]):
         with Image.open(tmp_path / job.file) as image:
             made = from_image(image)
-        expected = generate(model, tokenizer, [job.label], cfg=2.0, seeds=[job.seed], return_tokens=False)[0]
+        expected = generate(model, tokenizer, [job.label], cfg=2.0, seeds=[job.seed]).images[0]
         assert (made - expected).abs().max() <= 0.6 / 255
     with Image.open(tmp_path / "grid.png") as grid:
         assert grid.width > 3 * 64 and grid.height > 2 * 64
@@ -118,7 +118,7 @@ def test_guidance_schedules(
     for job in list_jobs([3], 2, seed=0):
         with Image.open(tmp_path / job.file) as image:
             made = from_image(image)
-        expected = generate(model, tokenizer, [3], cfg=schedule, seeds=[job.seed], return_tokens=False)[0]
+        expected = generate(model, tokenizer, [3], cfg=schedule, seeds=[job.seed]).images[0]
         assert (made - expected).abs().max() <= 0.6 / 255
 
 
@@ -224,7 +224,7 @@ def test_released_pair_with_scales_and_kernel_of_its_own(tmp_path: Path) -> None
     arguments = ["--classes", "1", "--count", "1", "--device", "cpu", "--out", str(tmp_path / "out")]
     assert main(["sample", *pair, *arguments]) == 0
     job = list_jobs([1], 1, seed=0)[0]
-    expected = generate(*import_official(*files, "mvar", **sizes), [1], seeds=[job.seed], return_tokens=False)[0]
+    expected = generate(*import_official(*files, "mvar", **sizes), [1], seeds=[job.seed]).images[0]
     with Image.open(tmp_path / "out" / job.file) as image:
         assert (from_image(image) - expected).abs().max() <= 0.6 / 255
 
@@ -321,7 +321,7 @@ def test_bf16_runs_from_end_to_end(
     assert sample(out, *arguments, "--precision", "bf16") == 0
     jobs = list_jobs([3], 2, seed=0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        expected = generate(model, tokenizer, [3, 3], seeds=[job.seed for job in jobs], return_tokens=False)
+        expected = generate(model, tokenizer, [3, 3], seeds=[job.seed for job in jobs]).images
     for job, expected_3HW in zip(jobs, expected, strict=True):
         with Image.open(out / job.file) as image:
             assert (from_image(image) - expected_3HW).abs().max() <= 0.6 / 255
@@ -391,7 +391,7 @@ def test_a_full_disk_ends_in_one_line_and_what_is_there_counts(
 
 
 def test_the_last_batch_is_written_before_it_is_reported(checkpoint: Path, tmp_path: Path) -> None:
-    task = Task(Source(str(checkpoint), None, None, None), {}, "32", 2, "cpu", tmp_path)
+    task = Task(Source(str(checkpoint), None, None, None), SamplingSettings(), "32", 2, "cpu", tmp_path)
     there: list[int] = []
     make_images(task, list_jobs([0], 4, 0), 0, lambda report: there.append(len(pngs(tmp_path))))
     assert len(there) == 2 and there[-1] == 4
@@ -399,6 +399,6 @@ def test_the_last_batch_is_written_before_it_is_reported(checkpoint: Path, tmp_p
 
 @pytest.mark.slow
 def test_a_mistake_in_a_process_is_told_as_one(tmp_path: Path) -> None:
-    task = Task(Source(str(tmp_path / "nothing"), None, None, None), {}, "32", 2, "cpu", tmp_path)
+    task = Task(Source(str(tmp_path / "nothing"), None, None, None), SamplingSettings(), "32", 2, "cpu", tmp_path)
     with pytest.raises(UserError, match="no such checkpoint"):
         spread(partial(make_images, task), list_jobs([0], 4, 0), 2, "cpu", lambda report: None)

@@ -1,48 +1,22 @@
-"""The papers' analyses in a folder: numbers as JSON, a Markdown table, and pictures."""
+"""The papers' analyses as Markdown tables and pictures."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mvar_lightning.errors import UserError
 from mvar_lightning.evaluation.papers.alignment import Alignment
 from mvar_lightning.evaluation.papers.attention_mass import AttentionMass
 from mvar_lightning.evaluation.papers.perturbation import Damage
+from mvar_lightning.evaluation.report_files import Draw
 from mvar_lightning.tools.console import table_of
 from mvar_lightning.tools.drawing import labeled_rows, to_image
-from mvar_lightning.tools.files import writing
 from mvar_lightning.tools.plots import COLORS, MARKERS, figure_of, text_color
-
-Draw = Callable[[Path], None]
-
-
-def write_analysis(
-    name: str, content: Mapping[str, Any], markdown: str, drawings: Mapping[str, Draw], folder: Path
-) -> list[Path]:
-    """Write ``NAME.json``, ``NAME.md`` and the drawings (file name -> what draws it) into a folder, all or none.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
-    targets = [folder / f"{name}.json", folder / f"{name}.md", *(folder / file for file in drawings)]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with writing(*targets) as (numbers, table, *pictures):
-            numbers.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            table.write_text(markdown, encoding="utf-8")
-            for path, draw in zip(pictures, drawings.values(), strict=True):
-                draw(path)
-    except OSError as error:
-        raise UserError(f"--out {folder}: cannot be written ({error.strerror}); choose another folder") from error
-    return targets
-
 
 # -- attention
 

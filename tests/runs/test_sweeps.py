@@ -16,7 +16,7 @@ from PIL import Image
 from mvar_lightning.cli import main
 from mvar_lightning.errors import UserError
 from mvar_lightning.runs.run import run_of
-from mvar_lightning.runs.sweep import Column, Sweep, read_sweep
+from mvar_lightning.runs.sweep_file import Column, Sweep, read_sweep
 from mvar_lightning.runs.sweep_results import Curve, SweepResults, SweepRun, read_curves
 
 CONTENT: dict[str, Any] = {
@@ -184,7 +184,7 @@ def test_only_keeps_the_finished_runs_of_other_variants(
     stale: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("mvar_lightning.commands.sweep._check", lambda runs: None)
+    monkeypatch.setattr("mvar_lightning.runs.sweep.check_runs", lambda runs: None)
     Path("recipe.yaml").write_text("model: {depth: 1}")
     path = write(tmp_path, recipe="recipe.yaml", seeds=[0], curves=[], variants={"a": None, "b": None, "c": None})
     trained: list[str] = []

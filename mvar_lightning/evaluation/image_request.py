@@ -1,0 +1,195 @@
+"""What an evaluation of images is asked for, and the images that it names: generated and real ones.
+
+N images, HW pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from mvar_lightning.checkpoints.source import Source, beside
+from mvar_lightning.data.image_data import ShardsDataModule
+from mvar_lightning.errors import UserError, check_counts
+from mvar_lightning.evaluation.features import OTHER_SPLIT, holds_shards, open_features
+from mvar_lightning.evaluation.image_sources import ArchiveImages, FolderImages, ImageSource, ShardImages, open_images
+from mvar_lightning.metrics import FeatureExtractor, StoredReference
+from mvar_lightning.metrics.moments import open_arrays
+from mvar_lightning.sampling.image_folder import Job
+from mvar_lightning.sampling.jobs import SampleRequest, Task, plan_sampling
+from mvar_lightning.sampling.sampler import SamplingSettings
+
+
+@dataclass(frozen=True)
+class EvaluateImagesRequest:
+    """Which images are compared with what, and by which features. Can be sent to other processes.
+
+    Args:
+        reference: a shard folder, a folder of images, or an npz of images (``arr_0``), of moments, or of both (ADM's).
+        source: of a model, ``count`` images of each of whose classes are sampled as `SampleRequest` says; or
+        images: a folder of images or an npz instead.
+        out: where everything goes; ``evaluation/`` beside the checkpoint or the images if not given.
+        split: of a shard folder, ``val`` or ``train``.
+        resize_ratio, crop: how shards' images are cut (`runs.recipe_file.settle_cutting` tells how a run's were).
+        features: ``data`` (a classifier of the shards, trained if there is none), ``inception``, or a TorchScript file.
+        feature_size: to which images are resized for a TorchScript file.
+        data: shard folder of the classifier, and of class names; the reference if not given.
+        save_moments: npz to write the reference's moments to, for later evaluations.
+        no_npz: do not write ``samples.npz``.
+        no_floor: leave out the FID of other real images.
+        batch_size: images at a time in each process.
+        devices: processes, each on its own GPU.
+        workers: loading processes for shards.
+        count, settings, seed, device, precision: as of `SampleRequest`.
+
+    Raises:
+        UserError: not exactly one of ``source`` and ``images``, a number out of range, no features, or no npz's name.
+    """
+
+    reference: str
+    source: Source | None = None
+    images: str | None = None
+    out: str | Path | None = None
+    split: str = "val"
+    resize_ratio: float = 1.125
+    crop: str = "center"
+    features: str = "data"
+    feature_size: int | None = None
+    data: str | None = None
+    save_moments: str | None = None
+    no_npz: bool = False
+    no_floor: bool = False
+    batch_size: int = 16
+    devices: int = 1
+    workers: int = 0
+    count: int = 50
+    settings: SamplingSettings = field(default_factory=SamplingSettings)
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        counts = ("count", "batch_size", "devices", "feature_size")
+        check_counts(**{name: getattr(self, name) for name in counts})
+        if (self.source is None) == (self.images is None):
+            raise UserError("evaluate images: give one of source and images")
+        if self.features == "none":
+            raise UserError(
+                "``features`` none: every number needs features; choose data, inception or a TorchScript file"
+            )
+        if self.save_moments is not None and Path(self.save_moments).suffix.lower() != ".npz":
+            raise UserError(f"``save_moments`` {self.save_moments}: give a name that ends in .npz")
+        if self.workers < 0:
+            raise UserError(f"``workers`` {self.workers}: must be 0 or more")
+
+    @property
+    def folder(self) -> Path:
+        if self.out is not None:
+            return Path(self.out)
+        return beside(self.source.path if self.source is not None else str(self.images))
+
+    def open_extractor(self, size: tuple[int, int], device: torch.device) -> FeatureExtractor:
+        """The features of generated images of one size, on their device.
+
+        A classifier is of the shards of ``data``, else of the reference. Raises UserError as `open_features`.
+        """
+        data = None
+        path = self.data or (self.reference if holds_shards(self.reference) else None)
+        if self.features == "data" and path is not None:
+            data = ShardsDataModule(
+                path, size[0], 64, num_workers=self.workers, resize_ratio=self.resize_ratio, val_crop=self.crop
+            )
+            data.setup("validate")
+        others = "inception or a TorchScript file"  # none leaves no number
+        extractor = open_features(self.features, self.feature_size, data, self.folder, device, others)
+        assert extractor is not None
+        return extractor.to(device)
+
+
+@dataclass(frozen=True)
+class Generated:
+    """The images to evaluate, and how to make them where they are a model's.
+
+    Args:
+        source: of the images; their files need not be there yet.
+        task, jobs: of the sampling; None and empty for given images.
+        about: for the report.
+    """
+
+    source: ImageSource
+    task: Task | None
+    jobs: Sequence[Job]
+    about: dict[str, Any]
+
+    def missing(self) -> list[Job]:
+        folder = self.task.folder if self.task is not None else Path()
+        return [job for job in self.jobs if not (folder / job.file).exists()]
+
+
+def open_generated(request: EvaluateImagesRequest, out: Path) -> Generated:
+    if request.images is not None:
+        return Generated(open_images(Path(request.images)), None, [], {"images_from": request.images})
+    assert request.source is not None
+    names = ("count", "settings", "seed", "device", "precision", "batch_size", "devices")
+    same = {name: getattr(request, name) for name in names}
+    source = request.source.inside_run()
+    plan = plan_sampling(SampleRequest(source, out / "samples", **same))
+    side, classes = plan.image_size, plan.num_classes
+    identity = {**plan.identity, "classes": classes, "count": request.count, "seed": request.seed}
+    images = FolderImages(plan.task.folder, [job.file for job in plan.jobs], identity, (side, side))
+    about = {name: value for name, value in identity.items() if name != "precision"}  # the report has one of its own
+    about |= {"checkpoint": source.path, "sampled_in": plan.task.precision}
+    return Generated(images, plan.task, plan.jobs, about)
+
+
+class RealImages(NamedTuple):
+    """What generated images are compared with; None for what there is not.
+
+    Args:
+        name: for people.
+        source: of the images.
+        stored: moments of their features, as a file holds them.
+        other: real images that are not the reference's.
+    """
+
+    name: str
+    source: ImageSource | None = None
+    stored: StoredReference | None = None
+    other: ImageSource | None = None
+
+
+def open_real(request: EvaluateImagesRequest, generated: ImageSource) -> RealImages:
+    """The reference that a request names. Raises `UserError` where it is none, or for images of another size."""
+    real = _open_real(request, generated)
+    if real.source is not None and real.source.size != generated.size:
+        (height, width), (high, wide) = generated.size, real.source.size
+        raise UserError(
+            f"``reference`` {request.reference}: its images are {wide} x {high}, the generated ones {width} x "
+            f"{height}; make both of one size (images of a shard folder are cut to it)"
+        )
+    return real
+
+
+def _open_real(request: EvaluateImagesRequest, generated: ImageSource) -> RealImages:
+    path = Path(request.reference)
+    if path.suffix.lower() == ".npz":
+        with open_arrays(path) as file:
+            held = set(file)
+        stored = StoredReference.load(path) if "mu" in held or "arr_0" not in held else None
+        return RealImages(str(path), ArchiveImages(path) if "arr_0" in held else None, stored)
+    if path.is_file():
+        raise UserError(f"``reference`` {path}: is a file, but no npz; give a folder of shards or images, or an npz")
+    if not holds_shards(path):
+        return RealImages(str(path), FolderImages(path))
+    height, width = generated.size
+    if height != width:
+        raise UserError(f"``images`` {request.images}: are {width} x {height}; images of shards are square, give such")
+    cutting = (height, request.crop, request.resize_ratio, request.workers)
+    real, other, other_split = ShardImages(request.reference, request.split, *cutting), None, OTHER_SPLIT[request.split]
+    if not request.no_floor and other_split in real.splits:
+        other = ShardImages(request.reference, other_split, *cutting, at_least=len(generated))
+    return RealImages(real.name, real, other=other)
