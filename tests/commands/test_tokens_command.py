@@ -266,8 +266,8 @@ def test_two_processes_write_the_bytes_of_one(make: Make, tokenizer: Path, shard
 
 KILLER = """
 import os, signal
-from mvar_lightning.data import token_making
-whole = token_making.write_aside
+from mvar_lightning.data.tokens import making
+whole = making.write_aside
 written = 0
 def write_aside(path, content):
     global written
@@ -276,7 +276,7 @@ def write_aside(path, content):
         path.with_name(f".{path.name}.aside").write_bytes(b"half of it")
         os.kill(os.getpid(), signal.SIGKILL)
     whole(path, content)
-token_making.write_aside = write_aside
+making.write_aside = write_aside
 """
 
 
