@@ -21,9 +21,9 @@ from torch import Tensor
 
 from mvar_lightning.attention.plan import AttentionPlan, ScaleRead
 from mvar_lightning.attention.strategies import AttentionStrategy, neighborhood_mask, window_starts
-from mvar_lightning.compat import constant_when_compiled
 from mvar_lightning.errors import UserError
 from mvar_lightning.pyramid import ScalePyramid
+from mvar_lightning.tools.compute import table
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -190,31 +190,14 @@ def natten_has_kernels() -> bool:
     return bool(getattr(natten, "HAS_LIBNATTEN", False))
 
 
-# Masks are made on first use, not in constructors: a model built on the meta device has nothing to hold them.
-# They are made outside inference mode, or a validation run before training would leave tensors that autograd
-# refuses. A compiler takes them as they are, as constants, instead of tracing how they are made.
-
-
-@constant_when_compiled
+@table(maxsize=64)
 def _window_mask(side: int, kernel_size: int, device: torch.device) -> Tensor:
-    return _cached_window_mask(side, kernel_size, device)
+    return neighborhood_mask(side, kernel_size).to(device)
 
 
-@lru_cache(maxsize=64)
-def _cached_window_mask(side: int, kernel_size: int, device: torch.device) -> Tensor:
-    with torch.inference_mode(False), torch.device("cpu"):
-        return neighborhood_mask(side, kernel_size).to(device)
-
-
-@constant_when_compiled
+@table(maxsize=8)
 def _strategy_mask(strategy: AttentionStrategy, pyramid: ScalePyramid, device: torch.device) -> Tensor:
-    return _cached_strategy_mask(strategy, pyramid, device)
-
-
-@lru_cache(maxsize=8)
-def _cached_strategy_mask(strategy: AttentionStrategy, pyramid: ScalePyramid, device: torch.device) -> Tensor:
-    with torch.inference_mode(False), torch.device("cpu"):
-        return strategy.mask(pyramid).to(device)
+    return strategy.mask(pyramid).to(device)
 
 
 @lru_cache(maxsize=2)

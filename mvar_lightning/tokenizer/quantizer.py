@@ -14,7 +14,7 @@ channel-last (BhwZ), so that a map's positions are token rows without a copy.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import lru_cache, wraps
+from functools import wraps
 from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from mvar_lightning.errors import UserError
 from mvar_lightning.pyramid import ScalePyramid
 from mvar_lightning.tokenizer.nearest import NearestCode, code_metric
+from mvar_lightning.tools.compute import table
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -35,17 +36,11 @@ M = TypeVar("M", bound=nn.Module)
 # read off ``F.interpolate`` itself, and working channel-last spares the permutations between token rows and maps.
 
 
-@lru_cache(maxsize=256)
+@table(maxsize=256)
 def resize_matrix(source: int, target: int, mode: str, device: torch.device) -> Tensor:
-    """The (target, source) float32 matrix of ``F.interpolate(..., mode=mode)`` along one dimension.
-
-    Cached by device rather than kept as a module's buffer: it holds no state, and a module built on the meta device
-    must not lose it. Made outside inference mode, so that training may use a matrix that sampling made first.
-    """
-    with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
-        basis = torch.eye(source).reshape(source, 1, source, 1)
-        matrix = F.interpolate(basis, size=(target, 1), mode=mode).reshape(source, target).t().contiguous()
-        return matrix.to(device)
+    """The (target, source) float32 matrix of ``F.interpolate(..., mode=mode)`` along one dimension."""
+    basis = torch.eye(source).reshape(source, 1, source, 1)
+    return F.interpolate(basis, size=(target, 1), mode=mode).reshape(source, target).t().contiguous().to(device)
 
 
 def resize(map_BssZ: Tensor, target: int, mode: str) -> Tensor:

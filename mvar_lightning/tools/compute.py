@@ -7,13 +7,18 @@ import ctypes
 import os
 import resource
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import lru_cache, wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import nn
 
+from mvar_lightning.compat import constant_when_compiled
 from mvar_lightning.errors import UserError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @contextlib.contextmanager
@@ -28,6 +33,30 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
+
+
+def table(maxsize: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Keeps the tables (masks, angles, matrices) that a function makes of plain arguments and a device.
+
+    They are made when first asked for, not in constructors: a model built on the meta device has nothing to hold them.
+    Made on the CPU and outside inference mode, or a validation before training would leave tensors that autograd
+    refuses. A compiler takes them as constants instead of tracing how they are made.
+    """
+
+    def decorate(make: Callable[P, R]) -> Callable[P, R]:
+        def made(*arguments: P.args, **named: P.kwargs) -> R:
+            with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
+                return make(*arguments, **named)
+
+        cached: Callable[..., R] = lru_cache(maxsize)(made)
+
+        @wraps(make)
+        def kept(*arguments: P.args, **named: P.kwargs) -> R:
+            return cached(*arguments, **named)
+
+        return constant_when_compiled(kept)
+
+    return decorate
 
 
 TRIM_THRESHOLD, MMAP_THRESHOLD, NEVER = -1, -3, 2**31 - 1

@@ -1,17 +1,15 @@
-"""Matrix products of the transformer: torch's own, and on CPUs in float32 those of oneDNN where they are faster.
+"""Matrix products of the transformer: torch's own, and without gradient on CPUs those of oneDNN where they are faster.
 
 torch sends float32 products to MKL. oneDNN, which torch ships for convolutions and for its compiler, does not repack
-the weights at every call, and appends an activation or an elementwise product while the result is still in cache. How
-the two compare depends on the CPU's maker (VAR-d16's sizes, two cores):
-- AMD EPYC, where MKL runs well below the peak: oneDNN is 1.15 to 1.4 times as fast for 100 to 1400 rows, 3 to 7 times
-  for 4 rows.
-- Intel Xeon (Sapphire Rapids): oneDNN is 1.0 to 1.3 times as fast for 4 to 400 rows, MKL 1.05 to 1.15 times beyond, and
-  1.2 times for gradients, whose transposed factors oneDNN copies first.
+the weights at every call, and appends an activation or an elementwise product while the result is still in cache. In
+sampling that is 1.1 to 1.3 times as fast on an AMD EPYC, where MKL runs well below the peak; on Intel (Sapphire Rapids)
+it is 1.0 to 1.3 times for 4 to 400 rows, and MKL 1.05 to 1.15 times beyond. In training nothing is gained: oneDNN
+copies the transposed factors of gradients first (docs/speed.md has the figures).
 
 The choice is made here and nowhere else, from what the tensors and the CPU are: anything that is not a plain float32
 CPU tensor of some size (GPU, half precision, autocast, meta, a compiler's tracing, small models) goes to `F.linear`.
 
-B batch, l tokens, M rows (all tokens of a batch), I input width, O output width.
+B batch, l tokens, I input width, O output width.
 """
 
 from __future__ import annotations
@@ -19,12 +17,11 @@ from __future__ import annotations
 import platform
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from mvar_lightning.compat import has_onednn_linear, onednn_linear, onednn_linear_times
 from mvar_lightning.tools.compute import cpu_tuning
@@ -47,19 +44,15 @@ class Linear(nn.Linear):
 
 def linear(x_BlI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """x W^T + b, (B, l, O)."""
-    trains = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x_BlI, weight_OI, bias_O))
     many_rows = x_BlI.numel() > MKL_ROWS * x_BlI.shape[-1]
-    if not _suits_onednn(x_BlI, weight_OI) or ((trains or many_rows) and _mkl_at_peak()):
+    if not _suits_onednn(x_BlI, weight_OI) or (many_rows and _mkl_at_peak()):
         return F.linear(x_BlI, weight_OI, bias_O)
-    if trains:
-        result: Tensor = _OneDNNLinear.apply(x_BlI, weight_OI, bias_O)
-        return result
     return _product(x_BlI, weight_OI, bias_O)
 
 
 def activated_linear(layer: nn.Linear, x_BlI: Tensor, activation: Activation) -> Tensor:
     """act(x W^T + b): tanh-approximated GELU or SiLU, appended to the product where no gradient is asked for."""
-    if _suits_onednn(x_BlI, layer.weight) and not torch.is_grad_enabled():
+    if _suits_onednn(x_BlI, layer.weight):
         return _product(x_BlI, layer.weight, layer.bias, activation)
     h_BlO = linear(x_BlI, layer.weight, layer.bias)
     return F.gelu(h_BlO, approximate="tanh") if activation == "gelu" else F.silu(h_BlO)
@@ -67,14 +60,15 @@ def activated_linear(layer: nn.Linear, x_BlI: Tensor, activation: Activation) ->
 
 def multiplied_linear(layer: nn.Linear, x_BlI: Tensor, factor_BlO: Tensor) -> Tensor:
     """(x W^T + b) times ``factor_BlO``, in one pass where no gradient is asked for."""
-    if _suits_onednn(x_BlI, layer.weight) and not torch.is_grad_enabled():
+    if _suits_onednn(x_BlI, layer.weight):
         return onednn_linear_times(x_BlI, layer.weight, layer.bias, factor_BlO)
     return linear(x_BlI, layer.weight, layer.bias) * factor_BlO
 
 
 def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
-        weight.numel() >= LEAST_WEIGHTS
+        not torch.is_grad_enabled()
+        and weight.numel() >= LEAST_WEIGHTS
         and x.device.type == weight.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and x.numel() > 0
@@ -97,23 +91,3 @@ def _mkl_at_peak() -> bool:
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation | None = None) -> Tensor:
     return onednn_linear(x, weight, bias, activation or "none", "tanh" if activation == "gelu" else "")
-
-
-class _OneDNNLinear(torch.autograd.Function):
-    """The product with the gradients of `F.linear`: dX = dY W, dW = dY^T X, db = the sum of dY."""
-
-    @staticmethod
-    def forward(ctx: Any, x_BlI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x_BlI, weight_OI)
-        return _product(x_BlI, weight_OI, bias_O)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_BlO: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        x_BlI, weight_OI = ctx.saved_tensors
-        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
-        grad_MO, x_MI = grad_BlO.reshape(-1, grad_BlO.shape[-1]), x_BlI.reshape(-1, x_BlI.shape[-1])
-        grad_x = _product(grad_MO, weight_OI.t(), None).view_as(x_BlI) if wants_x else None
-        grad_weight = _product(grad_MO.t(), x_MI.t(), None) if wants_weight else None
-        grad_bias = grad_MO.sum(0) if wants_bias else None
-        return grad_x, grad_weight, grad_bias

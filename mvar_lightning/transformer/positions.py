@@ -7,13 +7,12 @@ H heads, D head dim.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
-from mvar_lightning.compat import constant_when_compiled
 from mvar_lightning.pyramid import ScalePyramid
+from mvar_lightning.tools.compute import table
 
 
 class PyramidRotation:
@@ -47,30 +46,21 @@ class PyramidRotation:
         return torch.addcmul(x * cos_l11D, swapped, sin_l11D)
 
 
-@constant_when_compiled
+@table(maxsize=16)
 def _angles(
-    pyramid: ScalePyramid, theta: float, head_dim: int, parts: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """`_cached_angles`, which a compiler takes as they are instead of tracing how they are made."""
-    return _cached_angles(pyramid, theta, head_dim, parts, device)
-
-
-@lru_cache(maxsize=16)
-def _cached_angles(
     pyramid: ScalePyramid, theta: float, head_dim: int, parts: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Cosine and signed sine of every token's angles, float32 (L, D).
 
     y is in the first half of the channels, x in the second; the sine is negative in every other of ``parts`` chunks.
     """
-    with torch.inference_mode(False), torch.device("cpu"):
-        sides_L1 = torch.tensor(pyramid.sides)[pyramid.scale_of_tokens()][:, None]
-        position_L2 = pyramid.coordinates() / sides_L1 * pyramid.last_side
-        frequencies = 1.0 / theta ** (torch.arange(0, head_dim, 4).float() / head_dim)
-        angles_L2F = position_L2[:, :, None] * frequencies
-        angles_LD = torch.cat([angles_L2F, angles_L2F], dim=-1).flatten(1)
-        sign_D = torch.tensor([-1.0, 1.0]).repeat(parts // 2).repeat_interleave(head_dim // parts)
-        return angles_LD.cos().to(device), (angles_LD.sin() * sign_D).to(device)
+    sides_L1 = torch.tensor(pyramid.sides)[pyramid.scale_of_tokens()][:, None]
+    position_L2 = pyramid.coordinates() / sides_L1 * pyramid.last_side
+    frequencies = 1.0 / theta ** (torch.arange(0, head_dim, 4).float() / head_dim)
+    angles_L2F = position_L2[:, :, None] * frequencies
+    angles_LD = torch.cat([angles_L2F, angles_L2F], dim=-1).flatten(1)
+    sign_D = torch.tensor([-1.0, 1.0]).repeat(parts // 2).repeat_interleave(head_dim // parts)
+    return angles_LD.cos().to(device), (angles_LD.sin() * sign_D).to(device)
 
 
 class LearnedPositions(nn.Module):
