@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from mvar_lightning.tools.files import write
+
 RESULTS = Path("benchmarks/results")
 
 
@@ -36,8 +38,6 @@ def write_figures(figures: dict[str, Any], name: str, out: Path | None) -> Path:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Aside, then renamed: the history holds no half file."""
+    """The history holds no half file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.aside")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
+    write(path, text)

@@ -118,7 +118,7 @@ def test_the_data_path_is_a_path(name: str) -> None:
 
 def test_the_tools_are_six() -> None:
     found = {name.removeprefix("tools.") for name in EVERY_FILE if name.startswith("tools.")}
-    assert found <= TOOLS, "a seventh tool needs an argument: docs/design.md"
+    assert found == TOOLS, "a seventh tool needs an argument: docs/design.md"
     outside = {other for name in EVERY_FILE if room_of(name) == "tools" for other in house().imports[name]}
     assert {room_of(other) for other in outside} <= {"tools", "errors", "compat"}
 

@@ -1,1 +1,1 @@
-"""The ground: files, processes, compute, console, drawing, plots. What every room stands on, and nothing of its matter."""
+"""The ground that every room stands on: files, processes, compute, console, drawing, plots; nothing of their matter."""

@@ -1,4 +1,4 @@
-"""When the checkpoint to go on from is written; exact resumption is proven in `tests/modules/test_resume.py`."""
+"""When the checkpoint to go on from is written; exact resumption is proven in `tests/training/test_resume.py`."""
 
 from __future__ import annotations
 

@@ -60,8 +60,15 @@ def test_the_examples_run(code: str, digits: None, monkeypatch: pytest.MonkeyPat
 
 def test_every_job_has_an_example() -> None:
     code = "".join(code for _, code in SECTIONS)
-    jobs = ("sample_images", "edit_picture", "evaluate_images", "run_tokenizer_evaluation", "reconstruct_images")
-    assert all(f"{job}(" in code for job in (*jobs, "analyze_attention", "train", "run_sweep"))
+    jobs = (
+        "make_shards",
+        "encode_data",
+        "sample_images",
+        "edit_picture",
+        "evaluate_images",
+        "run_tokenizer_evaluation",
+    )
+    assert all(f"{job}(" in code for job in (*jobs, "reconstruct_images", "analyze_attention", "train", "run_sweep"))
 
 
 @pytest.mark.parametrize(
