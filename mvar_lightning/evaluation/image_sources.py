@@ -165,12 +165,7 @@ class ArchiveImages(ImageSource):
             )
         self.parts, self.size = cut(len(images)), (images.shape[1], images.shape[2])
         about = path.stat()
-        self.identity = {
-            "npz": self.name,
-            "images": len(images),
-            "bytes": about.st_size,
-            "modified": about.st_mtime_ns,
-        }
+        self.identity = {"npz": self.name, "images": len(images), "bytes": about.st_size, "modified": about.st_mtime_ns}
 
     def _images(self) -> np.ndarray:
         try:

@@ -19,7 +19,7 @@ from mvar_lightning.data.reading.loader import loading
 from mvar_lightning.errors import UserError, check_counts
 from mvar_lightning.evaluation.features import OTHER_SPLIT, open_data, open_features, open_lpips
 from mvar_lightning.evaluation.image_sources import SizeWatch
-from mvar_lightning.evaluation.tokenizer_report import (
+from mvar_lightning.evaluation.reports import (
     Examples,
     FrechetReport,
     ScaleReport,
@@ -27,8 +27,7 @@ from mvar_lightning.evaluation.tokenizer_report import (
     write_evaluation,
 )
 from mvar_lightning.metrics import FeatureExtractor, FrechetDistance, as_saved
-from mvar_lightning.metrics.codebook_usage import CodebookUsage
-from mvar_lightning.metrics.quality import SMALLEST_SSIM_SIDE, psnr, ssim
+from mvar_lightning.metrics.quality import SMALLEST_SSIM_SIDE, CodebookUsage, psnr, ssim
 from mvar_lightning.tokenizer import MultiScaleTokenizer, fingerprint
 from mvar_lightning.tools.compute import choose_device, evaluating
 from mvar_lightning.tools.console import progress

@@ -105,10 +105,7 @@ def _streams(model: NextScaleTransformer, inputs: list[Tensor], outputs: list[Te
     def leaving(module: Any, arguments: tuple[Any, ...], output: Tensor) -> None:
         outputs.append(output.float().cpu())
 
-    handles = [
-        model.blocks[0].register_forward_pre_hook(entering),
-        model.blocks[-1].register_forward_hook(leaving),
-    ]
+    handles = [model.blocks[0].register_forward_pre_hook(entering), model.blocks[-1].register_forward_hook(leaving)]
     try:
         yield
     finally:

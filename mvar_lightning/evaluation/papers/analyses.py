@@ -18,7 +18,7 @@ from mvar_lightning.evaluation.papers import figures, scaling
 from mvar_lightning.evaluation.papers.alignment import residual_feature_alignment
 from mvar_lightning.evaluation.papers.attention_mass import attention_mass
 from mvar_lightning.evaluation.papers.perturbation import perturb
-from mvar_lightning.evaluation.report_files import Draw, write_report
+from mvar_lightning.evaluation.reports import Draw, write_report
 from mvar_lightning.metrics import FrechetDistance
 from mvar_lightning.sampling.sampler import SamplingSettings
 from mvar_lightning.tools.compute import choose_device

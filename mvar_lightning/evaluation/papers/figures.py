@@ -13,7 +13,7 @@ from torch import Tensor
 from mvar_lightning.evaluation.papers.alignment import Alignment
 from mvar_lightning.evaluation.papers.attention_mass import AttentionMass
 from mvar_lightning.evaluation.papers.perturbation import Damage
-from mvar_lightning.evaluation.report_files import Draw
+from mvar_lightning.evaluation.reports import Draw
 from mvar_lightning.tools.console import table_of
 from mvar_lightning.tools.drawing import labeled_rows, to_image
 from mvar_lightning.tools.plots import COLORS, MARKERS, figure_of, text_color

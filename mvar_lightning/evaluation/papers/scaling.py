@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mvar_lightning.errors import UserError
-from mvar_lightning.evaluation.report_files import Draw
+from mvar_lightning.evaluation.reports import Draw
 from mvar_lightning.tools.console import table_of
 from mvar_lightning.tools.plots import COLORS, figure_of
 
