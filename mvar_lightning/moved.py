@@ -105,6 +105,7 @@ MOVED = {
     "data.worker_signals": "data.reading.loader",
     "data.writing": "data.making.writer",
     "evaluating": "tools.compute",
+    "metrics.inception_score": "metrics.precision_recall",
     "modules": "training",
     "modules.families": "training.next_scale",
     "modules.first_images": "training.manual_steps",

@@ -143,7 +143,13 @@ def reconstruct_images(request: ReconstructRequest) -> Reconstructed:
         name: open_tokenizer(path, request.patch_nums, request.image_size).to(device)
         for name, path in request.checkpoints.items()
     }
-    side = _common_side(tokenizers)
+    (first, side), *others = ((name, tokenizer.image_size) for name, tokenizer in tokenizers.items())
+    for name, other in others:
+        if other != side:
+            raise UserError(
+                f"``checkpoint`` {name}: takes images of {other} x {other}, {first} of {side} x {side}; "
+                "compare tokenizers for one size"
+            )
     image_N3HW, enlarged = _images(request, side)
     after = {
         name: torch.cat([reconstruct_after_each_scale(tokenizer, one).cpu() for one in image_N3HW.split(1)])
@@ -159,17 +165,6 @@ def reconstruct_images(request: ReconstructRequest) -> Reconstructed:
         shown = f"after each of {pyramid.num_scales} scales"
     to_png(picture_3HW, Path(request.out))
     return Reconstructed(len(image_N3HW), shown, side, enlarged)
-
-
-def _common_side(tokenizers: Mapping[str, MultiScaleTokenizer]) -> int:
-    (first, side), *others = ((name, tokenizer.image_size) for name, tokenizer in tokenizers.items())
-    for name, other in others:
-        if other != side:
-            raise UserError(
-                f"``checkpoint`` {name}: takes images of {other} x {other}, {first} of {side} x {side}; "
-                "compare tokenizers for one size"
-            )
-    return side
 
 
 def _images(request: ReconstructRequest, side: int) -> tuple[Tensor, bool]:

@@ -80,19 +80,15 @@ def alignment_of(x_BLC: Tensor, residual_BLC: Tensor, pyramid: ScalePyramid) -> 
     residuals = [_centered(part) for part in pyramid.split(residual_BLC)]
     for k in range(scales):
         for j in range(k + 1):
-            x_BlC = _enlarged(inputs[j], pyramid.sides[j], pyramid.sides[k])
+            side, larger = pyramid.sides[j], pyramid.sides[k]
+            index = torch.arange(larger, device=x_BLC.device) * side // larger  # nearest neighbor
+            x_BlC = inputs[j].unflatten(1, (side, side))[:, index][:, :, index].flatten(1, 2)
             rfa_KK[k, j] = F.cosine_similarity(residuals[k], x_BlC, dim=-1).mean()
     return rfa_KK
 
 
 def _centered(x_BlC: Tensor) -> Tensor:
     return x_BlC - x_BlC.mean(dim=(0, 1))
-
-
-def _enlarged(x_BlC: Tensor, side: int, larger: int) -> Tensor:
-    """Rows of a map of one side as rows of a larger map, nearest neighbor."""
-    place = torch.arange(larger, device=x_BlC.device) * side // larger
-    return x_BlC.unflatten(1, (side, side))[:, place][:, :, place].flatten(1, 2)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,7 +115,7 @@ def analyze_perturbation(request: AnalyzeRequest) -> Analysis:
         "images": request.images,
         "features": name,
         "fid_reference_images": 0 if distance is None else distance.count(real=True),
-        "damages": [damage.content() for damage in damages],
+        "damages": [asdict(damage) for damage in damages],
     }
     drawings = {
         "perturbation.png": figures.draw_damages(damages, sides, name),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,11 @@ def attention_markdown(mass: AttentionMass) -> str:
     """Means over blocks: mass on each scale, the same against an even spread, and inside windows of the own block."""
     on_scale, within = mass.on_scale.mean(dim=0), mass.within.mean(dim=0)
     names = [f"{side}x{side}" for side in mass.sides]
-    first = table_of(["query scale", *names], _rows(names, on_scale.masked_fill(on_scale == 0, math.nan), _percent))
-    second = table_of(["query scale", *names], _rows(names, _over_even(mass), _times))
+    first = table_of(["query scale", *names], _rows(names, on_scale.masked_fill(on_scale == 0, math.nan), ".1%"))
+    second = table_of(["query scale", *names], _rows(names, _over_even(mass), ".2f"))
     fitting = _fitting(mass)
     kernels = [f"{mass.kernels[number]}x{mass.kernels[number]}" for number in fitting]
-    third = table_of(["query scale", *kernels], _rows(names, within[:, fitting], _percent))
+    third = table_of(["query scale", *kernels], _rows(names, within[:, fitting], ".1%"))
     return (
         f"Share of attention on each scale, mean over blocks, heads, queries and {mass.images} images:\n\n{first}\n"
         "The same, as a multiple of what an even spread over all visible tokens would give that scale:\n\n"
@@ -38,16 +38,10 @@ def attention_markdown(mass: AttentionMass) -> str:
     )
 
 
-def _rows(names: Sequence[str], values: Tensor, write: Callable[[float], str]) -> list[list[str]]:
-    return [[name, *(write(float(v)) for v in row)] for name, row in zip(names, values, strict=True)]
-
-
-def _percent(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.1%}"
-
-
-def _times(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.2f}"
+def _rows(names: Sequence[str], values: Tensor, form: str) -> list[list[str]]:
+    """A row for each name; cells that are NaN are empty."""
+    cells = [["" if math.isnan(value) else format(value, form) for value in row] for row in values.tolist()]
+    return [[name, *row] for name, row in zip(names, cells, strict=True)]
 
 
 def _fitting(mass: AttentionMass) -> list[int]:
@@ -131,12 +125,7 @@ def _draw_windows(
 
 def alignment_markdown(found: Alignment) -> str:
     names = [f"{side}x{side}" for side in found.sides]
-    values = found.signed_sqrt_KK
-    rows = [
-        [name, *("" if math.isnan(float(v)) else f"{float(v):+.2f}" for v in row)]
-        for name, row in zip(names, values, strict=True)
-    ]
-    table = table_of(["residual of scale", *names], rows)
+    table = table_of(["residual of scale", *names], _rows(names, found.signed_sqrt_KK, "+.2f"))
     return f"sign(s) sqrt(|s|) of RFA(k, j), columns: input scale j, {found.images} images:\n\n{table}"
 
 
@@ -180,30 +169,25 @@ def _draw_matrix(
 
 
 def perturbation_markdown(damages: Sequence[Damage], sides: Sequence[int], images: int, fid: str | None) -> str:
-    head = ["perturbed scale", "MSE", "L1"]
-    head += ["LPIPS"] if damages[0].lpips is not None else []
-    head += [f"FID ({fid})"] if damages[0].fid is not None else []
+    kinds = [("MSE", "mse", ".5f"), ("L1", "l1", ".4f"), ("LPIPS", "lpips", ".4f"), (f"FID ({fid})", "fid", ".2f")]
+    kinds = [kind for kind in kinds if getattr(damages[0], kind[1]) is not None]
+    head = ["perturbed scale", *(heading for heading, _, _ in kinds)]
     rows = []
     for damage in damages:
         name = "none" if damage.scale is None else f"{sides[damage.scale]}x{sides[damage.scale]}"
-        row = [name, f"{damage.mse:.5f}", f"{damage.l1:.4f}"]
-        row += [f"{damage.lpips:.4f}"] if damage.lpips is not None else []
-        row += [f"{damage.fid:.2f}"] if damage.fid is not None else []
-        rows.append(row)
-    told = f"One random token of each of {images} images replaced at one scale, against the same images undisturbed:"
-    return f"{told}\n\n{table_of(head, rows)}"
+        rows.append([name, *(format(getattr(damage, measure), form) for _, measure, form in kinds)])
+    line = f"One random token of each of {images} images replaced at one scale, against the same images undisturbed:"
+    return f"{line}\n\n{table_of(head, rows)}"
 
 
 def draw_damages(damages: Sequence[Damage], sides: Sequence[int], fid: str | None) -> Draw:
     def draw(path: Path) -> None:
+        kinds = (("MSE", "mse"), ("L1", "l1"), ("LPIPS", "lpips"), (f"FID ({fid})", "fid"))
         panels: dict[str, list[float]] = {
-            "MSE": [damage.mse for damage in damages[1:]],
-            "L1": [damage.l1 for damage in damages[1:]],
+            name: [getattr(damage, kind) or 0.0 for damage in damages[1:]]
+            for name, kind in kinds
+            if getattr(damages[0], kind) is not None
         }
-        if damages[0].lpips is not None:
-            panels["LPIPS"] = [damage.lpips or 0.0 for damage in damages[1:]]
-        if damages[0].fid is not None:
-            panels[f"FID ({fid})"] = [damage.fid or 0.0 for damage in damages[1:]]
         with figure_of(path, 1, len(panels), width=2.4 * len(panels) + 0.4, height=2.3) as axes:
             for axis, (name, values) in zip(axes, panels.items(), strict=True):
                 axis.plot(range(len(values)), values, "o-", color=COLORS[0], markersize=3.5)
