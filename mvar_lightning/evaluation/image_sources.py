@@ -104,18 +104,18 @@ class FolderImages(ImageSource):
     def read(self, part: int, batch_size: int) -> Iterator[Tensor]:
         files = self.files[part * PART : (part + 1) * PART]
         for first in range(0, len(files), batch_size):
-            pictures = [self._picture(self.folder / name) for name in files[first : first + batch_size]]
-            yield torch.from_numpy(np.stack([planes(picture) for picture in pictures]))
-
-    def _picture(self, path: Path) -> Image.Image:
-        with _naming(path):
-            picture = decode_rgb(path.read_bytes())
-        if (picture.height, picture.width) != self.size:
-            raise UserError(
-                f"image {path}: is {picture.width} x {picture.height}, the first one here {self.size[1]} x "
-                f"{self.size[0]}; images are compared as they are: give a folder of one size, or shards, which are cut"
-            )
-        return picture
+            batch = []
+            for path in (self.folder / name for name in files[first : first + batch_size]):
+                with _naming(path):
+                    picture = decode_rgb(path.read_bytes())
+                if (picture.height, picture.width) != self.size:
+                    raise UserError(
+                        f"image {path}: is {picture.width} x {picture.height}, the first one here {self.size[1]} x "
+                        f"{self.size[0]}; images are compared as they are: give a folder of one size, or shards, "
+                        "which are cut"
+                    )
+                batch.append(planes(picture))
+            yield torch.from_numpy(np.stack(batch))
 
 
 def _pictures(folder: Path) -> list[str]:

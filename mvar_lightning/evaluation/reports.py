@@ -133,26 +133,16 @@ def write_image_report(
 ) -> list[Path]:
     """Write ``images.json``, ``images.md`` and ``images.png`` into ``folder``, all or none.
 
-    Args:
-        report: what was measured.
-        about: what was measured on, for the JSON and the foot of the Markdown.
-        image_N3HW: some images in [0, 1] for the picture.
-        columns: of them in a row; 0 makes a square.
-        folder: made if it is missing.
-
-    Raises:
-        UserError: the folder cannot be written.
+    ``about`` is what was measured on, for the JSON and the foot of the Markdown. The picture shows images in [0, 1],
+    ``columns`` of them in a row; 0 makes a square. Raises UserError as `write_report`.
     """
-    picture = to_image(make_grid(enlarge(image_N3HW), columns))
     tables = [table_of(("measure", "value"), report.rows())]
-    return write_report(
-        folder,
-        {
-            "images.json": json.dumps({**about, **asdict(report)}, indent=2) + "\n",
-            "images.md": markdown_of("Generated images", tables, report.notes, about),
-            "images.png": picture.save,
-        },
-    )
+    files: dict[str, str | Draw] = {
+        "images.json": json.dumps({**about, **asdict(report)}, indent=2) + "\n",
+        "images.md": markdown_of("Generated images", tables, report.notes, about),
+        "images.png": to_image(make_grid(enlarge(image_N3HW), columns)).save,
+    }
+    return write_report(folder, files)
 
 
 # Of a tokenizer.
@@ -253,9 +243,7 @@ class TokenizerReport:
 
     def content(self) -> dict[str, Any]:
         """The numbers as plain values, for JSON."""
-        per_scale = [
-            asdict(scale) | {"usage": scale.usage, "bits_per_token": scale.bits_per_token} for scale in self.scales
-        ]
+        bits, pixels = {"fixed_rate": self.fixed_bits, "entropy_coded": self.entropy_bits}, self.image_size**2
         return {
             "images": self.images,
             "image_size": self.image_size,
@@ -265,13 +253,10 @@ class TokenizerReport:
             "ssim": self.ssim,
             "lpips": self.lpips,
             "rfid": None if self.frechet is None else asdict(self.frechet),
-            "bits_per_image": {"fixed_rate": self.fixed_bits, "entropy_coded": self.entropy_bits},
-            "bits_per_pixel": {
-                "fixed_rate": self.fixed_bits / self.image_size**2,
-                "entropy_coded": self.entropy_bits / self.image_size**2,
-            },
+            "bits_per_image": bits,
+            "bits_per_pixel": {name: count / pixels for name, count in bits.items()},
             "progressive_images": self.progressive_images,
-            "scales": per_scale,
+            "scales": [asdict(one) | {"usage": one.usage, "bits_per_token": one.bits_per_token} for one in self.scales],
             "notes": list(self.notes),
         }
 
@@ -318,13 +303,7 @@ FILES = ("tokenizer.json", "tokenizer.md", "reconstructions.png", "progressive.p
 def write_evaluation(report: TokenizerReport, about: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write `FILES` into ``folder``, all or none.
 
-    Args:
-        report: what was measured.
-        about: what was measured on, for the JSON and the foot of the Markdown.
-        folder: made if it is missing.
-
-    Raises:
-        UserError: the folder cannot be written.
+    ``about`` is what was measured on, for the JSON and the foot of the Markdown. Raises UserError as `write_report`.
     """
     head, *body = report.scale_rows()
     tables = [table_of(("measure", "value"), report.rows()), table_of(head, body, numbers=True)]

@@ -354,7 +354,7 @@ def test_a_loss_that_does_not_change_is_fitted_too(last: float, tmp_path: Path) 
     assert (content["loss"]["r_squared"] is None) == (last == 2.0)
     markdown = scaling_markdown(found)
     assert "nan" not in markdown and "| loss | 0.000 | 0.000 to 0.000 | " in markdown
-    draw_scaling(found)(tmp_path / "scaling.png")
+    draw_scaling(found, tmp_path / "scaling.png")
 
 
 def test_planned_runs_that_are_not_finished_are_named() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,7 +79,10 @@ def analyze_attention(request: AnalyzeRequest) -> Analysis:
     not fit."""
     work = _Work(request)
     mass = attention_mass(work.model, work.tokenizer, work.batches())
-    drawings = {"attention_scales.png": figures.draw_on_scale(mass), "attention_windows.png": figures.draw_within(mass)}
+    drawings = {
+        "attention_scales.png": partial(figures.draw_on_scale, mass),
+        "attention_windows.png": partial(figures.draw_within, mass),
+    }
     return work.write("attention", mass.content(), figures.attention_markdown(mass), drawings)
 
 
@@ -86,7 +90,7 @@ def analyze_alignment(request: AnalyzeRequest) -> Analysis:
     """Alignment of a scale's residual with the inputs of earlier ones (Markov-VAR). Raises `UserError` likewise."""
     work = _Work(request)
     found = residual_feature_alignment(work.model, work.tokenizer, work.batches())
-    drawings = {"rfa.png": figures.draw_alignment(found)}
+    drawings = {"rfa.png": partial(figures.draw_alignment, found)}
     return work.write("rfa", found.content(), figures.alignment_markdown(found), drawings)
 
 
@@ -118,8 +122,8 @@ def analyze_perturbation(request: AnalyzeRequest) -> Analysis:
         "damages": [asdict(damage) for damage in damages],
     }
     drawings = {
-        "perturbation.png": figures.draw_damages(damages, sides, name),
-        "perturbed.png": figures.draw_perturbed(pictures, sides),
+        "perturbation.png": partial(figures.draw_damages, damages, sides, name),
+        "perturbed.png": partial(figures.draw_perturbed, pictures, sides),
     }
     markdown = figures.perturbation_markdown(damages, sides, request.images, name)
     return work.write("perturbation", content, markdown, drawings)
@@ -140,7 +144,7 @@ def analyze_scaling(sweep: str | Path, out: str | Path | None = None) -> Analysi
         raise UserError(f"{folder / 'sweep.json'}: holds no runs; make it anew with mvar sweep")
     found = scaling.scaling_of(runs)
     numbers = {"sweep": str(folder), **scaling.scaling_content(found)}
-    drawings = {"scaling.png": scaling.draw_scaling(found)}
+    drawings = {"scaling.png": partial(scaling.draw_scaling, found)}
     return _written("scaling", numbers, scaling.scaling_markdown(found), drawings, Path(out or folder))
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from mvar_lightning.evaluation.papers.alignment import Alignment
 from mvar_lightning.evaluation.papers.attention_mass import AttentionMass
 from mvar_lightning.evaluation.papers.perturbation import Damage
-from mvar_lightning.evaluation.reports import Draw
 from mvar_lightning.tools.console import table_of
 from mvar_lightning.tools.drawing import labeled_rows, to_image
 from mvar_lightning.tools.plots import COLORS, MARKERS, figure_of, text_color
@@ -60,51 +59,43 @@ def _over_even(mass: AttentionMass) -> Tensor:
     return on_scale_KK / (seen_KK / seen_KK.sum(dim=1, keepdim=True)).masked_fill(seen_KK == 0, math.nan)
 
 
-def draw_on_scale(mass: AttentionMass) -> Draw:
+def draw_on_scale(mass: AttentionMass, path: Path) -> None:
     """Query scale against key scale: the share, and how many times the share of an even spread."""
-
-    def draw(path: Path) -> None:
-        on_scale_KK = mass.on_scale.mean(dim=0)
-        count = len(mass.sides)
-        with figure_of(path, 1, 2, width=2 * (1.6 + 0.34 * count), height=1.2 + 0.32 * count) as (left, right):
-            share_KK = on_scale_KK.masked_fill(on_scale_KK == 0, math.nan) * 100
-            _draw_matrix(left, share_KK, mass.sides, "share of attention, %", "Blues", (0.0, 100.0), ".0f")
-            _draw_matrix(right, _over_even(mass).log2(), mass.sides, "log2 of share / even spread",
-                         "RdBu_r", (-2.0, 2.0), "+.1f")  # fmt: skip
-            for axis in (left, right):
-                axis.set(xlabel="key scale", ylabel="query scale")
-
-    return draw
+    on_scale_KK = mass.on_scale.mean(dim=0)
+    count = len(mass.sides)
+    with figure_of(path, 1, 2, width=2 * (1.6 + 0.34 * count), height=1.2 + 0.32 * count) as (left, right):
+        share_KK = on_scale_KK.masked_fill(on_scale_KK == 0, math.nan) * 100
+        _draw_matrix(left, share_KK, mass.sides, "share of attention, %", "Blues", (0.0, 100.0), ".0f")
+        _draw_matrix(right, _over_even(mass).log2(), mass.sides, "log2 of share / even spread",
+                     "RdBu_r", (-2.0, 2.0), "+.1f")  # fmt: skip
+        for axis in (left, right):
+            axis.set(xlabel="key scale", ylabel="query scale")
 
 
-def draw_within(mass: AttentionMass) -> Draw:
+def draw_within(mass: AttentionMass, path: Path) -> None:
     """Share inside growing windows: a line for each of the largest scales; for the largest one, a line a block.
 
     An even spread is dotted, for comparison, up to the window that holds all that is visible. Lines differ by marker
     and not by style, for that reason.
     """
-
-    def draw(path: Path) -> None:
-        shown = [scale for scale, side in enumerate(mass.sides) if side > 2][-6:]
-        with figure_of(path, 1, 2, width=6.4, height=2.7) as (left, right):
-            for number, scale in enumerate(shown):
-                name, color = f"{mass.sides[scale]}x{mass.sides[scale]}", COLORS[number % len(COLORS)]
-                marker = MARKERS[number % len(MARKERS)]
-                _draw_windows(left, mass, mass.within[:, scale].mean(dim=0), scale, color, name, marker)
-            blocks = len(mass.within)
-            for block in range(blocks):
-                shade = str(round(0.75 * (1 - block / max(blocks - 1, 1)), 3))
-                name = f"block {block + 1}" if block in (0, blocks - 1) else ""
-                _draw_windows(right, mass, mass.within[block, -1], len(mass.sides) - 1, shade, name)
-            largest = f"{mass.sides[-1]}x{mass.sides[-1]}"
-            left.set(title="each scale, mean over blocks", ylabel="attention inside the window, %")
-            right.set(title=f"scale {largest}, each block")
-            for axis in (left, right):
-                axis.set(xlabel="side of the window", xticks=[mass.kernels[n] for n in _fitting(mass)], ylim=(0, 104))
-                axis.plot([], [], ":", color="gray", linewidth=0.9, label="even spread")
-                axis.legend(loc="lower right", fontsize=6)
-
-    return draw
+    shown = [scale for scale, side in enumerate(mass.sides) if side > 2][-6:]
+    with figure_of(path, 1, 2, width=6.4, height=2.7) as (left, right):
+        for number, scale in enumerate(shown):
+            name, color = f"{mass.sides[scale]}x{mass.sides[scale]}", COLORS[number % len(COLORS)]
+            marker = MARKERS[number % len(MARKERS)]
+            _draw_windows(left, mass, mass.within[:, scale].mean(dim=0), scale, color, name, marker)
+        blocks = len(mass.within)
+        for block in range(blocks):
+            shade = str(round(0.75 * (1 - block / max(blocks - 1, 1)), 3))
+            name = f"block {block + 1}" if block in (0, blocks - 1) else ""
+            _draw_windows(right, mass, mass.within[block, -1], len(mass.sides) - 1, shade, name)
+        largest = f"{mass.sides[-1]}x{mass.sides[-1]}"
+        left.set(title="each scale, mean over blocks", ylabel="attention inside the window, %")
+        right.set(title=f"scale {largest}, each block")
+        for axis in (left, right):
+            axis.set(xlabel="side of the window", xticks=[mass.kernels[n] for n in _fitting(mass)], ylim=(0, 104))
+            axis.plot([], [], ":", color="gray", linewidth=0.9, label="even spread")
+            axis.legend(loc="lower right", fontsize=6)
 
 
 def _draw_windows(
@@ -129,17 +120,12 @@ def alignment_markdown(found: Alignment) -> str:
     return f"sign(s) sqrt(|s|) of RFA(k, j), columns: input scale j, {found.images} images:\n\n{table}"
 
 
-def draw_alignment(found: Alignment) -> Draw:
-    def draw(path: Path) -> None:
-        values_KK, count = found.signed_sqrt_KK, len(found.sides)
-        largest = float(values_KK[~values_KK.isnan()].abs().max().clamp_min(1e-6))
-        with figure_of(path, 1, 1, width=1.7 + 0.36 * count, height=1.2 + 0.32 * count) as (axis,):
-            _draw_matrix(
-                axis, values_KK, found.sides, "sign(s) sqrt(|s|) of RFA", "RdBu_r", (-largest, largest), "+.2f"
-            )
-            axis.set(xlabel="input of scale", ylabel="residual of scale")
-
-    return draw
+def draw_alignment(found: Alignment, path: Path) -> None:
+    values_KK, count = found.signed_sqrt_KK, len(found.sides)
+    largest = float(values_KK[~values_KK.isnan()].abs().max().clamp_min(1e-6))
+    with figure_of(path, 1, 1, width=1.7 + 0.36 * count, height=1.2 + 0.32 * count) as (axis,):
+        _draw_matrix(axis, values_KK, found.sides, "sign(s) sqrt(|s|) of RFA", "RdBu_r", (-largest, largest), "+.2f")
+        axis.set(xlabel="input of scale", ylabel="residual of scale")
 
 
 def _draw_matrix(
@@ -180,38 +166,31 @@ def perturbation_markdown(damages: Sequence[Damage], sides: Sequence[int], image
     return f"{line}\n\n{table_of(head, rows)}"
 
 
-def draw_damages(damages: Sequence[Damage], sides: Sequence[int], fid: str | None) -> Draw:
-    def draw(path: Path) -> None:
-        kinds = (("MSE", "mse"), ("L1", "l1"), ("LPIPS", "lpips"), (f"FID ({fid})", "fid"))
-        panels: dict[str, list[float]] = {
-            name: [getattr(damage, kind) or 0.0 for damage in damages[1:]]
-            for name, kind in kinds
-            if getattr(damages[0], kind) is not None
-        }
-        with figure_of(path, 1, len(panels), width=2.4 * len(panels) + 0.4, height=2.3) as axes:
-            for axis, (name, values) in zip(axes, panels.items(), strict=True):
-                axis.plot(range(len(values)), values, "o-", color=COLORS[0], markersize=3.5)
-                axis.set_xticks(range(len(values)), [str(side) for side in sides])
-                axis.set(title=name, xlabel="side of the perturbed scale")
-                if not name.startswith("FID") and min(values) > 0:
-                    axis.set_yscale("log")  # each scale does a fraction of the damage of the one before
-                else:
-                    axis.set_ylim(0, 1.15 * max(values) or 1.0)
-                if name.startswith("FID"):
-                    axis.axhline(damages[0].fid or 0.0, color=COLORS[1], linestyle="--", linewidth=1,
-                                 label="undisturbed")  # fmt: skip
-                    axis.legend(loc="best", fontsize=6)  # where no line runs, however small the damage
-
-    return draw
+def draw_damages(damages: Sequence[Damage], sides: Sequence[int], fid: str | None, path: Path) -> None:
+    kinds = (("MSE", "mse"), ("L1", "l1"), ("LPIPS", "lpips"), (f"FID ({fid})", "fid"))
+    panels: dict[str, list[float]] = {
+        name: [getattr(damage, kind) or 0.0 for damage in damages[1:]]
+        for name, kind in kinds
+        if getattr(damages[0], kind) is not None
+    }
+    with figure_of(path, 1, len(panels), width=2.4 * len(panels) + 0.4, height=2.3) as axes:
+        for axis, (name, values) in zip(axes, panels.items(), strict=True):
+            axis.plot(range(len(values)), values, "o-", color=COLORS[0], markersize=3.5)
+            axis.set_xticks(range(len(values)), [str(side) for side in sides])
+            axis.set(title=name, xlabel="side of the perturbed scale")
+            if not name.startswith("FID") and min(values) > 0:
+                axis.set_yscale("log")  # each scale does a fraction of the damage of the one before
+            else:
+                axis.set_ylim(0, 1.15 * max(values) or 1.0)
+            if name.startswith("FID"):
+                axis.axhline(damages[0].fid or 0.0, color=COLORS[1], linestyle="--", linewidth=1,
+                             label="undisturbed")  # fmt: skip
+                axis.legend(loc="best", fontsize=6)  # where no line runs, however small the damage
 
 
-def draw_perturbed(pictures: Sequence[Tensor], sides: Sequence[int]) -> Draw:
+def draw_perturbed(pictures: Sequence[Tensor], sides: Sequence[int], path: Path) -> None:
     """A row for each image: undisturbed, then perturbed at each scale."""
-
-    def draw(path: Path) -> None:
-        labels = ["undisturbed", *(f"{side} x {side}" for side in sides)]
-        image_RN3HW = torch.stack(list(pictures), dim=1)
-        captions = [[""] * len(labels) for _ in image_RN3HW]
-        to_image(labeled_rows(image_RN3HW, labels, captions)).save(path)
-
-    return draw
+    labels = ["undisturbed", *(f"{side} x {side}" for side in sides)]
+    image_RN3HW = torch.stack(list(pictures), dim=1)
+    captions = [[""] * len(labels) for _ in image_RN3HW]
+    to_image(labeled_rows(image_RN3HW, labels, captions)).save(path)
