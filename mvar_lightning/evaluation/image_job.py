@@ -21,14 +21,13 @@ from mvar_lightning.evaluation.image_request import (
     EvaluateImagesRequest,
     Generated,
     Plan,
-    RealImages,
     open_generated,
     open_real,
     time_features,
     time_sampling,
 )
 from mvar_lightning.evaluation.image_sources import ArchiveImages, FolderImages
-from mvar_lightning.evaluation.images import FeatureStore, ImageSide, Reference, extract_part, measure_images
+from mvar_lightning.evaluation.images import FeatureStore, ImageSide, Reference, measure_images
 from mvar_lightning.evaluation.reports import ImageReport, write_image_report
 from mvar_lightning.metrics import FeatureExtractor
 from mvar_lightning.sampling.image_folder import ARCHIVE_FILE, SETTINGS_FILE, claim_folder, mixed, write_archive
@@ -89,11 +88,18 @@ def prepare_evaluation(request: EvaluateImagesRequest) -> Evaluation:
     generated = open_generated(request, out)
     real = open_real(request, generated.source)
     extractor = request.open_extractor(generated.source.size, device)
-    work = Evaluation(request, out, device, generated, real, extractor)
-    work.reference.check(extractor)
+    sources = {"generated": generated.source, "reference": real.source, "other": real.other}
+    sides = {
+        name: ImageSide(source, FeatureStore(out / "features" / name), device)
+        for name, source in sources.items()
+        if source is not None
+    }
+    reference = Reference(real.name, sides.get("reference"), real.stored)
+    reference.check(extractor)
+    work = Evaluation(request, out, device, generated, sides, reference, extractor)
     if generated.task is not None and (generated.task.folder / SETTINGS_FILE).exists():
         work.claim_samples(generated.task.folder)
-    for side in work.sides.values():
+    for side in sides.values():
         side.store.check(work.about(side))
     return work
 
@@ -113,38 +119,22 @@ class Extraction:
     sides: tuple[ImageSide, ...]
 
     def __call__(self, items: Sequence[tuple[int, int]], rank: int, send: Callable[[int], None]) -> None:
-        source, device = self.sides[0].source, self.sides[0].device
-        extractor = self.request.open_extractor(source.size, device)
+        extractor = self.request.open_extractor(self.sides[0].source.size, self.sides[0].device)
         for number, part in items:
-            source, store = self.sides[number].source, self.sides[number].store
-            rows = extract_part(extractor, source, part, self.request.batch_size, device, send)
-            store.write(part, rows, source.enlarged)
+            self.sides[number].extract(extractor, part, self.request.batch_size, send)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation, from what was asked for to the files."""
+    """One evaluation, from what was asked for to the files; ``sides`` are all sets of images by name."""
 
     request: EvaluateImagesRequest
     out: Path
     device: torch.device
     generated: Generated
-    real: RealImages
+    sides: dict[str, ImageSide]
+    reference: Reference
     extractor: FeatureExtractor
-
-    @cached_property
-    def sides(self) -> dict[str, ImageSide]:
-        """All sets of images by name."""
-        sources = {"generated": self.generated.source, "reference": self.real.source, "other": self.real.other}
-        return {
-            name: ImageSide(source, FeatureStore(self.out / "features" / name), self.device)
-            for name, source in sources.items()
-            if source is not None
-        }
-
-    @cached_property
-    def reference(self) -> Reference:
-        return Reference(self.real.name, self.sides.get("reference"), self.real.stored)
 
     def claim_samples(self, folder: Path) -> None:
         """Note in a folder what its images follow from. Raises UserError where others lie there."""
@@ -227,10 +217,11 @@ class Evaluation:
         else:
             each = f"{self.request.count} of each of {self.generated.about['classes']:,} classes"
             generated += f", {each}; {len(source) - missing:,} are there already"
-        parts = [f"{len(self.real.source):,} images"] if self.real.source is not None else []
-        if self.real.stored is not None:
+        real = self.reference
+        parts = [f"{len(real.side.source):,} images"] if real.side is not None else []
+        if real.stored is not None:
             parts.append("stored moments")
-        return generated, f"reference: {self.real.name}, {' and '.join(parts)}"
+        return generated, f"reference: {real.name}, {' and '.join(parts)}"
 
     # -- the work
 

@@ -74,8 +74,7 @@ class EvaluateImagesRequest:
     precision: str = "auto"
 
     def __post_init__(self) -> None:
-        counts = ("count", "batch_size", "devices", "feature_size")
-        check_counts(**{name: getattr(self, name) for name in counts})
+        check_counts(**{name: getattr(self, name) for name in ("count", "batch_size", "devices", "feature_size")})
         if (self.source is None) == (self.images is None):
             raise UserError("evaluate images: give one of source and images")
         if self.features == "none":

@@ -42,11 +42,11 @@ ABOUT = "about.json"
 KINDS = ("features", "logits", "spatial")
 
 
+@dataclass(frozen=True)
 class FeatureStore:
     """The features of one set of images in a folder. Can be sent to other processes."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    folder: Path
 
     def check(self, about: Mapping[str, Any]) -> None:
         """Raise UserError where the folder holds features of other images, or other features of them."""
@@ -89,38 +89,9 @@ class FeatureStore:
             yield torch.from_numpy(rows)
 
 
-def extract_part(
-    extractor: FeatureExtractor,
-    source: ImageSource,
-    part: int,
-    batch_size: int,
-    device: torch.device,
-    report: Callable[[int], None] = lambda images: None,
-) -> dict[str, np.ndarray]:
-    """The features of one part of a source: (N, F) float32 for each of `KINDS` that the extractor offers.
-
-    Raises:
-        UserError: an image that cannot be read, or features that are not finite.
-    """
-    rows: dict[str, list[np.ndarray]] = {kind: [] for kind in KINDS}
-    for pixels_B3HW in source.read(part, batch_size):
-        found = extractor.measure(pixels_B3HW.to(device).float().div(255))
-        for kind, values in zip(KINDS, found, strict=True):
-            if values is None:
-                continue
-            if not torch.isfinite(values).all():
-                raise UserError(
-                    f"{kind} of images in {source.name}: {extractor.name} gives NaN or infinity; its file is damaged, "
-                    "or made for other pixels"
-                )
-            rows[kind].append(values.cpu().numpy())
-        report(len(pixels_B3HW))
-    return {kind: np.concatenate(values) for kind, values in rows.items() if values}
-
-
 @dataclass(frozen=True)
 class ImageSide:
-    """Images and where their features are kept."""
+    """Images and where their features are kept. Can be sent to other processes."""
 
     source: ImageSource
     store: FeatureStore
@@ -129,6 +100,28 @@ class ImageSide:
     @property
     def parts(self) -> int:
         return len(self.source.parts)
+
+    def extract(self, extractor: FeatureExtractor, part: int, batch_size: int, report: Callable[[int], None]) -> None:
+        """Keep the features of one part: (N, F) float32 for each of `KINDS` that the extractor offers.
+
+        Raises:
+            UserError: an image that cannot be read, or features that are not finite.
+        """
+        rows: dict[str, list[np.ndarray]] = {kind: [] for kind in KINDS}
+        for pixels_B3HW in self.source.read(part, batch_size):
+            found = extractor.measure(pixels_B3HW.to(self.device).float().div(255))
+            for kind, values in zip(KINDS, found, strict=True):
+                if values is None:
+                    continue
+                if not torch.isfinite(values).all():
+                    raise UserError(
+                        f"{kind} of images in {self.source.name}: {extractor.name} gives NaN or infinity; its file is "
+                        "damaged, or made for other pixels"
+                    )
+                rows[kind].append(values.cpu().numpy())
+            report(len(pixels_B3HW))
+        whole = {kind: np.concatenate(values) for kind, values in rows.items() if values}
+        self.store.write(part, whole, self.source.enlarged)
 
     def moments(self, kind: str, first: int | None = None) -> Moments | None:
         """Of one kind of features, of all images or the first; None where the extractor does not offer it."""

@@ -73,7 +73,6 @@ def reconstruct_after_each_scale(tokenizer: MultiScaleTokenizer, image_N3HW: Ten
 
 # The whole of it, from paths to a picture.
 
-
 NUM_IMAGES = 8
 """Of a shard folder, where nothing else is said."""
 
