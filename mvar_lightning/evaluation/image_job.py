@@ -254,9 +254,7 @@ class Evaluation:
 
     def write(self, report: ImageReport) -> list[Path]:
         """The report's files, and the reference's moments where they are asked for."""
-        shown, columns = next(self.generated.source.read(0, SHOWN)), 0
-        if self.generated.jobs:
-            shown, columns = self._of_many_classes()
+        shown, columns = self._shown()
         about = {
             **self.generated.about,
             "reference_path": self.request.reference,
@@ -273,10 +271,11 @@ class Evaluation:
             written.append(path)
         return written
 
-    def _of_many_classes(self) -> tuple[Tensor, int]:
+    def _shown(self) -> tuple[Tensor, int]:
         """Images of as many classes as fit, and how many stand in a row: those of a class, 0 if it has only one."""
         task, jobs, count = self.generated.task, self.generated.jobs, self.request.count
-        assert task is not None
+        if task is None:  # nobody tells the classes of given images
+            return next(self.generated.source.read(0, SHOWN)), 0
         classes = len(jobs) // count
         shown = min(classes, SHOWN)
         each = min(count, SHOWN // shown)

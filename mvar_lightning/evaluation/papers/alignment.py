@@ -94,14 +94,10 @@ def _centered(x_BlC: Tensor) -> Tensor:
 @contextmanager
 def _streams(model: NextScaleTransformer, inputs: list[Tensor], outputs: list[Tensor]) -> Iterator[None]:
     """Collects what enters the first block and what leaves the last, float32 on the CPU."""
-
-    def entering(module: Any, arguments: tuple[Any, ...]) -> None:
-        inputs.append(arguments[0].float().cpu())
-
-    def leaving(module: Any, arguments: tuple[Any, ...], output: Tensor) -> None:
-        outputs.append(output.float().cpu())
-
-    handles = [model.blocks[0].register_forward_pre_hook(entering), model.blocks[-1].register_forward_hook(leaving)]
+    handles = [
+        model.blocks[0].register_forward_pre_hook(lambda module, entering: inputs.append(entering[0].float().cpu())),
+        model.blocks[-1].register_forward_hook(lambda module, _, leaving: outputs.append(leaving.float().cpu())),
+    ]
     try:
         yield
     finally:
