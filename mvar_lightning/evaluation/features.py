@@ -1,4 +1,4 @@
-"""What an evaluation compares images by, and the shards it reads: opened as the options or a request name them.
+"""What an evaluation compares images by, opened as the options or a request name it.
 
 Among the features are those of the data set's own classifier, trained once and kept beside the shards.
 """
@@ -36,18 +36,6 @@ TRUSTED_ACCURACY = 0.9
 
 OTHER_SPLIT = {"val": "train", "train": "val"}
 """Where other real images come from, whose distance is the floor of what can be reached."""
-
-
-def open_data(
-    path: str, image_size: int, split: str, batch_size: int, resize_ratio: float, crop: str, workers: int = 0
-) -> ShardsDataModule:
-    """Shards, cut as validation does. Raises UserError for an empty split or a missing shard."""
-    data = ShardsDataModule(path, image_size, batch_size, num_workers=workers, resize_ratio=resize_ratio, val_crop=crop)
-    if not data.index.split(split).samples:
-        held = ", ".join(name for name, part in data.index.splits.items() if part.samples)
-        raise UserError(f"``split`` {split}: {path} has no such images; it has {held or 'none at all'}")
-    data.setup("validate")
-    return data
 
 
 def open_lpips(weights: str | None, device: torch.device) -> perceptual.LPIPS | None:

@@ -29,7 +29,6 @@ from mvar_lightning.data.reading.loader import StreamLoader
 from mvar_lightning.data.reading.order import ValidationStream
 from mvar_lightning.data.transforms import Transform, planes
 from mvar_lightning.errors import UserError
-from mvar_lightning.evaluation.features import open_data
 from mvar_lightning.metrics.moments import DAMAGED, open_arrays
 
 PART = 1000
@@ -270,6 +269,18 @@ class ShardImages(ImageSource):
                 self.enlarged |= watch.enlarged
         finally:
             loader.close()
+
+
+def open_data(
+    path: str, image_size: int, split: str, batch_size: int, resize_ratio: float, crop: str, workers: int = 0
+) -> ShardsDataModule:
+    """Shards, cut as validation does. Raises UserError for an empty split or a missing shard."""
+    data = ShardsDataModule(path, image_size, batch_size, num_workers=workers, resize_ratio=resize_ratio, val_crop=crop)
+    if not data.index.split(split).samples:
+        held = ", ".join(name for name, part in data.index.splits.items() if part.samples)
+        raise UserError(f"``split`` {split}: {path} has no such images; it has {held or 'none at all'}")
+    data.setup("validate")
+    return data
 
 
 def open_images(path: Path) -> ImageSource:

@@ -19,8 +19,7 @@ from mvar_lightning.data.images import ImageError, decode_rgb
 from mvar_lightning.data.reading.loader import loading
 from mvar_lightning.data.transforms import Transform, build_transform, to_batch
 from mvar_lightning.errors import UserError, check_counts
-from mvar_lightning.evaluation.features import open_data
-from mvar_lightning.evaluation.image_sources import SizeWatch
+from mvar_lightning.evaluation.image_sources import SizeWatch, open_data
 from mvar_lightning.metrics.quality import psnr
 from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.tools.compute import choose_device, evaluating

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from mvar_lightning.checkpoints.source import beside, open_tokenizer
 from mvar_lightning.data.reading.loader import loading
 from mvar_lightning.errors import UserError, check_counts
-from mvar_lightning.evaluation.features import OTHER_SPLIT, open_data, open_features, open_lpips
-from mvar_lightning.evaluation.image_sources import SizeWatch
+from mvar_lightning.evaluation.features import OTHER_SPLIT, open_features, open_lpips
+from mvar_lightning.evaluation.image_sources import SizeWatch, open_data
 from mvar_lightning.evaluation.reports import Examples, FrechetReport, ScaleReport, TokenizerReport, write_evaluation
 from mvar_lightning.metrics import FeatureExtractor, FrechetDistance, as_saved
 from mvar_lightning.metrics.quality import SMALLEST_SSIM_SIDE, CodebookUsage, psnr, ssim

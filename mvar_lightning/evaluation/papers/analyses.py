@@ -14,7 +14,8 @@ from torch import Tensor
 from mvar_lightning.checkpoints.source import Source, beside
 from mvar_lightning.data.image_data import ShardsDataModule
 from mvar_lightning.errors import UserError, check_counts
-from mvar_lightning.evaluation.features import open_data, open_features, open_lpips
+from mvar_lightning.evaluation.features import open_features, open_lpips
+from mvar_lightning.evaluation.image_sources import open_data
 from mvar_lightning.evaluation.papers import figures, scaling
 from mvar_lightning.evaluation.papers.alignment import residual_feature_alignment
 from mvar_lightning.evaluation.papers.attention_mass import attention_mass
