@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mvar_lightning.metrics.codebook_usage import CodebookUsage
+from mvar_lightning.metrics.quality import CodebookUsage
 from mvar_lightning.tokenizer import (
     L2Loss,
     LossPart,

@@ -32,7 +32,7 @@ from mvar_lightning.callbacks.base import (
 from mvar_lightning.data.image_data import run_data
 from mvar_lightning.data.reading.loader import loading
 from mvar_lightning.errors import UserError
-from mvar_lightning.evaluation.data_classifier import classifier_file, fit_classifier
+from mvar_lightning.evaluation.features import classifier_file, fit_classifier
 from mvar_lightning.metrics.classifier import DatasetClassifier, NothingToLearnFrom, class_consistency, load_classifier
 from mvar_lightning.metrics.features import ClassifierFeatures, FeatureExtractor
 from mvar_lightning.metrics.frechet import FrechetDistance, TooFewImages, as_saved

@@ -1,36 +1,41 @@
-"""What an evaluation compares images by, and the shards it reads: opened as the options or a request name them."""
+"""What an evaluation compares images by, opened as the options or a request name it.
+
+Among the features are those of the data set's own classifier, trained once and kept beside the shards.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import os
+import time
 from pathlib import Path
+from typing import Any
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from mvar_lightning.data.image_data import ShardsDataModule
+from mvar_lightning.data.reading.loader import loading
 from mvar_lightning.errors import UserError
-from mvar_lightning.evaluation.data_classifier import classifier_file
 from mvar_lightning.metrics import ClassifierFeatures, FeatureExtractor, InceptionFeatures, TorchScriptFeatures
-from mvar_lightning.metrics.classifier import NothingToLearnFrom
+from mvar_lightning.metrics.classifier import (
+    STEP_IMAGES,
+    DatasetClassifier,
+    NothingToLearnFrom,
+    save_classifier,
+    train_classifier,
+)
 from mvar_lightning.metrics.features import INCEPTION_FILE
 from mvar_lightning.tokenizer import perceptual
 
+STEPS = 300
+
+TRUSTED_ACCURACY = 0.9
+"""Below this validation accuracy the log warns that class consistency says little."""
+
 OTHER_SPLIT = {"val": "train", "train": "val"}
 """Where other real images come from, whose distance is the floor of what can be reached."""
-
-
-def open_data(
-    path: str, image_size: int, split: str, batch_size: int, resize_ratio: float, crop: str, workers: int = 0
-) -> ShardsDataModule:
-    """Shards, cut as validation does. Raises UserError for an empty split or a missing shard."""
-    data = ShardsDataModule(
-        path, image_size, batch_size=batch_size, num_workers=workers, resize_ratio=resize_ratio, val_crop=crop
-    )
-    if not data.index.split(split).samples:
-        held = ", ".join(name for name, part in data.index.splits.items() if part.samples)
-        raise UserError(f"``split`` {split}: {path} has no such images; it has {held or 'none at all'}")
-    data.setup("validate")
-    return data
 
 
 def open_lpips(weights: str | None, device: torch.device) -> perceptual.LPIPS | None:
@@ -98,3 +103,62 @@ def _classifier_features(
             f"``features`` data: {data.path} has too few training images for a classifier "
             f"({data.index.split('train').samples}); choose ``features`` {others}"
         ) from error
+
+
+# The classifier of a data set.
+
+
+def classifier_file(data: Any, fallback: Path, device: torch.device) -> Path:
+    """The file of a data set's classifier, trained in this process if it is not there; ``fallback`` is a folder for it
+    where the data may not be written. Draws random numbers."""
+    index = Path(data.path) / "index.json"
+    if not index.is_file():
+        raise UserError(f"data {data.path}: no index.json; make the shards first (mvar shards make SRC {data.path})")
+    cut = f"{getattr(data, 'resize_ratio', '')} {getattr(data, 'val_crop', '')}"
+    key = hashlib.sha256(index.read_bytes() + cut.encode()).hexdigest()[:16]
+    files = [Path(f) / "classifier" / f"{key}-{data.image_size}.safetensors" for f in (data.path, fallback)]
+    for file in files:
+        if file.is_file():
+            return file
+    rank_zero_info(f"Training a small classifier on {data.path} (once; metrics use its features) ...")
+    start = time.perf_counter()
+    classifier = fit_classifier(data, device, steps=STEPS)
+    accuracy, seconds = classifier.score.accuracy, time.perf_counter() - start
+    rank_zero_info(f"... {seconds:.0f} s, {accuracy:.1%} of {classifier.score.images} validation images right")
+    if accuracy < TRUSTED_ACCURACY:
+        rank_zero_info("The classifier errs often: class consistency says little, prefer features of your own.")
+    file = _first_writable(files)
+    save_classifier(classifier.to(torch.device("cpu")), file)
+    return file
+
+
+def _first_writable(files: list[Path]) -> Path:
+    for file in files:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            continue
+        if os.access(file.parent, os.W_OK):
+            return file
+    raise UserError(f"classifier {files[0]}: neither the data's nor the run's folder can be written; change either")
+
+
+class _Alone(ShardsDataModule):
+    """All images in one order, whatever the process: the others wait."""
+
+    def rank_and_world_size(self) -> tuple[int, int]:
+        return 0, 1
+
+
+def fit_classifier(data: Any, device: torch.device, steps: int) -> DatasetClassifier:
+    """A classifier of this many steps, trained on the images of a data module, in this process alone.
+
+    Raises:
+        NothingToLearnFrom: too few training images.
+    """
+    if isinstance(data, ShardsDataModule):  # else the features would hang on the settings of who came first
+        batch = min(STEP_IMAGES, data.index.split("train").samples)
+        cut: dict[str, Any] = {"resize_ratio": data.resize_ratio, "val_crop": data.val_crop}
+        data = _Alone(data.path, data.image_size, batch, num_workers=0, **cut)
+    with loading(data.train_dataloader()) as train, loading(data.val_dataloader()) as val:
+        return train_classifier(train, val, data.num_classes, data.image_size, steps=steps, device=device)

@@ -12,6 +12,7 @@ import struct
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -87,35 +88,33 @@ class FolderImages(ImageSource):
         self.name, self.folder = str(folder), folder
         self.files = list(_pictures(folder) if files is None else files)
         self.parts = cut(len(self.files))
-        self.size = size or _open_size(folder / self.files[0])
-        self.identity = identity or {"folder": self.name, "images": len(self.files), "files": self._digest()}
-
-    def _digest(self) -> str:
-        digest = hashlib.sha256()
-        for name in self.files:
-            about = (self.folder / name).stat()
-            digest.update(f"{name}/{about.st_size}/{about.st_mtime_ns}\n".encode())
-        return digest.hexdigest()
+        if size is None:
+            with _naming(folder / self.files[0]), open_image((folder / self.files[0]).read_bytes()) as image:
+                size = image.height, image.width
+        self.size = size
+        if identity is None:
+            digest = hashlib.sha256()
+            for name in self.files:
+                about = (folder / name).stat()
+                digest.update(f"{name}/{about.st_size}/{about.st_mtime_ns}\n".encode())
+            identity = {"folder": self.name, "images": len(self.files), "files": digest.hexdigest()}
+        self.identity = identity
 
     def read(self, part: int, batch_size: int) -> Iterator[Tensor]:
         files = self.files[part * PART : (part + 1) * PART]
         for first in range(0, len(files), batch_size):
-            pictures = [self._picture(self.folder / name) for name in files[first : first + batch_size]]
-            yield torch.from_numpy(np.stack([planes(picture) for picture in pictures]))
-
-    def _picture(self, path: Path) -> Image.Image:
-        try:
-            picture = decode_rgb(path.read_bytes())
-        except OSError as error:
-            raise UserError(f"image {path}: cannot be read ({error.strerror})") from error
-        except ImageError as error:
-            raise UserError(f"image {path}: {error}; replace or remove it") from error
-        if (picture.height, picture.width) != self.size:
-            raise UserError(
-                f"image {path}: is {picture.width} x {picture.height}, the first one here {self.size[1]} x "
-                f"{self.size[0]}; images are compared as they are: give a folder of one size, or shards, which are cut"
-            )
-        return picture
+            batch = []
+            for path in (self.folder / name for name in files[first : first + batch_size]):
+                with _naming(path):
+                    picture = decode_rgb(path.read_bytes())
+                if (picture.height, picture.width) != self.size:
+                    raise UserError(
+                        f"image {path}: is {picture.width} x {picture.height}, the first one here {self.size[1]} x "
+                        f"{self.size[0]}; images are compared as they are: give a folder of one size, or shards, "
+                        "which are cut"
+                    )
+                batch.append(planes(picture))
+            yield torch.from_numpy(np.stack(batch))
 
 
 def _pictures(folder: Path) -> list[str]:
@@ -124,24 +123,25 @@ def _pictures(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give a folder of images, an npz, or a shard folder")
     sampled = (folder / "sampling.json").is_file()  # then our overview of all images lies beside them
-    found = [path for path in folder.rglob("*") if path.suffix.lower()[1:] in SUFFIXES and not _is_report(path)]
-    names = [path.relative_to(folder) for path in found]
-    kept = sorted(str(name) for name in names if not any(part.startswith(".") for part in name.parts))
-    kept = [name for name in kept if not (sampled and name == "grid.png")]
+    kept = []
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder)
+        if path.suffix.lower()[1:] not in SUFFIXES or any(part.startswith(".") for part in name.parts):
+            continue
+        # an evaluation's overview lies there, too, where its ``out`` is inside of the folder that is evaluated
+        report = path.name == "images.png" and path.with_suffix(".json").is_file()
+        if not report and not (sampled and str(name) == "grid.png"):
+            kept.append(str(name))
     if not kept:
         raise UserError(f"{folder}: holds no images ({', '.join(SUFFIXES)}); give a folder that does")
-    return kept
+    return sorted(kept)
 
 
-def _is_report(path: Path) -> bool:
-    """Whether a picture is an evaluation's overview: --out may lie inside of the folder that is evaluated."""
-    return path.name == "images.png" and path.with_suffix(".json").is_file()
-
-
-def _open_size(path: Path) -> tuple[int, int]:
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """What is wrong with a picture's file, in one line."""
     try:
-        with open_image(path.read_bytes()) as image:
-            return image.height, image.width
+        yield
     except OSError as error:
         raise UserError(f"image {path}: cannot be read ({error.strerror})") from error
     except ImageError as error:
@@ -165,12 +165,7 @@ class ArchiveImages(ImageSource):
             )
         self.parts, self.size = cut(len(images)), (images.shape[1], images.shape[2])
         about = path.stat()
-        self.identity = {
-            "npz": self.name,
-            "images": len(images),
-            "bytes": about.st_size,
-            "modified": about.st_mtime_ns,
-        }
+        self.identity = {"npz": self.name, "images": len(images), "bytes": about.st_size, "modified": about.st_mtime_ns}
 
     def _images(self) -> np.ndarray:
         try:
@@ -179,10 +174,9 @@ class ArchiveImages(ImageSource):
             with self.path.open("rb") as stream:
                 stream.seek(self._offset)
                 version = np.lib.format.read_magic(stream)
-                header = (
-                    np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                )
-                shape, fortran, dtype = header(stream)  # type: ignore[no-untyped-call]
+                form: Any = np.lib.format
+                header = form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0
+                shape, fortran, dtype = header(stream)
                 if fortran or dtype.hasobject:
                     raise ValueError("not plain rows of pixels")
                 return np.memmap(self.path, dtype, "r", stream.tell(), shape)
@@ -192,8 +186,7 @@ class ArchiveImages(ImageSource):
     def read(self, part: int, batch_size: int) -> Iterator[Tensor]:
         images = self._images()[part * PART : (part + 1) * PART]
         for first in range(0, len(images), batch_size):
-            batch = np.ascontiguousarray(images[first : first + batch_size].transpose(0, 3, 1, 2))
-            yield torch.from_numpy(batch)
+            yield torch.from_numpy(np.ascontiguousarray(images[first : first + batch_size].transpose(0, 3, 1, 2)))
 
 
 _UNREADABLE = "arr_0 cannot be read: it is damaged, cut off or pickled"
@@ -252,30 +245,19 @@ class ShardImages(ImageSource):
         at_least: int | None = None,
     ) -> None:
         self.name, self.size, self.split, self.workers = f"{path} ({split})", (image_size, image_size), split, workers
-        self.arguments: dict[str, Any] = {
-            "path": path,
-            "image_size": image_size,
-            "resize_ratio": resize_ratio,
-            "val_crop": crop,
-        }
-        data = self._data(1)
-        shards = data.index.split(split).shards
-        if not shards:
-            held = ", ".join(name for name, part in data.index.splits.items() if part.samples)
-            raise UserError(f"``split`` {split}: {path} has no such images; it has {held or 'none at all'}")
-        data.setup("validate")
+        cutting = {"resize_ratio": resize_ratio, "val_crop": crop}
+        self.arguments: dict[str, Any] = {"path": path, "image_size": image_size, **cutting}
+        data = open_data(path, image_size, split, 1, resize_ratio, crop)
         self.parts, self.splits = [], {name for name, part in data.index.splits.items() if part.samples}
+        shards = data.index.split(split).shards
         for shard in shards:
             if at_least is None or sum(self.parts) < at_least:
                 self.parts.append(shard.samples)
         digest = hashlib.sha256(repr(shards[: len(self.parts)]).encode()).hexdigest()
         self.identity = {**self.arguments, "split": split, "images": len(self), "shards": digest}
 
-    def _data(self, batch_size: int) -> ShardsDataModule:
-        return ShardsDataModule(**self.arguments, batch_size=batch_size, num_workers=0)
-
     def read(self, part: int, batch_size: int) -> Iterator[Tensor]:
-        data = self._data(batch_size)
+        data = ShardsDataModule(**self.arguments, batch_size=batch_size, num_workers=0)
         watch = data.val_transform = SizeWatch(data.val_transform, self.size[0])
         whole = data.ordered_dataloader(self.split).stream
         config = replace(whole.config, rank=0, world_size=1)
@@ -287,6 +269,18 @@ class ShardImages(ImageSource):
                 self.enlarged |= watch.enlarged
         finally:
             loader.close()
+
+
+def open_data(
+    path: str, image_size: int, split: str, batch_size: int, resize_ratio: float, crop: str, workers: int = 0
+) -> ShardsDataModule:
+    """Shards, cut as validation does. Raises UserError for an empty split or a missing shard."""
+    data = ShardsDataModule(path, image_size, batch_size, num_workers=workers, resize_ratio=resize_ratio, val_crop=crop)
+    if not data.index.split(split).samples:
+        held = ", ".join(name for name, part in data.index.splits.items() if part.samples)
+        raise UserError(f"``split`` {split}: {path} has no such images; it has {held or 'none at all'}")
+    data.setup("validate")
+    return data
 
 
 def open_images(path: Path) -> ImageSource:
@@ -301,8 +295,7 @@ class SizeWatch:
     """A transform that remembers whether any image was smaller than what it is cut to; also in loading processes."""
 
     def __init__(self, transform: Transform, image_size: int) -> None:
-        self.transform = transform
-        self.image_size = image_size
+        self.transform, self.image_size = transform, image_size
         self._smaller = torch.zeros(1, dtype=torch.bool).share_memory_()
 
     def __call__(self, image: Image.Image, rng: random.Random) -> Image.Image:

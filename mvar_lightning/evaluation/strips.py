@@ -19,8 +19,7 @@ from mvar_lightning.data.images import ImageError, decode_rgb
 from mvar_lightning.data.reading.loader import loading
 from mvar_lightning.data.transforms import Transform, build_transform, to_batch
 from mvar_lightning.errors import UserError, check_counts
-from mvar_lightning.evaluation.features import open_data
-from mvar_lightning.evaluation.image_sources import SizeWatch
+from mvar_lightning.evaluation.image_sources import SizeWatch, open_data
 from mvar_lightning.metrics.quality import psnr
 from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.tools.compute import choose_device, evaluating
@@ -72,7 +71,6 @@ def reconstruct_after_each_scale(tokenizer: MultiScaleTokenizer, image_N3HW: Ten
 
 
 # The whole of it, from paths to a picture.
-
 
 NUM_IMAGES = 8
 """Of a shard folder, where nothing else is said."""
@@ -143,7 +141,13 @@ def reconstruct_images(request: ReconstructRequest) -> Reconstructed:
         name: open_tokenizer(path, request.patch_nums, request.image_size).to(device)
         for name, path in request.checkpoints.items()
     }
-    side = _common_side(tokenizers)
+    (first, side), *others = ((name, tokenizer.image_size) for name, tokenizer in tokenizers.items())
+    for name, other in others:
+        if other != side:
+            raise UserError(
+                f"``checkpoint`` {name}: takes images of {other} x {other}, {first} of {side} x {side}; "
+                "compare tokenizers for one size"
+            )
     image_N3HW, enlarged = _images(request, side)
     after = {
         name: torch.cat([reconstruct_after_each_scale(tokenizer, one).cpu() for one in image_N3HW.split(1)])
@@ -159,17 +163,6 @@ def reconstruct_images(request: ReconstructRequest) -> Reconstructed:
         shown = f"after each of {pyramid.num_scales} scales"
     to_png(picture_3HW, Path(request.out))
     return Reconstructed(len(image_N3HW), shown, side, enlarged)
-
-
-def _common_side(tokenizers: Mapping[str, MultiScaleTokenizer]) -> int:
-    (first, side), *others = ((name, tokenizer.image_size) for name, tokenizer in tokenizers.items())
-    for name, other in others:
-        if other != side:
-            raise UserError(
-                f"``checkpoint`` {name}: takes images of {other} x {other}, {first} of {side} x {side}; "
-                "compare tokenizers for one size"
-            )
-    return side
 
 
 def _images(request: ReconstructRequest, side: int) -> tuple[Tensor, bool]:

@@ -6,6 +6,7 @@ B batch, L all tokens, K scales, V vocabulary, N images kept for pictures, HW pi
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,18 +18,11 @@ from torch import Tensor, nn
 from mvar_lightning.checkpoints.source import beside, open_tokenizer
 from mvar_lightning.data.reading.loader import loading
 from mvar_lightning.errors import UserError, check_counts
-from mvar_lightning.evaluation.features import OTHER_SPLIT, open_data, open_features, open_lpips
-from mvar_lightning.evaluation.image_sources import SizeWatch
-from mvar_lightning.evaluation.tokenizer_report import (
-    Examples,
-    FrechetReport,
-    ScaleReport,
-    TokenizerReport,
-    write_evaluation,
-)
+from mvar_lightning.evaluation.features import OTHER_SPLIT, open_features, open_lpips
+from mvar_lightning.evaluation.image_sources import SizeWatch, open_data
+from mvar_lightning.evaluation.reports import Examples, FrechetReport, ScaleReport, TokenizerReport, write_evaluation
 from mvar_lightning.metrics import FeatureExtractor, FrechetDistance, as_saved
-from mvar_lightning.metrics.codebook_usage import CodebookUsage
-from mvar_lightning.metrics.quality import SMALLEST_SSIM_SIDE, psnr, ssim
+from mvar_lightning.metrics.quality import SMALLEST_SSIM_SIDE, CodebookUsage, psnr, ssim
 from mvar_lightning.tokenizer import MultiScaleTokenizer, fingerprint
 from mvar_lightning.tools.compute import choose_device, evaluating
 from mvar_lightning.tools.console import progress
@@ -74,7 +68,9 @@ def evaluate_tokenizer(
         raise UserError(f"images {num_images}: give 1 or more, or leave it out for all of them")
     if progressive_images < 1:
         raise UserError(f"progressive images {progressive_images}: give 1 or more")
-    _check_weights(tokenizer)
+    for name, parameter in tokenizer.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise UserError(f"tokenizer: its weight {name} is NaN or infinite; give an earlier checkpoint")
     work = _Evaluation(tokenizer.to(device), extractor, lpips, progressive_images, torch.device(device))
     with evaluating(tokenizer):
         for image_B3HW in _first(loader, num_images):
@@ -82,8 +78,8 @@ def evaluate_tokenizer(
             progress(len(image_B3HW))
     if work.images == 0:
         raise UserError("evaluation: there is not one image to reconstruct; fill the data folder or choose another")
-    if floor_loader is not None and work.distance is not None and work.images > 1:
-        work.floor_of(_first(floor_loader, work.images))
+    if work.distance is not None and work.images > 1:
+        work.frechet = work.rfid(work.distance, () if floor_loader is None else _first(floor_loader, work.images))
     return work.report()
 
 
@@ -98,8 +94,7 @@ class _Evaluation:
         progressive_images: int,
         device: torch.device,
     ) -> None:
-        self.tokenizer, self.device = tokenizer, device
-        self.progressive_images = progressive_images
+        self.tokenizer, self.device, self.progressive_images = tokenizer, device, progressive_images
         self.lpips = None if lpips is None else lpips.to(device).eval()
         self.distance = None if extractor is None else FrechetDistance(extractor).to(device)
         self.usage = CodebookUsage(tokenizer.pyramid, tokenizer.vocab_size).to(device)
@@ -150,25 +145,17 @@ class _Evaluation:
             parts.append(to_unit(self.tokenizer.decode(idx_BL[wanted:])))
         return torch.cat(parts)
 
-    def floor_of(self, others: Iterator[Tensor]) -> None:
-        """Close the rFID and put other real images in the reconstructions' place."""
-        assert self.distance is not None
-        rfid = self._rfid()
-        self.distance.reset_generated()
+    def rfid(self, distance: FrechetDistance, others: Iterable[Tensor]) -> FrechetReport:
+        """The distance of the reconstructions, and of other real images put in their place."""
+        extractor, rfid = distance.extractor, distance.compute()
+        distance.reset_generated()
         for image_B3HW in others:
-            self.distance.update(to_unit(image_B3HW.to(self.device)), real=False)
-        count = self.distance.count(real=False)
-        floor = self.distance.compute() if count > 1 else None
-        self.frechet = FrechetReport(rfid.features, rfid.num_features, rfid.rfid, rfid.images, floor, count)
-
-    def _rfid(self) -> FrechetReport:
-        assert self.distance is not None
-        extractor = self.distance.extractor
-        return FrechetReport(extractor.name, extractor.num_features, self.distance.compute(), self.images)
+            distance.update(to_unit(image_B3HW.to(self.device)), real=False)
+        count = distance.count(real=False)
+        floor = distance.compute() if count > 1 else None
+        return FrechetReport(extractor.name, extractor.num_features, rfid, self.images, floor, count)
 
     def report(self) -> TokenizerReport:
-        if self.frechet is None and self.distance is not None and self.images > 1:
-            self.frechet = self._rfid()
         mean = {name: value / self.images for name, value in self.sums.items()}
         originals, copies = zip(*self.kept, strict=True)
         return TokenizerReport(
@@ -186,22 +173,14 @@ class _Evaluation:
         )
 
     def _scales(self) -> tuple[ScaleReport, ...]:
-        counts_KV = self.usage.counts_KV.cpu()
         perplexity_K = self.usage.compute()["perplexity_K"].reshape(-1).tolist()  # torchmetrics squeezes a single scale
-        psnr_K = (self.psnr_sum_K / self.progressive).tolist()
-        return tuple(
-            ScaleReport(
-                side=side,
-                tokens_seen=(seen := int(counts_V.sum())),
-                codes_used=int((counts_V > 0).sum()),
-                codes_possible=min(seen, len(counts_V)),
-                perplexity=max(perplexity, 1.0),  # rounding may leave it a hair below
-                psnr=decibel,
-            )
-            for side, counts_V, perplexity, decibel in zip(
-                self.tokenizer.pyramid.sides, counts_KV, perplexity_K, psnr_K, strict=True
-            )
-        )
+        psnr_K, counts_KV = (self.psnr_sum_K / self.progressive).tolist(), self.usage.counts_KV.cpu()
+        scales = []
+        for scale, counts_V in enumerate(counts_KV):
+            side, seen, used = self.tokenizer.pyramid.sides[scale], int(counts_V.sum()), int((counts_V > 0).sum())
+            perplexity = max(perplexity_K[scale], 1.0)  # rounding may leave it a hair below
+            scales.append(ScaleReport(side, seen, used, min(seen, len(counts_V)), perplexity, psnr_K[scale]))
+        return tuple(scales)
 
     def _notes(self) -> Iterator[str]:
         if self.lpips is None:
@@ -224,20 +203,12 @@ class _Evaluation:
             )
 
 
-def _check_weights(tokenizer: nn.Module) -> None:
-    for name, parameter in tokenizer.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise UserError(f"tokenizer: its weight {name} is NaN or infinite; give an earlier checkpoint")
-
-
 def _first(loader: Batches, count: int | None) -> Iterator[Tensor]:
     """The images of the first ``count`` samples, batch by batch."""
-    left = math.inf if count is None else count
+    left = sys.maxsize if count is None else count
     with loading(loader) as batches:
         for batch in batches:
-            image_B3HW = batch["image"]
-            if len(image_B3HW) > left:
-                image_B3HW = image_B3HW[: int(left)]
+            image_B3HW = batch["image"][:left]
             left -= len(image_B3HW)
             if len(image_B3HW):
                 yield image_B3HW

@@ -19,9 +19,8 @@ from mvar_lightning.metrics.features import (
     TorchScriptFeatures,
 )
 from mvar_lightning.metrics.frechet import FrechetDistance, as_saved, frechet_distance
-from mvar_lightning.metrics.inception_score import inception_score
 from mvar_lightning.metrics.moments import FeatureMoments, Moments, StoredReference
-from mvar_lightning.metrics.precision_recall import precision_recall
+from mvar_lightning.metrics.precision_recall import inception_score, precision_recall
 
 __all__ = [
     "ClassifierFeatures",

@@ -51,8 +51,7 @@ class FeatureExtractor(nn.Module):
 
     def __init__(self, name: str, num_features: int) -> None:
         super().__init__()
-        self.name = name
-        self.num_features = num_features
+        self.name, self.num_features = name, num_features
 
     def train(self, mode: bool = True) -> FeatureExtractor:
         """Stays in evaluation mode, whatever is asked."""
@@ -130,9 +129,8 @@ class TorchScriptFeatures(FeatureExtractor):
         with torch.no_grad():
             features: Any = network(probe)
         if not isinstance(features, Tensor) or features.shape[:1] != (2,):
-            raise UserError(
-                f"feature file {path}: maps two images to {_describe(features)}; it must give (2, features)"
-            )
+            found = str(tuple(features.shape)) if isinstance(features, Tensor) else type(features).__name__
+            raise UserError(f"feature file {path}: maps two images to {found}; it must give (2, features)")
         super().__init__(name or file.stem, features.flatten(1).shape[1])
         self.network, self.size, self.scale = network, size, 255.0 if as_bytes else 1.0
 
@@ -196,7 +194,3 @@ class InceptionFeatures(FeatureExtractor):
 
 def _bytes(image_B3HW: Tensor) -> Tensor:
     return image_B3HW.mul(255).round().clamp(0, 255).to(torch.uint8)
-
-
-def _describe(value: object) -> str:
-    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__

@@ -61,8 +61,7 @@ class _Float64Features(nn.Module):
 
     def __init__(self, extractor: FeatureExtractor) -> None:
         super().__init__()
-        self.extractor = extractor
-        self.num_features = extractor.num_features
+        self.extractor, self.num_features = extractor, extractor.num_features
 
     def forward(self, image_B3HW: Tensor) -> Tensor:
         return self.extractor(image_B3HW).double()

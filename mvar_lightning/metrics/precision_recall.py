@@ -1,7 +1,7 @@
-"""Precision and recall of generated images: how many lie where real ones lie, and the reverse.
+"""Precision and recall (how many images lie where real ones lie, and the reverse), and the Inception score.
 
 Kynkaanniemi et al., arXiv 1904.06991: a set covers the balls around its feature vectors that reach to the k-th nearest
-other one. N real and M generated images, F features, P and Q rows of a block.
+other one. C classes, N real and M generated images, F features, P and Q rows of a block.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from mvar_lightning.errors import UserError
 
 NEIGHBORS = 3
 BLOCK = 4096
+SPLITS = 10
 
 
 def precision_recall(
@@ -84,3 +85,32 @@ def _radii(blocks: Callable[[], Iterator[tuple[slice, Tensor]]], neighbors: int)
 def _squared_distances(rows_PF: Tensor, rows_QF: Tensor) -> Tensor:
     norms_P, norms_Q = rows_PF.square().sum(dim=1), rows_QF.square().sum(dim=1)
     return torch.addmm(norms_P[:, None] + norms_Q, rows_PF, rows_QF.T, alpha=-2).clamp_min_(0)
+
+
+def inception_score(logits_NC: Tensor, splits: int = SPLITS, seed: int | None = 0) -> tuple[float, float]:
+    """Inception score: exp of the mean divergence between an image's class probabilities and those of its split.
+
+    Salimans et al., arXiv 1606.03498. Mean and standard deviation over equal splits, in float64.
+
+    Args:
+        logits_NC: of the classifier, any floating dtype; published ones are Inception's without the last bias.
+        splits: published: ten (5,000 of 50,000 images each); as many as images where those are fewer.
+        seed: images are put into a random order first, the same for one seed; None keeps theirs. A split of images
+            sorted by class would have only some of the classes, and a score that is too low.
+
+    Raises:
+        UserError: not one image, or fewer than one split.
+    """
+    count = len(logits_NC)
+    if count < 1 or splits < 1:
+        raise UserError(f"Inception score: {count} images in {splits} splits; give at least one of each")
+    if seed is not None:
+        logits_NC = logits_NC[torch.randperm(count, generator=torch.Generator().manual_seed(seed))]
+    scores = []
+    for part_NC in logits_NC.tensor_split(min(splits, count)):
+        log_probability_NC = part_NC.double().log_softmax(dim=1)
+        probability_NC = log_probability_NC.exp()
+        # a class that no image has would make 0 * -inf
+        log_mean_C = probability_NC.mean(dim=0).clamp_min(torch.finfo(torch.float64).tiny).log()
+        scores.append((probability_NC * (log_probability_NC - log_mean_C)).sum(dim=1).mean().exp())
+    return float(torch.stack(scores).mean()), float(torch.stack(scores).std(correction=0))

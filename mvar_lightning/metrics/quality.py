@@ -1,17 +1,19 @@
-"""How close a reconstruction is to its image: one number an image.
+"""How good a tokenizer is: PSNR and SSIM of its reconstructions, one number an image, and the use of its codebook.
 
-All of it takes images in [0, 1] and looks at them as a PNG would keep them (256 levels).
+Images are in [0, 1] and looked at as a PNG would keep them (256 levels).
 
-B batch, HW pixels.
+B batch, L all tokens, l tokens of one scale, K scales, V vocabulary, HW pixels.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from mvar_lightning.metrics.frechet import as_saved
+from mvar_lightning.pyramid import ScalePyramid
 
 IDENTICAL_DB = 100.0
 """The PSNR of an image without any error, which is infinite; a mean over images must stay a number."""
@@ -37,3 +39,35 @@ def ssim(image_B3HW: Tensor, again_B3HW: Tensor) -> Tensor:
     )
     assert isinstance(values_B, Tensor)
     return values_B.reshape(len(image_B3HW))
+
+
+class CodebookUsage(Metric):
+    """Usage and perplexity of the codebook per scale, over every token seen since the last reset, on all processes.
+
+    Usage is the share of codes seen among those that could have been, min(V, tokens seen): a scale of one token cannot
+    show more codes than there were images. Perplexity is exp(entropy) of the code frequencies, from 1 to V.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    counts_KV: Tensor
+
+    def __init__(self, pyramid: ScalePyramid, vocab_size: int) -> None:
+        super().__init__()
+        self.pyramid = pyramid
+        counts = torch.zeros(pyramid.num_scales, vocab_size, dtype=torch.int64)
+        self.add_state("counts_KV", default=counts, dist_reduce_fx="sum")
+
+    def update(self, idx_BL: Tensor) -> None:
+        """Count the tokens (B, L) of a batch."""
+        for scale, idx_Bl in enumerate(self.pyramid.split(idx_BL)):
+            self.counts_KV[scale] += torch.bincount(idx_Bl.flatten(), minlength=self.counts_KV.shape[1])
+
+    def compute(self) -> dict[str, Tensor]:
+        """``usage_K`` in [0, 1] and ``perplexity_K``; both are 0 before the first token."""
+        tokens_K = self.counts_KV.sum(dim=1)
+        could_K = tokens_K.clamp(max=self.counts_KV.shape[1])
+        usage_K = (self.counts_KV > 0).sum(dim=1) / could_K.clamp(min=1)
+        share_KV = self.counts_KV / tokens_K.clamp(min=1).unsqueeze(1)
+        perplexity_K = torch.special.entr(share_KV).sum(dim=1).exp() * (tokens_K > 0)
+        return {"usage_K": usage_K, "perplexity_K": perplexity_K}

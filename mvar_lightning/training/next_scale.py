@@ -21,7 +21,7 @@ from mvar_lightning.checkpoints.folder import Record
 from mvar_lightning.compat import lets_clip
 from mvar_lightning.data.image_data import run_data
 from mvar_lightning.errors import UserError
-from mvar_lightning.metrics.codebook_usage import CodebookUsage
+from mvar_lightning.metrics.quality import CodebookUsage
 from mvar_lightning.sampling import Generated, generate
 from mvar_lightning.tokenizer import fingerprint
 from mvar_lightning.tools.drawing import normalize

@@ -22,7 +22,7 @@ from mvar_lightning.checkpoints.folder import is_released
 from mvar_lightning.checkpoints.official import import_tokenizer
 from mvar_lightning.data.image_data import run_data
 from mvar_lightning.errors import UserError
-from mvar_lightning.metrics.codebook_usage import CodebookUsage
+from mvar_lightning.metrics.quality import CodebookUsage
 from mvar_lightning.tokenizer import (
     AdversarialLoss,
     CodebookRemedy,

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from small_run import data_module, write_digits
 
 from mvar_lightning.data.image_data import ShardsDataModule
-from mvar_lightning.evaluation import data_classifier as judge
+from mvar_lightning.evaluation import features as judge
 
 
 @pytest.fixture

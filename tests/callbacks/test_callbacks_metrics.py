@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from mvar_lightning.callbacks import EMA, ReconstructionMetrics, SampleMetrics
 from mvar_lightning.callbacks.metrics import ImageMetrics
 from mvar_lightning.errors import UserError
-from mvar_lightning.evaluation import data_classifier as judge_file
+from mvar_lightning.evaluation import features as judge_file
 from mvar_lightning.metrics import FeatureExtractor, FrechetDistance, train_classifier
 
 

@@ -18,8 +18,8 @@ from mvar_lightning import load, save
 from mvar_lightning.checkpoints.source import open_tokenizer
 from mvar_lightning.cli import main
 from mvar_lightning.data.index import read_index
-from mvar_lightning.evaluation import data_classifier as judge
-from mvar_lightning.evaluation.tokenizer_report import FILES
+from mvar_lightning.evaluation import features as judge
+from mvar_lightning.evaluation.reports import FILES
 from mvar_lightning.tokenizer import fingerprint, perceptual
 
 Fails = Callable[..., str]

@@ -21,8 +21,8 @@ from scipy import linalg
 
 from mvar_lightning import load, save
 from mvar_lightning.cli import main
-from mvar_lightning.evaluation import data_classifier as judge
-from mvar_lightning.evaluation import image_plan as evaluation_plan
+from mvar_lightning.evaluation import features as judge
+from mvar_lightning.evaluation import image_request as evaluation_plan
 from mvar_lightning.evaluation.image_sources import FolderImages, ShardImages
 from mvar_lightning.metrics import FrechetDistance, StoredReference, TorchScriptFeatures
 
@@ -328,7 +328,7 @@ def test_features_that_are_not_finite(evaluated: Evaluated, workplace: Path, cap
 
 BOMB = """
 import os, signal
-from mvar_lightning.evaluation.feature_store import FeatureStore
+from mvar_lightning.evaluation.images import FeatureStore
 from mvar_lightning.sampling import jobs as sampling_jobs
 
 calls = {"to_png": 0, "write": 0}

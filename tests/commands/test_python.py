@@ -14,7 +14,7 @@ from PIL import Image
 
 from mvar_lightning import UserError
 from mvar_lightning.checkpoints.source import Source, open_tokenizer
-from mvar_lightning.evaluation import data_classifier
+from mvar_lightning.evaluation import features as data_classifier
 from mvar_lightning.evaluation.image_job import EvaluateImagesRequest, evaluate_images
 from mvar_lightning.evaluation.papers.analyses import AnalyzeRequest, analyze_attention
 from mvar_lightning.evaluation.strips import ReconstructRequest

@@ -24,7 +24,7 @@ from mvar_lightning.errors import UserError
 from mvar_lightning.evaluation.papers.alignment import Alignment, alignment_of, residual_feature_alignment
 from mvar_lightning.evaluation.papers.attention_mass import AttentionMass, _Sums, _Watcher, attention_mass
 from mvar_lightning.evaluation.papers.figures import _draw_windows, alignment_markdown, attention_markdown
-from mvar_lightning.evaluation.papers.perturbation import Perturbation, _measure, _Measured, perturb
+from mvar_lightning.evaluation.papers.perturbation import Perturbation, _damages, perturb
 from mvar_lightning.evaluation.papers.scaling import (
     Scaling,
     draw_scaling,
@@ -279,13 +279,13 @@ def test_damage_of_every_scale_against_the_clean_images(tokenizer: MultiScaleTok
 
 
 def test_damage_is_the_mean_square_and_the_mean_distance_of_pixels() -> None:
-    measured, clean = _Measured(), torch.full((2, 3, 4, 4), 0.25)
+    clean = torch.full((2, 3, 4, 4), 0.25)
     changed = clean.clone()
     changed[0] += 0.5
     changed[1, :, :2] -= 0.1
-    _measure(measured, changed, clean, None)
-    assert measured.mse.value == pytest.approx((0.5**2 + 0.1**2 / 2) / 2, rel=1e-5)
-    assert measured.l1.value == pytest.approx((0.5 + 0.1 / 2) / 2, rel=1e-5)
+    measured = _damages(changed, clean, None)
+    assert measured["mse"].mean() == pytest.approx((0.5**2 + 0.1**2 / 2) / 2, rel=1e-5)
+    assert measured["l1"].mean() == pytest.approx((0.5 + 0.1 / 2) / 2, rel=1e-5)
 
 
 def test_a_perceptual_distance_is_averaged_over_images(tokenizer: MultiScaleTokenizer) -> None:
@@ -354,7 +354,7 @@ def test_a_loss_that_does_not_change_is_fitted_too(last: float, tmp_path: Path) 
     assert (content["loss"]["r_squared"] is None) == (last == 2.0)
     markdown = scaling_markdown(found)
     assert "nan" not in markdown and "| loss | 0.000 | 0.000 to 0.000 | " in markdown
-    draw_scaling(found)(tmp_path / "scaling.png")
+    draw_scaling(found, tmp_path / "scaling.png")
 
 
 def test_planned_runs_that_are_not_finished_are_named() -> None:

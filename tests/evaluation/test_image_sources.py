@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from mvar_lightning.errors import UserError
-from mvar_lightning.evaluation.feature_store import FeatureStore
 from mvar_lightning.evaluation.image_sources import ArchiveImages, FolderImages, open_images
+from mvar_lightning.evaluation.images import FeatureStore
 
 PIXELS = np.random.default_rng(0).integers(0, 9, (6, 8, 8, 3), dtype=np.uint8)
 

@@ -20,9 +20,9 @@ from mvar_lightning import MultiScaleTokenizer
 from mvar_lightning.data.transforms import center_crop
 from mvar_lightning.errors import UserError
 from mvar_lightning.evaluation.image_sources import SizeWatch
+from mvar_lightning.evaluation.reports import FILES, ScaleReport, write_evaluation
 from mvar_lightning.evaluation.strips import progressive_picture, reconstruct_after_each_scale
 from mvar_lightning.evaluation.tokenizer import evaluate_tokenizer
-from mvar_lightning.evaluation.tokenizer_report import FILES, ScaleReport, write_evaluation
 from mvar_lightning.metrics import FeatureExtractor, FrechetDistance, as_saved
 from mvar_lightning.metrics.quality import psnr, ssim
 from mvar_lightning.tools.drawing import broken, from_image, labeled_rows

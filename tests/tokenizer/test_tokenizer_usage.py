@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from mvar_lightning.metrics.codebook_usage import CodebookUsage
+from mvar_lightning.metrics.quality import CodebookUsage
 from mvar_lightning.pyramid import ScalePyramid
 
 

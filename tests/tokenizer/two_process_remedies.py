@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from codebook_fits import smooth_images, tiny
 
-from mvar_lightning.metrics.codebook_usage import CodebookUsage
+from mvar_lightning.metrics.quality import CodebookUsage
 from mvar_lightning.tokenizer import DataDependentInit, DeadCodeRestart, EntropyLoss
 from mvar_lightning.tokenizer import codebook as initialization
 

@@ -80,7 +80,9 @@ def alignment_of(x_BLC: Tensor, residual_BLC: Tensor, pyramid: ScalePyramid) -> 
     residuals = [_centered(part) for part in pyramid.split(residual_BLC)]
     for k in range(scales):
         for j in range(k + 1):
-            x_BlC = _enlarged(inputs[j], pyramid.sides[j], pyramid.sides[k])
+            side, larger = pyramid.sides[j], pyramid.sides[k]
+            index = torch.arange(larger, device=x_BLC.device) * side // larger  # nearest neighbor
+            x_BlC = inputs[j].unflatten(1, (side, side))[:, index][:, :, index].flatten(1, 2)
             rfa_KK[k, j] = F.cosine_similarity(residuals[k], x_BlC, dim=-1).mean()
     return rfa_KK
 
@@ -89,25 +91,12 @@ def _centered(x_BlC: Tensor) -> Tensor:
     return x_BlC - x_BlC.mean(dim=(0, 1))
 
 
-def _enlarged(x_BlC: Tensor, side: int, larger: int) -> Tensor:
-    """Rows of a map of one side as rows of a larger map, nearest neighbor."""
-    place = torch.arange(larger, device=x_BlC.device) * side // larger
-    return x_BlC.unflatten(1, (side, side))[:, place][:, :, place].flatten(1, 2)
-
-
 @contextmanager
 def _streams(model: NextScaleTransformer, inputs: list[Tensor], outputs: list[Tensor]) -> Iterator[None]:
     """Collects what enters the first block and what leaves the last, float32 on the CPU."""
-
-    def entering(module: Any, arguments: tuple[Any, ...]) -> None:
-        inputs.append(arguments[0].float().cpu())
-
-    def leaving(module: Any, arguments: tuple[Any, ...], output: Tensor) -> None:
-        outputs.append(output.float().cpu())
-
     handles = [
-        model.blocks[0].register_forward_pre_hook(entering),
-        model.blocks[-1].register_forward_hook(leaving),
+        model.blocks[0].register_forward_pre_hook(lambda module, entering: inputs.append(entering[0].float().cpu())),
+        model.blocks[-1].register_forward_hook(lambda module, _, leaving: outputs.append(leaving.float().cpu())),
     ]
     try:
         yield

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,12 +14,13 @@ from torch import Tensor
 from mvar_lightning.checkpoints.source import Source, beside
 from mvar_lightning.data.image_data import ShardsDataModule
 from mvar_lightning.errors import UserError, check_counts
-from mvar_lightning.evaluation.features import open_data, open_features, open_lpips
+from mvar_lightning.evaluation.features import open_features, open_lpips
+from mvar_lightning.evaluation.image_sources import open_data
 from mvar_lightning.evaluation.papers import figures, scaling
 from mvar_lightning.evaluation.papers.alignment import residual_feature_alignment
 from mvar_lightning.evaluation.papers.attention_mass import attention_mass
 from mvar_lightning.evaluation.papers.perturbation import perturb
-from mvar_lightning.evaluation.report_files import Draw, write_report
+from mvar_lightning.evaluation.reports import Draw, write_report
 from mvar_lightning.metrics import FrechetDistance
 from mvar_lightning.sampling.sampler import SamplingSettings
 from mvar_lightning.tools.compute import choose_device
@@ -78,7 +80,10 @@ def analyze_attention(request: AnalyzeRequest) -> Analysis:
     not fit."""
     work = _Work(request)
     mass = attention_mass(work.model, work.tokenizer, work.batches())
-    drawings = {"attention_scales.png": figures.draw_on_scale(mass), "attention_windows.png": figures.draw_within(mass)}
+    drawings = {
+        "attention_scales.png": partial(figures.draw_on_scale, mass),
+        "attention_windows.png": partial(figures.draw_within, mass),
+    }
     return work.write("attention", mass.content(), figures.attention_markdown(mass), drawings)
 
 
@@ -86,7 +91,7 @@ def analyze_alignment(request: AnalyzeRequest) -> Analysis:
     """Alignment of a scale's residual with the inputs of earlier ones (Markov-VAR). Raises `UserError` likewise."""
     work = _Work(request)
     found = residual_feature_alignment(work.model, work.tokenizer, work.batches())
-    drawings = {"rfa.png": figures.draw_alignment(found)}
+    drawings = {"rfa.png": partial(figures.draw_alignment, found)}
     return work.write("rfa", found.content(), figures.alignment_markdown(found), drawings)
 
 
@@ -115,11 +120,11 @@ def analyze_perturbation(request: AnalyzeRequest) -> Analysis:
         "images": request.images,
         "features": name,
         "fid_reference_images": 0 if distance is None else distance.count(real=True),
-        "damages": [damage.content() for damage in damages],
+        "damages": [asdict(damage) for damage in damages],
     }
     drawings = {
-        "perturbation.png": figures.draw_damages(damages, sides, name),
-        "perturbed.png": figures.draw_perturbed(pictures, sides),
+        "perturbation.png": partial(figures.draw_damages, damages, sides, name),
+        "perturbed.png": partial(figures.draw_perturbed, pictures, sides),
     }
     markdown = figures.perturbation_markdown(damages, sides, request.images, name)
     return work.write("perturbation", content, markdown, drawings)
@@ -140,7 +145,7 @@ def analyze_scaling(sweep: str | Path, out: str | Path | None = None) -> Analysi
         raise UserError(f"{folder / 'sweep.json'}: holds no runs; make it anew with mvar sweep")
     found = scaling.scaling_of(runs)
     numbers = {"sweep": str(folder), **scaling.scaling_content(found)}
-    drawings = {"scaling.png": scaling.draw_scaling(found)}
+    drawings = {"scaling.png": partial(scaling.draw_scaling, found)}
     return _written("scaling", numbers, scaling.scaling_markdown(found), drawings, Path(out or folder))
 
 

@@ -97,7 +97,7 @@ def _even(read: ScaleRead, kernel: int) -> float:
 
 
 class _Sums:
-    """Per-image means, added up over images."""
+    """Means over a query's scale, added up over images."""
 
     def __init__(self, model: NextScaleTransformer, kernels: tuple[int, ...]) -> None:
         scales = model.pyramid.num_scales
@@ -107,10 +107,6 @@ class _Sums:
         for number, kernel in enumerate(kernels):
             fits = [scale for scale, side in enumerate(model.pyramid.sides) if kernel <= side]
             self.within[:, fits, number] = 0.0
-
-    def add(self, block: int, scale: int, on_scale: Tensor, within: Tensor) -> None:
-        self.on_scale[block, scale] += on_scale
-        self.within[block, scale] += within
 
 
 class _Watcher(AttentionBackend):
@@ -133,6 +129,7 @@ class _Watcher(AttentionBackend):
         return self.inner(q_BHlD, k_BHSD, v_BHSD, scales, softmax_scale)
 
     def _add(self, scale: int, q_BHlD: Tensor, k_BHSD: Tensor, softmax_scale: float) -> None:
+        """Mass on each scale, and the share of the own block's mass inside each window: mean over queries."""
         read = self.plan.reads[scale]
         scores_BHlS = q_BHlD @ k_BHSD.transpose(-1, -2) * softmax_scale
         if read.kernel_size is not None:
@@ -141,28 +138,15 @@ class _Watcher(AttentionBackend):
         # a softmax of its own: of a head that looks elsewhere the own block's share of the whole can round to nothing
         own_BHll = scores_BHlS[..., -self.pyramid.tokens_of(scale) :].softmax(dim=-1)
         share_BlS, own_Bll = (part.mean(dim=1).double().cpu() for part in (scores_BHlS.softmax(dim=-1), own_BHll))
-        self.sums.add(self.block, scale, self._on_scales(scale, share_BlS), self._within(scale, own_Bll))
-
-    def _on_scales(self, scale: int, share_BlS: Tensor) -> Tensor:
-        """Mass on each scale (K,), mean over queries, sum over images."""
-        first = self.plan.reads[scale].first_key_scale
-        on_scale_K = torch.zeros(self.pyramid.num_scales, dtype=torch.float64)
-        counts = [self.pyramid.tokens_of(key_scale) for key_scale in range(first, scale + 1)]
-        for key_scale, part_BlS in zip(range(first, scale + 1), share_BlS.split(counts, dim=2), strict=True):
-            on_scale_K[key_scale] = part_BlS.sum(dim=2).mean(dim=1).sum()
-        return on_scale_K
-
-    def _within(self, scale: int, own_Bll: Tensor) -> Tensor:
-        """Share of the own block's mass inside each window (N,), mean over queries, sum over images.
-
-        Heads are averaged after each head's mass on the block was made 1, so each counts alike.
-        """
-        side = self.pyramid.sides[scale]
-        within_N = torch.full((len(self.sums.kernels),), torch.nan, dtype=torch.float64)
+        keys = range(read.first_key_scale, scale + 1)
+        parts = share_BlS.split([self.pyramid.tokens_of(key) for key in keys], dim=2)
+        for key, part_BlS in zip(keys, parts, strict=True):
+            self.sums.on_scale[self.block, scale, key] += part_BlS.sum(dim=2).mean(dim=1).sum()
+        # heads were averaged after each head's mass on the block was made 1, so each counts alike
         for number, kernel in enumerate(self.sums.kernels):
-            if kernel <= side:
-                within_N[number] = (own_Bll * neighborhood_mask(side, kernel)).sum(dim=2).mean(dim=1).sum()
-        return within_N
+            if kernel <= read.side:
+                inside_Bl = (own_Bll * neighborhood_mask(read.side, kernel)).sum(dim=2)
+                self.sums.within[self.block, scale, number] += inside_Bl.mean(dim=1).sum()
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from torch import Tensor
 from mvar_lightning.evaluation.papers.alignment import Alignment
 from mvar_lightning.evaluation.papers.attention_mass import AttentionMass
 from mvar_lightning.evaluation.papers.perturbation import Damage
-from mvar_lightning.evaluation.report_files import Draw
 from mvar_lightning.tools.console import table_of
 from mvar_lightning.tools.drawing import labeled_rows, to_image
 from mvar_lightning.tools.plots import COLORS, MARKERS, figure_of, text_color
@@ -25,11 +24,11 @@ def attention_markdown(mass: AttentionMass) -> str:
     """Means over blocks: mass on each scale, the same against an even spread, and inside windows of the own block."""
     on_scale, within = mass.on_scale.mean(dim=0), mass.within.mean(dim=0)
     names = [f"{side}x{side}" for side in mass.sides]
-    first = table_of(["query scale", *names], _rows(names, on_scale.masked_fill(on_scale == 0, math.nan), _percent))
-    second = table_of(["query scale", *names], _rows(names, _over_even(mass), _times))
+    first = table_of(["query scale", *names], _rows(names, on_scale.masked_fill(on_scale == 0, math.nan), ".1%"))
+    second = table_of(["query scale", *names], _rows(names, _over_even(mass), ".2f"))
     fitting = _fitting(mass)
     kernels = [f"{mass.kernels[number]}x{mass.kernels[number]}" for number in fitting]
-    third = table_of(["query scale", *kernels], _rows(names, within[:, fitting], _percent))
+    third = table_of(["query scale", *kernels], _rows(names, within[:, fitting], ".1%"))
     return (
         f"Share of attention on each scale, mean over blocks, heads, queries and {mass.images} images:\n\n{first}\n"
         "The same, as a multiple of what an even spread over all visible tokens would give that scale:\n\n"
@@ -38,16 +37,10 @@ def attention_markdown(mass: AttentionMass) -> str:
     )
 
 
-def _rows(names: Sequence[str], values: Tensor, write: Callable[[float], str]) -> list[list[str]]:
-    return [[name, *(write(float(v)) for v in row)] for name, row in zip(names, values, strict=True)]
-
-
-def _percent(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.1%}"
-
-
-def _times(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.2f}"
+def _rows(names: Sequence[str], values: Tensor, form: str) -> list[list[str]]:
+    """A row for each name; cells that are NaN are empty."""
+    cells = [["" if math.isnan(value) else format(value, form) for value in row] for row in values.tolist()]
+    return [[name, *row] for name, row in zip(names, cells, strict=True)]
 
 
 def _fitting(mass: AttentionMass) -> list[int]:
@@ -66,51 +59,43 @@ def _over_even(mass: AttentionMass) -> Tensor:
     return on_scale_KK / (seen_KK / seen_KK.sum(dim=1, keepdim=True)).masked_fill(seen_KK == 0, math.nan)
 
 
-def draw_on_scale(mass: AttentionMass) -> Draw:
+def draw_on_scale(mass: AttentionMass, path: Path) -> None:
     """Query scale against key scale: the share, and how many times the share of an even spread."""
-
-    def draw(path: Path) -> None:
-        on_scale_KK = mass.on_scale.mean(dim=0)
-        count = len(mass.sides)
-        with figure_of(path, 1, 2, width=2 * (1.6 + 0.34 * count), height=1.2 + 0.32 * count) as (left, right):
-            share_KK = on_scale_KK.masked_fill(on_scale_KK == 0, math.nan) * 100
-            _draw_matrix(left, share_KK, mass.sides, "share of attention, %", "Blues", (0.0, 100.0), ".0f")
-            _draw_matrix(right, _over_even(mass).log2(), mass.sides, "log2 of share / even spread",
-                         "RdBu_r", (-2.0, 2.0), "+.1f")  # fmt: skip
-            for axis in (left, right):
-                axis.set(xlabel="key scale", ylabel="query scale")
-
-    return draw
+    on_scale_KK = mass.on_scale.mean(dim=0)
+    count = len(mass.sides)
+    with figure_of(path, 1, 2, width=2 * (1.6 + 0.34 * count), height=1.2 + 0.32 * count) as (left, right):
+        share_KK = on_scale_KK.masked_fill(on_scale_KK == 0, math.nan) * 100
+        _draw_matrix(left, share_KK, mass.sides, "share of attention, %", "Blues", (0.0, 100.0), ".0f")
+        _draw_matrix(right, _over_even(mass).log2(), mass.sides, "log2 of share / even spread",
+                     "RdBu_r", (-2.0, 2.0), "+.1f")  # fmt: skip
+        for axis in (left, right):
+            axis.set(xlabel="key scale", ylabel="query scale")
 
 
-def draw_within(mass: AttentionMass) -> Draw:
+def draw_within(mass: AttentionMass, path: Path) -> None:
     """Share inside growing windows: a line for each of the largest scales; for the largest one, a line a block.
 
     An even spread is dotted, for comparison, up to the window that holds all that is visible. Lines differ by marker
     and not by style, for that reason.
     """
-
-    def draw(path: Path) -> None:
-        shown = [scale for scale, side in enumerate(mass.sides) if side > 2][-6:]
-        with figure_of(path, 1, 2, width=6.4, height=2.7) as (left, right):
-            for number, scale in enumerate(shown):
-                name, color = f"{mass.sides[scale]}x{mass.sides[scale]}", COLORS[number % len(COLORS)]
-                marker = MARKERS[number % len(MARKERS)]
-                _draw_windows(left, mass, mass.within[:, scale].mean(dim=0), scale, color, name, marker)
-            blocks = len(mass.within)
-            for block in range(blocks):
-                shade = str(round(0.75 * (1 - block / max(blocks - 1, 1)), 3))
-                name = f"block {block + 1}" if block in (0, blocks - 1) else ""
-                _draw_windows(right, mass, mass.within[block, -1], len(mass.sides) - 1, shade, name)
-            largest = f"{mass.sides[-1]}x{mass.sides[-1]}"
-            left.set(title="each scale, mean over blocks", ylabel="attention inside the window, %")
-            right.set(title=f"scale {largest}, each block")
-            for axis in (left, right):
-                axis.set(xlabel="side of the window", xticks=[mass.kernels[n] for n in _fitting(mass)], ylim=(0, 104))
-                axis.plot([], [], ":", color="gray", linewidth=0.9, label="even spread")
-                axis.legend(loc="lower right", fontsize=6)
-
-    return draw
+    shown = [scale for scale, side in enumerate(mass.sides) if side > 2][-6:]
+    with figure_of(path, 1, 2, width=6.4, height=2.7) as (left, right):
+        for number, scale in enumerate(shown):
+            name, color = f"{mass.sides[scale]}x{mass.sides[scale]}", COLORS[number % len(COLORS)]
+            marker = MARKERS[number % len(MARKERS)]
+            _draw_windows(left, mass, mass.within[:, scale].mean(dim=0), scale, color, name, marker)
+        blocks = len(mass.within)
+        for block in range(blocks):
+            shade = str(round(0.75 * (1 - block / max(blocks - 1, 1)), 3))
+            name = f"block {block + 1}" if block in (0, blocks - 1) else ""
+            _draw_windows(right, mass, mass.within[block, -1], len(mass.sides) - 1, shade, name)
+        largest = f"{mass.sides[-1]}x{mass.sides[-1]}"
+        left.set(title="each scale, mean over blocks", ylabel="attention inside the window, %")
+        right.set(title=f"scale {largest}, each block")
+        for axis in (left, right):
+            axis.set(xlabel="side of the window", xticks=[mass.kernels[n] for n in _fitting(mass)], ylim=(0, 104))
+            axis.plot([], [], ":", color="gray", linewidth=0.9, label="even spread")
+            axis.legend(loc="lower right", fontsize=6)
 
 
 def _draw_windows(
@@ -131,26 +116,16 @@ def _draw_windows(
 
 def alignment_markdown(found: Alignment) -> str:
     names = [f"{side}x{side}" for side in found.sides]
-    values = found.signed_sqrt_KK
-    rows = [
-        [name, *("" if math.isnan(float(v)) else f"{float(v):+.2f}" for v in row)]
-        for name, row in zip(names, values, strict=True)
-    ]
-    table = table_of(["residual of scale", *names], rows)
+    table = table_of(["residual of scale", *names], _rows(names, found.signed_sqrt_KK, "+.2f"))
     return f"sign(s) sqrt(|s|) of RFA(k, j), columns: input scale j, {found.images} images:\n\n{table}"
 
 
-def draw_alignment(found: Alignment) -> Draw:
-    def draw(path: Path) -> None:
-        values_KK, count = found.signed_sqrt_KK, len(found.sides)
-        largest = float(values_KK[~values_KK.isnan()].abs().max().clamp_min(1e-6))
-        with figure_of(path, 1, 1, width=1.7 + 0.36 * count, height=1.2 + 0.32 * count) as (axis,):
-            _draw_matrix(
-                axis, values_KK, found.sides, "sign(s) sqrt(|s|) of RFA", "RdBu_r", (-largest, largest), "+.2f"
-            )
-            axis.set(xlabel="input of scale", ylabel="residual of scale")
-
-    return draw
+def draw_alignment(found: Alignment, path: Path) -> None:
+    values_KK, count = found.signed_sqrt_KK, len(found.sides)
+    largest = float(values_KK[~values_KK.isnan()].abs().max().clamp_min(1e-6))
+    with figure_of(path, 1, 1, width=1.7 + 0.36 * count, height=1.2 + 0.32 * count) as (axis,):
+        _draw_matrix(axis, values_KK, found.sides, "sign(s) sqrt(|s|) of RFA", "RdBu_r", (-largest, largest), "+.2f")
+        axis.set(xlabel="input of scale", ylabel="residual of scale")
 
 
 def _draw_matrix(
@@ -180,54 +155,42 @@ def _draw_matrix(
 
 
 def perturbation_markdown(damages: Sequence[Damage], sides: Sequence[int], images: int, fid: str | None) -> str:
-    head = ["perturbed scale", "MSE", "L1"]
-    head += ["LPIPS"] if damages[0].lpips is not None else []
-    head += [f"FID ({fid})"] if damages[0].fid is not None else []
+    kinds = [("MSE", "mse", ".5f"), ("L1", "l1", ".4f"), ("LPIPS", "lpips", ".4f"), (f"FID ({fid})", "fid", ".2f")]
+    kinds = [kind for kind in kinds if getattr(damages[0], kind[1]) is not None]
+    head = ["perturbed scale", *(heading for heading, _, _ in kinds)]
     rows = []
     for damage in damages:
         name = "none" if damage.scale is None else f"{sides[damage.scale]}x{sides[damage.scale]}"
-        row = [name, f"{damage.mse:.5f}", f"{damage.l1:.4f}"]
-        row += [f"{damage.lpips:.4f}"] if damage.lpips is not None else []
-        row += [f"{damage.fid:.2f}"] if damage.fid is not None else []
-        rows.append(row)
-    told = f"One random token of each of {images} images replaced at one scale, against the same images undisturbed:"
-    return f"{told}\n\n{table_of(head, rows)}"
+        rows.append([name, *(format(getattr(damage, measure), form) for _, measure, form in kinds)])
+    line = f"One random token of each of {images} images replaced at one scale, against the same images undisturbed:"
+    return f"{line}\n\n{table_of(head, rows)}"
 
 
-def draw_damages(damages: Sequence[Damage], sides: Sequence[int], fid: str | None) -> Draw:
-    def draw(path: Path) -> None:
-        panels: dict[str, list[float]] = {
-            "MSE": [damage.mse for damage in damages[1:]],
-            "L1": [damage.l1 for damage in damages[1:]],
-        }
-        if damages[0].lpips is not None:
-            panels["LPIPS"] = [damage.lpips or 0.0 for damage in damages[1:]]
-        if damages[0].fid is not None:
-            panels[f"FID ({fid})"] = [damage.fid or 0.0 for damage in damages[1:]]
-        with figure_of(path, 1, len(panels), width=2.4 * len(panels) + 0.4, height=2.3) as axes:
-            for axis, (name, values) in zip(axes, panels.items(), strict=True):
-                axis.plot(range(len(values)), values, "o-", color=COLORS[0], markersize=3.5)
-                axis.set_xticks(range(len(values)), [str(side) for side in sides])
-                axis.set(title=name, xlabel="side of the perturbed scale")
-                if not name.startswith("FID") and min(values) > 0:
-                    axis.set_yscale("log")  # each scale does a fraction of the damage of the one before
-                else:
-                    axis.set_ylim(0, 1.15 * max(values) or 1.0)
-                if name.startswith("FID"):
-                    axis.axhline(damages[0].fid or 0.0, color=COLORS[1], linestyle="--", linewidth=1,
-                                 label="undisturbed")  # fmt: skip
-                    axis.legend(loc="best", fontsize=6)  # where no line runs, however small the damage
-
-    return draw
+def draw_damages(damages: Sequence[Damage], sides: Sequence[int], fid: str | None, path: Path) -> None:
+    kinds = (("MSE", "mse"), ("L1", "l1"), ("LPIPS", "lpips"), (f"FID ({fid})", "fid"))
+    panels: dict[str, list[float]] = {
+        name: [getattr(damage, kind) or 0.0 for damage in damages[1:]]
+        for name, kind in kinds
+        if getattr(damages[0], kind) is not None
+    }
+    with figure_of(path, 1, len(panels), width=2.4 * len(panels) + 0.4, height=2.3) as axes:
+        for axis, (name, values) in zip(axes, panels.items(), strict=True):
+            axis.plot(range(len(values)), values, "o-", color=COLORS[0], markersize=3.5)
+            axis.set_xticks(range(len(values)), [str(side) for side in sides])
+            axis.set(title=name, xlabel="side of the perturbed scale")
+            if not name.startswith("FID") and min(values) > 0:
+                axis.set_yscale("log")  # each scale does a fraction of the damage of the one before
+            else:
+                axis.set_ylim(0, 1.15 * max(values) or 1.0)
+            if name.startswith("FID"):
+                axis.axhline(damages[0].fid or 0.0, color=COLORS[1], linestyle="--", linewidth=1,
+                             label="undisturbed")  # fmt: skip
+                axis.legend(loc="best", fontsize=6)  # where no line runs, however small the damage
 
 
-def draw_perturbed(pictures: Sequence[Tensor], sides: Sequence[int]) -> Draw:
+def draw_perturbed(pictures: Sequence[Tensor], sides: Sequence[int], path: Path) -> None:
     """A row for each image: undisturbed, then perturbed at each scale."""
-
-    def draw(path: Path) -> None:
-        labels = ["undisturbed", *(f"{side} x {side}" for side in sides)]
-        image_RN3HW = torch.stack(list(pictures), dim=1)
-        captions = [[""] * len(labels) for _ in image_RN3HW]
-        to_image(labeled_rows(image_RN3HW, labels, captions)).save(path)
-
-    return draw
+    labels = ["undisturbed", *(f"{side} x {side}" for side in sides)]
+    image_RN3HW = torch.stack(list(pictures), dim=1)
+    captions = [[""] * len(labels) for _ in image_RN3HW]
+    to_image(labeled_rows(image_RN3HW, labels, captions)).save(path)

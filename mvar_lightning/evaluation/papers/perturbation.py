@@ -8,9 +8,8 @@ B batch, l tokens of one scale, V vocabulary, Z code dim, HW pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -43,9 +42,6 @@ class Damage:
     lpips: float | None = None
     fid: float | None = None
 
-    def content(self) -> dict[str, Any]:
-        return {"scale": self.scale, "mse": self.mse, "l1": self.l1, "lpips": self.lpips, "fid": self.fid}
-
 
 class Perturbation:
     """Replaces one token of each image at one scale; for `sample_pyramid`'s ``replace``.
@@ -62,31 +58,10 @@ class Perturbation:
         idx_Bl = idx_Bl.clone()
         for image, seed in enumerate(self.seeds):
             generator = torch.Generator().manual_seed(seed)
-            place = int(torch.randint(idx_Bl.shape[1], (), generator=generator))
+            index = int(torch.randint(idx_Bl.shape[1], (), generator=generator))
             shift = int(torch.randint(1, self.tokenizer.vocab_size, (), generator=generator))
-            idx_Bl[image, place] = (idx_Bl[image, place] + shift) % self.tokenizer.vocab_size  # never the same code
+            idx_Bl[image, index] = (idx_Bl[image, index] + shift) % self.tokenizer.vocab_size  # never the same code
         return idx_Bl, self.tokenizer.quantizer.lookup(idx_Bl)
-
-
-@dataclass
-class _Mean:
-    total: float = 0.0
-    count: int = 0
-
-    def add(self, values_B: Tensor) -> None:
-        self.total += float(values_B.double().sum())
-        self.count += len(values_B)
-
-    @property
-    def value(self) -> float:
-        return self.total / self.count
-
-
-@dataclass
-class _Measured:
-    mse: _Mean = field(default_factory=_Mean)
-    l1: _Mean = field(default_factory=_Mean)
-    lpips: _Mean = field(default_factory=_Mean)
 
 
 @torch.no_grad()
@@ -119,58 +94,47 @@ def perturb(
     clean: list[Tensor] = []  # in main memory: sampled once, compared with at every scale
     with evaluating(model, tokenizer):
         for scale in (None, *range(model.pyramid.num_scales)):
-            measured = _Measured()
-            kept: list[Tensor] = []
-            for batch, image_B3HW in enumerate(_sampled(model, tokenizer, settings, count, seed, batch_size, scale)):
+            sums, kept = dict.fromkeys(("mse", "l1", "lpips"), 0.0), []
+            for batch, first in enumerate(range(0, count, batch_size)):
+                numbers = range(first, min(first + batch_size, count))
+                image_B3HW = _sample(model, tokenizer, settings, numbers, seed, scale)
                 if scale is None:
                     clean.append(image_B3HW.cpu())
-                _measure(measured, image_B3HW, clean[batch].to(image_B3HW.device), perceptual)
+                for name, values_B in _damages(image_B3HW, clean[batch].to(image_B3HW.device), perceptual).items():
+                    sums[name] += float(values_B.double().sum())
                 if distance is not None:
                     distance.update(image_B3HW, real=False)
-                kept.append(image_B3HW[: max(0, keep - sum(len(part) for part in kept))].cpu())
+                kept.append(image_B3HW[: max(0, keep - first)].cpu())
             fid = None if distance is None else distance.compute()
-            lpips = measured.lpips.value if perceptual is not None else None
-            damages.append(Damage(scale, measured.mse.value, measured.l1.value, lpips, fid))
+            lpips = None if perceptual is None else sums["lpips"] / count
+            damages.append(Damage(scale, sums["mse"] / count, sums["l1"] / count, lpips, fid))
             pictures.append(torch.cat(kept))
             if distance is not None:
                 distance.reset_generated()
     return damages, pictures
 
 
-def _sampled(
-    model: NextScaleTransformer,
-    tokenizer: MultiScaleTokenizer,
-    settings: SamplingSettings,
-    count: int,
-    seed: int,
-    batch_size: int,
-    scale: int | None,
-) -> Iterator[Tensor]:
-    """Batches of images in [0, 1], perturbed at a scale or not at all."""
-    for first in range(0, count, batch_size):
-        numbers = range(first, min(first + batch_size, count))
-        seeds = [seed + number for number in numbers]
-        label_B = check_labels([number % model.num_classes for number in numbers], model)
-        yield _sample(model, tokenizer, settings, label_B, seeds, scale)
-
-
 def _sample(
     model: NextScaleTransformer,
     tokenizer: MultiScaleTokenizer,
     settings: SamplingSettings,
-    label_B: Tensor,
-    seeds: list[int],
+    numbers: range,
+    seed: int,
     scale: int | None,
 ) -> Tensor:
+    """The images of these numbers, in [0, 1], perturbed at a scale or not at all."""
+    seeds = [seed + number for number in numbers]
+    label_B = check_labels([number % model.num_classes for number in numbers], model)
     noise = ImageNoise(check_seeds(seeds, len(label_B)), model.pyramid, label_B.device)
     replace = None if scale is None else Perturbation(tokenizer, scale, seeds)
     f_hat_BZhw, _ = sample_pyramid(model, tokenizer, label_B, settings, noise, replace=replace)
     return decode_in_chunks(tokenizer, f_hat_BZhw, None)
 
 
-def _measure(measured: _Measured, image_B3HW: Tensor, clean_B3HW: Tensor, perceptual: Perceptual | None) -> None:
+def _damages(image_B3HW: Tensor, clean_B3HW: Tensor, perceptual: Perceptual | None) -> dict[str, Tensor]:
+    """Each measure of each image: (B,)."""
     difference_B3HW = image_B3HW - clean_B3HW
-    measured.mse.add(difference_B3HW.square().mean(dim=(1, 2, 3)))
-    measured.l1.add(difference_B3HW.abs().mean(dim=(1, 2, 3)))
+    found = {"mse": difference_B3HW.square().mean(dim=(1, 2, 3)), "l1": difference_B3HW.abs().mean(dim=(1, 2, 3))}
     if perceptual is not None:
-        measured.lpips.add(perceptual(image_B3HW * 2 - 1, clean_B3HW * 2 - 1))
+        found["lpips"] = perceptual(image_B3HW * 2 - 1, clean_B3HW * 2 - 1)
+    return found

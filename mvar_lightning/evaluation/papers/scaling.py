@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from mvar_lightning.errors import UserError
-from mvar_lightning.evaluation.report_files import Draw
 from mvar_lightning.tools.console import table_of
 from mvar_lightning.tools.plots import COLORS, figure_of
 
@@ -179,35 +178,32 @@ def scaling_markdown(found: Sequence[Scaling]) -> str:
         for scaling in found
     ]
     sizes = [size for size, _ in found[0].points]
-    told = f"{len(sizes)} runs of {sizes[0]:,.0f} to {sizes[-1]:,.0f} parameters; y = (beta N)^alpha:"
+    line = f"{len(sizes)} runs of {sizes[0]:,.0f} to {sizes[-1]:,.0f} parameters; y = (beta N)^alpha:"
     if found[0].missing:
-        told = f"Not finished, so not in the fits: {'; '.join(found[0].missing)}.\n\n{told}"
-    return f"{told}\n\n{table_of(['measure', 'alpha', '95% interval', 'R2', 'smallest to largest'], rows)}"
+        line = f"Not finished, so not in the fits: {'; '.join(found[0].missing)}.\n\n{line}"
+    return f"{line}\n\n{table_of(['measure', 'alpha', '95% interval', 'R2', 'smallest to largest'], rows)}"
 
 
-def draw_scaling(found: Sequence[Scaling]) -> Draw:
+def draw_scaling(found: Sequence[Scaling], path: Path) -> None:
     """Each measure in its panel, both axes logarithmic; the fit with its 95% band."""
 
     from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
-    def draw(path: Path) -> None:
-        with figure_of(path, -(-len(found) // 2), 2, width=5.6, height=4.4) as axes:
-            for axis, scaling in zip(axes, found, strict=False):
-                sizes = [size for size, _ in scaling.points]
-                axis.plot(sizes, [value for _, value in scaling.points], "o", color=COLORS[0], markersize=4)
-                axis.plot(sizes, [scaling.law.at(size) for size in sizes], "--", color=COLORS[1])
-                steps = [sizes[0] * (sizes[-1] / sizes[0]) ** (part / 40) for part in range(41)]
-                axis.fill_between(steps, *zip(*map(scaling.band, steps), strict=True), color=COLORS[1], alpha=0.18,
-                                  linewidth=0)  # fmt: skip
-                axis.set(title=scaling.name, xlabel="parameters", xscale="log", yscale="log")
-                axis.yaxis.set_major_locator(MaxNLocator(4))  # powers of ten alone would leave most axes without a tick
-                axis.yaxis.set_major_formatter(StrMethodFormatter("{x:.4g}"))
-                axis.yaxis.set_minor_formatter(NullFormatter())
-                law = scaling.law
-                axis.annotate(
-                    f"alpha {law.alpha:z.3f} ({law.low:z.3f} to {law.high:z.3f})\nR2 {_share(law.r_squared)}",
-                    (0.98, 0.98), xycoords="axes fraction", ha="right", va="top", fontsize=7,
-                )  # fmt: skip
-                axis.margins(y=0.25)
-
-    return draw
+    with figure_of(path, -(-len(found) // 2), 2, width=5.6, height=4.4) as axes:
+        for axis, scaling in zip(axes, found, strict=False):
+            sizes = [size for size, _ in scaling.points]
+            axis.plot(sizes, [value for _, value in scaling.points], "o", color=COLORS[0], markersize=4)
+            axis.plot(sizes, [scaling.law.at(size) for size in sizes], "--", color=COLORS[1])
+            steps = [sizes[0] * (sizes[-1] / sizes[0]) ** (part / 40) for part in range(41)]
+            axis.fill_between(steps, *zip(*map(scaling.band, steps), strict=True), color=COLORS[1], alpha=0.18,
+                              linewidth=0)  # fmt: skip
+            axis.set(title=scaling.name, xlabel="parameters", xscale="log", yscale="log")
+            axis.yaxis.set_major_locator(MaxNLocator(4))  # powers of ten alone would leave most axes without a tick
+            axis.yaxis.set_major_formatter(StrMethodFormatter("{x:.4g}"))
+            axis.yaxis.set_minor_formatter(NullFormatter())
+            law = scaling.law
+            axis.annotate(
+                f"alpha {law.alpha:z.3f} ({law.low:z.3f} to {law.high:z.3f})\nR2 {_share(law.r_squared)}",
+                (0.98, 0.98), xycoords="axes fraction", ha="right", va="top", fontsize=7,
+            )  # fmt: skip
+            axis.margins(y=0.25)

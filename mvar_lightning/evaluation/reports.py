@@ -1,4 +1,4 @@
-"""What an evaluation of a tokenizer found: the numbers, as JSON and as Markdown, and three pictures.
+"""What evaluations found, of generated images and of tokenizers: numbers as JSON and as Markdown, and pictures.
 
 K scales, N images, HW pixels.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,11 +15,137 @@ from typing import Any
 
 from torch import Tensor
 
-from mvar_lightning.evaluation.report_files import Draw, markdown_of, write_report
+from mvar_lightning.errors import UserError
 from mvar_lightning.evaluation.strips import progressive_picture
 from mvar_lightning.tools.console import table_of
-from mvar_lightning.tools.drawing import make_pairs, to_image
+from mvar_lightning.tools.drawing import enlarge, make_grid, make_pairs, to_image
+from mvar_lightning.tools.files import writing
 from mvar_lightning.tools.plots import COLORS, figure_of
+
+Row = tuple[str, str]
+Draw = Callable[[Path], Any]
+"""Writes a picture to a file."""
+
+
+def write_report(folder: Path, files: Mapping[str, str | Draw]) -> list[Path]:
+    """Write files by name, a text or what a function draws; the folder is made if it is missing.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    targets = [folder / name for name in files]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with writing(*targets) as asides:
+            for aside, content in zip(asides, files.values(), strict=True):
+                if isinstance(content, str):
+                    aside.write_text(content, encoding="utf-8")
+                else:
+                    content(aside)
+    except OSError as error:
+        raise UserError(f"``out`` {folder}: cannot be written ({error.strerror}); choose another folder") from error
+    return targets
+
+
+def markdown_of(title: str, tables: Sequence[str], notes: Sequence[str], about: Mapping[str, Any]) -> str:
+    """A report in Markdown: tables, notes, and what was measured on; what is None there is left out."""
+    told = [f"{name.replace('_', ' ')}: {value}" for name, value in about.items() if value is not None]
+    lists = ["".join(f"- {line}\n" for line in lines) for lines in (notes, told) if lines]
+    return "\n".join([f"# {title}\n", *tables, *lists])
+
+
+# Of generated images.
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What other real images get: distance of ``images`` of them to the reference."""
+
+    fid: float
+    images: int
+    name: str
+
+
+@dataclass(frozen=True)
+class ImageReport:
+    """Everything that was measured; None is left out, and `notes` say why.
+
+    Args:
+        images: generated ones.
+        size: their height and width.
+        reference: what they are compared with.
+        reference_images: None where a file with moments does not tell.
+        features, num_features: name of the extractor, and numbers an image.
+        fid: Frechet distance of the features.
+        sfid, num_spatial: of the spatial features.
+        inception_score: mean and standard deviation over the splits.
+        precision, recall: with ``neighbors``, of ``covered_generated`` and ``covered_reference`` images.
+        floor: of other real images.
+        notes: whole sentences.
+    """
+
+    images: int
+    size: tuple[int, int]
+    reference: str
+    reference_images: int | None
+    features: str
+    num_features: int
+    fid: float
+    sfid: float | None = None
+    num_spatial: int = 0
+    inception_score: tuple[float, float] | None = None
+    precision: float | None = None
+    recall: float | None = None
+    neighbors: int = 3
+    covered_generated: int = 0
+    covered_reference: int = 0
+    floor: Floor | None = None
+    notes: tuple[str, ...] = ()
+
+    def rows(self) -> list[Row]:
+        """Name and value of every measure; a dash for what was left out."""
+        height, width = self.size
+        count = "?" if self.reference_images is None else f"{self.reference_images:,}"
+        rows = [
+            ("images", f"{self.images:,} of {width} x {height} pixels"),
+            ("reference", f"{self.reference}, {count} images"),
+            (f"FID ({self.features}, {self.num_features} features)", f"{self.fid:.3f}"),
+        ]
+        if (floor := self.floor) is not None:
+            rows.append(("FID of other real images", f"{floor.fid:.3f} ({floor.images:,} of {floor.name})"))
+        if self.sfid is None:
+            rows.append(("sFID", "-"))
+        else:
+            rows.append((f"sFID ({self.features}, {self.num_spatial} features)", f"{self.sfid:.3f}"))
+        if self.inception_score is None:
+            rows.append(("Inception score", "-"))
+        else:
+            mean, deviation = self.inception_score
+            rows.append((f"Inception score ({self.features})", f"{mean:.3f} +- {deviation:.3f}"))
+        if self.precision is None or self.recall is None:
+            return [*rows, ("precision", "-"), ("recall", "-")]
+        of = f"k = {self.neighbors}, {self.covered_reference:,} real and {self.covered_generated:,} generated"
+        return [*rows, (f"precision ({of})", f"{self.precision:.4f}"), (f"recall ({of})", f"{self.recall:.4f}")]
+
+
+def write_image_report(
+    report: ImageReport, about: Mapping[str, Any], image_N3HW: Tensor, columns: int, folder: Path
+) -> list[Path]:
+    """Write ``images.json``, ``images.md`` and ``images.png`` into ``folder``, all or none.
+
+    ``about`` is what was measured on, for the JSON and the foot of the Markdown. The picture shows images in [0, 1],
+    ``columns`` of them in a row; 0 makes a square. Raises UserError as `write_report`.
+    """
+    tables = [table_of(("measure", "value"), report.rows())]
+    files: dict[str, str | Draw] = {
+        "images.json": json.dumps({**about, **asdict(report)}, indent=2) + "\n",
+        "images.md": markdown_of("Generated images", tables, report.notes, about),
+        "images.png": to_image(make_grid(enlarge(image_N3HW), columns)).save,
+    }
+    return write_report(folder, files)
+
+
+# Of a tokenizer.
 
 
 @dataclass(frozen=True)
@@ -117,9 +243,7 @@ class TokenizerReport:
 
     def content(self) -> dict[str, Any]:
         """The numbers as plain values, for JSON."""
-        per_scale = [
-            asdict(scale) | {"usage": scale.usage, "bits_per_token": scale.bits_per_token} for scale in self.scales
-        ]
+        bits, pixels = {"fixed_rate": self.fixed_bits, "entropy_coded": self.entropy_bits}, self.image_size**2
         return {
             "images": self.images,
             "image_size": self.image_size,
@@ -129,39 +253,31 @@ class TokenizerReport:
             "ssim": self.ssim,
             "lpips": self.lpips,
             "rfid": None if self.frechet is None else asdict(self.frechet),
-            "bits_per_image": {"fixed_rate": self.fixed_bits, "entropy_coded": self.entropy_bits},
-            "bits_per_pixel": {
-                "fixed_rate": self.fixed_bits / self.image_size**2,
-                "entropy_coded": self.entropy_bits / self.image_size**2,
-            },
+            "bits_per_image": bits,
+            "bits_per_pixel": {name: count / pixels for name, count in bits.items()},
             "progressive_images": self.progressive_images,
-            "scales": per_scale,
+            "scales": [asdict(one) | {"usage": one.usage, "bits_per_token": one.bits_per_token} for one in self.scales],
             "notes": list(self.notes),
         }
 
-    def rows(self) -> list[tuple[str, str]]:
+    def rows(self) -> list[Row]:
         """Measures of the whole image: name and value."""
-        pixels = self.image_size**2
+        pixels, rfid = self.image_size**2, [("rFID", "-")]
+        if (found := self.frechet) is not None:
+            name = f"rFID ({found.features}, {found.num_features} features)"
+            rfid = [(name, f"{found.rfid:.3f} on {found.images:,} images")]
+            if found.floor is not None:
+                rfid.append(("FID of other real images", f"{found.floor:.3f} on {found.floor_images:,} images"))
         return [
             ("images", f"{self.images:,} of {self.image_size} x {self.image_size} pixels"),
             ("PSNR", f"{self.psnr:.2f} dB"),
             ("SSIM", "-" if self.ssim is None else f"{self.ssim:.4f}"),
             ("LPIPS", "-" if self.lpips is None else f"{self.lpips:.4f}"),
-            *self._frechet_rows(),
+            *rfid,
             ("tokens an image", f"{self.tokens_per_image:,} of {self.vocab_size:,} codes"),
             ("bits an image, fixed rate", f"{self.fixed_bits:,.0f} ({self.fixed_bits / pixels:.3f} a pixel)"),
             ("bits an image, entropy coded", f"{self.entropy_bits:,.0f} ({self.entropy_bits / pixels:.3f} a pixel)"),
         ]
-
-    def _frechet_rows(self) -> list[tuple[str, str]]:
-        found = self.frechet
-        if found is None:
-            return [("rFID", "-")]
-        name = f"{found.features}, {found.num_features} features"
-        rows = [(f"rFID ({name})", f"{found.rfid:.3f} on {found.images:,} images")]
-        if found.floor is not None:
-            rows.append(("FID of other real images", f"{found.floor:.3f} on {found.floor_images:,} images"))
-        return rows
 
     def scale_rows(self) -> list[list[str]]:
         """The table of scales: headings, then one row for each."""
@@ -187,13 +303,7 @@ FILES = ("tokenizer.json", "tokenizer.md", "reconstructions.png", "progressive.p
 def write_evaluation(report: TokenizerReport, about: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write `FILES` into ``folder``, all or none.
 
-    Args:
-        report: what was measured.
-        about: what was measured on, for the JSON and the foot of the Markdown.
-        folder: made if it is missing.
-
-    Raises:
-        UserError: the folder cannot be written.
+    ``about`` is what was measured on, for the JSON and the foot of the Markdown. Raises UserError as `write_report`.
     """
     head, *body = report.scale_rows()
     tables = [table_of(("measure", "value"), report.rows()), table_of(head, body, numbers=True)]
