@@ -54,13 +54,9 @@ class CodebookRemedy(nn.Module, ABC):
 
 
 # What the remedies do to a codebook: choose codes among rows, and write them.
-
-
 def shared_generator(*key: int) -> torch.Generator:
     """A generator that is the same on all processes and after a resume: a function of the key (step, scale) alone."""
-    generator = torch.Generator()
-    generator.manual_seed(hash(key) % 2**63)  # hashes of whole numbers do not vary between runs
-    return generator
+    return torch.Generator().manual_seed(hash(key) % 2**63)  # hashes of whole numbers do not vary between runs
 
 
 def draw_distinct(rows_NZ: Tensor, number: int, generator: torch.Generator, apart_from: Tensor | None = None) -> Tensor:
@@ -114,9 +110,6 @@ def take_replaced_codes(module: nn.Module) -> Iterator[tuple[str, list[int]]]:
             yield f"{name}.codebook.weight".removeprefix("."), index
 
 
-# The remedies themselves.
-
-
 class DataDependentInit(CodebookRemedy):
     """Before the first steps, makes codes of the residuals that the first images leave at every scale.
 
@@ -152,39 +145,30 @@ class DataDependentInit(CodebookRemedy):
                 "DataDependentInit: the latents of the first images are not finite; check the images for NaN"
             )
         self._latents.append(latent_NZhw)
-        if len(self._latents) == self.batches:
-            self._initialize(tokenizer, torch.cat(self._latents), optimizer)
-            self._latents = []
-            self.done.fill_(True)
-
-    def after_fit(self) -> None:
-        if not self.done:
-            tell(
-                log,
-                f"DataDependentInit: batches {self.batches}: the run ended after {len(self._latents)} and codes kept "
-                "their random start; give fewer",
-            )
-
-    def _initialize(
-        self, tokenizer: MultiScaleTokenizer, latent_NZhw: Tensor, optimizer: torch.optim.Optimizer | None
-    ) -> None:
+        if len(self._latents) < self.batches:
+            return
+        latent_NZhw, self._latents = torch.cat(self._latents), []
         codes_nZ = self._choose(tokenizer, latent_NZhw)
-        missing = tokenizer.vocab_size - len(codes_nZ)
-        if missing:
-            tell(
-                log,
+        if missing := tokenizer.vocab_size - len(codes_nZ):
+            message = (
                 f"DataDependentInit: {len(latent_NZhw)} images left only {len(codes_nZ)} different residuals for "
                 f"{tokenizer.vocab_size} codes; {missing} codes keep their random start: give more batches, or take a "
-                "smaller vocab_size",
+                "smaller vocab_size"
             )
+            tell(log, message)
         replace_codes(tokenizer, torch.arange(len(codes_nZ), device=codes_nZ.device), codes_nZ, optimizer)
         # on a GPU the sums of k-means differ in rounding from process to process
         take_from_first(tokenizer.quantizer.codebook.weight)
+        self.done.fill_(True)
+
+    def after_fit(self) -> None:
+        if not self.done:
+            ended = f"DataDependentInit: batches {self.batches}: the run ended after {len(self._latents)}"
+            tell(log, f"{ended} and codes kept their random start; give fewer")
 
     def _choose(self, tokenizer: MultiScaleTokenizer, latent_NZhw: Tensor) -> Tensor:
         quantizer, num_scales = tokenizer.quantizer, tokenizer.pyramid.num_scales
-        codes_nZ = latent_NZhw.new_zeros(0, tokenizer.code_dim)
-        f_hat_NZhw = torch.zeros_like(latent_NZhw)
+        codes_nZ, f_hat_NZhw = latent_NZhw.new_zeros(0, tokenizer.code_dim), torch.zeros_like(latent_NZhw)
         # coarse to fine: what a scale has to code depends on the codes that the coarser ones got
         for scale in range(num_scales):
             rows_NlZ = quantizer.next_input(latent_NZhw - f_hat_NZhw, scale)
@@ -234,11 +218,10 @@ class DeadCodeRestart(CodebookRemedy):
         self.register_buffer("steps", torch.tensor(0))
 
     def attach(self, tokenizer: MultiScaleTokenizer) -> None:
-        num_scales, device = tokenizer.pyramid.num_scales, tokenizer.quantizer.codebook.weight.device
-        self.register_buffer("hits_KV", torch.zeros(num_scales, tokenizer.vocab_size, device=device))
-        shape = (num_scales, self.rows, tokenizer.code_dim)
-        self.register_buffer("reservoir_KRZ", torch.zeros(shape, device=device))
-        self.register_buffer("filled_K", torch.zeros(num_scales, dtype=torch.int64, device=device))
+        K, like = tokenizer.pyramid.num_scales, tokenizer.quantizer.codebook.weight
+        self.register_buffer("hits_KV", torch.zeros(K, tokenizer.vocab_size, device=like.device))
+        self.register_buffer("reservoir_KRZ", torch.zeros(K, self.rows, tokenizer.code_dim, device=like.device))
+        self.register_buffer("filled_K", torch.zeros(K, dtype=torch.int64, device=like.device))
 
     @torch.no_grad()
     def between_batches(self, tokenizer: MultiScaleTokenizer, output: TokenizerOutput) -> None:

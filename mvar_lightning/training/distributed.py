@@ -13,7 +13,6 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -21,8 +20,6 @@ from mvar_lightning.checkpoints.assign import fill, on_meta
 from mvar_lightning.errors import UserError
 from mvar_lightning.transformer import NextScaleTransformer
 from mvar_lightning.transformer.blocks import AdaLNBlock
-
-TIMEOUT = timedelta(minutes=30)
 
 
 class FullySharded(ModelParallelStrategy):
@@ -36,7 +33,7 @@ class FullySharded(ModelParallelStrategy):
         timeout_minutes: a collective that takes longer ends the run; see docs/clusters.md.
     """
 
-    def __init__(self, timeout_minutes: float = TIMEOUT.total_seconds() / 60) -> None:
+    def __init__(self, timeout_minutes: float = 30.0) -> None:
         super().__init__(save_distributed_checkpoint=False, timeout=timedelta(minutes=timeout_minutes))
 
     def setup_environment(self) -> None:
@@ -56,6 +53,11 @@ class FullySharded(ModelParallelStrategy):
 def shard_where_asked(model: NextScaleTransformer, strategy: Strategy) -> None:
     """Shard a transformer once, in place, where the trainer's strategy is `FullySharded`; else do nothing.
 
+    Each block, its modulation, the classifier and the rest are groups. A group's parameters are gathered when the
+    module that owns it is called; what reads a weight otherwise finds shards. Between forward passes only the shards
+    are in memory, those of the root included: averaging and loading weights then find the same tensors at any time.
+    Weights are gathered in their own precision, so the numbers are those of one process.
+
     Raises:
         UserError: Lightning's own `ModelParallelStrategy`, whose checkpoints and meshes take other forms.
     """
@@ -63,18 +65,7 @@ def shard_where_asked(model: NextScaleTransformer, strategy: Strategy) -> None:
         return
     if not isinstance(strategy, FullySharded):
         raise UserError("trainer.strategy ModelParallelStrategy: use mvar_lightning.training.FullySharded, made of it")
-    shard(model, strategy.device_mesh["data_parallel"])
-
-
-def shard(model: NextScaleTransformer, mesh: DeviceMesh) -> None:
-    """Divide a transformer's parameters over a mesh; each block, its modulation, the classifier, the rest are groups.
-
-    Parameters are gathered when the module that owns their group is called. What reads a weight otherwise finds shards.
-
-    Between forward passes only the shards are in memory, those of the root included: averaging and loading weights
-    then find the same tensors at any time. Weights are gathered in their own precision, so the numbers are those of
-    one process.
-    """
+    mesh = strategy.device_mesh["data_parallel"]
     for block in cast(list[AdaLNBlock], list(model.blocks)):
         # the modulation is computed before the block runs, and so is a group of its own
         fully_shard(block.modulation, mesh=mesh, reshard_after_forward=True)
@@ -124,12 +115,8 @@ def log_means(module: L.LightningModule, named: Mapping[str, Tensor], images: in
     """Log means over an epoch's images, whatever share of them each process has.
 
     Lightning averages the processes' counts of images as whole numbers: 15 and 16 images become 15 each, and the mean
-    3% too large. Counts that are multiples of the number of processes have a whole average.
-
-    Args:
-        module: the module in its validation or test step.
-        named: means over a batch.
-        images: in the batch, on this process.
+    3% too large. Counts that are multiples of the number of processes have a whole average. ``named`` are means over a
+    batch, ``images`` its size on this process.
     """
     module.log_dict(dict(named), batch_size=images * module.trainer.world_size, sync_dist=True)
 

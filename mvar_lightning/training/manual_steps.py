@@ -6,25 +6,19 @@ with it checkpoints and schedules, would run at double speed. Here the first opt
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
-from mvar_lightning.checkpoints.folder import Record
 from mvar_lightning.data.image_data import run_data
 from mvar_lightning.errors import UserError
-from mvar_lightning.tokenizer import MultiScaleTokenizer, fingerprint_of
+from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.tools.processes import sum_over_ranks
 
 log = logging.getLogger(__name__)
@@ -37,8 +31,7 @@ def as_list(one_or_many: Any) -> list[Any]:
     return one_or_many if isinstance(one_or_many, list) else [one_or_many]
 
 
-@dataclass(frozen=True)
-class Window:
+class Window(NamedTuple):
     """The batches whose gradients make one step, as seen from one of them."""
 
     size: int
@@ -61,28 +54,6 @@ def total_steps(trainer: L.Trainer, accumulate: int) -> float:
         return steps if steps >= 0 else math.inf
     whole = math.ceil(batches / accumulate) * max(trainer.max_epochs or 1, 1)
     return whole if trainer.max_steps == -1 else min(whole, trainer.max_steps)
-
-
-@contextlib.contextmanager
-def reducing(trainer: L.Trainer, reduce: bool) -> Iterator[None]:
-    """A backward pass whose gradients are averaged over the processes, or only summed up here for later."""
-    if not reduce and isinstance(trainer.strategy, ParallelStrategy):
-        with trainer.strategy.block_backward_sync():
-            yield
-    else:
-        yield
-
-
-def take_step(optimizer: LightningOptimizer) -> None:
-    """A step that ``global_step`` counts."""
-    optimizer.step()
-    optimizer.zero_grad()
-
-
-def take_uncounted_step(trainer: L.Trainer, optimizer: LightningOptimizer) -> None:
-    """The same way through strategy and precision, without the count."""
-    trainer.strategy.optimizer_step(optimizer.optimizer, closure=lambda: None)
-    optimizer.zero_grad()
 
 
 def check_finite(terms: dict[str, Tensor], trainer: L.Trainer) -> None:
@@ -139,15 +110,6 @@ def check_trainer(trainer: L.Trainer) -> None:
             f"trainer.precision {trainer.precision}: tokenizers train in {' or '.join(PRECISIONS)} "
             "(half precision would need one loss scale for two optimizers)"
         )
-
-
-# A tokenizer run's Lightning checkpoint: its record, when it is not written, and what it must agree in.
-
-
-def record_of(tokenizer: MultiScaleTokenizer, checkpoint: dict[str, Any]) -> Record:
-    """Its hash is that of the weights in the file: with averaging on they are not the ones in training."""
-    state = {key.removeprefix("tokenizer."): tensor for key, tensor in checkpoint["state_dict"].items()}
-    return Record(tokenizer.config, fingerprint_of(tokenizer, state))
 
 
 def check_weights(checkpoint: dict[str, Any]) -> None:
@@ -211,9 +173,12 @@ def warn_of_poor_data(trainer: L.Trainer, tokenizer: MultiScaleTokenizer, image_
             f"images: all {len(image_B3HW)} of the first batch are of one color each; "
             "a tokenizer learns nothing from them: check the data if this is not meant"
         )
-    images = _number_of_images(trainer)
+    images, loader = run_data(trainer).train_samples, cast(Any, trainer.train_dataloader)
     if images is None:
-        return
+        try:
+            images = len(loader.dataset)
+        except (AttributeError, TypeError):  # the data does not say
+            return
     if images == 1:
         log.warning("data: a single training image; the tokenizer will know this one alone, add images")
     tokens = images * tokenizer.pyramid.num_tokens
@@ -222,15 +187,3 @@ def warn_of_poor_data(trainer: L.Trainer, tokenizer: MultiScaleTokenizer, image_
             f"vocab_size {tokenizer.vocab_size}: {images} training images have only {tokens} tokens and cannot use all "
             "codes; take a smaller vocab_size or more images"
         )
-
-
-def _number_of_images(trainer: L.Trainer) -> int | None:
-    """None where the data does not say."""
-    samples = run_data(trainer).train_samples
-    if samples is not None:
-        return int(samples)
-    loader: Any = trainer.train_dataloader
-    try:
-        return len(loader.dataset)
-    except (AttributeError, TypeError):
-        return None

@@ -130,8 +130,7 @@ class NextScaleModule(L.LightningModule):
             load_initial_weights(self.model, init_from)
         if compile_blocks:
             acceleration.compile_blocks(self.model)
-        self.base_lr, self.betas = base_lr, betas
-        self.weight_decay = weight_decay
+        self.base_lr, self.betas, self.weight_decay = base_lr, betas, weight_decay
         self.weight_decay_end = weight_decay if weight_decay_end is None else weight_decay_end
         self.warmup, self.final_lr_ratio = warmup, final_lr_ratio
         self.cfg, self.top_k, self.top_p = cfg, top_k, top_p
@@ -228,11 +227,7 @@ class NextScaleModule(L.LightningModule):
             raise UserError("trainer.max_steps: -1 never ends, but the schedule needs the number of steps; set it")
         lr = self.base_lr * self.global_batch_size() / 256
         optimizer = torch.optim.AdamW(
-            parameter_groups(self.model),
-            lr=lr,
-            betas=self.betas,
-            weight_decay=self.weight_decay,
-            fused=True,
+            parameter_groups(self.model), lr=lr, betas=self.betas, weight_decay=self.weight_decay, fused=True
         )
         lets_clip(optimizer)
         schedule = HeldLine(int(steps), round(self.warmup * steps), self.final_lr_ratio)

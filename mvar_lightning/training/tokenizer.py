@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
 from mvar_lightning.checkpoints import load_tokenizer
-from mvar_lightning.checkpoints.folder import is_released
+from mvar_lightning.checkpoints.folder import Record, is_released
 from mvar_lightning.checkpoints.official import import_tokenizer
 from mvar_lightning.data.image_data import run_data
 from mvar_lightning.errors import UserError
@@ -37,6 +39,7 @@ from mvar_lightning.tokenizer import (
     TokenizerOutput,
     check_scale_dropout,
     draw_kept_scales,
+    fingerprint_of,
 )
 from mvar_lightning.tokenizer.losses import WeightedLoss
 from mvar_lightning.tokenizer.quantizer import FIRST_KEPT
@@ -50,10 +53,6 @@ from mvar_lightning.training.manual_steps import (
     check_trainer,
     check_weights,
     count_earlier_steps,
-    record_of,
-    reducing,
-    take_step,
-    take_uncounted_step,
     total_steps,
     warn_of_poor_data,
     window_of,
@@ -130,37 +129,24 @@ class TokenizerModule(L.LightningModule):
                 f"accumulate_grad_batches {accumulate_grad_batches}, gradient_clip_val {gradient_clip_val}: "
                 "give at least 1 batch and a positive norm, or null for no limit"
             )
-        self.tokenizer = MultiScaleTokenizer(
-            scales,
-            vocab_size=vocab_size,
-            code_dim=code_dim,
-            channels=channels,
-            channel_multipliers=channel_multipliers,
-            num_res_blocks=num_res_blocks,
-            phi_layers=phi_layers,
-            phi_ratio=phi_ratio,
-            beta=beta,
-            codebook_std=codebook_std,
-            norm_groups=norm_groups,
-            codes=codes,
-        )
-        hold_still(self.tokenizer, frozen)
-        if remedies and "quantizer" in frozen:
-            raise UserError("frozen quantizer: remedies change its codes; leave out one of them")
-        if adversarial is not None and adversarial.adaptive and "decoder" in frozen:
-            raise UserError(
-                "frozen decoder: the adaptive weight of AdversarialLoss looks at the gradient of its last layer; "
-                "set adaptive: false"
-            )
-        self.init_from, self._started = init_from, False
+        sizes = (vocab_size, code_dim, channels, channel_multipliers, num_res_blocks)
+        quantizer = (phi_layers, phi_ratio, beta, codebook_std)
+        self.tokenizer = MultiScaleTokenizer(scales, *sizes, *quantizer, norm_groups, codes)
+        hold_still(self.tokenizer, frozen, remedies, adversarial)
         check_scale_dropout(scale_dropout, self.tokenizer.pyramid.num_scales, scale_dropout_keeps)
-        self.loss = WeightedLoss(default_losses() if losses is None else losses)
-        self.adversarial = adversarial
-        self.remedies = nn.ModuleList(default_remedies(init_from, frozen) if remedies is None else remedies)
-        for remedy in self._each_remedy():
+        if losses is None:
+            # VAR's plain form and, as that loses codes at every scale (docs/tokenizer.md), an entropy term
+            losses = [L1Loss(), L2Loss(), QuantizerLoss(), EntropyLoss(0.1)]
+        if remedies is None:
+            # none where codes come trained or stay: what new images leave unused is not the tokenizer's loss
+            fresh = init_from is None and "quantizer" not in frozen
+            remedies = [DataDependentInit(), DeadCodeRestart()] if fresh else []
+        self.loss, self.adversarial = WeightedLoss(losses), adversarial
+        self.remedies = cast(Sequence[CodebookRemedy], nn.ModuleList(remedies))
+        for remedy in self.remedies:
             remedy.attach(self.tokenizer)
+        self.init_from, self._started, self._data_checked = init_from, False, False
         self.scale_dropout, self.scale_dropout_keeps = scale_dropout, scale_dropout_keeps
-        self._data_checked = False
         self.accumulate_grad_batches, self.gradient_clip_val = accumulate_grad_batches, gradient_clip_val
         self.psnr = PeakSignalNoiseRatio(data_range=1.0)
         self.ssim = StructuralSimilarityIndexMeasure(data_range=1.0)
@@ -183,7 +169,7 @@ class TokenizerModule(L.LightningModule):
                 )
         self._started = True
         device = self.trainer.strategy.root_device
-        for part in self.loss.each():
+        for part in self.loss.parts:
             part.prepare(device, size)
         if self.adversarial is not None and stage == "fit":
             self.adversarial.discriminator.prepare(device, size)
@@ -206,40 +192,33 @@ class TokenizerModule(L.LightningModule):
         check_finite({**terms, "loss": loss}, self.trainer)
         self.log("train/loss", loss.detach(), prog_bar=True)
         self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()})
-        # one pass for both losses, so that DDP reduces once (see `AdversarialLoss`)
-        with reducing(self.trainer, window.closes):
+        # one pass for both losses, so that DDP reduces once (see `AdversarialLoss`), and only where the window closes
+        strategy = self.trainer.strategy
+        waiting = strategy if isinstance(strategy, ParallelStrategy) and not window.closes else None
+        with waiting.block_backward_sync() if waiting else nullcontext():
             self.manual_backward((loss + discriminator_loss) / window.size)
         if window.closes:
             self._step(output)
         else:
-            for remedy in self._each_remedy():
+            for remedy in self.remedies:
                 remedy.between_batches(self.tokenizer, output)
         return loss.detach()
 
-    def _each_remedy(self) -> list[CodebookRemedy]:
-        return [cast(CodebookRemedy, remedy) for remedy in self.remedies]
-
     def _reconstruct(self, image_B3HW: Tensor, batch_idx: int) -> TokenizerOutput:
         ours = as_list(self.optimizers())[0].optimizer
-        for remedy in self._each_remedy():
+        for remedy in self.remedies:
             try:
                 remedy.before_step(self.tokenizer, image_B3HW, ours)
             except UserError as error:
                 raise UserError(f"at step {self.global_step}: {error}") from error
-        return self.tokenizer(image_B3HW, self._kept_scales(image_B3HW, batch_idx))
-
-    def _kept_scales(self, image_B3HW: Tensor, batch_idx: int) -> Tensor | None:
-        """This process' part of what one process would draw for the joined batch, rank zero's images first."""
-        own, processes = len(image_B3HW), self.trainer.world_size
-        kept_B = draw_kept_scales(
-            own * processes,
-            self.tokenizer.pyramid.num_scales,
-            self.scale_dropout,
-            self.scale_dropout_keeps,
-            image_B3HW.device,
-            joined_generator(self, batch_idx) if processes > 1 else None,
-        )
-        return None if kept_B is None else kept_B.view(processes, own)[self.global_rank]
+        # what one process would draw for the joined batch, rank zero's images first; of that this process' part
+        own, processes, num_scales = len(image_B3HW), self.trainer.world_size, self.tokenizer.pyramid.num_scales
+        generator = joined_generator(self, batch_idx) if processes > 1 else None
+        dropout, device = (self.scale_dropout, self.scale_dropout_keeps), image_B3HW.device
+        kept_B = draw_kept_scales(own * processes, num_scales, *dropout, device, generator)
+        if kept_B is not None:
+            kept_B = kept_B.view(processes, own)[self.global_rank]
+        return self.tokenizer(image_B3HW, kept_B)
 
     def _losses(self, output: TokenizerOutput, image_B3HW: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Loss of the tokenizer, of the discriminator, and every term by name."""
@@ -257,17 +236,19 @@ class TokenizerModule(L.LightningModule):
         # the discriminator first: what it does depends on the count of steps, which the tokenizer's raises
         if self.adversarial is not None:
             if self.adversarial.active(self.global_step):
-                take_uncounted_step(self.trainer, theirs[0])
+                # through strategy and precision as usual, but without Lightning's count
+                self.trainer.strategy.optimizer_step(theirs[0].optimizer, closure=lambda: None)
                 self.adversarial.after_step()
                 their_schedules[0].step()
             theirs[0].zero_grad()
-        take_step(ours)
+        ours.step()
+        ours.zero_grad()
         schedule.step()
-        for remedy in self._each_remedy():
+        for remedy in self.remedies:
             remedy.after_step(self.tokenizer, output, ours.optimizer)
 
     def on_train_end(self) -> None:
-        for remedy in self._each_remedy():
+        for remedy in self.remedies:
             remedy.after_fit()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -311,29 +292,13 @@ class TokenizerModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_weights(checkpoint)
-        record_of(self.tokenizer, checkpoint).write_into(checkpoint)
+        # the hash of the weights in the file: with averaging on they are not the ones in training
+        state = {key.removeprefix("tokenizer."): tensor for key, tensor in checkpoint["state_dict"].items()}
+        Record(self.tokenizer.config, fingerprint_of(self.tokenizer, state)).write_into(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_discriminator(checkpoint, self.adversarial is not None)
         count_earlier_steps(checkpoint)
-
-
-# What a tokenizer is trained with where nothing is said, what it starts from, and which of its parts are trained.
-
-
-PARTS = ("encoder", "quant_conv", "quantizer", "post_quant_conv", "decoder")
-
-
-def default_losses() -> list[LossPart]:
-    """VAR's plain form and, as that loses codes at every scale (docs/tokenizer.md), an entropy term."""
-    return [L1Loss(), L2Loss(), QuantizerLoss(), EntropyLoss(0.1)]
-
-
-def default_remedies(init_from: str | None, frozen: Sequence[str]) -> list[CodebookRemedy]:
-    """None where codes come trained or are held still: what new images leave unused is not the tokenizer's loss."""
-    if init_from is not None or "quantizer" in frozen:
-        return []
-    return [DataDependentInit(), DeadCodeRestart()]
 
 
 def start_from(tokenizer: MultiScaleTokenizer, path: str) -> None:
@@ -356,11 +321,19 @@ def start_from(tokenizer: MultiScaleTokenizer, path: str) -> None:
     tokenizer.load_state_dict(source.state_dict())
 
 
-def hold_still(tokenizer: MultiScaleTokenizer, frozen: Sequence[str]) -> None:
+PARTS = ("encoder", "quant_conv", "quantizer", "post_quant_conv", "decoder")
+
+
+def hold_still(
+    tokenizer: MultiScaleTokenizer,
+    frozen: Sequence[str],
+    remedies: list[CodebookRemedy] | None,
+    adversarial: AdversarialLoss | None,
+) -> None:
     """Take parts out of training: those named, and each phi that no scale uses (DDP would wait for its gradient).
 
     Raises:
-        UserError: an unknown part, or nothing left to train.
+        UserError: an unknown part, nothing left to train, or remedies or a discriminator that need a part to move.
     """
     if unknown := [name for name in frozen if name not in PARTS]:
         raise UserError(f"frozen {unknown[0]!r}: no part of a tokenizer; they are {', '.join(PARTS)}")
@@ -370,3 +343,10 @@ def hold_still(tokenizer: MultiScaleTokenizer, frozen: Sequence[str]) -> None:
         tokenizer.get_submodule(name).requires_grad_(False)
     if not any(parameter.requires_grad for parameter in tokenizer.parameters()):
         raise UserError(f"frozen {', '.join(frozen)}: nothing is left to train")
+    if remedies and "quantizer" in frozen:
+        raise UserError("frozen quantizer: remedies change its codes; leave out one of them")
+    if adversarial is not None and adversarial.adaptive and "decoder" in frozen:
+        raise UserError(
+            "frozen decoder: the adaptive weight of AdversarialLoss looks at the gradient of its last layer; "
+            "set adaptive: false"
+        )
