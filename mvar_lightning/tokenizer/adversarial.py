@@ -251,16 +251,12 @@ class LeCam(nn.Module):
         decay: of the running means.
     """
 
-    means_2: Tensor
-    updates: Tensor
-
     def __init__(self, weight: float = 0.0, decay: float = 0.999) -> None:
         super().__init__()
         if weight < 0 or not 0 <= decay < 1:
             raise UserError(f"lecam {weight}, lecam_decay {decay}: give a weight of 0 or more and a decay in [0, 1)")
         self.weight, self.decay = weight, decay
-        self.register_buffer("means_2", torch.zeros(2))
-        self.register_buffer("updates", torch.tensor(0))
+        self.means_2, self.updates = nn.Buffer(torch.zeros(2)), nn.Buffer(torch.tensor(0))
         self._seen: list[Tensor] = []
 
     def forward(self, real_Bn: Tensor, fake_Bn: Tensor) -> Tensor:
@@ -279,4 +275,4 @@ class LeCam(nn.Module):
         step_2 = sum_over_ranks(torch.stack(self._seen).mean(0)) / world_size()
         self._seen = []
         self.means_2.lerp_(step_2, torch.where(self.updates > 0, 1 - self.decay, 1.0))
-        self.updates += 1
+        self.updates.add_(1)

@@ -103,9 +103,8 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """Double the map: nearest neighbor, then a convolution.
 
-    Without gradient on a CPU both are computed as four 2x2 convolutions of the small map, one for each corner of
-    a doubled pixel: there the 3x3 window covers 2x2 source pixels only. The sums are the same, with 4/9 of the
-    products.
+    Without gradient on a CPU both are computed as four 2x2 convolutions of the small map, one for each corner of a
+    doubled pixel: there the 3x3 window covers 2x2 source pixels only. The sums are the same, with 4/9 of the products.
     """
 
     def __init__(self, channels: int) -> None:
@@ -223,11 +222,7 @@ class Decoder(nn.Module):
 
 
 def level_widths(channels: int, channel_multipliers: Sequence[int], norm_groups: int) -> list[int]:
-    """Width of each level; every width that is normalized must be a multiple of ``norm_groups``.
-
-    Raises:
-        UserError: no level, a multiplier below 1, or a width that ``norm_groups`` does not divide.
-    """
+    """Width of each level. Raises `UserError` where there is none, or ``norm_groups`` does not divide each."""
     if not channel_multipliers or min(channel_multipliers) < 1:
         raise UserError(f"channel_multipliers {list(channel_multipliers)}: give one positive integer a level")
     widths = [channels * multiplier for multiplier in channel_multipliers]

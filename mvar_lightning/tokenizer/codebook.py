@@ -121,8 +121,6 @@ class DataDependentInit(CodebookRemedy):
         iterations: of k-means; 0 draws residuals.
     """
 
-    done: Tensor
-
     def __init__(self, batches: int = 1, iterations: int = 10) -> None:
         super().__init__()
         if batches < 1:
@@ -130,7 +128,7 @@ class DataDependentInit(CodebookRemedy):
         if iterations < 0:
             raise UserError(f"DataDependentInit: iterations {iterations}: must be 0 or more")
         self.batches, self.iterations = batches, iterations
-        self.register_buffer("done", torch.tensor(False))
+        self.done = nn.Buffer(torch.tensor(False))
         self._latents: list[Tensor] = []
 
     @torch.no_grad()
@@ -192,11 +190,6 @@ class DeadCodeRestart(CodebookRemedy):
         rows_per_image: residuals that an image adds to each scale at each step.
     """
 
-    hits_KV: Tensor
-    reservoir_KRZ: Tensor
-    filled_K: Tensor
-    steps: Tensor
-
     def __init__(
         self,
         every: int = 50,
@@ -215,13 +208,13 @@ class DeadCodeRestart(CodebookRemedy):
         self.every, self.threshold, self.until = every, threshold, until
         self.rows, self.rows_per_image = rows, rows_per_image
         self._warned = False
-        self.register_buffer("steps", torch.tensor(0))
+        self.steps = nn.Buffer(torch.tensor(0))
 
     def attach(self, tokenizer: MultiScaleTokenizer) -> None:
         K, like = tokenizer.pyramid.num_scales, tokenizer.quantizer.codebook.weight
-        self.register_buffer("hits_KV", torch.zeros(K, tokenizer.vocab_size, device=like.device))
-        self.register_buffer("reservoir_KRZ", torch.zeros(K, self.rows, tokenizer.code_dim, device=like.device))
-        self.register_buffer("filled_K", torch.zeros(K, dtype=torch.int64, device=like.device))
+        self.hits_KV = nn.Buffer(torch.zeros(K, tokenizer.vocab_size, device=like.device))
+        self.reservoir_KRZ = nn.Buffer(torch.zeros(K, self.rows, tokenizer.code_dim, device=like.device))
+        self.filled_K = nn.Buffer(torch.zeros(K, dtype=torch.int64, device=like.device))
 
     @torch.no_grad()
     def between_batches(self, tokenizer: MultiScaleTokenizer, output: TokenizerOutput) -> None:
@@ -231,7 +224,7 @@ class DeadCodeRestart(CodebookRemedy):
     def after_step(
         self, tokenizer: MultiScaleTokenizer, output: TokenizerOutput, optimizer: torch.optim.Optimizer
     ) -> None:
-        self.steps += 1
+        self.steps.add_(1)
         step = int(self.steps)
         self._count(tokenizer, output.idx_BL)
         self._remember(output, step)
@@ -245,7 +238,7 @@ class DeadCodeRestart(CodebookRemedy):
         new_KV = torch.zeros_like(self.hits_KV)
         for new_V, idx_Bl in zip(new_KV, tokenizer.pyramid.split(idx_BL), strict=True):
             new_V += torch.bincount(idx_Bl.flatten(), minlength=len(new_V))
-        self.hits_KV += sum_over_ranks(new_KV)
+        self.hits_KV.add_(sum_over_ranks(new_KV))
 
     def _remember(self, output: TokenizerOutput, step: int) -> None:
         """Rows of some positions, the same ones in all images and on all processes, replace the oldest."""

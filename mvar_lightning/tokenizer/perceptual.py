@@ -47,9 +47,6 @@ class LPIPS(nn.Module):
         UserError: no such file, or not VGG16's weights.
     """
 
-    shift_311: Tensor
-    scale_311: Tensor
-
     def __init__(self, vgg_weights: str) -> None:
         super().__init__()
         self.vgg = _vgg(Path(vgg_weights))
@@ -60,8 +57,8 @@ class LPIPS(nn.Module):
         # (C, 1, 1) each: weights of a level's channels
         self.heads = nn.ParameterList(state[f"lin{level}.model.1.weight"][0] for level in range(len(STAGES)))
         # from [-1, 1] to the statistics of VGG's training images
-        self.register_buffer("shift_311", torch.tensor([-0.030, -0.088, -0.188]).view(3, 1, 1))
-        self.register_buffer("scale_311", torch.tensor([0.458, 0.448, 0.450]).view(3, 1, 1))
+        self.shift_311 = nn.Buffer(torch.tensor([-0.030, -0.088, -0.188]).view(3, 1, 1))
+        self.scale_311 = nn.Buffer(torch.tensor([0.458, 0.448, 0.450]).view(3, 1, 1))
         self.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> LPIPS:

@@ -163,8 +163,6 @@ class MultiScaleQuantizer(nn.Module):
             added is the code as it is, in both.
     """
 
-    ema_hits_KV: Tensor
-
     def __init__(
         self,
         pyramid: ScalePyramid,
@@ -196,7 +194,7 @@ class MultiScaleQuantizer(nn.Module):
         # Codes that a remedy wrote anew since weight averaging last asked (``replace_codes``).
         self.replaced_codes: set[int] = set()
         # Running hit counts that the released checkpoints carry; kept so that they leave as they came.
-        self.register_buffer("ema_hits_KV", torch.zeros(pyramid.num_scales, vocab_size))
+        self.ema_hits_KV = nn.Buffer(torch.zeros(pyramid.num_scales, vocab_size))
 
     @outside_autocast
     def forward(self, f_BZhw: Tensor, kept_scales_B: Tensor | None = None) -> QuantizerOutput:
@@ -220,14 +218,9 @@ class MultiScaleQuantizer(nn.Module):
             indices.append(idx_Bl)
             residuals.append(rows_BlZ)
         f_hat_BhwZ = f_hat_BhwZ.detach()
-        straight_through_BhwZ = (f_hat_BhwZ - target_BhwZ) + f_BhwZ
-        return QuantizerOutput(
-            f_hat_straight_through_BZhw=_channel_first(straight_through_BhwZ),
-            f_hat_BZhw=_channel_first(f_hat_BhwZ),
-            loss=loss / self.pyramid.num_scales,
-            idx_BL=torch.cat(indices, dim=1),
-            residuals_BlZ=tuple(residuals),
-        )
+        straight_through_BZhw = _channel_first((f_hat_BhwZ - target_BhwZ) + f_BhwZ)
+        loss, idx_BL = loss / self.pyramid.num_scales, torch.cat(indices, dim=1)
+        return QuantizerOutput(straight_through_BZhw, _channel_first(f_hat_BhwZ), loss, idx_BL, tuple(residuals))
 
     @torch.no_grad()
     @outside_autocast

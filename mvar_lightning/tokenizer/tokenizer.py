@@ -203,8 +203,6 @@ class MultiScaleTokenizer(nn.Module):
 
 
 # Whose tokens they are: a transformer has to speak its tokenizer's, and a hash says which tokenizer that was.
-
-
 class SpeaksTokens(Protocol):
     """What of a transformer has to agree with its tokenizer."""
 

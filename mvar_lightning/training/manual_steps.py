@@ -57,11 +57,7 @@ def total_steps(trainer: L.Trainer, accumulate: int) -> float:
 
 
 def check_finite(terms: dict[str, Tensor], trainer: L.Trainer) -> None:
-    """Stop the run where a process has a term that is not finite: in training on all of them together.
-
-    Raises:
-        UserError: names the first such term, the step and the last good checkpoint.
-    """
+    """Stop the run where a process has a term that is not finite: in training all of them together."""
     values = torch.stack([term.detach().float() for term in terms.values()])
     bad = (~values.isfinite()).float()
     # validation batches may differ in number between processes: no talk there, who stops ends the others
@@ -94,11 +90,7 @@ def _written_at(path: str) -> int:
 
 
 def check_trainer(trainer: L.Trainer) -> None:
-    """Refuse settings of the trainer that a module with its own steps has to be given itself.
-
-    Raises:
-        UserError: gradient clipping, accumulation, or a precision that needs loss scaling.
-    """
+    """Refuse clipping and accumulation, which a module with its own steps has to be given itself, and loss scaling."""
     for name, unset in (("gradient_clip_val", (None, 0)), ("accumulate_grad_batches", (1,))):
         value = getattr(trainer, name)
         if value not in unset:
@@ -113,12 +105,7 @@ def check_trainer(trainer: L.Trainer) -> None:
 
 
 def check_weights(checkpoint: dict[str, Any]) -> None:
-    """Refuse to write weights that a gradient which was not finite has spoiled: the checkpoint before stays.
-
-    Raises:
-        UserError: names the first such tensor, of the weights in training, their averages or an optimizer's moments,
-            and the step.
-    """
+    """Refuse to write weights, averages or moments that a gradient which was not finite has spoiled."""
     for part in ("state_dict", "current_model_state"):
         for name, tensor in checkpoint.get(part, {}).items():
             if not tensor.isfinite().all():
@@ -138,11 +125,7 @@ def check_weights(checkpoint: dict[str, Any]) -> None:
 
 
 def check_discriminator(checkpoint: dict[str, Any], has_one: bool) -> None:
-    """Refuse a checkpoint with another set of optimizers before any weight is touched.
-
-    Raises:
-        UserError: one of run and checkpoint has a discriminator.
-    """
+    """Refuse a checkpoint with another set of optimizers before any weight is touched."""
     theirs = any(key.startswith("adversarial.") for key in checkpoint["state_dict"])
     if theirs != has_one:
         raise UserError(
@@ -163,11 +146,7 @@ def count_earlier_steps(checkpoint: dict[str, Any]) -> None:
 
 @rank_zero_only
 def warn_of_poor_data(trainer: L.Trainer, tokenizer: MultiScaleTokenizer, image_B3HW: Tensor) -> None:
-    """Of data that no tokenizer learns much from: constant images, a single one, fewer tokens than codes.
-
-    Args:
-        image_B3HW: the run's first batch.
-    """
+    """Of data that no tokenizer learns much from: constant first images, a single one, fewer tokens than codes."""
     if bool((image_B3HW.amax((2, 3)) == image_B3HW.amin((2, 3))).all()):
         log.warning(
             f"images: all {len(image_B3HW)} of the first batch are of one color each; "

@@ -147,12 +147,11 @@ def loss_of_groups(
 
     The largest group comes first, while the parameters have no gradients yet. The backward pass of the loss that is
     returned adds the last group's gradient and, through the shared inputs (embeddings, history, modulations), that of
-    all groups. So each parameter has its whole gradient only after it, and DDP reduces once.
+    all groups. So each parameter has its whole gradient only after it, and DDP reduces once. One group over all scales
+    is the plain step.
 
     Args:
         x_BLZ, label_B: as in `NextScaleTransformer.forward`.
-        idx_BL: the right tokens.
-        groups: of consecutive scales. One group over all scales is the plain step.
         accumulated: batches of an optimizer step; the caller divides what is returned by it, as Lightning does.
 
     Returns:

@@ -302,12 +302,7 @@ class TokenizerModule(L.LightningModule):
 
 
 def start_from(tokenizer: MultiScaleTokenizer, path: str) -> None:
-    """Take over the weights of another tokenizer, in place.
-
-    Args:
-        tokenizer: the one to start.
-        path: a saved folder, a run's folder or Lightning checkpoint of this suite, or a released file
-            (``vae_ch160v4096z32.pth``), whose scales are taken to be the tokenizer's.
+    """Take over the weights of another tokenizer, in place; a released file's scales are taken to be the tokenizer's.
 
     Raises:
         UserError: no such file, or a tokenizer of other sizes.
