@@ -29,11 +29,10 @@ from mvar_lightning.tools.compute import table
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
+
 # Resizing between the maps of the pyramid as two small matrix products. Area averaging and bicubic interpolation are
 # linear and separable, so a square map changes its side by one matrix applied to its rows and columns. The matrices are
 # read off ``F.interpolate`` itself, and working channel-last spares the permutations between token rows and maps.
-
-
 @table(maxsize=256)
 def resize_matrix(source: int, target: int, mode: str, device: torch.device) -> Tensor:
     """The (target, source) float32 matrix of ``F.interpolate(..., mode=mode)`` along one dimension."""

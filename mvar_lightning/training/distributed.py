@@ -94,12 +94,10 @@ def whole(shard: Tensor, like: Tensor) -> Tensor:
 
 def load_whole(into: Tensor, value: Tensor) -> None:
     """Copy a whole tensor into a parameter, each process its part."""
+    if isinstance(into, DTensor):
+        value = distribute_tensor(value.to(into.device_mesh.device_type), into.device_mesh, into.placements)
     with torch.no_grad():
-        if not isinstance(into, DTensor):
-            into.copy_(value)
-            return
-        device = into.device_mesh.device_type
-        into.copy_(distribute_tensor(value.to(device), into.device_mesh, into.placements))
+        into.copy_(value)
 
 
 def gathered(model: NextScaleTransformer) -> NextScaleTransformer:
@@ -107,8 +105,7 @@ def gathered(model: NextScaleTransformer) -> NextScaleTransformer:
     if not isinstance(model, FSDPModule):
         return model
     state = {name: whole(local(tensor), like=tensor) for name, tensor in model.state_dict().items()}
-    copy = on_meta(lambda: NextScaleTransformer.from_config(model.config))
-    return fill(copy, state)
+    return fill(on_meta(lambda: NextScaleTransformer.from_config(model.config)), state)
 
 
 def log_means(module: L.LightningModule, named: Mapping[str, Tensor], images: int) -> None:

@@ -23,8 +23,6 @@ from mvar_lightning.tools.processes import sum_over_ranks
 
 log = logging.getLogger(__name__)
 
-PRECISIONS = ("32-true", "bf16-mixed")
-
 
 def as_list(one_or_many: Any) -> list[Any]:
     """What Lightning gives as a list only where there are several."""
@@ -89,21 +87,6 @@ def _written_at(path: str) -> int:
         return 0
 
 
-def check_trainer(trainer: L.Trainer) -> None:
-    """Refuse clipping and accumulation, which a module with its own steps has to be given itself, and loss scaling."""
-    for name, unset in (("gradient_clip_val", (None, 0)), ("accumulate_grad_batches", (1,))):
-        value = getattr(trainer, name)
-        if value not in unset:
-            raise UserError(
-                f"trainer.{name} {value}: this module takes its optimizer steps itself; set model.{name} instead"
-            )
-    if trainer.precision not in PRECISIONS:
-        raise UserError(
-            f"trainer.precision {trainer.precision}: tokenizers train in {' or '.join(PRECISIONS)} "
-            "(half precision would need one loss scale for two optimizers)"
-        )
-
-
 def check_weights(checkpoint: dict[str, Any]) -> None:
     """Refuse to write weights, averages or moments that a gradient which was not finite has spoiled."""
     for part in ("state_dict", "current_model_state"):
@@ -122,26 +105,6 @@ def check_weights(checkpoint: dict[str, Any]) -> None:
                         f"{checkpoint['global_step']}: that parameter would never move again; no checkpoint of it is "
                         "written, the one before stays; lower lr or set model.gradient_clip_val"
                     )
-
-
-def check_discriminator(checkpoint: dict[str, Any], has_one: bool) -> None:
-    """Refuse a checkpoint with another set of optimizers before any weight is touched."""
-    theirs = any(key.startswith("adversarial.") for key in checkpoint["state_dict"])
-    if theirs != has_one:
-        raise UserError(
-            f"this checkpoint was written {'with' if theirs else 'without'} a discriminator, this run is "
-            f"{'without' if theirs else 'with'} one: keep model.adversarial as it was, or start a new run with "
-            "model.init_from"
-        )
-
-
-def count_earlier_steps(checkpoint: dict[str, Any]) -> None:
-    """Take over the steps of a checkpoint from before the module took them itself: Lightning counts these elsewhere."""
-    loop = checkpoint.get("loops", {}).get("fit_loop", {})
-    progress = loop.get("epoch_loop.manual_optimization.optim_step_progress")
-    if progress is not None and progress["total"]["completed"] == 0:
-        steps = checkpoint["global_step"]
-        progress["total"] = {"ready": steps, "completed": steps}
 
 
 @rank_zero_only

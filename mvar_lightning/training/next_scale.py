@@ -256,8 +256,6 @@ class NextScaleModule(L.LightningModule):
 
 
 # The published families: each names its defaults on the three axes and changes nothing else.
-
-
 class VARModule(NextScaleModule):
     """VAR (arXiv 2404.02905): full attention, no history, VAR's blocks."""
 

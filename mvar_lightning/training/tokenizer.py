@@ -48,11 +48,8 @@ from mvar_lightning.tools.drawing import normalize
 from mvar_lightning.training.distributed import joined_generator, log_means, seed_batch
 from mvar_lightning.training.manual_steps import (
     as_list,
-    check_discriminator,
     check_finite,
-    check_trainer,
     check_weights,
-    count_earlier_steps,
     total_steps,
     warn_of_poor_data,
     window_of,
@@ -154,8 +151,19 @@ class TokenizerModule(L.LightningModule):
 
     def configure_callbacks(self) -> list[L.Callback]:
         """Adds none: this is the one hook before Lightning refuses the trainer's settings in words of its own."""
-        if self.trainer.state.fn == TrainerFn.FITTING:
-            check_trainer(self.trainer)
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            return []
+        for name, unset in (("gradient_clip_val", (None, 0)), ("accumulate_grad_batches", (1,))):
+            value = getattr(self.trainer, name)
+            if value not in unset:
+                raise UserError(
+                    f"trainer.{name} {value}: this module takes its optimizer steps itself; set model.{name} instead"
+                )
+        if self.trainer.precision not in ("32-true", "bf16-mixed"):
+            raise UserError(
+                f"trainer.precision {self.trainer.precision}: tokenizers train in 32-true or bf16-mixed "
+                "(half precision would need one loss scale for two optimizers)"
+            )
         return []
 
     def setup(self, stage: str) -> None:
@@ -297,8 +305,19 @@ class TokenizerModule(L.LightningModule):
         Record(self.tokenizer.config, fingerprint_of(self.tokenizer, state)).write_into(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_discriminator(checkpoint, self.adversarial is not None)
-        count_earlier_steps(checkpoint)
+        # another set of optimizers is refused before any weight is touched
+        theirs = any(key.startswith("adversarial.") for key in checkpoint["state_dict"])
+        if theirs != (self.adversarial is not None):
+            raise UserError(
+                f"this checkpoint was written {'with' if theirs else 'without'} a discriminator, this run is "
+                f"{'without' if theirs else 'with'} one: keep model.adversarial as it was, or start a new run with "
+                "model.init_from"
+            )
+        # of a checkpoint from before the module took its steps itself: Lightning counted these elsewhere
+        loop, steps = checkpoint.get("loops", {}).get("fit_loop", {}), checkpoint["global_step"]
+        progress = loop.get("epoch_loop.manual_optimization.optim_step_progress")
+        if progress is not None and progress["total"]["completed"] == 0:
+            progress["total"] = {"ready": steps, "completed": steps}
 
 
 def start_from(tokenizer: MultiScaleTokenizer, path: str) -> None:

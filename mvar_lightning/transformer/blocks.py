@@ -174,9 +174,6 @@ class ModulatedHead(nn.Module):
         self.linear.weight.mul_(HEAD_SCALE)  # all codes start nearly equally likely
         self.modulation.linear.weight.mul_(ADALN_SCALE)
 
-    def forward(self, x_BlC: Tensor, modulation_B12C: Tensor) -> Tensor:
-        return self.classify(self.features(x_BlC, modulation_B12C))
-
     def features(self, x_BlC: Tensor, modulation_B12C: Tensor) -> Tensor:
         """What the classifier reads, in its precision."""
         scale, shift = modulation_B12C.unbind(2)

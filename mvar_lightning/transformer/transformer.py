@@ -292,8 +292,6 @@ def _to_compute_dtype(x: Tensor) -> Tensor:
 # - ``init_weights(std)`` draws the parameters that are its own, not those of its submodules;
 # - ``scale_weights(depth, gamma_init)`` puts factors on what has been drawn, its submodules' included;
 # - ``no_weight_decay()`` names parameters, its own or its submodules', that an optimizer must not let decay.
-
-
 @torch.no_grad()
 def init_weights(model: nn.Module, *, width: int, depth: int, gamma_init: float) -> None:
     """Initialize a transformer in place. By default weights are drawn with the base deviation and biases are zero.
