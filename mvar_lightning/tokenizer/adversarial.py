@@ -22,8 +22,7 @@ from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer.discriminator import Augmentation, Discriminator
 from mvar_lightning.tools.processes import sum_over_ranks, world_size
 
-SMALL = 1e-4
-"""Added to the norm that divides in the adaptive weight, as in VQGAN."""
+SMALL = 1e-4  # added to the norm that divides in the adaptive weight, as in VQGAN
 
 
 class AdversarialTerms(NamedTuple):

@@ -32,8 +32,7 @@ WAY_OUT = f"download {VGG_ADDRESS} (SHA-256 starts with {VGG_HASH})"
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 """Widths of VGG16's convolutions between its poolings; LPIPS looks at the last map of each stage."""
 
-SMALLEST = 2 ** (len(STAGES) - 1)
-"""Side in pixels below which the last stage has no map."""
+SMALLEST = 2 ** (len(STAGES) - 1)  # side in pixels below which the last stage has no map
 
 
 class LPIPS(nn.Module):

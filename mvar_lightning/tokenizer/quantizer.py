@@ -52,8 +52,7 @@ def resize(map_BssZ: Tensor, target: int, mode: str) -> Tensor:
 
 # Scale dropout: some images of a batch are rebuilt from their first scales alone, so these must carry an image.
 
-FIRST_KEPT = 3
-"""Fewest scales an image keeps, where nothing else is said."""
+FIRST_KEPT = 3  # fewest scales an image keeps, where nothing else is said
 
 
 def check_scale_dropout(probability: float, num_scales: int, first: int = FIRST_KEPT) -> None:

@@ -1,4 +1,4 @@
-"""Optimizer steps taken by a module itself (Lightning's manual optimization), with what its trainer no longer does.
+"""What a module that takes its optimizer steps itself does in place of its trainer: windows of batches, and checks.
 
 Lightning counts each step of each of its optimizers (issues 17958, 17167): with a discriminator ``global_step``, and
 with it checkpoints and schedules, would run at double speed. Here the first optimizer alone is counted.
@@ -42,16 +42,6 @@ def window_of(trainer: L.Trainer, batch_idx: int, accumulate: int) -> Window:
     # its own size counts, not the usual one: a step is the mean over the batches that it has
     last = min(first + accumulate, trainer.num_training_batches)
     return Window(size=int(last - first), closes=batch_idx + 1 >= last or trainer.is_last_batch)
-
-
-def total_steps(trainer: L.Trainer, accumulate: int) -> float:
-    """Optimizer steps of the run, infinite where it has no end; Lightning's own number knows no accumulation."""
-    steps = trainer.estimated_stepping_batches  # also makes the loaders, where their length is needed
-    batches = trainer.num_training_batches
-    if trainer.max_epochs in (-1, None) or math.isinf(steps) or math.isinf(batches):
-        return steps if steps >= 0 else math.inf
-    whole = math.ceil(batches / accumulate) * max(trainer.max_epochs or 1, 1)
-    return whole if trainer.max_steps == -1 else min(whole, trainer.max_steps)
 
 
 def check_finite(terms: dict[str, Tensor], trainer: L.Trainer) -> None:

@@ -29,16 +29,10 @@ from mvar_lightning.training.distributed import log_means, seed_batch, shard_whe
 from mvar_lightning.training.optimizers import HeldLine, ScheduledAdamW, parameter_groups
 from mvar_lightning.training.scale_groups import ScaleGroups, kept_of_token, loss_of_groups
 from mvar_lightning.training.token_loss import TokenLoss, token_loss
-from mvar_lightning.transformer import (
-    BlockDesign,
-    History,
-    LlamaBlocks,
-    NextScaleTransformer,
-    NoHistory,
-    SlidingWindowHistory,
-    VARBlocks,
-    acceleration,
-)
+from mvar_lightning.transformer import acceleration
+from mvar_lightning.transformer.blocks import BlockDesign, LlamaBlocks, VARBlocks
+from mvar_lightning.transformer.history import History, NoHistory, SlidingWindowHistory
+from mvar_lightning.transformer.transformer import NextScaleTransformer
 
 
 class NextScaleModule(L.LightningModule):

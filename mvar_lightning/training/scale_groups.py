@@ -242,8 +242,7 @@ def _listed(said: list[list[int | str]], num_scales: int) -> tuple[range, ...]:
 # What autograd keeps for the backward pass, in bytes: it makes a size such as 4GB into groups.
 
 
-MEASURED_TOKENS = 64
-"""At least so many tokens of one image, if there are as many, stand for all."""
+MEASURED_TOKENS = 64  # at least so many tokens of one image, if there are as many, stand for all
 
 
 class KeptForBackward:

@@ -6,6 +6,7 @@ Shapes: B batch, L all tokens, K scales, HW pixels.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, cast
@@ -25,35 +26,14 @@ from mvar_lightning.checkpoints.official import import_tokenizer
 from mvar_lightning.data.image_data import run_data
 from mvar_lightning.errors import UserError
 from mvar_lightning.metrics.codebook_usage import CodebookUsage
-from mvar_lightning.tokenizer import (
-    AdversarialLoss,
-    CodebookRemedy,
-    DataDependentInit,
-    DeadCodeRestart,
-    EntropyLoss,
-    L1Loss,
-    L2Loss,
-    LossPart,
-    MultiScaleTokenizer,
-    QuantizerLoss,
-    TokenizerOutput,
-    check_scale_dropout,
-    draw_kept_scales,
-    fingerprint_of,
-)
-from mvar_lightning.tokenizer.losses import WeightedLoss
-from mvar_lightning.tokenizer.quantizer import FIRST_KEPT
-from mvar_lightning.tokenizer.tokenizer import TRAINING_ONLY
+from mvar_lightning.tokenizer.adversarial import AdversarialLoss
+from mvar_lightning.tokenizer.codebook import CodebookRemedy, DataDependentInit, DeadCodeRestart
+from mvar_lightning.tokenizer.losses import EntropyLoss, L1Loss, L2Loss, LossPart, QuantizerLoss, WeightedLoss
+from mvar_lightning.tokenizer.quantizer import FIRST_KEPT, check_scale_dropout, draw_kept_scales
+from mvar_lightning.tokenizer.tokenizer import TRAINING_ONLY, MultiScaleTokenizer, TokenizerOutput, fingerprint_of
 from mvar_lightning.tools.drawing import normalize
 from mvar_lightning.training.distributed import joined_generator, log_means, seed_batch
-from mvar_lightning.training.manual_steps import (
-    as_list,
-    check_finite,
-    check_weights,
-    total_steps,
-    warn_of_poor_data,
-    window_of,
-)
+from mvar_lightning.training.manual_steps import as_list, check_finite, check_weights, warn_of_poor_data, window_of
 from mvar_lightning.training.optimizers import TokenizerAdamW, tokenizer_optimizers
 
 log = logging.getLogger(__name__)
@@ -295,7 +275,15 @@ class TokenizerModule(L.LightningModule):
             self.log_dict({f"codebook/{stem}_scale_{scale}": value for scale, value in enumerate(value_K.reshape(-1))})
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        steps = total_steps(self.trainer, self.accumulate_grad_batches)
+        trainer = self.trainer
+        steps = trainer.estimated_stepping_batches  # also makes the loaders, where their length is needed
+        batches, epochs = trainer.num_training_batches, trainer.max_epochs
+        if epochs in (-1, None) or math.isinf(steps) or math.isinf(batches):
+            steps = steps if steps >= 0 else math.inf
+        else:
+            # Lightning's own number knows no accumulation
+            steps = math.ceil(batches / self.accumulate_grad_batches) * max(epochs or 1, 1)
+            steps = steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
         return tokenizer_optimizers(self.tokenizer, self.adversarial, self.settings, steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

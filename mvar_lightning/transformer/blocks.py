@@ -23,8 +23,7 @@ from mvar_lightning.transformer.linear import Linear, activated_linear, linear, 
 from mvar_lightning.transformer.positions import LearnedPositions, LevelMLP, PyramidRotation
 
 MAX_LOG_SCALE = math.log(100.0)
-NORM_FLOOR = 1e-12
-"""Shortest length a query or key is divided by (that of `F.normalize`)."""
+NORM_FLOOR = 1e-12  # shortest length a query or key is divided by (that of `F.normalize`)
 
 HEAD_SCALE, ADALN_SCALE = 0.02, 0.5
 """Factors on the first weights of the classifier and of modulations, their gates aside."""

@@ -81,10 +81,10 @@ class LearnedPositions(nn.Module):
         counts = [self.pyramid.tokens_of(scale) for scale in scales]
         levels = [self.level.weight[scale].expand(n, -1) for scale, n in zip(scales, counts, strict=True)]
         positions = self.token[:, self.pyramid.span(scales)] + torch.cat(levels)
-        if scales.start == 0:
-            first = self.pyramid.first_tokens
-            return torch.cat([positions[:, :first] + self.start, positions[:, first:]], dim=1)
-        return positions
+        if scales.start > 0:
+            return positions
+        first = self.pyramid.first_tokens
+        return torch.cat([positions[:, :first] + self.start, positions[:, first:]], dim=1)
 
 
 class LevelMLP(nn.Module):
