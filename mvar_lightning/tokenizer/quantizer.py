@@ -13,9 +13,8 @@ channel-last (BhwZ), so that a map's positions are token rows without a copy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import wraps
-from typing import Any, NamedTuple, TypeVar, cast
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,8 +25,6 @@ from mvar_lightning.errors import UserError
 from mvar_lightning.pyramid import ScalePyramid
 from mvar_lightning.tokenizer.nearest import NearestCode, code_metric
 from mvar_lightning.tools.compute import table
-
-Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 # Resizing between the maps of the pyramid as two small matrix products. Area averaging and bicubic interpolation are
@@ -98,17 +95,6 @@ class QuantizerOutput(NamedTuple):
     loss: Tensor
     idx_BL: Tensor
     residuals_BlZ: tuple[Tensor, ...]
-
-
-def outside_autocast(method: Method) -> Method:
-    """Run a method with autocast switched off on the device of its first argument."""
-
-    @wraps(method)
-    def run(self: Any, first: Tensor, *args: Any, **kwargs: Any) -> Any:
-        with torch.autocast(first.device.type, enabled=False):
-            return method(self, first, *args, **kwargs)
-
-    return cast(Method, run)
 
 
 class Phi(nn.Conv2d):
@@ -194,7 +180,6 @@ class MultiScaleQuantizer(nn.Module):
         # Running hit counts that the released checkpoints carry; kept so that they leave as they came.
         self.ema_hits_KV = nn.Buffer(torch.zeros(pyramid.num_scales, vocab_size))
 
-    @outside_autocast
     def forward(self, f_BZhw: Tensor, kept_scales_B: Tensor | None = None) -> QuantizerOutput:
         """Quantize a latent map for training (the reference's ``forward``).
 
@@ -205,26 +190,28 @@ class MultiScaleQuantizer(nn.Module):
             kept_scales_B: where given, image b's f_hat ends with its first ``kept_scales_B[b]`` scales, and its loss is
                 the mean over these. Tokens and residuals are those of all scales.
         """
-        f_BhwZ = self._channel_last(f_BZhw)
-        target_BhwZ = f_BhwZ.detach()
-        keep_KB = self._keep(kept_scales_B, len(f_BhwZ), f_BhwZ.device)
-        f_hat_BhwZ, loss = torch.zeros_like(target_BhwZ), target_BhwZ.new_zeros(())
-        indices, residuals = [], []
-        for keep_B, (idx_Bl, rows_BlZ, h_BhwZ) in zip(keep_KB, self._residual_steps(f_BhwZ), strict=True):
-            f_hat_BhwZ = f_hat_BhwZ + (h_BhwZ if keep_B is None else h_BhwZ * (keep_B > 0).view(-1, 1, 1, 1))
-            loss = loss + _mse(f_hat_BhwZ, target_BhwZ, keep_B) + self.beta * _mse(f_hat_BhwZ.detach(), f_BhwZ, keep_B)
-            indices.append(idx_Bl)
-            residuals.append(rows_BlZ)
-        f_hat_BhwZ = f_hat_BhwZ.detach()
-        straight_through_BZhw = _channel_first((f_hat_BhwZ - target_BhwZ) + f_BhwZ)
-        loss, idx_BL = loss / self.pyramid.num_scales, torch.cat(indices, dim=1)
-        return QuantizerOutput(straight_through_BZhw, _channel_first(f_hat_BhwZ), loss, idx_BL, tuple(residuals))
+        with torch.autocast(f_BZhw.device.type, enabled=False):
+            f_BhwZ = self._channel_last(f_BZhw)
+            target_BhwZ = f_BhwZ.detach()
+            keep_KB = self._keep(kept_scales_B, len(f_BhwZ), f_BhwZ.device)
+            f_hat_BhwZ, loss = torch.zeros_like(target_BhwZ), target_BhwZ.new_zeros(())
+            indices, residuals = [], []
+            for keep_B, (idx_Bl, rows_BlZ, h_BhwZ) in zip(keep_KB, self._residual_steps(f_BhwZ), strict=True):
+                f_hat_BhwZ = f_hat_BhwZ + (h_BhwZ if keep_B is None else h_BhwZ * (keep_B > 0).view(-1, 1, 1, 1))
+                loss = loss + _mse(f_hat_BhwZ, target_BhwZ, keep_B)
+                loss = loss + self.beta * _mse(f_hat_BhwZ.detach(), f_BhwZ, keep_B)
+                indices.append(idx_Bl)
+                residuals.append(rows_BlZ)
+            f_hat_BhwZ = f_hat_BhwZ.detach()
+            straight_through_BZhw = _channel_first((f_hat_BhwZ - target_BhwZ) + f_BhwZ)
+            loss, idx_BL = loss / self.pyramid.num_scales, torch.cat(indices, dim=1)
+            return QuantizerOutput(straight_through_BZhw, _channel_first(f_hat_BhwZ), loss, idx_BL, tuple(residuals))
 
     @torch.no_grad()
-    @outside_autocast
     def encode(self, f_BZhw: Tensor) -> Tensor:
         """Token pyramid of a latent map: int64 (B, L), coarse to fine."""
-        return torch.cat([idx_Bl for idx_Bl, _, _ in self._residual_steps(self._channel_last(f_BZhw))], dim=1)
+        with torch.autocast(f_BZhw.device.type, enabled=False):
+            return torch.cat([idx_Bl for idx_Bl, _, _ in self._residual_steps(self._channel_last(f_BZhw))], dim=1)
 
     def f_hat(self, idx_BL: Tensor) -> Tensor:
         """The quantized latent of a token pyramid: float32 (B, Z, h, w)."""
@@ -249,15 +236,15 @@ class MultiScaleQuantizer(nn.Module):
         """Codes of token indices: (B, l) -> (B, l, Z)."""
         return self.codebook(idx_Bl)
 
-    @outside_autocast
     def accumulate(self, f_hat_BZhw: Tensor, codes_BlZ: Tensor, scale: int) -> Tensor:
         """Add one scale's codes (or mixtures of codes) to the quantized latent; gives a new map."""
-        return f_hat_BZhw + _channel_first(self._contribution(codes_BlZ.float(), scale))
+        with torch.autocast(f_hat_BZhw.device.type, enabled=False):
+            return f_hat_BZhw + _channel_first(self._contribution(codes_BlZ.float(), scale))
 
-    @outside_autocast
     def next_input(self, f_hat_BZhw: Tensor, scale: int) -> Tensor:
         """What the transformer reads for ``scale``: f_hat averaged down to its map, (B, l, Z) float32."""
-        return self._rows(self._channel_last(f_hat_BZhw), scale)
+        with torch.autocast(f_hat_BZhw.device.type, enabled=False):
+            return self._rows(self._channel_last(f_hat_BZhw), scale)
 
     def teacher_input(self, idx_BL: Tensor) -> Tensor:
         """Inputs of all scales but the first, given the right tokens: (B, L - first, Z) float32.
