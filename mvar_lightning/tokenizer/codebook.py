@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer.nearest import CodeMetric, NearestCode
@@ -34,16 +35,14 @@ class CodebookRemedy(nn.Module, ABC):
         """Called once, when the tokenizer is there: make the buffers that depend on its sizes."""
 
     def before_step(
-        self, tokenizer: MultiScaleTokenizer, image_B3HW: Tensor, optimizer: torch.optim.Optimizer | None = None
+        self, tokenizer: MultiScaleTokenizer, image_B3HW: Tensor, optimizer: Optimizer | None = None
     ) -> None:
         """Called before the forward of a batch, with the tokenizer's optimizer."""
 
     def between_batches(self, tokenizer: MultiScaleTokenizer, output: TokenizerOutput) -> None:
         """Called after each batch of an accumulated step but the last, with its output."""
 
-    def after_step(
-        self, tokenizer: MultiScaleTokenizer, output: TokenizerOutput, optimizer: torch.optim.Optimizer
-    ) -> None:
+    def after_step(self, tokenizer: MultiScaleTokenizer, output: TokenizerOutput, optimizer: Optimizer) -> None:
         """Called after the step of the tokenizer's optimizer, with the last forward's output.
 
         May rewrite codes, and then resets their moments in the optimizer.
@@ -90,7 +89,7 @@ def k_means(rows_NZ: Tensor, number: int, metric: CodeMetric, iterations: int, g
 
 @torch.no_grad()
 def replace_codes(
-    tokenizer: MultiScaleTokenizer, index_n: Tensor, codes_nZ: Tensor, optimizer: torch.optim.Optimizer | None
+    tokenizer: MultiScaleTokenizer, index_n: Tensor, codes_nZ: Tensor, optimizer: Optimizer | None
 ) -> None:
     """Write codes into the codebook. They have no past: their moments in the optimizer become zero, and weight
     averaging takes them as they are (``take_replaced_codes``)."""
@@ -133,7 +132,7 @@ class DataDependentInit(CodebookRemedy):
 
     @torch.no_grad()
     def before_step(
-        self, tokenizer: MultiScaleTokenizer, image_B3HW: Tensor, optimizer: torch.optim.Optimizer | None = None
+        self, tokenizer: MultiScaleTokenizer, image_B3HW: Tensor, optimizer: Optimizer | None = None
     ) -> None:
         if self.done:
             return
@@ -221,9 +220,7 @@ class DeadCodeRestart(CodebookRemedy):
         self._count(tokenizer, output.idx_BL)
 
     @torch.no_grad()
-    def after_step(
-        self, tokenizer: MultiScaleTokenizer, output: TokenizerOutput, optimizer: torch.optim.Optimizer
-    ) -> None:
+    def after_step(self, tokenizer: MultiScaleTokenizer, output: TokenizerOutput, optimizer: Optimizer) -> None:
         self.steps.add_(1)
         step = int(self.steps)
         self._count(tokenizer, output.idx_BL)
@@ -253,7 +250,7 @@ class DeadCodeRestart(CodebookRemedy):
             self.reservoir_KRZ[scale, index_N] = torch.where(finite_N1, new_NZ, old_NZ)
             self.filled_K[scale] += len(new_NZ)
 
-    def _restart(self, tokenizer: MultiScaleTokenizer, optimizer: torch.optim.Optimizer, step: int) -> None:
+    def _restart(self, tokenizer: MultiScaleTokenizer, optimizer: Optimizer, step: int) -> None:
         even_K1 = self.hits_KV.sum(dim=1, keepdim=True) / tokenizer.vocab_size
         dead_n = (self.hits_KV < self.threshold * even_K1).all(dim=0).nonzero().flatten()
         if not len(dead_n):

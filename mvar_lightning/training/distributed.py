@@ -124,15 +124,10 @@ def seed_batch(module: L.LightningModule, batch_idx: int) -> None:
     Draws then do not depend on what came before: label dropout and stochastic depth of an interrupted run are those of
     an uninterrupted one, without any generator state to restore.
     """
-    torch.manual_seed(_seed(module, batch_idx, module.global_rank))
+    torch.manual_seed(seed_of_batch(module, batch_idx, module.global_rank))
 
 
-def joined_generator(module: L.LightningModule, batch_idx: int) -> torch.Generator:
-    """Draws on all processes what torch's own generator draws first for this batch on one process alone."""
-    return torch.Generator().manual_seed(_seed(module, batch_idx, rank=0))
-
-
-def _seed(module: L.LightningModule, batch_idx: int, rank: int) -> int:
+def seed_of_batch(module: L.LightningModule, batch_idx: int, rank: int) -> int:
     run_seed = os.environ.get("PL_GLOBAL_SEED", "0")
     batch = f"{run_seed}/{module.current_epoch}/{batch_idx}/{rank}"
     return int.from_bytes(hashlib.sha256(batch.encode()).digest()[:7], "big")

@@ -170,8 +170,7 @@ def tokenizer_optimizers(
     if adversarial is None:
         return cast(OptimizerLRScheduler, ours)
     adversarial.plan(steps)
-    start = adversarial.start_step
-    if start >= steps:
+    if (start := adversarial.start_step) >= steps:
         rank_zero_only(log.warning)(
             f"adversarial.start: the discriminator would start at step {start}, but the run ends at step {steps}: "
             "it never starts; train longer or set an earlier start"

@@ -32,7 +32,7 @@ from mvar_lightning.tokenizer.losses import EntropyLoss, L1Loss, L2Loss, LossPar
 from mvar_lightning.tokenizer.quantizer import FIRST_KEPT, check_scale_dropout, draw_kept_scales
 from mvar_lightning.tokenizer.tokenizer import TRAINING_ONLY, MultiScaleTokenizer, TokenizerOutput, fingerprint_of
 from mvar_lightning.tools.drawing import normalize
-from mvar_lightning.training.distributed import joined_generator, log_means, seed_batch
+from mvar_lightning.training.distributed import log_means, seed_batch, seed_of_batch
 from mvar_lightning.training.manual_steps import as_list, check_finite, check_weights, warn_of_poor_data, window_of
 from mvar_lightning.training.optimizers import TokenizerAdamW, tokenizer_optimizers
 
@@ -201,7 +201,8 @@ class TokenizerModule(L.LightningModule):
                 raise UserError(f"at step {self.global_step}: {error}") from error
         # what one process would draw for the joined batch, rank zero's images first; of that this process' part
         own, processes, num_scales = len(image_B3HW), self.trainer.world_size, self.tokenizer.pyramid.num_scales
-        generator = joined_generator(self, batch_idx) if processes > 1 else None
+        seed = seed_of_batch(self, batch_idx, rank=0)
+        generator = torch.Generator().manual_seed(seed) if processes > 1 else None
         dropout, device = (self.scale_dropout, self.scale_dropout_keeps), image_B3HW.device
         kept_B = draw_kept_scales(own * processes, num_scales, *dropout, device, generator)
         if kept_B is not None:

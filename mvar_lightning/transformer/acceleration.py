@@ -102,10 +102,7 @@ class ScaleGraphs:
 
 
 def record_scales(model: NextScaleTransformer, record: Record | None = None) -> NextScaleTransformer:
-    """Sample from recorded scales, in place: after `compile_blocks`, if blocks are compiled, and on the final device.
-
-    Args:
-        record: how; CUDA graphs by default.
+    """Sample from recorded scales (CUDA graphs), in place: after `compile_blocks`, if at all, and on the final device.
 
     Raises:
         UserError: no GPU, or a strategy that keeps a cache.

@@ -50,14 +50,9 @@ class SamplingState:
 
     def rows(self, rows: slice) -> SamplingState:
         """The same, of some rows; keys and values are views, the history is that of all images."""
-        return SamplingState(
-            self.class_RC[rows],
-            self.fused_class_RC[rows],
-            [modulation[rows] for modulation in self.modulations],
-            self.head_modulation[rows],
-            self.cache.rows(rows),
-            self.history,
-        )
+        classes = self.class_RC[rows], self.fused_class_RC[rows]
+        modulations = [modulation[rows] for modulation in self.modulations], self.head_modulation[rows]
+        return SamplingState(*classes, *modulations, self.cache.rows(rows), self.history)
 
 
 class NextScaleTransformer(nn.Module):
