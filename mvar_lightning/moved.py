@@ -146,6 +146,7 @@ MOVED = {
     "tokenizer.usage": "tokenizer.codebook metrics.quality",
     "transformer.bf16": "transformer.acceleration",
     "transformer.compiled": "transformer.acceleration",
+    "transformer.init": "transformer.transformer",
     "transformer.layers": "transformer.blocks",
     "transformer.products": "transformer.linear",
     "transformer.rope": "transformer.positions",

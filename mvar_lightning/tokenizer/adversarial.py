@@ -9,9 +9,7 @@ Shapes: B batch, n logits of an image, HW pixels.
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -24,8 +22,7 @@ from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer.discriminator import Augmentation, Discriminator
 from mvar_lightning.tools.processes import sum_over_ranks, world_size
 
-SMALL = 1e-4
-"""Added to the norm that divides in the adaptive weight, as in VQGAN."""
+SMALL = 1e-4  # added to the norm that divides in the adaptive weight, as in VQGAN
 
 
 class AdversarialTerms(NamedTuple):
@@ -78,21 +75,29 @@ class AdversarialLoss(nn.Module):
                 f"AdversarialLoss: weight {weight}, max_adaptive {max_adaptive}, lr {lr}: "
                 "a weight is 0 or more, the others are positive"
             )
-        _check_time("start", start)
-        _check_time("ramp", ramp)
-        self.discriminator = discriminator
-        self.loss = loss or HingeLoss()
+        for name, value in (("start", start), ("ramp", ramp)):
+            if value < 0 or (isinstance(value, float) and value > 1):
+                raise UserError(
+                    f"AdversarialLoss: {name} {value}: give a number of steps (a whole number) or a share of the run "
+                    "in [0, 1]"
+                )
+        self.discriminator, self.loss, self.augment = discriminator, loss or HingeLoss(), augment
         self.weight, self.adaptive, self.max_adaptive = weight, adaptive, max_adaptive
-        self.start, self.ramp = start, ramp
+        self.start, self.start_step, self.ramp, self.ramp_steps = start, 0, ramp, 0
         self.lecam = LeCam(lecam, lecam_decay)
-        self.augment = augment
         self.lr, self.betas = lr, betas
-        self.start_step, self.ramp_steps = 0, 0
 
     def plan(self, total_steps: float) -> None:
         """Turn shares of the run into steps. Raises `UserError` where its length is not known (infinite)."""
-        self.start_step = _steps("start", self.start, total_steps)
-        self.ramp_steps = _steps("ramp", self.ramp, total_steps)
+        for name, value in (("start", self.start), ("ramp", self.ramp)):
+            if isinstance(value, float) and math.isinf(total_steps):
+                raise UserError(
+                    f"AdversarialLoss: {name} {value} is a share of the run, but the run has no end; "
+                    "set trainer.max_steps or give a number of steps"
+                )
+        self.start_step, self.ramp_steps = (
+            value if isinstance(value, int) else round(value * total_steps) for value in (self.start, self.ramp)
+        )
 
     def active(self, step: int) -> bool:
         """Whether the discriminator trains at this step."""
@@ -120,8 +125,15 @@ class AdversarialLoss(nn.Module):
             idle = torch.stack([parameter.sum() for parameter in self.discriminator.parameters()]).sum() * 0
             return AdversarialTerms(rest.new_zeros(()), idle, {})
         reconstruction_B3HW = reconstruction_B3HW.float()
-        with _held_still(self.discriminator):
+        # gradients pass through the discriminator but not to its parameters
+        trained = [parameter for parameter in self.discriminator.parameters() if parameter.requires_grad]
+        try:
+            for parameter in trained:
+                parameter.requires_grad_(False)
             generator = self.loss.generator(self._logits(reconstruction_B3HW))
+        finally:
+            for parameter in trained:
+                parameter.requires_grad_(True)
         factor = self._adaptive_factor(rest, generator, last_layer)
         discriminator, log = self._discriminator_loss(reconstruction_B3HW.detach(), image_B3HW.float(), step)
         log = {"adversarial": generator.detach(), "adversarial_weight": factor * self.strength(step), **log}
@@ -135,8 +147,8 @@ class AdversarialLoss(nn.Module):
     def _discriminator_loss(self, fake_B3HW: Tensor, real_B3HW: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         real_Bn, fake_Bn = self._logits(real_B3HW), self._logits(fake_B3HW)
         loss = self.loss.discriminator(real_Bn, fake_Bn)
-        log = {"discriminator": loss.detach(), "logits_real": real_Bn.detach().mean()}
-        log["logits_fake"] = fake_Bn.detach().mean()
+        means = {"logits_real": real_Bn.detach().mean(), "logits_fake": fake_Bn.detach().mean()}
+        log = {"discriminator": loss.detach(), **means}
         if self.lecam.weight:
             term = self.lecam(real_Bn, fake_Bn)
             loss, log["lecam"] = loss + self.lecam.weight * term, term.detach()
@@ -163,40 +175,6 @@ class AdversarialLoss(nn.Module):
                 )
             norms.append((sum_over_ranks(gradient.float()) / world_size()).norm())
         return (norms[0] / (norms[1] + SMALL)).clamp(max=self.max_adaptive)
-
-
-@contextlib.contextmanager
-def _held_still(module: nn.Module) -> Iterator[None]:
-    """Gradients pass through the module but not to its parameters."""
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
-
-
-def _check_time(name: str, value: int | float) -> None:
-    if value < 0 or (isinstance(value, float) and value > 1):
-        raise UserError(
-            f"AdversarialLoss: {name} {value}: give a number of steps (a whole number) or a share of the run in [0, 1]"
-        )
-
-
-def _steps(name: str, value: int | float, total_steps: float) -> int:
-    if isinstance(value, int):
-        return value
-    if math.isinf(total_steps):
-        raise UserError(
-            f"AdversarialLoss: {name} {value} is a share of the run, but the run has no end; "
-            "set trainer.max_steps or give a number of steps"
-        )
-    return round(value * total_steps)
-
-
-# What a discriminator and the tokenizer want of logits: the loss axis of adversarial training.
 
 
 class GANLoss(AxisMember):
@@ -272,16 +250,12 @@ class LeCam(nn.Module):
         decay: of the running means.
     """
 
-    means_2: Tensor
-    updates: Tensor
-
     def __init__(self, weight: float = 0.0, decay: float = 0.999) -> None:
         super().__init__()
         if weight < 0 or not 0 <= decay < 1:
             raise UserError(f"lecam {weight}, lecam_decay {decay}: give a weight of 0 or more and a decay in [0, 1)")
         self.weight, self.decay = weight, decay
-        self.register_buffer("means_2", torch.zeros(2))
-        self.register_buffer("updates", torch.tensor(0))
+        self.means_2, self.updates = nn.Buffer(torch.zeros(2)), nn.Buffer(torch.tensor(0))
         self._seen: list[Tensor] = []
 
     def forward(self, real_Bn: Tensor, fake_Bn: Tensor) -> Tensor:
@@ -300,4 +274,4 @@ class LeCam(nn.Module):
         step_2 = sum_over_ranks(torch.stack(self._seen).mean(0)) / world_size()
         self._seen = []
         self.means_2.lerp_(step_2, torch.where(self.updates > 0, 1 - self.decay, 1.0))
-        self.updates += 1
+        self.updates.add_(1)

@@ -9,6 +9,7 @@ Shapes: B batch, C width, Z code dim, HW pixels, hw latent map; n tokens of an a
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -103,9 +104,8 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """Double the map: nearest neighbor, then a convolution.
 
-    Without gradient on a CPU both are computed as four 2x2 convolutions of the small map, one for each corner of
-    a doubled pixel: there the 3x3 window covers 2x2 source pixels only. The sums are the same, with 4/9 of the
-    products.
+    Without gradient on a CPU both are computed as four 2x2 convolutions of the small map, one for each corner of a
+    doubled pixel: there the 3x3 window covers 2x2 source pixels only. The sums are the same, with 4/9 of the products.
     """
 
     def __init__(self, channels: int) -> None:
@@ -155,17 +155,12 @@ class Level(nn.Module):
         return self.resample(x_BCHW)
 
 
-class Middle(nn.Module):
+def middle(channels: int, norm_groups: int) -> nn.Sequential:
     """Block, attention, block at the latent's resolution."""
-
-    def __init__(self, channels: int, norm_groups: int) -> None:
-        super().__init__()
-        self.block1 = ResidualBlock(channels, channels, norm_groups)
-        self.attention = AttentionBlock(channels, norm_groups)
-        self.block2 = ResidualBlock(channels, channels, norm_groups)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        return self.block2(self.attention(self.block1(x_BCHW)))
+    parts = OrderedDict[str, nn.Module](block1=ResidualBlock(channels, channels, norm_groups))
+    parts["attention"] = AttentionBlock(channels, norm_groups)
+    parts["block2"] = ResidualBlock(channels, channels, norm_groups)
+    return nn.Sequential(parts)
 
 
 class Encoder(nn.Module):
@@ -182,7 +177,7 @@ class Encoder(nn.Module):
         for i, (before, width) in enumerate(pairwise([channels, *widths])):
             resample = nn.Identity() if i == last else Downsample(width)
             self.levels.append(Level(before, width, num_res_blocks, i == last, resample, norm_groups))
-        self.middle = Middle(widths[last], norm_groups)
+        self.middle = middle(widths[last], norm_groups)
         self.norm_out = GroupNorm(norm_groups, widths[last], eps=NORM_EPS)
         self.conv_out = conv3x3(widths[last], code_dim)
 
@@ -207,7 +202,7 @@ class Decoder(nn.Module):
         widths = level_widths(channels, channel_multipliers, norm_groups)
         last = len(widths) - 1
         self.conv_in = conv3x3(code_dim, widths[last])
-        self.middle = Middle(widths[last], norm_groups)
+        self.middle = middle(widths[last], norm_groups)
         self.levels = nn.ModuleList()
         for i, (width, before) in enumerate(pairwise([*widths, widths[last]])):
             resample = nn.Identity() if i == 0 else Upsample(width)
@@ -223,11 +218,7 @@ class Decoder(nn.Module):
 
 
 def level_widths(channels: int, channel_multipliers: Sequence[int], norm_groups: int) -> list[int]:
-    """Width of each level; every width that is normalized must be a multiple of ``norm_groups``.
-
-    Raises:
-        UserError: no level, a multiplier below 1, or a width that ``norm_groups`` does not divide.
-    """
+    """Width of each level. Raises `UserError` where there is none, or ``norm_groups`` does not divide each."""
     if not channel_multipliers or min(channel_multipliers) < 1:
         raise UserError(f"channel_multipliers {list(channel_multipliers)}: give one positive integer a level")
     widths = [channels * multiplier for multiplier in channel_multipliers]

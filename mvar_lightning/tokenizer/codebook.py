@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer.nearest import CodeMetric, NearestCode
@@ -34,16 +35,14 @@ class CodebookRemedy(nn.Module, ABC):
         """Called once, when the tokenizer is there: make the buffers that depend on its sizes."""
 
     def before_step(
-        self, tokenizer: MultiScaleTokenizer, image_B3HW: Tensor, optimizer: torch.optim.Optimizer | None = None
+        self, tokenizer: MultiScaleTokenizer, image_B3HW: Tensor, optimizer: Optimizer | None = None
     ) -> None:
         """Called before the forward of a batch, with the tokenizer's optimizer."""
 
     def between_batches(self, tokenizer: MultiScaleTokenizer, output: TokenizerOutput) -> None:
         """Called after each batch of an accumulated step but the last, with its output."""
 
-    def after_step(
-        self, tokenizer: MultiScaleTokenizer, output: TokenizerOutput, optimizer: torch.optim.Optimizer
-    ) -> None:
+    def after_step(self, tokenizer: MultiScaleTokenizer, output: TokenizerOutput, optimizer: Optimizer) -> None:
         """Called after the step of the tokenizer's optimizer, with the last forward's output.
 
         May rewrite codes, and then resets their moments in the optimizer.
@@ -54,13 +53,9 @@ class CodebookRemedy(nn.Module, ABC):
 
 
 # What the remedies do to a codebook: choose codes among rows, and write them.
-
-
 def shared_generator(*key: int) -> torch.Generator:
     """A generator that is the same on all processes and after a resume: a function of the key (step, scale) alone."""
-    generator = torch.Generator()
-    generator.manual_seed(hash(key) % 2**63)  # hashes of whole numbers do not vary between runs
-    return generator
+    return torch.Generator().manual_seed(hash(key) % 2**63)  # hashes of whole numbers do not vary between runs
 
 
 def draw_distinct(rows_NZ: Tensor, number: int, generator: torch.Generator, apart_from: Tensor | None = None) -> Tensor:
@@ -94,7 +89,7 @@ def k_means(rows_NZ: Tensor, number: int, metric: CodeMetric, iterations: int, g
 
 @torch.no_grad()
 def replace_codes(
-    tokenizer: MultiScaleTokenizer, index_n: Tensor, codes_nZ: Tensor, optimizer: torch.optim.Optimizer | None
+    tokenizer: MultiScaleTokenizer, index_n: Tensor, codes_nZ: Tensor, optimizer: Optimizer | None
 ) -> None:
     """Write codes into the codebook. They have no past: their moments in the optimizer become zero, and weight
     averaging takes them as they are (``take_replaced_codes``)."""
@@ -114,9 +109,6 @@ def take_replaced_codes(module: nn.Module) -> Iterator[tuple[str, list[int]]]:
             yield f"{name}.codebook.weight".removeprefix("."), index
 
 
-# The remedies themselves.
-
-
 class DataDependentInit(CodebookRemedy):
     """Before the first steps, makes codes of the residuals that the first images leave at every scale.
 
@@ -128,8 +120,6 @@ class DataDependentInit(CodebookRemedy):
         iterations: of k-means; 0 draws residuals.
     """
 
-    done: Tensor
-
     def __init__(self, batches: int = 1, iterations: int = 10) -> None:
         super().__init__()
         if batches < 1:
@@ -137,12 +127,12 @@ class DataDependentInit(CodebookRemedy):
         if iterations < 0:
             raise UserError(f"DataDependentInit: iterations {iterations}: must be 0 or more")
         self.batches, self.iterations = batches, iterations
-        self.register_buffer("done", torch.tensor(False))
+        self.done = nn.Buffer(torch.tensor(False))
         self._latents: list[Tensor] = []
 
     @torch.no_grad()
     def before_step(
-        self, tokenizer: MultiScaleTokenizer, image_B3HW: Tensor, optimizer: torch.optim.Optimizer | None = None
+        self, tokenizer: MultiScaleTokenizer, image_B3HW: Tensor, optimizer: Optimizer | None = None
     ) -> None:
         if self.done:
             return
@@ -152,39 +142,30 @@ class DataDependentInit(CodebookRemedy):
                 "DataDependentInit: the latents of the first images are not finite; check the images for NaN"
             )
         self._latents.append(latent_NZhw)
-        if len(self._latents) == self.batches:
-            self._initialize(tokenizer, torch.cat(self._latents), optimizer)
-            self._latents = []
-            self.done.fill_(True)
-
-    def after_fit(self) -> None:
-        if not self.done:
-            tell(
-                log,
-                f"DataDependentInit: batches {self.batches}: the run ended after {len(self._latents)} and codes kept "
-                "their random start; give fewer",
-            )
-
-    def _initialize(
-        self, tokenizer: MultiScaleTokenizer, latent_NZhw: Tensor, optimizer: torch.optim.Optimizer | None
-    ) -> None:
+        if len(self._latents) < self.batches:
+            return
+        latent_NZhw, self._latents = torch.cat(self._latents), []
         codes_nZ = self._choose(tokenizer, latent_NZhw)
-        missing = tokenizer.vocab_size - len(codes_nZ)
-        if missing:
-            tell(
-                log,
+        if missing := tokenizer.vocab_size - len(codes_nZ):
+            message = (
                 f"DataDependentInit: {len(latent_NZhw)} images left only {len(codes_nZ)} different residuals for "
                 f"{tokenizer.vocab_size} codes; {missing} codes keep their random start: give more batches, or take a "
-                "smaller vocab_size",
+                "smaller vocab_size"
             )
+            tell(log, message)
         replace_codes(tokenizer, torch.arange(len(codes_nZ), device=codes_nZ.device), codes_nZ, optimizer)
         # on a GPU the sums of k-means differ in rounding from process to process
         take_from_first(tokenizer.quantizer.codebook.weight)
+        self.done.fill_(True)
+
+    def after_fit(self) -> None:
+        if not self.done:
+            ended = f"DataDependentInit: batches {self.batches}: the run ended after {len(self._latents)}"
+            tell(log, f"{ended} and codes kept their random start; give fewer")
 
     def _choose(self, tokenizer: MultiScaleTokenizer, latent_NZhw: Tensor) -> Tensor:
         quantizer, num_scales = tokenizer.quantizer, tokenizer.pyramid.num_scales
-        codes_nZ = latent_NZhw.new_zeros(0, tokenizer.code_dim)
-        f_hat_NZhw = torch.zeros_like(latent_NZhw)
+        codes_nZ, f_hat_NZhw = latent_NZhw.new_zeros(0, tokenizer.code_dim), torch.zeros_like(latent_NZhw)
         # coarse to fine: what a scale has to code depends on the codes that the coarser ones got
         for scale in range(num_scales):
             rows_NlZ = quantizer.next_input(latent_NZhw - f_hat_NZhw, scale)
@@ -208,11 +189,6 @@ class DeadCodeRestart(CodebookRemedy):
         rows_per_image: residuals that an image adds to each scale at each step.
     """
 
-    hits_KV: Tensor
-    reservoir_KRZ: Tensor
-    filled_K: Tensor
-    steps: Tensor
-
     def __init__(
         self,
         every: int = 50,
@@ -231,24 +207,21 @@ class DeadCodeRestart(CodebookRemedy):
         self.every, self.threshold, self.until = every, threshold, until
         self.rows, self.rows_per_image = rows, rows_per_image
         self._warned = False
-        self.register_buffer("steps", torch.tensor(0))
+        self.steps = nn.Buffer(torch.tensor(0))
 
     def attach(self, tokenizer: MultiScaleTokenizer) -> None:
-        num_scales, device = tokenizer.pyramid.num_scales, tokenizer.quantizer.codebook.weight.device
-        self.register_buffer("hits_KV", torch.zeros(num_scales, tokenizer.vocab_size, device=device))
-        shape = (num_scales, self.rows, tokenizer.code_dim)
-        self.register_buffer("reservoir_KRZ", torch.zeros(shape, device=device))
-        self.register_buffer("filled_K", torch.zeros(num_scales, dtype=torch.int64, device=device))
+        K, like = tokenizer.pyramid.num_scales, tokenizer.quantizer.codebook.weight
+        self.hits_KV = nn.Buffer(torch.zeros(K, tokenizer.vocab_size, device=like.device))
+        self.reservoir_KRZ = nn.Buffer(torch.zeros(K, self.rows, tokenizer.code_dim, device=like.device))
+        self.filled_K = nn.Buffer(torch.zeros(K, dtype=torch.int64, device=like.device))
 
     @torch.no_grad()
     def between_batches(self, tokenizer: MultiScaleTokenizer, output: TokenizerOutput) -> None:
         self._count(tokenizer, output.idx_BL)
 
     @torch.no_grad()
-    def after_step(
-        self, tokenizer: MultiScaleTokenizer, output: TokenizerOutput, optimizer: torch.optim.Optimizer
-    ) -> None:
-        self.steps += 1
+    def after_step(self, tokenizer: MultiScaleTokenizer, output: TokenizerOutput, optimizer: Optimizer) -> None:
+        self.steps.add_(1)
         step = int(self.steps)
         self._count(tokenizer, output.idx_BL)
         self._remember(output, step)
@@ -262,7 +235,7 @@ class DeadCodeRestart(CodebookRemedy):
         new_KV = torch.zeros_like(self.hits_KV)
         for new_V, idx_Bl in zip(new_KV, tokenizer.pyramid.split(idx_BL), strict=True):
             new_V += torch.bincount(idx_Bl.flatten(), minlength=len(new_V))
-        self.hits_KV += sum_over_ranks(new_KV)
+        self.hits_KV.add_(sum_over_ranks(new_KV))
 
     def _remember(self, output: TokenizerOutput, step: int) -> None:
         """Rows of some positions, the same ones in all images and on all processes, replace the oldest."""
@@ -277,7 +250,7 @@ class DeadCodeRestart(CodebookRemedy):
             self.reservoir_KRZ[scale, index_N] = torch.where(finite_N1, new_NZ, old_NZ)
             self.filled_K[scale] += len(new_NZ)
 
-    def _restart(self, tokenizer: MultiScaleTokenizer, optimizer: torch.optim.Optimizer, step: int) -> None:
+    def _restart(self, tokenizer: MultiScaleTokenizer, optimizer: Optimizer, step: int) -> None:
         even_K1 = self.hits_KV.sum(dim=1, keepdim=True) / tokenizer.vocab_size
         dead_n = (self.hits_KV < self.threshold * even_K1).all(dim=0).nonzero().flatten()
         if not len(dead_n):

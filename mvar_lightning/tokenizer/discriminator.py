@@ -27,8 +27,7 @@ from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer.autoencoder import GroupNorm
 from mvar_lightning.tokenizer.perceptual import Frozen
 
-SLOPE = 0.2
-"""Of the leaky ReLUs."""
+SLOPE = 0.2  # of the leaky ReLUs
 
 
 class Discriminator(nn.Module, ABC):
@@ -134,12 +133,9 @@ class FrozenFeatureDiscriminator(Discriminator):
         self.file, self.channels, self.size = network, list(channels), size
         self.network = Frozen(partial(_scripted, Path(network)))
         self.heads = nn.ModuleList(_Head(width, kernel, norm_groups) for width in channels)
-        self.register_buffer("mean_311", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std_311", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.mean_311 = nn.Buffer(torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.std_311 = nn.Buffer(torch.tensor(std).view(3, 1, 1), persistent=False)
         self.eval()
-
-    mean_311: Tensor
-    std_311: Tensor
 
     def train(self, mode: bool = True) -> FrozenFeatureDiscriminator:
         """Stays in evaluation mode: in the other one, every forward would move the spectral norms' state."""
@@ -180,14 +176,13 @@ class _Head(nn.Module):
 
     def __init__(self, width: int, kernel: int, norm_groups: int) -> None:
         super().__init__()
-        self.each = self._block(width, 1, norm_groups)
-        self.around = self._block(width, kernel, norm_groups)
-        self.logit = spectral_norm(nn.Conv1d(width, 1, kernel_size=1))
 
-    @staticmethod
-    def _block(width: int, kernel: int, norm_groups: int) -> nn.Sequential:
-        conv = nn.Conv1d(width, width, kernel, padding=kernel // 2, padding_mode="circular")
-        return nn.Sequential(spectral_norm(conv), GroupNorm(norm_groups, width), nn.LeakyReLU(SLOPE))
+        def block(kernel: int) -> nn.Sequential:
+            conv = nn.Conv1d(width, width, kernel, padding=kernel // 2, padding_mode="circular")
+            return nn.Sequential(spectral_norm(conv), GroupNorm(norm_groups, width), nn.LeakyReLU(SLOPE))
+
+        self.each, self.around = block(1), block(kernel)
+        self.logit = spectral_norm(nn.Conv1d(width, 1, kernel_size=1))
 
     def forward(self, x_BCN: Tensor) -> Tensor:
         x_BCN = self.each(x_BCN)
@@ -220,9 +215,6 @@ def _scripted(file: Path) -> nn.Module:
         ) from error
 
 
-# Differentiable augmentation of what a discriminator sees (Zhao et al. 2020, arXiv 2006.10738).
-
-
 class Augmentation(AxisMember):
     """What real and reconstructed images go through before the discriminator sees them."""
 
@@ -232,7 +224,7 @@ class Augmentation(AxisMember):
 
 
 class DiffAugment(Augmentation):
-    """Color, translation and cutout, drawn for each image.
+    """Color, translation and cutout, drawn for each image (Zhao et al. 2020, arXiv 2006.10738).
 
     Args:
         color: brightness within 0.5, saturation up to double, contrast within 50%.
@@ -266,8 +258,7 @@ def change_color(image_B3HW: Tensor) -> Tensor:
 
 def translate(image_B3HW: Tensor, share: float) -> Tensor:
     """Shift by whole pixels, up to ``share`` of the side."""
-    batch, _, height, width = image_B3HW.shape
-    device = image_B3HW.device
+    (batch, _, height, width), device = image_B3HW.shape, image_B3HW.device
     most_y, most_x = round(height * share), round(width * share)
     shift_y = torch.randint(0, 2 * most_y + 1, (batch, 1), device=device)
     shift_x = torch.randint(0, 2 * most_x + 1, (batch, 1), device=device)
@@ -280,14 +271,10 @@ def translate(image_B3HW: Tensor, share: float) -> Tensor:
 
 def cut_out(image_B3HW: Tensor, share: float) -> Tensor:
     """Set a square around a random pixel to 0; it may reach over the border."""
-    outside_BH, outside_BW = (_outside(side, share, image_B3HW) for side in image_B3HW.shape[2:])
-    keep_BHW = outside_BH.unsqueeze(2) | outside_BW.unsqueeze(1)
+    outside, device = [], image_B3HW.device
+    for side in image_B3HW.shape[2:]:
+        size, position = round(side * share), torch.arange(side, device=device)
+        first_B1 = torch.randint(0, side + 1 - size % 2, (len(image_B3HW), 1), device=device) - size // 2
+        outside.append((position < first_B1) | (position >= first_B1 + size))
+    keep_BHW = outside[0].unsqueeze(2) | outside[1].unsqueeze(1)
     return image_B3HW * keep_BHW.unsqueeze(1)
-
-
-def _outside(side: int, share: float, image_B3HW: Tensor) -> Tensor:
-    """(B, side): which pixels of a side are not in a stretch of ``share`` of it around a random one."""
-    size, device = round(side * share), image_B3HW.device
-    first_B1 = torch.randint(0, side + 1 - size % 2, (len(image_B3HW), 1), device=device) - size // 2
-    position = torch.arange(side, device=device)
-    return (position < first_B1) | (position >= first_B1 + size)

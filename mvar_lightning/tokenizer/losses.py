@@ -8,7 +8,7 @@ Shapes: B batch, l tokens of one scale, N rows, V vocabulary, Z code dim, HW pix
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import torch
@@ -143,18 +143,15 @@ class WeightedLoss(nn.Module):
 
     def __init__(self, parts: Iterable[LossPart]) -> None:
         super().__init__()
-        self.parts = nn.ModuleList(parts)
-        names = [part.name for part in self.each()]
+        self.parts = cast(Sequence[LossPart], nn.ModuleList(parts))
+        names = [part.name for part in self.parts]
         if not names:
             raise UserError("losses: the list is empty; give at least one part such as L1Loss")
         if len(set(names)) < len(names):
             raise UserError(f"losses {names}: the same part twice; give each once and set its weight")
 
-    def each(self) -> list[LossPart]:
-        return [cast(LossPart, part) for part in self.parts]
-
     def forward(self, output: TokenizerOutput, image_B3HW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum, and every term before its weight by name."""
-        terms = {part.name: part(output, image_B3HW) for part in self.each()}
-        total = torch.stack([part.weight * terms[part.name] for part in self.each()]).sum()
+        terms = {part.name: part(output, image_B3HW) for part in self.parts}
+        total = torch.stack([part.weight * terms[part.name] for part in self.parts]).sum()
         return total, terms

@@ -20,8 +20,7 @@ from torch import Tensor
 from mvar_lightning.errors import UserError
 
 BLOCK = 64
-SCORES_PER_CHUNK = {"cpu": 2**19}
-SCORES_PER_CHUNK_ACCELERATOR = 2**26
+SCORES_PER_CHUNK, SCORES_PER_CHUNK_ACCELERATOR = 2**19, 2**26
 SHORTEST = 1e-4
 """Length below which a vector has no direction: gradients of normalizing it would be out of bounds."""
 
@@ -83,7 +82,7 @@ class NearestCode:
         padding = -self.vocab_size % BLOCK
         self.bias_V = F.pad(bias_V, (0, padding), value=torch.inf)
         self.weight_ZV = F.pad(weight_VZ, (0, 0, 0, padding)).t().contiguous()
-        scores = SCORES_PER_CHUNK.get(codebook_VZ.device.type, SCORES_PER_CHUNK_ACCELERATOR)
+        scores = SCORES_PER_CHUNK if codebook_VZ.device.type == "cpu" else SCORES_PER_CHUNK_ACCELERATOR
         self.rows_per_chunk = max(1, scores // self.bias_V.numel())
 
     @torch.no_grad()

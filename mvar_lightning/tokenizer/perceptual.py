@@ -32,8 +32,7 @@ WAY_OUT = f"download {VGG_ADDRESS} (SHA-256 starts with {VGG_HASH})"
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 """Widths of VGG16's convolutions between its poolings; LPIPS looks at the last map of each stage."""
 
-SMALLEST = 2 ** (len(STAGES) - 1)
-"""Side in pixels below which the last stage has no map."""
+SMALLEST = 2 ** (len(STAGES) - 1)  # side in pixels below which the last stage has no map
 
 
 class LPIPS(nn.Module):
@@ -47,16 +46,18 @@ class LPIPS(nn.Module):
         UserError: no such file, or not VGG16's weights.
     """
 
-    shift_311: Tensor
-    scale_311: Tensor
-
     def __init__(self, vgg_weights: str) -> None:
         super().__init__()
         self.vgg = _vgg(Path(vgg_weights))
-        self.heads = nn.ParameterList(_heads())
+        file = Path(str(files("torchmetrics.functional.image"))) / "lpips_models" / "vgg.pth"
+        if not file.is_file():
+            raise UserError(f"LPIPS heads {file}: no such file; install torchmetrics again, it brings them")
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        # (C, 1, 1) each: weights of a level's channels
+        self.heads = nn.ParameterList(state[f"lin{level}.model.1.weight"][0] for level in range(len(STAGES)))
         # from [-1, 1] to the statistics of VGG's training images
-        self.register_buffer("shift_311", torch.tensor([-0.030, -0.088, -0.188]).view(3, 1, 1))
-        self.register_buffer("scale_311", torch.tensor([0.458, 0.448, 0.450]).view(3, 1, 1))
+        self.shift_311 = nn.Buffer(torch.tensor([-0.030, -0.088, -0.188]).view(3, 1, 1))
+        self.scale_311 = nn.Buffer(torch.tensor([0.458, 0.448, 0.450]).view(3, 1, 1))
         self.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> LPIPS:
@@ -124,35 +125,28 @@ def _vgg(file: Path) -> nn.ModuleList:
             layers.append(nn.MaxPool2d(2))
             index += 1
         for width in widths:
-            layers += [_conv(state, index, channels, width, file), nn.ReLU(inplace=True)]
+            # on the meta device: drawing weights to replace them would move the run's random state
+            conv = nn.Conv2d(channels, width, kernel_size=3, padding=1, device="meta")
+            for name, parameter in list(conv.named_parameters()):
+                tensor = state.get(f"features.{index}.{name}", state.get(f"{index}.{name}"))
+                if not isinstance(tensor, Tensor) or tensor.shape != parameter.shape:
+                    found = tuple(tensor.shape) if isinstance(tensor, Tensor) else "nothing"
+                    raise UserError(
+                        f"VGG16 weights {file}: features.{index}.{name} should be {tuple(parameter.shape)}, it has "
+                        f"{found}; {WAY_OUT}"
+                    )
+                setattr(conv, name, nn.Parameter(tensor.float()))
+            layers += [conv, nn.ReLU(inplace=True)]
             index, channels = index + 2, width
         stages.append(nn.Sequential(*layers))
     return stages
 
 
-def _conv(state: Mapping[str, Any], index: int, channels: int, width: int, file: Path) -> nn.Conv2d:
-    """The convolution at an index of torchvision's ``features``."""
-    # on the meta device: drawing weights to replace them would move the run's random state
-    conv = nn.Conv2d(channels, width, kernel_size=3, padding=1, device="meta")
-    for name, parameter in list(conv.named_parameters()):
-        tensor = state.get(f"features.{index}.{name}", state.get(f"{index}.{name}"))
-        if not isinstance(tensor, Tensor) or tensor.shape != parameter.shape:
-            found = tuple(tensor.shape) if isinstance(tensor, Tensor) else "nothing"
-            raise UserError(
-                f"VGG16 weights {file}: features.{index}.{name} should be {tuple(parameter.shape)}, it has {found}; "
-                f"{WAY_OUT}"
-            )
-        setattr(conv, name, nn.Parameter(tensor.float()))
-    return conv
-
-
 def _read(file: Path) -> Mapping[str, Any]:
     if not file.is_file():
         raise UserError(f"VGG16 weights {file}: no such file; {WAY_OUT}")
-    if file.name == VGG_FILE:
-        found = sha256_of(file)
-        if not found.startswith(VGG_HASH):
-            raise UserError(f"VGG16 weights {file}: SHA-256 starts with {found[:8]}: damaged; {WAY_OUT}")
+    if file.name == VGG_FILE and not (found := sha256_of(file)).startswith(VGG_HASH):
+        raise UserError(f"VGG16 weights {file}: SHA-256 starts with {found[:8]}: damaged; {WAY_OUT}")
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
@@ -168,17 +162,7 @@ def _read(file: Path) -> Mapping[str, Any]:
     return state
 
 
-def _heads() -> list[nn.Parameter]:
-    """LPIPS' weights (C, 1, 1) of each level's channels."""
-    file = Path(str(files("torchmetrics.functional.image"))) / "lpips_models" / "vgg.pth"
-    if not file.is_file():
-        raise UserError(f"LPIPS heads {file}: no such file; install torchmetrics again, it brings them")
-    state = torch.load(file, map_location="cpu", weights_only=True)
-    return [nn.Parameter(state[f"lin{level}.model.1.weight"][0]) for level in range(len(STAGES))]
-
-
 # A network that is used in training but neither trained nor saved.
-
 
 M = TypeVar("M", bound=nn.Module)
 

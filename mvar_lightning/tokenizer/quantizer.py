@@ -13,9 +13,8 @@ channel-last (BhwZ), so that a map's positions are token rows without a copy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import wraps
-from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,15 +26,10 @@ from mvar_lightning.pyramid import ScalePyramid
 from mvar_lightning.tokenizer.nearest import NearestCode, code_metric
 from mvar_lightning.tools.compute import table
 
-P = ParamSpec("P")
-R = TypeVar("R")
-M = TypeVar("M", bound=nn.Module)
 
 # Resizing between the maps of the pyramid as two small matrix products. Area averaging and bicubic interpolation are
 # linear and separable, so a square map changes its side by one matrix applied to its rows and columns. The matrices are
 # read off ``F.interpolate`` itself, and working channel-last spares the permutations between token rows and maps.
-
-
 @table(maxsize=256)
 def resize_matrix(source: int, target: int, mode: str, device: torch.device) -> Tensor:
     """The (target, source) float32 matrix of ``F.interpolate(..., mode=mode)`` along one dimension."""
@@ -55,9 +49,7 @@ def resize(map_BssZ: Tensor, target: int, mode: str) -> Tensor:
 
 # Scale dropout: some images of a batch are rebuilt from their first scales alone, so these must carry an image.
 
-
-FIRST_KEPT = 3
-"""Fewest scales an image keeps, where nothing else is said."""
+FIRST_KEPT = 3  # fewest scales an image keeps, where nothing else is said
 
 
 def check_scale_dropout(probability: float, num_scales: int, first: int = FIRST_KEPT) -> None:
@@ -92,9 +84,6 @@ def draw_kept_scales(
     return torch.where(dropped_B, fewer_B, num_scales).to(device)
 
 
-# The quantizer.
-
-
 class QuantizerOutput(NamedTuple):
     """What a training step needs; ``f_hat_straight_through_BZhw`` has f_hat's values and passes gradients to f.
 
@@ -106,19 +95,6 @@ class QuantizerOutput(NamedTuple):
     loss: Tensor
     idx_BL: Tensor
     residuals_BlZ: tuple[Tensor, ...]
-
-
-def outside_autocast(
-    method: Callable[Concatenate[M, Tensor, P], R],
-) -> Callable[Concatenate[M, Tensor, P], R]:
-    """Run a method with autocast switched off on the device of its first argument."""
-
-    @wraps(method)
-    def run(self: M, first: Tensor, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        with torch.autocast(first.device.type, enabled=False):
-            return method(self, first, *args, **kwargs)
-
-    return run
 
 
 class Phi(nn.Conv2d):
@@ -135,10 +111,6 @@ class Phi(nn.Conv2d):
 
 def _channel_first(map_BhwZ: Tensor) -> Tensor:
     return map_BhwZ.permute(0, 3, 1, 2).contiguous()
-
-
-def _scaled(map_BhwZ: Tensor, factor_B: Tensor) -> Tensor:
-    return map_BhwZ * factor_B.view(-1, 1, 1, 1)
 
 
 def _mse(a_BhwZ: Tensor, b_BhwZ: Tensor, weight_B: Tensor | None) -> Tensor:
@@ -175,8 +147,6 @@ class MultiScaleQuantizer(nn.Module):
             added is the code as it is, in both.
     """
 
-    ema_hits_KV: Tensor
-
     def __init__(
         self,
         pyramid: ScalePyramid,
@@ -189,22 +159,6 @@ class MultiScaleQuantizer(nn.Module):
         codes: str = "euclidean",
     ) -> None:
         super().__init__()
-        self._check(vocab_size, code_dim, phi_layers, phi_ratio, codebook_std)
-        self.pyramid = pyramid
-        self.beta = beta
-        self.metric = code_metric(codes)
-        self.codebook = nn.Embedding(vocab_size, code_dim)
-        nn.init.trunc_normal_(self.codebook.weight, std=codebook_std, a=-2 * codebook_std, b=2 * codebook_std)
-        num_phi = phi_layers or pyramid.num_scales
-        self.phi = nn.ModuleList(Phi(code_dim, phi_ratio) if phi_ratio else nn.Identity() for _ in range(num_phi))
-        self.phi_index = phi_of_scales(pyramid.num_scales, num_phi)
-        # Codes that a remedy wrote anew since weight averaging last asked (``replace_codes``).
-        self.replaced_codes: set[int] = set()
-        # Running hit counts that the released checkpoints carry; kept so that they leave as they came.
-        self.register_buffer("ema_hits_KV", torch.zeros(pyramid.num_scales, vocab_size))
-
-    @staticmethod
-    def _check(vocab_size: int, code_dim: int, phi_layers: int, phi_ratio: float, codebook_std: float) -> None:
         if vocab_size < 2:
             raise UserError(f"vocab_size {vocab_size}: a codebook needs at least 2 codes")
         if code_dim < 1:
@@ -215,8 +169,17 @@ class MultiScaleQuantizer(nn.Module):
             raise UserError(f"phi_ratio {phi_ratio}: must be in [0, 1]")
         if codebook_std <= 0:
             raise UserError(f"codebook_std {codebook_std}: must be positive")
+        self.pyramid, self.beta, self.metric = pyramid, beta, code_metric(codes)
+        self.codebook = nn.Embedding(vocab_size, code_dim)
+        nn.init.trunc_normal_(self.codebook.weight, std=codebook_std, a=-2 * codebook_std, b=2 * codebook_std)
+        num_phi = phi_layers or pyramid.num_scales
+        self.phi = nn.ModuleList(Phi(code_dim, phi_ratio) if phi_ratio else nn.Identity() for _ in range(num_phi))
+        self.phi_index = phi_of_scales(pyramid.num_scales, num_phi)
+        # Codes that a remedy wrote anew since weight averaging last asked (``replace_codes``).
+        self.replaced_codes: set[int] = set()
+        # Running hit counts that the released checkpoints carry; kept so that they leave as they came.
+        self.ema_hits_KV = nn.Buffer(torch.zeros(pyramid.num_scales, vocab_size))
 
-    @outside_autocast
     def forward(self, f_BZhw: Tensor, kept_scales_B: Tensor | None = None) -> QuantizerOutput:
         """Quantize a latent map for training (the reference's ``forward``).
 
@@ -227,33 +190,28 @@ class MultiScaleQuantizer(nn.Module):
             kept_scales_B: where given, image b's f_hat ends with its first ``kept_scales_B[b]`` scales, and its loss is
                 the mean over these. Tokens and residuals are those of all scales.
         """
-        f_BhwZ = self._channel_last(f_BZhw)
-        target_BhwZ = f_BhwZ.detach()
-        keep_KB = self._keep(kept_scales_B, len(f_BhwZ), f_BhwZ.device)
-        f_hat_BhwZ = torch.zeros_like(target_BhwZ)
-        loss = target_BhwZ.new_zeros(())
-        indices: list[Tensor] = []
-        residuals: list[Tensor] = []
-        for keep_B, (idx_Bl, rows_BlZ, h_BhwZ) in zip(keep_KB, self._residual_steps(f_BhwZ), strict=True):
-            f_hat_BhwZ = f_hat_BhwZ + h_BhwZ if keep_B is None else f_hat_BhwZ + _scaled(h_BhwZ, keep_B > 0)
-            loss = loss + _mse(f_hat_BhwZ, target_BhwZ, keep_B) + self.beta * _mse(f_hat_BhwZ.detach(), f_BhwZ, keep_B)
-            indices.append(idx_Bl)
-            residuals.append(rows_BlZ)
-        f_hat_BhwZ = f_hat_BhwZ.detach()
-        straight_through_BhwZ = (f_hat_BhwZ - target_BhwZ) + f_BhwZ
-        return QuantizerOutput(
-            f_hat_straight_through_BZhw=_channel_first(straight_through_BhwZ),
-            f_hat_BZhw=_channel_first(f_hat_BhwZ),
-            loss=loss / self.pyramid.num_scales,
-            idx_BL=torch.cat(indices, dim=1),
-            residuals_BlZ=tuple(residuals),
-        )
+        with torch.autocast(f_BZhw.device.type, enabled=False):
+            f_BhwZ = self._channel_last(f_BZhw)
+            target_BhwZ = f_BhwZ.detach()
+            keep_KB = self._keep(kept_scales_B, len(f_BhwZ), f_BhwZ.device)
+            f_hat_BhwZ, loss = torch.zeros_like(target_BhwZ), target_BhwZ.new_zeros(())
+            indices, residuals = [], []
+            for keep_B, (idx_Bl, rows_BlZ, h_BhwZ) in zip(keep_KB, self._residual_steps(f_BhwZ), strict=True):
+                f_hat_BhwZ = f_hat_BhwZ + (h_BhwZ if keep_B is None else h_BhwZ * (keep_B > 0).view(-1, 1, 1, 1))
+                loss = loss + _mse(f_hat_BhwZ, target_BhwZ, keep_B)
+                loss = loss + self.beta * _mse(f_hat_BhwZ.detach(), f_BhwZ, keep_B)
+                indices.append(idx_Bl)
+                residuals.append(rows_BlZ)
+            f_hat_BhwZ = f_hat_BhwZ.detach()
+            straight_through_BZhw = _channel_first((f_hat_BhwZ - target_BhwZ) + f_BhwZ)
+            loss, idx_BL = loss / self.pyramid.num_scales, torch.cat(indices, dim=1)
+            return QuantizerOutput(straight_through_BZhw, _channel_first(f_hat_BhwZ), loss, idx_BL, tuple(residuals))
 
     @torch.no_grad()
-    @outside_autocast
     def encode(self, f_BZhw: Tensor) -> Tensor:
         """Token pyramid of a latent map: int64 (B, L), coarse to fine."""
-        return torch.cat([idx_Bl for idx_Bl, _, _ in self._residual_steps(self._channel_last(f_BZhw))], dim=1)
+        with torch.autocast(f_BZhw.device.type, enabled=False):
+            return torch.cat([idx_Bl for idx_Bl, _, _ in self._residual_steps(self._channel_last(f_BZhw))], dim=1)
 
     def f_hat(self, idx_BL: Tensor) -> Tensor:
         """The quantized latent of a token pyramid: float32 (B, Z, h, w)."""
@@ -261,44 +219,42 @@ class MultiScaleQuantizer(nn.Module):
 
     def f_hats(self, idx_BL: Tensor) -> list[Tensor]:
         """The quantized latent after each scale: K maps (B, Z, h, w)."""
-        f_hat_BZhw, maps = self.empty_f_hat(idx_BL.shape[0]), []
+        return list(self._f_hats(idx_BL))
+
+    def _f_hats(self, idx_BL: Tensor) -> Iterator[Tensor]:
+        f_hat_BZhw = self.empty_f_hat(idx_BL.shape[0])
         for scale, idx_Bl in enumerate(self.pyramid.split(idx_BL)):
             f_hat_BZhw = self.accumulate(f_hat_BZhw, self.lookup(idx_Bl), scale)
-            maps.append(f_hat_BZhw)
-        return maps
+            yield f_hat_BZhw
 
     def empty_f_hat(self, batch_size: int) -> Tensor:
         """The quantized latent before the first scale: zeros (B, Z, h, w), on the codebook's device."""
         side, codes_VZ = self.pyramid.last_side, self.codebook.weight
-        maps_BhwZ = codes_VZ.new_zeros(batch_size, side, side, codes_VZ.shape[1], dtype=torch.float32)
-        return _channel_first(maps_BhwZ)
+        return codes_VZ.new_zeros(batch_size, codes_VZ.shape[1], side, side, dtype=torch.float32)
 
     def lookup(self, idx_Bl: Tensor) -> Tensor:
         """Codes of token indices: (B, l) -> (B, l, Z)."""
         return self.codebook(idx_Bl)
 
-    @outside_autocast
     def accumulate(self, f_hat_BZhw: Tensor, codes_BlZ: Tensor, scale: int) -> Tensor:
         """Add one scale's codes (or mixtures of codes) to the quantized latent; gives a new map."""
-        h_BhwZ = self._contribution(codes_BlZ.float(), scale)
-        return f_hat_BZhw + _channel_first(h_BhwZ)
+        with torch.autocast(f_hat_BZhw.device.type, enabled=False):
+            return f_hat_BZhw + _channel_first(self._contribution(codes_BlZ.float(), scale))
 
-    @outside_autocast
     def next_input(self, f_hat_BZhw: Tensor, scale: int) -> Tensor:
         """What the transformer reads for ``scale``: f_hat averaged down to its map, (B, l, Z) float32."""
-        return self._rows(self._channel_last(f_hat_BZhw), scale)
+        with torch.autocast(f_hat_BZhw.device.type, enabled=False):
+            return self._rows(self._channel_last(f_hat_BZhw), scale)
 
     def teacher_input(self, idx_BL: Tensor) -> Tensor:
         """Inputs of all scales but the first, given the right tokens: (B, L - first, Z) float32.
 
         A pyramid of one scale has none: (B, 0, Z).
         """
-        f_hat_BZhw = self.empty_f_hat(idx_BL.shape[0])
-        inputs = [f_hat_BZhw.new_zeros(idx_BL.shape[0], 0, self.codebook.embedding_dim)]
-        for scale, idx_Bl in enumerate(self.pyramid.split(idx_BL)[:-1]):
-            f_hat_BZhw = self.accumulate(f_hat_BZhw, self.lookup(idx_Bl), scale)
-            inputs.append(self.next_input(f_hat_BZhw, scale + 1))
-        return torch.cat(inputs, dim=1)
+        none_B0Z = self.codebook.weight.new_zeros(len(idx_BL), 0, self.codebook.embedding_dim, dtype=torch.float32)
+        # the range comes first, so that the last scale's f_hat, which nobody reads, is never made
+        later = zip(range(1, self.pyramid.num_scales), self._f_hats(idx_BL), strict=False)
+        return torch.cat([none_B0Z, *(self.next_input(f_hat_BZhw, scale) for scale, f_hat_BZhw in later)], dim=1)
 
     def _residual_steps(self, f_BhwZ: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Tokens (B, l), the rows they stand for (B, l, Z) and contribution (B, h, w, Z) of each scale.

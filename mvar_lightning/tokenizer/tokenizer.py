@@ -115,7 +115,7 @@ class MultiScaleTokenizer(nn.Module):
         latent_BZhw = self.latent(image_B3HW)
         quantized = self.quantizer(latent_BZhw, kept_scales_B)
         return TokenizerOutput(
-            reconstruction_B3HW=self._reconstruct(quantized.f_hat_straight_through_BZhw),
+            reconstruction_B3HW=self.decoder(self.post_quant_conv(quantized.f_hat_straight_through_BZhw)),
             quantizer_loss=quantized.loss,
             idx_BL=quantized.idx_BL,
             latent_BZhw=latent_BZhw,
@@ -131,7 +131,14 @@ class MultiScaleTokenizer(nn.Module):
         Raises:
             UserError: the images are not floats of shape (B, 3, image_size, image_size).
         """
-        self._check_image(image_B3HW)
+        size = self.image_size
+        if image_B3HW.ndim != 4 or image_B3HW.shape[1:] != (3, size, size):
+            raise UserError(
+                f"image of shape {tuple(image_B3HW.shape)}: this tokenizer takes (B, 3, {size}, {size}), "
+                f"its last scale {self.pyramid.last_side} times its downsampling {self.downsampling}"
+            )
+        if not image_B3HW.is_floating_point():
+            raise UserError(f"image of type {image_B3HW.dtype}: give floats in [-1, 1]")
         return self.quant_conv(self.encoder(image_B3HW))
 
     @torch.no_grad()
@@ -141,10 +148,10 @@ class MultiScaleTokenizer(nn.Module):
         Raises:
             UserError: a wrong shape or type of image, or pixels that are not finite.
         """
-        self._check_image(image_B3HW)
+        latent_BZhw = self.latent(image_B3HW)
         if not torch.isfinite(image_B3HW).all():
             raise UserError("image: some pixels are NaN or infinite; give finite values in [-1, 1]")
-        return self.quantizer.encode(self.latent(image_B3HW))
+        return self.quantizer.encode(latent_BZhw)
 
     @torch.no_grad()
     def decode(self, idx_BL: Tensor) -> Tensor:
@@ -158,7 +165,7 @@ class MultiScaleTokenizer(nn.Module):
 
     def decode_latent(self, f_hat_BZhw: Tensor) -> Tensor:
         """Images in [-1, 1] of a quantized latent."""
-        return self._reconstruct(f_hat_BZhw).clamp(-1, 1)
+        return self.decoder(self.post_quant_conv(f_hat_BZhw)).clamp(-1, 1)
 
     @torch.no_grad()
     def teacher_input(self, idx_BL: Tensor) -> Tensor:
@@ -181,19 +188,6 @@ class MultiScaleTokenizer(nn.Module):
         self._check_tokens(idx_BL)
         return [self.decode_latent(f_hat_BZhw) for f_hat_BZhw in self.quantizer.f_hats(idx_BL)]
 
-    def _reconstruct(self, f_hat_BZhw: Tensor) -> Tensor:
-        return self.decoder(self.post_quant_conv(f_hat_BZhw))
-
-    def _check_image(self, image_B3HW: Tensor) -> None:
-        size = self.image_size
-        if image_B3HW.ndim != 4 or image_B3HW.shape[1:] != (3, size, size):
-            raise UserError(
-                f"image of shape {tuple(image_B3HW.shape)}: this tokenizer takes (B, 3, {size}, {size}), "
-                f"its last scale {self.pyramid.last_side} times its downsampling {self.downsampling}"
-            )
-        if not image_B3HW.is_floating_point():
-            raise UserError(f"image of type {image_B3HW.dtype}: give floats in [-1, 1]")
-
     def _check_tokens(self, idx_BL: Tensor, look_at_values: bool = True) -> None:
         if idx_BL.ndim != 2 or idx_BL.shape[1] != self.pyramid.num_tokens:
             raise UserError(
@@ -209,8 +203,6 @@ class MultiScaleTokenizer(nn.Module):
 
 
 # Whose tokens they are: a transformer has to speak its tokenizer's, and a hash says which tokenizer that was.
-
-
 class SpeaksTokens(Protocol):
     """What of a transformer has to agree with its tokenizer."""
 

@@ -13,7 +13,6 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -21,8 +20,6 @@ from mvar_lightning.checkpoints.assign import fill, on_meta
 from mvar_lightning.errors import UserError
 from mvar_lightning.transformer import NextScaleTransformer
 from mvar_lightning.transformer.blocks import AdaLNBlock
-
-TIMEOUT = timedelta(minutes=30)
 
 
 class FullySharded(ModelParallelStrategy):
@@ -36,7 +33,7 @@ class FullySharded(ModelParallelStrategy):
         timeout_minutes: a collective that takes longer ends the run; see docs/clusters.md.
     """
 
-    def __init__(self, timeout_minutes: float = TIMEOUT.total_seconds() / 60) -> None:
+    def __init__(self, timeout_minutes: float = 30.0) -> None:
         super().__init__(save_distributed_checkpoint=False, timeout=timedelta(minutes=timeout_minutes))
 
     def setup_environment(self) -> None:
@@ -56,6 +53,11 @@ class FullySharded(ModelParallelStrategy):
 def shard_where_asked(model: NextScaleTransformer, strategy: Strategy) -> None:
     """Shard a transformer once, in place, where the trainer's strategy is `FullySharded`; else do nothing.
 
+    Each block, its modulation, the classifier and the rest are groups. A group's parameters are gathered when the
+    module that owns it is called; what reads a weight otherwise finds shards. Between forward passes only the shards
+    are in memory, those of the root included: averaging and loading weights then find the same tensors at any time.
+    Weights are gathered in their own precision, so the numbers are those of one process.
+
     Raises:
         UserError: Lightning's own `ModelParallelStrategy`, whose checkpoints and meshes take other forms.
     """
@@ -63,18 +65,7 @@ def shard_where_asked(model: NextScaleTransformer, strategy: Strategy) -> None:
         return
     if not isinstance(strategy, FullySharded):
         raise UserError("trainer.strategy ModelParallelStrategy: use mvar_lightning.training.FullySharded, made of it")
-    shard(model, strategy.device_mesh["data_parallel"])
-
-
-def shard(model: NextScaleTransformer, mesh: DeviceMesh) -> None:
-    """Divide a transformer's parameters over a mesh; each block, its modulation, the classifier, the rest are groups.
-
-    Parameters are gathered when the module that owns their group is called. What reads a weight otherwise finds shards.
-
-    Between forward passes only the shards are in memory, those of the root included: averaging and loading weights
-    then find the same tensors at any time. Weights are gathered in their own precision, so the numbers are those of
-    one process.
-    """
+    mesh = strategy.device_mesh["data_parallel"]
     for block in cast(list[AdaLNBlock], list(model.blocks)):
         # the modulation is computed before the block runs, and so is a group of its own
         fully_shard(block.modulation, mesh=mesh, reshard_after_forward=True)
@@ -103,12 +94,10 @@ def whole(shard: Tensor, like: Tensor) -> Tensor:
 
 def load_whole(into: Tensor, value: Tensor) -> None:
     """Copy a whole tensor into a parameter, each process its part."""
+    if isinstance(into, DTensor):
+        value = distribute_tensor(value.to(into.device_mesh.device_type), into.device_mesh, into.placements)
     with torch.no_grad():
-        if not isinstance(into, DTensor):
-            into.copy_(value)
-            return
-        device = into.device_mesh.device_type
-        into.copy_(distribute_tensor(value.to(device), into.device_mesh, into.placements))
+        into.copy_(value)
 
 
 def gathered(model: NextScaleTransformer) -> NextScaleTransformer:
@@ -116,20 +105,15 @@ def gathered(model: NextScaleTransformer) -> NextScaleTransformer:
     if not isinstance(model, FSDPModule):
         return model
     state = {name: whole(local(tensor), like=tensor) for name, tensor in model.state_dict().items()}
-    copy = on_meta(lambda: NextScaleTransformer.from_config(model.config))
-    return fill(copy, state)
+    return fill(on_meta(lambda: NextScaleTransformer.from_config(model.config)), state)
 
 
 def log_means(module: L.LightningModule, named: Mapping[str, Tensor], images: int) -> None:
     """Log means over an epoch's images, whatever share of them each process has.
 
     Lightning averages the processes' counts of images as whole numbers: 15 and 16 images become 15 each, and the mean
-    3% too large. Counts that are multiples of the number of processes have a whole average.
-
-    Args:
-        module: the module in its validation or test step.
-        named: means over a batch.
-        images: in the batch, on this process.
+    3% too large. Counts that are multiples of the number of processes have a whole average. ``named`` are means over a
+    batch, ``images`` its size on this process.
     """
     module.log_dict(dict(named), batch_size=images * module.trainer.world_size, sync_dist=True)
 
@@ -140,15 +124,10 @@ def seed_batch(module: L.LightningModule, batch_idx: int) -> None:
     Draws then do not depend on what came before: label dropout and stochastic depth of an interrupted run are those of
     an uninterrupted one, without any generator state to restore.
     """
-    torch.manual_seed(_seed(module, batch_idx, module.global_rank))
+    torch.manual_seed(seed_of_batch(module, batch_idx, module.global_rank))
 
 
-def joined_generator(module: L.LightningModule, batch_idx: int) -> torch.Generator:
-    """Draws on all processes what torch's own generator draws first for this batch on one process alone."""
-    return torch.Generator().manual_seed(_seed(module, batch_idx, rank=0))
-
-
-def _seed(module: L.LightningModule, batch_idx: int, rank: int) -> int:
+def seed_of_batch(module: L.LightningModule, batch_idx: int, rank: int) -> int:
     run_seed = os.environ.get("PL_GLOBAL_SEED", "0")
     batch = f"{run_seed}/{module.current_epoch}/{batch_idx}/{rank}"
     return int.from_bytes(hashlib.sha256(batch.encode()).digest()[:7], "big")

@@ -1,4 +1,4 @@
-"""Optimizer steps taken by a module itself (Lightning's manual optimization), with what its trainer no longer does.
+"""What a module that takes its optimizer steps itself does in place of its trainer: windows of batches, and checks.
 
 Lightning counts each step of each of its optimizers (issues 17958, 17167): with a discriminator ``global_step``, and
 with it checkpoints and schedules, would run at double speed. Here the first optimizer alone is counted.
@@ -6,30 +6,22 @@ with it checkpoints and schedules, would run at double speed. Here the first opt
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
-from mvar_lightning.checkpoints.folder import Record
 from mvar_lightning.data.image_data import run_data
 from mvar_lightning.errors import UserError
-from mvar_lightning.tokenizer import MultiScaleTokenizer, fingerprint_of
+from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.tools.processes import sum_over_ranks
 
 log = logging.getLogger(__name__)
-
-PRECISIONS = ("32-true", "bf16-mixed")
 
 
 def as_list(one_or_many: Any) -> list[Any]:
@@ -37,8 +29,7 @@ def as_list(one_or_many: Any) -> list[Any]:
     return one_or_many if isinstance(one_or_many, list) else [one_or_many]
 
 
-@dataclass(frozen=True)
-class Window:
+class Window(NamedTuple):
     """The batches whose gradients make one step, as seen from one of them."""
 
     size: int
@@ -53,44 +44,8 @@ def window_of(trainer: L.Trainer, batch_idx: int, accumulate: int) -> Window:
     return Window(size=int(last - first), closes=batch_idx + 1 >= last or trainer.is_last_batch)
 
 
-def total_steps(trainer: L.Trainer, accumulate: int) -> float:
-    """Optimizer steps of the run, infinite where it has no end; Lightning's own number knows no accumulation."""
-    steps = trainer.estimated_stepping_batches  # also makes the loaders, where their length is needed
-    batches = trainer.num_training_batches
-    if trainer.max_epochs in (-1, None) or math.isinf(steps) or math.isinf(batches):
-        return steps if steps >= 0 else math.inf
-    whole = math.ceil(batches / accumulate) * max(trainer.max_epochs or 1, 1)
-    return whole if trainer.max_steps == -1 else min(whole, trainer.max_steps)
-
-
-@contextlib.contextmanager
-def reducing(trainer: L.Trainer, reduce: bool) -> Iterator[None]:
-    """A backward pass whose gradients are averaged over the processes, or only summed up here for later."""
-    if not reduce and isinstance(trainer.strategy, ParallelStrategy):
-        with trainer.strategy.block_backward_sync():
-            yield
-    else:
-        yield
-
-
-def take_step(optimizer: LightningOptimizer) -> None:
-    """A step that ``global_step`` counts."""
-    optimizer.step()
-    optimizer.zero_grad()
-
-
-def take_uncounted_step(trainer: L.Trainer, optimizer: LightningOptimizer) -> None:
-    """The same way through strategy and precision, without the count."""
-    trainer.strategy.optimizer_step(optimizer.optimizer, closure=lambda: None)
-    optimizer.zero_grad()
-
-
 def check_finite(terms: dict[str, Tensor], trainer: L.Trainer) -> None:
-    """Stop the run where a process has a term that is not finite: in training on all of them together.
-
-    Raises:
-        UserError: names the first such term, the step and the last good checkpoint.
-    """
+    """Stop the run where a process has a term that is not finite: in training all of them together."""
     values = torch.stack([term.detach().float() for term in terms.values()])
     bad = (~values.isfinite()).float()
     # validation batches may differ in number between processes: no talk there, who stops ends the others
@@ -122,41 +77,8 @@ def _written_at(path: str) -> int:
         return 0
 
 
-def check_trainer(trainer: L.Trainer) -> None:
-    """Refuse settings of the trainer that a module with its own steps has to be given itself.
-
-    Raises:
-        UserError: gradient clipping, accumulation, or a precision that needs loss scaling.
-    """
-    for name, unset in (("gradient_clip_val", (None, 0)), ("accumulate_grad_batches", (1,))):
-        value = getattr(trainer, name)
-        if value not in unset:
-            raise UserError(
-                f"trainer.{name} {value}: this module takes its optimizer steps itself; set model.{name} instead"
-            )
-    if trainer.precision not in PRECISIONS:
-        raise UserError(
-            f"trainer.precision {trainer.precision}: tokenizers train in {' or '.join(PRECISIONS)} "
-            "(half precision would need one loss scale for two optimizers)"
-        )
-
-
-# A tokenizer run's Lightning checkpoint: its record, when it is not written, and what it must agree in.
-
-
-def record_of(tokenizer: MultiScaleTokenizer, checkpoint: dict[str, Any]) -> Record:
-    """Its hash is that of the weights in the file: with averaging on they are not the ones in training."""
-    state = {key.removeprefix("tokenizer."): tensor for key, tensor in checkpoint["state_dict"].items()}
-    return Record(tokenizer.config, fingerprint_of(tokenizer, state))
-
-
 def check_weights(checkpoint: dict[str, Any]) -> None:
-    """Refuse to write weights that a gradient which was not finite has spoiled: the checkpoint before stays.
-
-    Raises:
-        UserError: names the first such tensor, of the weights in training, their averages or an optimizer's moments,
-            and the step.
-    """
+    """Refuse to write weights, averages or moments that a gradient which was not finite has spoiled."""
     for part in ("state_dict", "current_model_state"):
         for name, tensor in checkpoint.get(part, {}).items():
             if not tensor.isfinite().all():
@@ -175,45 +97,20 @@ def check_weights(checkpoint: dict[str, Any]) -> None:
                     )
 
 
-def check_discriminator(checkpoint: dict[str, Any], has_one: bool) -> None:
-    """Refuse a checkpoint with another set of optimizers before any weight is touched.
-
-    Raises:
-        UserError: one of run and checkpoint has a discriminator.
-    """
-    theirs = any(key.startswith("adversarial.") for key in checkpoint["state_dict"])
-    if theirs != has_one:
-        raise UserError(
-            f"this checkpoint was written {'with' if theirs else 'without'} a discriminator, this run is "
-            f"{'without' if theirs else 'with'} one: keep model.adversarial as it was, or start a new run with "
-            "model.init_from"
-        )
-
-
-def count_earlier_steps(checkpoint: dict[str, Any]) -> None:
-    """Take over the steps of a checkpoint from before the module took them itself: Lightning counts these elsewhere."""
-    loop = checkpoint.get("loops", {}).get("fit_loop", {})
-    progress = loop.get("epoch_loop.manual_optimization.optim_step_progress")
-    if progress is not None and progress["total"]["completed"] == 0:
-        steps = checkpoint["global_step"]
-        progress["total"] = {"ready": steps, "completed": steps}
-
-
 @rank_zero_only
 def warn_of_poor_data(trainer: L.Trainer, tokenizer: MultiScaleTokenizer, image_B3HW: Tensor) -> None:
-    """Of data that no tokenizer learns much from: constant images, a single one, fewer tokens than codes.
-
-    Args:
-        image_B3HW: the run's first batch.
-    """
+    """Of data that no tokenizer learns much from: constant first images, a single one, fewer tokens than codes."""
     if bool((image_B3HW.amax((2, 3)) == image_B3HW.amin((2, 3))).all()):
         log.warning(
             f"images: all {len(image_B3HW)} of the first batch are of one color each; "
             "a tokenizer learns nothing from them: check the data if this is not meant"
         )
-    images = _number_of_images(trainer)
+    images, loader = run_data(trainer).train_samples, cast(Any, trainer.train_dataloader)
     if images is None:
-        return
+        try:
+            images = len(loader.dataset)
+        except (AttributeError, TypeError):  # the data does not say
+            return
     if images == 1:
         log.warning("data: a single training image; the tokenizer will know this one alone, add images")
     tokens = images * tokenizer.pyramid.num_tokens
@@ -222,15 +119,3 @@ def warn_of_poor_data(trainer: L.Trainer, tokenizer: MultiScaleTokenizer, image_
             f"vocab_size {tokenizer.vocab_size}: {images} training images have only {tokens} tokens and cannot use all "
             "codes; take a smaller vocab_size or more images"
         )
-
-
-def _number_of_images(trainer: L.Trainer) -> int | None:
-    """None where the data does not say."""
-    samples = run_data(trainer).train_samples
-    if samples is not None:
-        return int(samples)
-    loader: Any = trainer.train_dataloader
-    try:
-        return len(loader.dataset)
-    except (AttributeError, TypeError):
-        return None

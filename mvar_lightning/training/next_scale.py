@@ -29,16 +29,10 @@ from mvar_lightning.training.distributed import log_means, seed_batch, shard_whe
 from mvar_lightning.training.optimizers import HeldLine, ScheduledAdamW, parameter_groups
 from mvar_lightning.training.scale_groups import ScaleGroups, kept_of_token, loss_of_groups
 from mvar_lightning.training.token_loss import TokenLoss, token_loss
-from mvar_lightning.transformer import (
-    BlockDesign,
-    History,
-    LlamaBlocks,
-    NextScaleTransformer,
-    NoHistory,
-    SlidingWindowHistory,
-    VARBlocks,
-    acceleration,
-)
+from mvar_lightning.transformer import acceleration
+from mvar_lightning.transformer.blocks import BlockDesign, LlamaBlocks, VARBlocks
+from mvar_lightning.transformer.history import History, NoHistory, SlidingWindowHistory
+from mvar_lightning.transformer.transformer import NextScaleTransformer
 
 
 class NextScaleModule(L.LightningModule):
@@ -130,8 +124,7 @@ class NextScaleModule(L.LightningModule):
             load_initial_weights(self.model, init_from)
         if compile_blocks:
             acceleration.compile_blocks(self.model)
-        self.base_lr, self.betas = base_lr, betas
-        self.weight_decay = weight_decay
+        self.base_lr, self.betas, self.weight_decay = base_lr, betas, weight_decay
         self.weight_decay_end = weight_decay if weight_decay_end is None else weight_decay_end
         self.warmup, self.final_lr_ratio = warmup, final_lr_ratio
         self.cfg, self.top_k, self.top_p = cfg, top_k, top_p
@@ -228,11 +221,7 @@ class NextScaleModule(L.LightningModule):
             raise UserError("trainer.max_steps: -1 never ends, but the schedule needs the number of steps; set it")
         lr = self.base_lr * self.global_batch_size() / 256
         optimizer = torch.optim.AdamW(
-            parameter_groups(self.model),
-            lr=lr,
-            betas=self.betas,
-            weight_decay=self.weight_decay,
-            fused=True,
+            parameter_groups(self.model), lr=lr, betas=self.betas, weight_decay=self.weight_decay, fused=True
         )
         lets_clip(optimizer)
         schedule = HeldLine(int(steps), round(self.warmup * steps), self.final_lr_ratio)
@@ -261,8 +250,6 @@ class NextScaleModule(L.LightningModule):
 
 
 # The published families: each names its defaults on the three axes and changes nothing else.
-
-
 class VARModule(NextScaleModule):
     """VAR (arXiv 2404.02905): full attention, no history, VAR's blocks."""
 

@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer import AdversarialLoss, MultiScaleTokenizer
-from mvar_lightning.transformer.init import without_decay
+from mvar_lightning.transformer.transformer import without_decay
 
 log = logging.getLogger(__name__)
 
@@ -153,13 +153,10 @@ class TokenizerAdamW:
         Only convolution weights decay: no biases, norms and codes.
         """
         trained = [parameter for parameter in parameters if parameter.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.ndim == 4], "weight_decay": self.weight_decay},
-            {"params": [p for p in trained if p.ndim != 4], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]], lr=self.lr, betas=self.betas, fused=True
-        )
+        decaying, others = [p for p in trained if p.ndim == 4], [p for p in trained if p.ndim != 4]
+        pairs = ((decaying, self.weight_decay), (others, 0.0))
+        groups = [{"params": params, "weight_decay": decay} for params, decay in pairs if params]
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, fused=True)
         warmup_steps = 0 if math.isinf(steps) else round(self.warmup * steps)
         scheduler = ScheduledAdamW(optimizer, HalfCosine(steps, warmup_steps, self.final_lr_ratio))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": name}}
@@ -173,8 +170,7 @@ def tokenizer_optimizers(
     if adversarial is None:
         return cast(OptimizerLRScheduler, ours)
     adversarial.plan(steps)
-    start = adversarial.start_step
-    if start >= steps:
+    if (start := adversarial.start_step) >= steps:
         rank_zero_only(log.warning)(
             f"adversarial.start: the discriminator would start at step {start}, but the run ends at step {steps}: "
             "it never starts; train longer or set an earlier start"

@@ -13,7 +13,6 @@ from __future__ import annotations
 import re
 import weakref
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -65,16 +64,30 @@ class ScaleGroups:
             UserError: groups that do not cover the scales in order, whose queries read each other's keys, or a cycle
                 that does not fit them.
         """
-        target = _size(said)
+        target, num_scales = None, plan.pyramid.num_scales
         if isinstance(said, list):
-            groups = _listed(said, plan.pyramid)
-        elif target is not None:  # until it is known what a token takes
-            groups = tuple(range(scale, scale + 1) for scale in range(plan.pyramid.num_scales))
+            groups = _listed(said, num_scales)
         elif said is None:
-            groups = (range(plan.pyramid.num_scales),)
+            groups = (range(num_scales),)
+        elif (size := SIZE.fullmatch(str(said))) and float(size[1]) > 0:
+            target = float(size[1]) * UNITS[size[2]]
+            groups = tuple(range(scale, scale + 1) for scale in range(num_scales))  # until a token's bytes are known
         else:
-            groups = groups_of_share(plan.pyramid, _share(said))
-        _check_keys(groups, plan)
+            share = AUTO_SHARE if said == "auto" else said
+            if not isinstance(share, float | int) or not 0 < share <= 1:
+                raise UserError(
+                    f"scale_groups {said!r}: write auto, a share of the step's activations such as {AUTO_SHARE}, a "
+                    f"size that they may have such as 4GB ({', '.join(UNITS)}), or lists of scales such as "
+                    "[[0..7], [8], [9]]"
+                )
+            groups = groups_of_share(plan.pyramid, share)
+        for start, scale in ((group.start, scale) for group in groups for scale in group):
+            if (first := plan.reads[scale].first_key_scale) < start:
+                raise UserError(
+                    f"scale_groups: scale {scale} reads keys of scale {first}, which is in an earlier group, so the "
+                    "gradient would not be exact; use a strategy that stays in its scale (AdjacentAttention, "
+                    "SpatialAttention), or no groups"
+                )
         if cycle is not None and target is not None:
             raise UserError(f"scale_groups {said} with scale_cycle {cycle}: a cycle needs groups that are listed")
         if cycle is not None and (len(cycle) != len(groups) or len(groups) < 2 or min(cycle) < 1):
@@ -134,12 +147,11 @@ def loss_of_groups(
 
     The largest group comes first, while the parameters have no gradients yet. The backward pass of the loss that is
     returned adds the last group's gradient and, through the shared inputs (embeddings, history, modulations), that of
-    all groups. So each parameter has its whole gradient only after it, and DDP reduces once.
+    all groups. So each parameter has its whole gradient only after it, and DDP reduces once. One group over all scales
+    is the plain step.
 
     Args:
         x_BLZ, label_B: as in `NextScaleTransformer.forward`.
-        idx_BL: the right tokens.
-        groups: of consecutive scales. One group over all scales is the plain step.
         accumulated: batches of an optimizer step; the caller divides what is returned by it, as Lightning does.
 
     Returns:
@@ -148,11 +160,13 @@ def loss_of_groups(
     pyramid, inputs = model.pyramid, model.inputs(x_BLZ, label_B)
     carried = _Carried(inputs)
     losses, figures = [], []
+    # stochastic depth must draw for each group what it draws for all scales at once
+    devices, drops_paths = [x_BLZ.device] if x_BLZ.device.type == "cuda" else [], model.training and model.drop_path > 0
     *before, last = sorted(groups, key=lambda group: pyramid.span(group).start - pyramid.span(group).stop)
     for group in before:
-        with _same_randomness_again(model, x_BLZ.device):
+        with torch.random.fork_rng(devices, enabled=drops_paths):
             # from leaves of its own: this backward pass ends there, and so frees nothing that later groups need
-            loss, figure = _loss_of(model, carried.cut(group, pyramid), idx_BL, group)
+            loss, figure = _loss_of(model, carried.cut(pyramid.span(group)), idx_BL, group)
             with torch.autocast(loss.device.type, enabled=False):
                 (loss / accumulated).backward()  # the caller divides only what is returned
         losses.append(loss.detach())
@@ -175,8 +189,8 @@ class _Carried:
         self._modulations = [self._cut(modulation) for modulation in inputs.modulations]
         self._head_modulation = self._cut(inputs.head_modulation)
 
-    def cut(self, group: range, pyramid: ScalePyramid) -> Inputs:
-        return Inputs(self._cut(self._x_BLC[:, pyramid.span(group)]), self._modulations, self._head_modulation)
+    def cut(self, span: slice) -> Inputs:
+        return Inputs(self._cut(self._x_BLC[:, span]), self._modulations, self._head_modulation)
 
     def zero_with_gradient(self) -> Tensor:
         """A zero whose gradient to each input is the one gathered: their inner product, less its own value."""
@@ -206,67 +220,29 @@ def _loss_of(model: NextScaleTransformer, inputs: Inputs, idx_BL: Tensor, group:
     return loss, replace(figure, loss=figure.loss.detach())
 
 
-def _same_randomness_again(model: NextScaleTransformer, device: torch.device) -> AbstractContextManager[None]:
-    """Stochastic depth must draw for each group what it draws for all scales at once."""
-    if not model.training or model.drop_path == 0.0:
-        return nullcontext()
-    return torch.random.fork_rng([device] if device.type == "cuda" else [])
-
-
-def _listed(said: list[list[int | str]], pyramid: ScalePyramid) -> tuple[range, ...]:
-    groups = tuple(_scales(group, said) for group in said)
-    if [scale for group in groups for scale in group] != list(range(pyramid.num_scales)):
+def _listed(said: list[list[int | str]], num_scales: int) -> tuple[range, ...]:
+    groups: list[list[int]] = []
+    for group in said:
+        groups.append([])
+        for word in group:
+            first, _, last = str(word).partition("..")
+            if not first.isdecimal() or not (last or first).isdecimal():
+                raise UserError(f"scale_groups {said}: {word!r} is no scale; write numbers, or 0..7 for a range")
+            groups[-1] += range(int(first), int(last or first) + 1)
+        if not groups[-1]:
+            raise UserError(f"scale_groups {said}: a group is empty")
+    if [scale for group in groups for scale in group] != list(range(num_scales)):
         raise UserError(
-            f"scale_groups {said}: must name each of the scales 0 to {pyramid.num_scales - 1} once, in order, such as "
-            f"[[0..{pyramid.num_scales - 2}], [{pyramid.num_scales - 1}]]"
+            f"scale_groups {said}: must name each of the scales 0 to {num_scales - 1} once, in order, such as "
+            f"[[0..{num_scales - 2}], [{num_scales - 1}]]"
         )
-    return groups
-
-
-def _scales(group: list[int | str], said: list[list[int | str]]) -> range:
-    scales: list[int] = []
-    for word in group:
-        first, _, last = str(word).partition("..")
-        if not first.isdecimal() or not (last or first).isdecimal():
-            raise UserError(f"scale_groups {said}: {word!r} is no scale; write numbers, or 0..7 for a range")
-        scales += range(int(first), int(last or first) + 1)
-    if not scales:
-        raise UserError(f"scale_groups {said}: a group is empty")
-    return range(scales[0], scales[0] + len(scales)) if scales == sorted(scales) else range(0)
-
-
-def _share(said: float | str) -> float:
-    share = AUTO_SHARE if said == "auto" else said
-    if not isinstance(share, float | int) or not 0 < share <= 1:
-        raise UserError(
-            f"scale_groups {said!r}: write auto, a share of the step's activations such as {AUTO_SHARE}, a size that "
-            f"they may have such as 4GB ({', '.join(UNITS)}), or lists of scales such as [[0..7], [8], [9]]"
-        )
-    return share
-
-
-def _size(said: object) -> float | None:
-    """Bytes, where a size is given."""
-    found = SIZE.fullmatch(said) if isinstance(said, str) else None
-    return float(found[1]) * UNITS[found[2]] if found and float(found[1]) > 0 else None
-
-
-def _check_keys(groups: tuple[range, ...], plan: AttentionPlan) -> None:
-    for group in groups:
-        for scale in group:
-            if (first := plan.reads[scale].first_key_scale) < group.start:
-                raise UserError(
-                    f"scale_groups: scale {scale} reads keys of scale {first}, which is in an earlier group, so the "
-                    "gradient would not be exact; use a strategy that stays in its scale (AdjacentAttention, "
-                    "SpatialAttention), or no groups"
-                )
+    return tuple(range(group[0], group[-1] + 1) for group in groups)
 
 
 # What autograd keeps for the backward pass, in bytes: it makes a size such as 4GB into groups.
 
 
-MEASURED_TOKENS = 64
-"""At least so many tokens of one image, if there are as many, stand for all."""
+MEASURED_TOKENS = 64  # at least so many tokens of one image, if there are as many, stand for all
 
 
 class KeptForBackward:
@@ -276,7 +252,7 @@ class KeptForBackward:
         self.now = self.peak = 0
         self._weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
         self._holders: dict[int, int] = {}
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda kept: kept.tensor)
 
     def __enter__(self) -> KeptForBackward:
         self._hooks.__enter__()
@@ -296,9 +272,6 @@ class KeptForBackward:
                 self.peak = max(self.peak, self.now)
             weakref.finalize(kept, self._drop, address, size)
         return kept
-
-    def _unpack(self, kept: _Kept) -> Tensor:
-        return kept.tensor
 
     def _drop(self, address: int, size: int) -> None:
         self._holders[address] -= 1

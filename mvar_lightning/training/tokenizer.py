@@ -6,11 +6,14 @@ Shapes: B batch, L all tokens, K scales, HW pixels.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -18,46 +21,19 @@ from torch import Tensor, nn
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
 from mvar_lightning.checkpoints import load_tokenizer
-from mvar_lightning.checkpoints.folder import is_released
+from mvar_lightning.checkpoints.folder import Record, is_released
 from mvar_lightning.checkpoints.official import import_tokenizer
 from mvar_lightning.data.image_data import run_data
 from mvar_lightning.errors import UserError
 from mvar_lightning.metrics.quality import CodebookUsage
-from mvar_lightning.tokenizer import (
-    AdversarialLoss,
-    CodebookRemedy,
-    DataDependentInit,
-    DeadCodeRestart,
-    EntropyLoss,
-    L1Loss,
-    L2Loss,
-    LossPart,
-    MultiScaleTokenizer,
-    QuantizerLoss,
-    TokenizerOutput,
-    check_scale_dropout,
-    draw_kept_scales,
-)
-from mvar_lightning.tokenizer.losses import WeightedLoss
-from mvar_lightning.tokenizer.quantizer import FIRST_KEPT
-from mvar_lightning.tokenizer.tokenizer import TRAINING_ONLY
+from mvar_lightning.tokenizer.adversarial import AdversarialLoss
+from mvar_lightning.tokenizer.codebook import CodebookRemedy, DataDependentInit, DeadCodeRestart
+from mvar_lightning.tokenizer.losses import EntropyLoss, L1Loss, L2Loss, LossPart, QuantizerLoss, WeightedLoss
+from mvar_lightning.tokenizer.quantizer import FIRST_KEPT, check_scale_dropout, draw_kept_scales
+from mvar_lightning.tokenizer.tokenizer import TRAINING_ONLY, MultiScaleTokenizer, TokenizerOutput, fingerprint_of
 from mvar_lightning.tools.drawing import normalize
-from mvar_lightning.training.distributed import joined_generator, log_means, seed_batch
-from mvar_lightning.training.manual_steps import (
-    as_list,
-    check_discriminator,
-    check_finite,
-    check_trainer,
-    check_weights,
-    count_earlier_steps,
-    record_of,
-    reducing,
-    take_step,
-    take_uncounted_step,
-    total_steps,
-    warn_of_poor_data,
-    window_of,
-)
+from mvar_lightning.training.distributed import log_means, seed_batch, seed_of_batch
+from mvar_lightning.training.manual_steps import as_list, check_finite, check_weights, warn_of_poor_data, window_of
 from mvar_lightning.training.optimizers import TokenizerAdamW, tokenizer_optimizers
 
 log = logging.getLogger(__name__)
@@ -130,37 +106,24 @@ class TokenizerModule(L.LightningModule):
                 f"accumulate_grad_batches {accumulate_grad_batches}, gradient_clip_val {gradient_clip_val}: "
                 "give at least 1 batch and a positive norm, or null for no limit"
             )
-        self.tokenizer = MultiScaleTokenizer(
-            scales,
-            vocab_size=vocab_size,
-            code_dim=code_dim,
-            channels=channels,
-            channel_multipliers=channel_multipliers,
-            num_res_blocks=num_res_blocks,
-            phi_layers=phi_layers,
-            phi_ratio=phi_ratio,
-            beta=beta,
-            codebook_std=codebook_std,
-            norm_groups=norm_groups,
-            codes=codes,
-        )
-        hold_still(self.tokenizer, frozen)
-        if remedies and "quantizer" in frozen:
-            raise UserError("frozen quantizer: remedies change its codes; leave out one of them")
-        if adversarial is not None and adversarial.adaptive and "decoder" in frozen:
-            raise UserError(
-                "frozen decoder: the adaptive weight of AdversarialLoss looks at the gradient of its last layer; "
-                "set adaptive: false"
-            )
-        self.init_from, self._started = init_from, False
+        sizes = (vocab_size, code_dim, channels, channel_multipliers, num_res_blocks)
+        quantizer = (phi_layers, phi_ratio, beta, codebook_std)
+        self.tokenizer = MultiScaleTokenizer(scales, *sizes, *quantizer, norm_groups, codes)
+        hold_still(self.tokenizer, frozen, remedies, adversarial)
         check_scale_dropout(scale_dropout, self.tokenizer.pyramid.num_scales, scale_dropout_keeps)
-        self.loss = WeightedLoss(default_losses() if losses is None else losses)
-        self.adversarial = adversarial
-        self.remedies = nn.ModuleList(default_remedies(init_from, frozen) if remedies is None else remedies)
-        for remedy in self._each_remedy():
+        if losses is None:
+            # VAR's plain form and, as that loses codes at every scale (docs/tokenizer.md), an entropy term
+            losses = [L1Loss(), L2Loss(), QuantizerLoss(), EntropyLoss(0.1)]
+        if remedies is None:
+            # none where codes come trained or stay: what new images leave unused is not the tokenizer's loss
+            fresh = init_from is None and "quantizer" not in frozen
+            remedies = [DataDependentInit(), DeadCodeRestart()] if fresh else []
+        self.loss, self.adversarial = WeightedLoss(losses), adversarial
+        self.remedies = cast(Sequence[CodebookRemedy], nn.ModuleList(remedies))
+        for remedy in self.remedies:
             remedy.attach(self.tokenizer)
+        self.init_from, self._started, self._data_checked = init_from, False, False
         self.scale_dropout, self.scale_dropout_keeps = scale_dropout, scale_dropout_keeps
-        self._data_checked = False
         self.accumulate_grad_batches, self.gradient_clip_val = accumulate_grad_batches, gradient_clip_val
         self.psnr = PeakSignalNoiseRatio(data_range=1.0)
         self.ssim = StructuralSimilarityIndexMeasure(data_range=1.0)
@@ -168,8 +131,19 @@ class TokenizerModule(L.LightningModule):
 
     def configure_callbacks(self) -> list[L.Callback]:
         """Adds none: this is the one hook before Lightning refuses the trainer's settings in words of its own."""
-        if self.trainer.state.fn == TrainerFn.FITTING:
-            check_trainer(self.trainer)
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            return []
+        for name, unset in (("gradient_clip_val", (None, 0)), ("accumulate_grad_batches", (1,))):
+            value = getattr(self.trainer, name)
+            if value not in unset:
+                raise UserError(
+                    f"trainer.{name} {value}: this module takes its optimizer steps itself; set model.{name} instead"
+                )
+        if self.trainer.precision not in ("32-true", "bf16-mixed"):
+            raise UserError(
+                f"trainer.precision {self.trainer.precision}: tokenizers train in 32-true or bf16-mixed "
+                "(half precision would need one loss scale for two optimizers)"
+            )
         return []
 
     def setup(self, stage: str) -> None:
@@ -183,7 +157,7 @@ class TokenizerModule(L.LightningModule):
                 )
         self._started = True
         device = self.trainer.strategy.root_device
-        for part in self.loss.each():
+        for part in self.loss.parts:
             part.prepare(device, size)
         if self.adversarial is not None and stage == "fit":
             self.adversarial.discriminator.prepare(device, size)
@@ -206,40 +180,34 @@ class TokenizerModule(L.LightningModule):
         check_finite({**terms, "loss": loss}, self.trainer)
         self.log("train/loss", loss.detach(), prog_bar=True)
         self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()})
-        # one pass for both losses, so that DDP reduces once (see `AdversarialLoss`)
-        with reducing(self.trainer, window.closes):
+        # one pass for both losses, so that DDP reduces once (see `AdversarialLoss`), and only where the window closes
+        strategy = self.trainer.strategy
+        waiting = strategy if isinstance(strategy, ParallelStrategy) and not window.closes else None
+        with waiting.block_backward_sync() if waiting else nullcontext():
             self.manual_backward((loss + discriminator_loss) / window.size)
         if window.closes:
             self._step(output)
         else:
-            for remedy in self._each_remedy():
+            for remedy in self.remedies:
                 remedy.between_batches(self.tokenizer, output)
         return loss.detach()
 
-    def _each_remedy(self) -> list[CodebookRemedy]:
-        return [cast(CodebookRemedy, remedy) for remedy in self.remedies]
-
     def _reconstruct(self, image_B3HW: Tensor, batch_idx: int) -> TokenizerOutput:
         ours = as_list(self.optimizers())[0].optimizer
-        for remedy in self._each_remedy():
+        for remedy in self.remedies:
             try:
                 remedy.before_step(self.tokenizer, image_B3HW, ours)
             except UserError as error:
                 raise UserError(f"at step {self.global_step}: {error}") from error
-        return self.tokenizer(image_B3HW, self._kept_scales(image_B3HW, batch_idx))
-
-    def _kept_scales(self, image_B3HW: Tensor, batch_idx: int) -> Tensor | None:
-        """This process' part of what one process would draw for the joined batch, rank zero's images first."""
-        own, processes = len(image_B3HW), self.trainer.world_size
-        kept_B = draw_kept_scales(
-            own * processes,
-            self.tokenizer.pyramid.num_scales,
-            self.scale_dropout,
-            self.scale_dropout_keeps,
-            image_B3HW.device,
-            joined_generator(self, batch_idx) if processes > 1 else None,
-        )
-        return None if kept_B is None else kept_B.view(processes, own)[self.global_rank]
+        # what one process would draw for the joined batch, rank zero's images first; of that this process' part
+        own, processes, num_scales = len(image_B3HW), self.trainer.world_size, self.tokenizer.pyramid.num_scales
+        seed = seed_of_batch(self, batch_idx, rank=0)
+        generator = torch.Generator().manual_seed(seed) if processes > 1 else None
+        dropout, device = (self.scale_dropout, self.scale_dropout_keeps), image_B3HW.device
+        kept_B = draw_kept_scales(own * processes, num_scales, *dropout, device, generator)
+        if kept_B is not None:
+            kept_B = kept_B.view(processes, own)[self.global_rank]
+        return self.tokenizer(image_B3HW, kept_B)
 
     def _losses(self, output: TokenizerOutput, image_B3HW: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Loss of the tokenizer, of the discriminator, and every term by name."""
@@ -257,17 +225,19 @@ class TokenizerModule(L.LightningModule):
         # the discriminator first: what it does depends on the count of steps, which the tokenizer's raises
         if self.adversarial is not None:
             if self.adversarial.active(self.global_step):
-                take_uncounted_step(self.trainer, theirs[0])
+                # through strategy and precision as usual, but without Lightning's count
+                self.trainer.strategy.optimizer_step(theirs[0].optimizer, closure=lambda: None)
                 self.adversarial.after_step()
                 their_schedules[0].step()
             theirs[0].zero_grad()
-        take_step(ours)
+        ours.step()
+        ours.zero_grad()
         schedule.step()
-        for remedy in self._each_remedy():
+        for remedy in self.remedies:
             remedy.after_step(self.tokenizer, output, ours.optimizer)
 
     def on_train_end(self) -> None:
-        for remedy in self._each_remedy():
+        for remedy in self.remedies:
             remedy.after_fit()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -306,43 +276,41 @@ class TokenizerModule(L.LightningModule):
             self.log_dict({f"codebook/{stem}_scale_{scale}": value for scale, value in enumerate(value_K.reshape(-1))})
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        steps = total_steps(self.trainer, self.accumulate_grad_batches)
+        trainer = self.trainer
+        steps = trainer.estimated_stepping_batches  # also makes the loaders, where their length is needed
+        batches, epochs = trainer.num_training_batches, trainer.max_epochs
+        if epochs in (-1, None) or math.isinf(steps) or math.isinf(batches):
+            steps = steps if steps >= 0 else math.inf
+        else:
+            # Lightning's own number knows no accumulation
+            steps = math.ceil(batches / self.accumulate_grad_batches) * max(epochs or 1, 1)
+            steps = steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
         return tokenizer_optimizers(self.tokenizer, self.adversarial, self.settings, steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_weights(checkpoint)
-        record_of(self.tokenizer, checkpoint).write_into(checkpoint)
+        # the hash of the weights in the file: with averaging on they are not the ones in training
+        state = {key.removeprefix("tokenizer."): tensor for key, tensor in checkpoint["state_dict"].items()}
+        Record(self.tokenizer.config, fingerprint_of(self.tokenizer, state)).write_into(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_discriminator(checkpoint, self.adversarial is not None)
-        count_earlier_steps(checkpoint)
-
-
-# What a tokenizer is trained with where nothing is said, what it starts from, and which of its parts are trained.
-
-
-PARTS = ("encoder", "quant_conv", "quantizer", "post_quant_conv", "decoder")
-
-
-def default_losses() -> list[LossPart]:
-    """VAR's plain form and, as that loses codes at every scale (docs/tokenizer.md), an entropy term."""
-    return [L1Loss(), L2Loss(), QuantizerLoss(), EntropyLoss(0.1)]
-
-
-def default_remedies(init_from: str | None, frozen: Sequence[str]) -> list[CodebookRemedy]:
-    """None where codes come trained or are held still: what new images leave unused is not the tokenizer's loss."""
-    if init_from is not None or "quantizer" in frozen:
-        return []
-    return [DataDependentInit(), DeadCodeRestart()]
+        # another set of optimizers is refused before any weight is touched
+        theirs = any(key.startswith("adversarial.") for key in checkpoint["state_dict"])
+        if theirs != (self.adversarial is not None):
+            raise UserError(
+                f"this checkpoint was written {'with' if theirs else 'without'} a discriminator, this run is "
+                f"{'without' if theirs else 'with'} one: keep model.adversarial as it was, or start a new run with "
+                "model.init_from"
+            )
+        # of a checkpoint from before the module took its steps itself: Lightning counted these elsewhere
+        loop, steps = checkpoint.get("loops", {}).get("fit_loop", {}), checkpoint["global_step"]
+        progress = loop.get("epoch_loop.manual_optimization.optim_step_progress")
+        if progress is not None and progress["total"]["completed"] == 0:
+            progress["total"] = {"ready": steps, "completed": steps}
 
 
 def start_from(tokenizer: MultiScaleTokenizer, path: str) -> None:
-    """Take over the weights of another tokenizer, in place.
-
-    Args:
-        tokenizer: the one to start.
-        path: a saved folder, a run's folder or Lightning checkpoint of this suite, or a released file
-            (``vae_ch160v4096z32.pth``), whose scales are taken to be the tokenizer's.
+    """Take over the weights of another tokenizer, in place; a released file's scales are taken to be the tokenizer's.
 
     Raises:
         UserError: no such file, or a tokenizer of other sizes.
@@ -356,11 +324,19 @@ def start_from(tokenizer: MultiScaleTokenizer, path: str) -> None:
     tokenizer.load_state_dict(source.state_dict())
 
 
-def hold_still(tokenizer: MultiScaleTokenizer, frozen: Sequence[str]) -> None:
+PARTS = ("encoder", "quant_conv", "quantizer", "post_quant_conv", "decoder")
+
+
+def hold_still(
+    tokenizer: MultiScaleTokenizer,
+    frozen: Sequence[str],
+    remedies: list[CodebookRemedy] | None,
+    adversarial: AdversarialLoss | None,
+) -> None:
     """Take parts out of training: those named, and each phi that no scale uses (DDP would wait for its gradient).
 
     Raises:
-        UserError: an unknown part, or nothing left to train.
+        UserError: an unknown part, nothing left to train, or remedies or a discriminator that need a part to move.
     """
     if unknown := [name for name in frozen if name not in PARTS]:
         raise UserError(f"frozen {unknown[0]!r}: no part of a tokenizer; they are {', '.join(PARTS)}")
@@ -370,3 +346,10 @@ def hold_still(tokenizer: MultiScaleTokenizer, frozen: Sequence[str]) -> None:
         tokenizer.get_submodule(name).requires_grad_(False)
     if not any(parameter.requires_grad for parameter in tokenizer.parameters()):
         raise UserError(f"frozen {', '.join(frozen)}: nothing is left to train")
+    if remedies and "quantizer" in frozen:
+        raise UserError("frozen quantizer: remedies change its codes; leave out one of them")
+    if adversarial is not None and adversarial.adaptive and "decoder" in frozen:
+        raise UserError(
+            "frozen decoder: the adaptive weight of AdversarialLoss looks at the gradient of its last layer; "
+            "set adaptive: false"
+        )

@@ -25,6 +25,7 @@ from mvar_lightning.transformer.transformer import NextScaleTransformer, Samplin
 RECORDED_TOKENS = 2**14
 """Steps of more tokens run as they are: their kernels keep the GPU busy, and a graph's own memory would be large."""
 
+Replay = Callable[[SamplingState, Tensor], Tensor]
 Record = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
 """Records what a function does; gives what does it again, and the tensor that then holds the result."""
 
@@ -66,7 +67,7 @@ class ScaleGraphs:
             )
         self._run = model.run_rows
         self._record = record
-        self._recordings: dict[tuple[int, int, torch.dtype], _Recording] = {}
+        self._recordings: dict[tuple[int, int, torch.dtype], Replay] = {}
 
     def __call__(self, rows: SamplingState, scale: int, x_RlC: Tensor) -> Tensor:
         if x_RlC.shape[0] * x_RlC.shape[1] > RECORDED_TOKENS:
@@ -74,50 +75,34 @@ class ScaleGraphs:
         # a recording is of one shape; the dtype says whether autocast was on
         key = scale, len(x_RlC), x_RlC.dtype
         if key not in self._recordings:
-            self._recordings[key] = _Recording(self._run, self._record, rows, scale, x_RlC)
-        return self._recordings[key].replay(rows, x_RlC)
+            self._recordings[key] = self._recording(rows, scale, x_RlC)
+        return self._recordings[key](rows, x_RlC)
 
-
-class _Recording:
-    """One scale with one number of rows, on inputs that stay where they are."""
-
-    def __init__(
-        self,
-        run: Callable[[SamplingState, int, Tensor], Tensor],
-        record: Record,
-        rows: SamplingState,
-        scale: int,
-        x_RlC: Tensor,
-    ) -> None:
+    def _recording(self, rows: SamplingState, scale: int, x_RlC: Tensor) -> Replay:
+        """One scale with one number of rows, on inputs that stay where they are."""
         # a graph reads the addresses it was recorded with: these copies are never let go
-        fixed = replace(
-            rows,
-            modulations=[modulation.clone() for modulation in rows.modulations],
-            head_modulation=rows.head_modulation.clone(),
-        )
-        fixed_x_RlC = x_RlC.clone()
-        self._fixed = [fixed_x_RlC, fixed.head_modulation, *fixed.modulations]
-        device = x_RlC.device.type
+        modulations, head_modulation = [each.clone() for each in rows.modulations], rows.head_modulation.clone()
+        fixed = replace(rows, modulations=modulations, head_modulation=head_modulation)
+        fixed_x_RlC, device = x_RlC.clone(), x_RlC.device.type
 
         def steps() -> Tensor:
             # what autocast has converted before is freed when it ends, but the graph would still read it
             dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
             with torch.autocast(device, dtype, enabled=enabled, cache_enabled=False):
-                return run(fixed, scale, fixed_x_RlC)
+                return self._run(fixed, scale, fixed_x_RlC)
 
-        self._again, self._result = record(steps)
+        again, result = self._record(steps)
 
-    def replay(self, rows: SamplingState, x_RlC: Tensor) -> Tensor:
-        copy_each(self._fixed, [x_RlC, rows.head_modulation, *rows.modulations])
-        self._again()
-        return self._result.clone()  # the next replay writes over it
+        def replay(rows: SamplingState, x_RlC: Tensor) -> Tensor:
+            copy_each([fixed_x_RlC, head_modulation, *modulations], [x_RlC, rows.head_modulation, *rows.modulations])
+            again()
+            return result.clone()  # the next replay writes over it
+
+        return replay
 
 
 def record_scales(model: NextScaleTransformer, record: Record | None = None) -> NextScaleTransformer:
-    """Sample from recorded scales, in place: after `compile_blocks`, if blocks are compiled, and on the final device.
-
-    Args:
-        record: how; CUDA graphs by default.
+    """Sample from recorded scales (CUDA graphs), in place: after `compile_blocks`, if at all, and on the final device.
 
     Raises:
         UserError: no GPU, or a strategy that keeps a cache.

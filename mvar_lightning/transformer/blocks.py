@@ -1,8 +1,7 @@
 """The block axis: AdaLN + GELU MLP with learnt positions (VAR, MVAR), or RMSNorm + SwiGLU + 2-D RoPE (Markov-VAR).
 
-Both are the same residual block with other parts, so there is one block class and a design that chooses them.
-
-The parts come first: attention, MLPs, AdaLN modulation, stochastic depth, the head.
+Both are the same residual block with other parts, so there is one block class and a design that chooses them. The parts
+come first: attention, MLPs, AdaLN modulation, stochastic depth, the head.
 
 B batch, l tokens of the scales at hand, C width, H heads, D head dim.
 """
@@ -24,8 +23,7 @@ from mvar_lightning.transformer.linear import Linear, activated_linear, linear, 
 from mvar_lightning.transformer.positions import LearnedPositions, LevelMLP, PyramidRotation
 
 MAX_LOG_SCALE = math.log(100.0)
-NORM_FLOOR = 1e-12
-"""Shortest length a query or key is divided by (that of `F.normalize`)."""
+NORM_FLOOR = 1e-12  # shortest length a query or key is divided by (that of `F.normalize`)
 
 HEAD_SCALE, ADALN_SCALE = 0.02, 0.5
 """Factors on the first weights of the classifier and of modulations, their gates aside."""
@@ -45,9 +43,7 @@ class SelfAttention(nn.Module):
         self, width: int, heads: int, backend: AttentionBackend, *, qk_norm: bool, rotation: Rotation | None = None
     ) -> None:
         super().__init__()
-        self.heads = heads
-        self.backend = backend
-        self.rotation = rotation
+        self.heads, self.backend, self.rotation = heads, backend, rotation
         self.qkv = Linear(width, 3 * width, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(width))
         self.v_bias = nn.Parameter(torch.zeros(width))
@@ -65,7 +61,12 @@ class SelfAttention(nn.Module):
         qk_Bl2HD, v_Bl1HD = qkv_Bl3HD.split((2, 1), dim=2)  # its backward pass is one concatenation
         v_BlHD = v_Bl1HD.squeeze(2)
         if self.log_scale is not None:
-            qk_Bl2HD = self._normalized(qk_Bl2HD)
+            # of length exp(log_scale) and 1, in one pass over both; in float32: half precision overflows here (NaN)
+            qk_Bl2HD = qk_Bl2HD.float()
+            q_length_H1 = self.log_scale[:, :, 0].clamp_max(MAX_LOG_SCALE).exp()
+            length_2H1 = torch.stack([q_length_H1, torch.ones_like(q_length_H1)])
+            norm_Bl2H1 = torch.linalg.vector_norm(qk_Bl2HD, dim=-1, keepdim=True)
+            qk_Bl2HD = qk_Bl2HD * (length_2H1 / norm_Bl2H1.clamp_min(NORM_FLOOR))
         if self.rotation is not None:
             qk_Bl2HD = self.rotation(qk_Bl2HD, scales)
         q, k = qk_Bl2HD.to(v_BlHD.dtype).transpose(1, 3).unbind(2)  # two of (B, H, l, D)
@@ -74,16 +75,6 @@ class SelfAttention(nn.Module):
             k, v = cache.extend(k, v, scales.start)
         out = self.backend(q, k, v, scales, self.softmax_scale)
         return self.proj(out.transpose(1, 2).flatten(2))
-
-    def _normalized(self, qk_Bl2HD: Tensor) -> Tensor:
-        """Queries and keys of length exp(log_scale) and 1, in one pass over both."""
-        assert self.log_scale is not None
-        # in float32: half precision overflows here (NaN in fp16)
-        qk_Bl2HD = qk_Bl2HD.float()
-        q_length_H1 = self.log_scale[:, :, 0].clamp_max(MAX_LOG_SCALE).exp()
-        length_2H1 = torch.stack([q_length_H1, torch.ones_like(q_length_H1)])
-        norm_Bl2H1 = torch.linalg.vector_norm(qk_Bl2HD, dim=-1, keepdim=True)
-        return qk_Bl2HD * (length_2H1 / norm_Bl2H1.clamp_min(NORM_FLOOR))
 
 
 class GeluMLP(nn.Module):
@@ -182,9 +173,6 @@ class ModulatedHead(nn.Module):
         self.linear.weight.mul_(HEAD_SCALE)  # all codes start nearly equally likely
         self.modulation.linear.weight.mul_(ADALN_SCALE)
 
-    def forward(self, x_BlC: Tensor, modulation_B12C: Tensor) -> Tensor:
-        return self.classify(self.features(x_BlC, modulation_B12C))
-
     def features(self, x_BlC: Tensor, modulation_B12C: Tensor) -> Tensor:
         """What the classifier reads, in its precision."""
         scale, shift = modulation_B12C.unbind(2)
@@ -212,10 +200,7 @@ class AdaLNBlock(nn.Module):
         drop_path: float,
     ) -> None:
         super().__init__()
-        self.norm = norm
-        self.attention = attention
-        self.mlp = mlp
-        self.modulation = modulation
+        self.norm, self.attention, self.mlp, self.modulation = norm, attention, mlp, modulation
         self.drop_path = DropPath(drop_path)
 
     def scale_weights(self, depth: int, gamma_init: float) -> None:
@@ -259,9 +244,7 @@ class VARBlocks(BlockDesign):
     """
 
     def __init__(self, mlp_ratio: float = 4.0, shared_adaln: bool = False, qk_norm: bool = True) -> None:
-        self.mlp_ratio = mlp_ratio
-        self.shared_adaln = shared_adaln
-        self.qk_norm = qk_norm
+        self.mlp_ratio, self.shared_adaln, self.qk_norm = mlp_ratio, shared_adaln, qk_norm
 
     def make_block(self, width: int, heads: int, backend: AttentionBackend, drop_path: float) -> AdaLNBlock:
         return AdaLNBlock(
@@ -293,16 +276,10 @@ class LlamaBlocks(BlockDesign):
     """
 
     def __init__(
-        self,
-        mlp_ratio: float = 4.0,
-        rope_theta: float = 1e4,
-        rope_pair_within_axis: bool = False,
-        qk_norm: bool = True,
+        self, mlp_ratio: float = 4.0, rope_theta: float = 1e4, rope_pair_within_axis: bool = False, qk_norm: bool = True
     ) -> None:
-        self.mlp_ratio = mlp_ratio
-        self.rope_theta = rope_theta
-        self.rope_pair_within_axis = rope_pair_within_axis
-        self.qk_norm = qk_norm
+        self.mlp_ratio, self.rope_theta = mlp_ratio, rope_theta
+        self.rope_pair_within_axis, self.qk_norm = rope_pair_within_axis, qk_norm
 
     def make_block(self, width: int, heads: int, backend: AttentionBackend, drop_path: float) -> AdaLNBlock:
         rotation = PyramidRotation(backend.pyramid, self.rope_theta, pair_within_axis=self.rope_pair_within_axis)

@@ -11,7 +11,6 @@ l tokens of one scale, S tokens of a window, Q learnt queries, C width, H heads,
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -21,19 +20,15 @@ from mvar_lightning.axis import AxisMember
 from mvar_lightning.errors import UserError
 from mvar_lightning.transformer.linear import linear
 
-
-@dataclass
-class HistoryState:
-    """What sampling carries from scale to scale: attention scores and values of earlier inputs, by pool."""
-
-    pools: list[list[tuple[Tensor, Tensor]]] = field(default_factory=list)
+HistoryState = list[list[tuple[Tensor, Tensor]]]
+"""What sampling carries from scale to scale: attention scores and values of earlier inputs, by pool."""
 
 
 class HistoryFusion(nn.Module, ABC):
     """The module behind a history: makes the input of a scale from its word embeddings."""
 
     def begin(self) -> HistoryState:
-        return HistoryState()
+        return []
 
     @abstractmethod
     def step(self, words_BlC: Tensor, class_RC: Tensor, state: HistoryState) -> Tensor:
@@ -48,10 +43,8 @@ class HistoryFusion(nn.Module, ABC):
 class History(AxisMember, ABC):
     """Describes what is remembered; `make` builds the module."""
 
-    @property
-    def fuses_conditional_class(self) -> bool:
-        """Whether guided sampling fuses the conditional class into the unconditional half too."""
-        return False
+    conditional_class_when_guided = False
+    """Whether guided sampling fuses the conditional class into the unconditional half too."""
 
     @abstractmethod
     def make(self, width: int) -> HistoryFusion: ...
@@ -75,10 +68,6 @@ class _PooledHistory(History):
             raise UserError(f"{type(self).__name__}: queries={queries}; at least one learnt query is needed")
         self.queries = queries
         self.conditional_class_when_guided = conditional_class_when_guided
-
-    @property
-    def fuses_conditional_class(self) -> bool:
-        return self.conditional_class_when_guided
 
 
 class SlidingWindowHistory(_PooledHistory):
@@ -193,12 +182,12 @@ class PooledFusion(HistoryFusion):
         self.fuse = nn.Linear((1 + len(windows) * queries) * width, width)
 
     def begin(self) -> HistoryState:
-        return HistoryState([[] for _ in self.windows])
+        return [[] for _ in self.windows]
 
     def step(self, words_BlC: Tensor, class_RC: Tensor, state: HistoryState) -> Tensor:
         e_BlC = self.norm_words(words_BlC)
         pooled = []
-        for pool, window, seen in zip(self.pools, self.windows, state.pools, strict=True):
+        for pool, window, seen in zip(self.pools, self.windows, state, strict=True):
             assert isinstance(pool, AttentivePool)
             seen.append(pool.observe(e_BlC))
             if window is not None:

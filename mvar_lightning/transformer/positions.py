@@ -30,9 +30,7 @@ class PyramidRotation:
     """
 
     def __init__(self, pyramid: ScalePyramid, theta: float = 1e4, *, pair_within_axis: bool = False) -> None:
-        self.pyramid = pyramid
-        self.theta = theta
-        self.parts = 4 if pair_within_axis else 2
+        self.pyramid, self.theta, self.parts = pyramid, theta, 4 if pair_within_axis else 2
 
     def __call__(self, x_BlnHD: Tensor, scales: range) -> Tensor:
         """Tokens' vectors (B, l, n, H, D), n and H of any size, turned; float32."""
@@ -47,19 +45,17 @@ class PyramidRotation:
 
 
 @table(maxsize=16)
-def _angles(
-    pyramid: ScalePyramid, theta: float, head_dim: int, parts: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
+def _angles(pyramid: ScalePyramid, theta: float, D: int, parts: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosine and signed sine of every token's angles, float32 (L, D).
 
     y is in the first half of the channels, x in the second; the sine is negative in every other of ``parts`` chunks.
     """
     sides_L1 = torch.tensor(pyramid.sides)[pyramid.scale_of_tokens()][:, None]
     position_L2 = pyramid.coordinates() / sides_L1 * pyramid.last_side
-    frequencies = 1.0 / theta ** (torch.arange(0, head_dim, 4).float() / head_dim)
+    frequencies = 1.0 / theta ** (torch.arange(0, D, 4).float() / D)
     angles_L2F = position_L2[:, :, None] * frequencies
     angles_LD = torch.cat([angles_L2F, angles_L2F], dim=-1).flatten(1)
-    sign_D = torch.tensor([-1.0, 1.0]).repeat(parts // 2).repeat_interleave(head_dim // parts)
+    sign_D = torch.tensor([-1.0, 1.0]).repeat(parts // 2).repeat_interleave(D // parts)
     return angles_LD.cos().to(device), (angles_LD.sin() * sign_D).to(device)
 
 
@@ -85,17 +81,10 @@ class LearnedPositions(nn.Module):
         counts = [self.pyramid.tokens_of(scale) for scale in scales]
         levels = [self.level.weight[scale].expand(n, -1) for scale, n in zip(scales, counts, strict=True)]
         positions = self.token[:, self.pyramid.span(scales)] + torch.cat(levels)
-        if scales.start == 0:
-            first = self.pyramid.first_tokens
-            return torch.cat([positions[:, :first] + self.start, positions[:, first:]], dim=1)
-        return positions
-
-
-def _sinusoids(scales: range, half: int, device: torch.device) -> Tensor:
-    """Cosines and sines of the levels, float32 (K, 2 half); made on the device: a copy would make it wait."""
-    rates = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=device) / half)
-    levels_K1 = torch.arange(scales.start, scales.stop, dtype=torch.float32, device=device)[:, None]
-    return torch.cat([(levels_K1 * rates).cos(), (levels_K1 * rates).sin()], dim=-1)
+        if scales.start > 0:
+            return positions
+        first = self.pyramid.first_tokens
+        return torch.cat([positions[:, :first] + self.start, positions[:, first:]], dim=1)
 
 
 class LevelMLP(nn.Module):
@@ -117,7 +106,11 @@ class LevelMLP(nn.Module):
 
     def forward(self, scales: range) -> Tensor:
         """Level embeddings of the tokens of ``scales``, (1, l, C)."""
-        sinusoid_K = _sinusoids(scales, self.frequencies // 2, self.up.weight.device).to(self.up.weight.dtype)
-        level_KC = self.down(nn.functional.silu(self.up(sinusoid_K)))
+        half, weight = self.frequencies // 2, self.up.weight
+        # made on the device: a copy would make it wait
+        rates = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=weight.device) / half)
+        levels_K1 = torch.arange(scales.start, scales.stop, dtype=torch.float32, device=weight.device)[:, None]
+        sinusoid_KF = torch.cat([(levels_K1 * rates).cos(), (levels_K1 * rates).sin()], dim=-1)
+        level_KC = self.down(nn.functional.silu(self.up(sinusoid_KF.to(weight.dtype))))
         counts = [self.pyramid.tokens_of(scale) for scale in scales]
         return torch.cat([row.expand(n, -1) for row, n in zip(level_KC, counts, strict=True)])[None]

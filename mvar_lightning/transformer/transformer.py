@@ -8,6 +8,7 @@ B images, R rows (B, or 2B in guided sampling), L tokens, l tokens of some scale
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -21,7 +22,6 @@ from mvar_lightning.errors import UserError
 from mvar_lightning.pyramid import ScalePyramid
 from mvar_lightning.transformer.blocks import AdaLNBlock, BlockDesign, ModulatedHead, VARBlocks
 from mvar_lightning.transformer.history import History, HistoryState, NoHistory
-from mvar_lightning.transformer.init import init_weights
 
 TOKENS_AT_ONCE = 2**16
 """So many tokens go through the blocks of a sampling step at a time: enough to fill a GPU, and the activations of a
@@ -50,14 +50,9 @@ class SamplingState:
 
     def rows(self, rows: slice) -> SamplingState:
         """The same, of some rows; keys and values are views, the history is that of all images."""
-        return SamplingState(
-            self.class_RC[rows],
-            self.fused_class_RC[rows],
-            [modulation[rows] for modulation in self.modulations],
-            self.head_modulation[rows],
-            self.cache.rows(rows),
-            self.history,
-        )
+        classes = self.class_RC[rows], self.fused_class_RC[rows]
+        modulations = [modulation[rows] for modulation in self.modulations], self.head_modulation[rows]
+        return SamplingState(*classes, *modulations, self.cache.rows(rows), self.history)
 
 
 class NextScaleTransformer(nn.Module):
@@ -133,20 +128,13 @@ class NextScaleTransformer(nn.Module):
     @property
     def config(self) -> dict[str, Any]:
         """Plain values from which `from_config` builds this architecture again (not its weights)."""
+        sizes = ("vocab_size", "code_dim", "num_classes", "depth", "width", "heads")
+        rates = ("drop_path", "label_drop", "gamma_init")
+        axes = {"attention": self.strategy, "history": self.history_design, "blocks": self.block_design}
         return {
             "scales": list(self.pyramid.sides),
-            "vocab_size": self.vocab_size,
-            "code_dim": self.code_dim,
-            "num_classes": self.num_classes,
-            "depth": self.depth,
-            "width": self.width,
-            "heads": self.heads,
-            "drop_path": self.drop_path,
-            "label_drop": self.label_drop,
-            "gamma_init": self.gamma_init,
-            "attention": self.strategy.config(),
-            "history": self.history_design.config(),
-            "blocks": self.block_design.config(),
+            **{name: getattr(self, name) for name in (*sizes, *rates)},
+            **{name: axis.config() for name, axis in axes.items()},
         }
 
     @classmethod
@@ -184,7 +172,10 @@ class NextScaleTransformer(nn.Module):
         stay in their scale `transform` can take scale after scale.
         """
         self._check_labels(label_B, images=len(x_BLZ))
-        class_BC = self.class_embedding(self._drop_labels(label_B))
+        if self.training and self.label_drop > 0:
+            dropped_B = torch.rand(len(label_B), device=label_B.device) < self.label_drop
+            label_B = torch.where(dropped_B, self.num_classes, label_B)
+        class_BC = self.class_embedding(label_B)
         return Inputs(self.embed(x_BLZ, class_BC), self._modulations(class_BC), self.head.modulation(class_BC))
 
     def embed(self, x_BLZ: Tensor, class_BC: Tensor) -> Tensor:
@@ -196,8 +187,8 @@ class NextScaleTransformer(nn.Module):
                 f"need (B, {expected}, {self.code_dim})"
             )
         with torch.autocast(x_BLZ.device.type, enabled=False):
-            counts = [side * side for side in self.pyramid.sides[1:]]
-            later = self.history(self.word_embedding(x_BLZ.float()).split(counts, dim=1), class_BC)
+            words_by_scale = self.word_embedding(x_BLZ.float()).split([n * n for n in self.pyramid.sides[1:]], dim=1)
+            later = self.history(words_by_scale, class_BC)
             start = class_BC[:, None].expand(-1, self.pyramid.first_tokens, -1)
             return torch.cat([start, *later], dim=1) + self.positions(range(self.pyramid.num_scales))
 
@@ -221,18 +212,12 @@ class NextScaleTransformer(nn.Module):
         """Start sampling R rows: the labels of ``images`` images, then perhaps as many unconditional rows."""
         class_RC = self.class_embedding(label_R)
         # in guided sampling a history may fuse the conditional class into the unconditional rows, too
-        conditional = self.history_design.fuses_conditional_class
+        conditional = self.history_design.conditional_class_when_guided
         fused_RC = class_RC[:images].repeat(len(label_R) // images, 1) if conditional else class_RC
         modulations = [_to_compute_dtype(modulation) for modulation in self._modulations(class_RC)]
-        cache = KVCache(
-            self.backend.plan,
-            layers=self.depth,
-            batch=len(label_R),
-            heads=self.heads,
-            head_dim=self.width // self.heads,
-            device=class_RC.device,
-            dtype=_to_compute_dtype(class_RC[:0]).dtype,
-        )
+        head_dim, like = self.width // self.heads, _to_compute_dtype(class_RC[:0])
+        sizes = {"layers": self.depth, "batch": len(label_R), "heads": self.heads, "head_dim": head_dim}
+        cache = KVCache(self.backend.plan, **sizes, device=like.device, dtype=like.dtype)
         head_modulation = self.head.modulation(class_RC)
         return SamplingState(class_RC, fused_RC, modulations, head_modulation, cache, self.history.begin())
 
@@ -251,7 +236,15 @@ class NextScaleTransformer(nn.Module):
 
         Rows do not see each other, so a scale of many tokens runs `TOKENS_AT_ONCE` of them at a time.
         """
-        x_RlC = self._step_input(state, scale, x_BlZ)
+        with torch.autocast(state.class_RC.device.type, enabled=False):
+            if x_BlZ is None:
+                assert scale == 0, "only the first scale has no input"
+                x_RlC = state.class_RC[:, None].expand(-1, self.pyramid.first_tokens, -1)
+            else:
+                words_BlC = self.word_embedding(x_BlZ.to(self.word_embedding.weight.dtype))
+                x_RlC = self.history.step(words_BlC, state.fused_class_RC, state.history)
+            x_RlC = x_RlC + self.positions(range(scale, scale + 1))
+        x_RlC = _to_compute_dtype(x_RlC)
         at_once = max(1, TOKENS_AT_ONCE // x_RlC.shape[1])
         chunks = [slice(start, start + at_once) for start in range(0, len(x_RlC), at_once)]
         # the cache moves on only after the last chunk: until then every one adds its rows at the same tokens
@@ -270,17 +263,6 @@ class NextScaleTransformer(nn.Module):
         condition = self.condition(class_BC)
         return [block.modulation(condition) for block in self._blocks]
 
-    def _step_input(self, state: SamplingState, scale: int, x_BlZ: Tensor | None) -> Tensor:
-        with torch.autocast(state.class_RC.device.type, enabled=False):
-            if x_BlZ is None:
-                assert scale == 0, "only the first scale has no input"
-                x_RlC = state.class_RC[:, None].expand(-1, self.pyramid.first_tokens, -1)
-            else:
-                x_BlZ = x_BlZ.to(self.word_embedding.weight.dtype)
-                x_RlC = self.history.step(self.word_embedding(x_BlZ), state.fused_class_RC, state.history)
-            x_RlC = x_RlC + self.positions(range(scale, scale + 1))
-        return _to_compute_dtype(x_RlC)
-
     def _check_labels(self, label_B: Tensor, images: int) -> None:
         if tuple(label_B.shape) != (images,):
             raise UserError(f"labels of shape {tuple(label_B.shape)}: {images} teacher inputs need ({images},)")
@@ -293,14 +275,48 @@ class NextScaleTransformer(nn.Module):
                     f"(and {self.num_classes} for no class)"
                 )
 
-    def _drop_labels(self, label_B: Tensor) -> Tensor:
-        if not self.training or self.label_drop == 0.0:
-            return label_B
-        dropped_B = torch.rand(len(label_B), device=label_B.device) < self.label_drop
-        return torch.where(dropped_B, self.num_classes, label_B)
-
 
 def _to_compute_dtype(x: Tensor) -> Tensor:
     """The residual stream runs in the precision of the matrix products, as in the references."""
     device = x.device.type
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+
+
+# Initialization as published (`init_weights` of VAR's models/var.py and Markov-VAR's models/markovvar.py). A module may
+# bring methods, as timm's layers do; one that brings none keeps the default:
+# - ``init_weights(std)`` draws the parameters that are its own, not those of its submodules;
+# - ``scale_weights(depth, gamma_init)`` puts factors on what has been drawn, its submodules' included;
+# - ``no_weight_decay()`` names parameters, its own or its submodules', that an optimizer must not let decay.
+@torch.no_grad()
+def init_weights(model: nn.Module, *, width: int, depth: int, gamma_init: float) -> None:
+    """Initialize a transformer in place. By default weights are drawn with the base deviation and biases are zero.
+
+    Args:
+        model: everything, the blocks and the head included.
+        width: C; the base deviation is sqrt(1 / 3C).
+        depth: number of blocks; outputs into the residual stream are divided by sqrt(2 depth).
+        gamma_init: factor on the AdaLN rows that gate the branches (1e-3 at d16 to 5e-6 at d36).
+    """
+    std = math.sqrt(1 / width / 3)
+    # what a seed means depends on the order of the draws: a module's own parameters come before its submodules'
+    for module in model.modules():
+        if draw := getattr(module, "init_weights", None):
+            draw(std)
+        elif isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.trunc_normal_(module.weight, std=std)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+    # only now: what a module scales, its submodules have drawn after it
+    for module in model.modules():
+        if scale := getattr(module, "scale_weights", None):
+            scale(depth, gamma_init)
+
+
+def without_decay(model: nn.Module) -> set[str]:
+    """Names, as in `named_parameters`, of the parameters that modules want left out of weight decay."""
+    return {
+        f"{prefix}.{name}".removeprefix(".")
+        for prefix, module in model.named_modules()
+        if hasattr(module, "no_weight_decay")
+        for name in module.no_weight_decay()
+    }

@@ -115,7 +115,7 @@ def test_of_several_processes_the_first_alone_warns(
     rank: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(ranks, "world_size", lambda: 2)
-    monkeypatch.setattr(ranks.dist, "get_rank", lambda: rank)
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: rank)
     remedy = DataDependentInit(batches=2)
     remedy.after_fit()
     assert ("batches 2" in caplog.text) == (rank == 0)

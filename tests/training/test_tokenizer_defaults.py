@@ -45,13 +45,13 @@ def images(count: int = 20) -> Tensor:
 
 
 def names(made: TokenizerModule) -> tuple[list[str], list[str]]:
-    return [part.name for part in made.loss.each()], [type(remedy).__name__ for remedy in made.remedies]
+    return [part.name for part in made.loss.parts], [type(remedy).__name__ for remedy in made.remedies]
 
 
 def test_nothing_said_is_the_form_that_works() -> None:
     made = module()
     assert names(made) == (["l1", "l2", "quantizer", "entropy"], ["DataDependentInit", "DeadCodeRestart"])
-    assert [part.weight for part in made.loss.each()] == [1, 1, 1, 0.1]
+    assert [part.weight for part in made.loss.parts] == [1, 1, 1, 0.1]
     assert names(module(**plain())) == (["l1", "l2", "quantizer"], [])
     assert names(module(losses=plain()["losses"]))[1] == ["DataDependentInit", "DeadCodeRestart"]
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from mvar_lightning.transformer import LlamaBlocks, NextScaleTransformer, SlidingWindowHistory, VARBlocks
 from mvar_lightning.transformer.blocks import BlockDesign
-from mvar_lightning.transformer.init import without_decay
+from mvar_lightning.transformer.transformer import without_decay
 
 WIDTH, DEPTH, GAMMA = 256, 4, 1e-3
 STD = math.sqrt(1 / WIDTH / 3)
