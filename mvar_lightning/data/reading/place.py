@@ -160,10 +160,7 @@ def _counted(place: ShardPlace, name: str, remote: bool) -> ShardInfo:
 def _count_remote(place: ShardPlace, name: str) -> int:
     log.info("counting the samples of %s; an %s beside the shards would spare that", name, INDEX_NAME)
     try:
-        with (
-            place.open(ShardInfo(name, UNKNOWN, UNKNOWN, "")) as file,
-            tarfile.open(fileobj=file, mode="r|*") as tar,
-        ):
+        with place.open(ShardInfo(name, UNKNOWN, UNKNOWN, "")) as file, tarfile.open(fileobj=file, mode="r|*") as tar:
             return sum(member.name.endswith(".cls") for member in tar)
     except (tarfile.TarError, OSError) as error:
         raise UserError(f"shard {name}: cannot be counted ({error}); {CHECK}") from None

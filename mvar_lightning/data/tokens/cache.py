@@ -183,10 +183,7 @@ def open_part(cache: TokenCache, part: PartInfo) -> tuple[np.ndarray, np.ndarray
     """
     settings = cache.settings
     views = settings.views_of(part.name.split("/")[0])
-    wanted = (
-        (settings.dtype, (views, part.samples, settings.num_tokens)),
-        (np.dtype("<i4"), (part.samples,)),
-    )
+    wanted = ((settings.dtype, (views, part.samples, settings.num_tokens)), (np.dtype("<i4"), (part.samples,)))
     arrays = []
     for path, (dtype, shape) in zip(part_files(cache.folder, part.name).values(), wanted, strict=True):
         try:
