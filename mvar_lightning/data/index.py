@@ -21,6 +21,7 @@ from mvar_lightning.tools.files import sha256_of
 
 INDEX_NAME = "index.json"
 FORMAT = "mvar-shards-1"
+CHECK = "run `mvar shards check` on its folder and make the shards anew"
 # A name is joined to the folder and opened, so it may neither leave the folder nor carry a scheme such as pipe:
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*\.tar")
 

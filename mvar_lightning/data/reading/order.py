@@ -24,9 +24,9 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.filters import shuffle
 
-from mvar_lightning.data.faults import CHECK, Faults, SampleError
-from mvar_lightning.data.index import ShardInfo
-from mvar_lightning.data.reading.samples import Batch, ImageReader, RawSample, Sample
+from mvar_lightning.data.images import SampleError
+from mvar_lightning.data.index import CHECK, ShardInfo
+from mvar_lightning.data.reading.samples import Batch, Faults, ImageReader, RawSample, Sample
 from mvar_lightning.errors import UserError
 
 

@@ -22,8 +22,8 @@ from typing import IO, Any
 from braceexpand import braceexpand
 from webdataset.gopen import Pipe, gopen, gopen_schemes
 
-from mvar_lightning.data.faults import CHECK
 from mvar_lightning.data.index import (
+    CHECK,
     INDEX_NAME,
     ShardIndex,
     ShardInfo,

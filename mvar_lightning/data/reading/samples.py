@@ -6,6 +6,7 @@ labels are never read.
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -16,12 +17,13 @@ from PIL import Image
 from torch import Tensor
 from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_expander
 
-from mvar_lightning.data.faults import Faults, SampleError
-from mvar_lightning.data.images import SUFFIXES, decode_rgb
-from mvar_lightning.data.index import ShardInfo
+from mvar_lightning.data.images import SUFFIXES, SampleError, decode_rgb
+from mvar_lightning.data.index import CHECK, ShardInfo
 from mvar_lightning.data.reading.place import ShardPlace
 from mvar_lightning.data.transforms import Transform, planes
 from mvar_lightning.errors import UserError
+
+log = logging.getLogger(__name__)
 
 Batch = dict[str, Tensor]
 
@@ -38,6 +40,45 @@ class RawSample(NamedTuple):
 class Sample(NamedTuple):
     pixels_3SS: np.ndarray
     label: int
+
+
+MAX_SHARE = 0.01
+"""Share of damaged samples, and of damaged shards, above which a run stops."""
+
+MIN_SAMPLES = 10
+"""So many damaged samples never stop a run."""
+
+NAMED = 20
+"""Damaged samples named one by one; after that every hundredth."""
+
+
+class Faults:
+    """What one pass of one worker skipped: counted and named. Raises UserError when there is too much."""
+
+    def __init__(self, num_shards: int) -> None:
+        self.num_shards = num_shards
+        self.seen = 0
+        self.samples = 0
+        self.shards: set[str] = set()
+
+    def sample(self, shard: str, key: str, reason: str) -> None:
+        self.samples += 1
+        if self.samples <= NAMED or self.samples % 100 == 0:
+            log.warning("skipped sample %s of shard %s: %s (%d skipped so far)", key, shard, reason, self.samples)
+        if self.samples > max(MIN_SAMPLES, MAX_SHARE * self.seen):
+            raise UserError(
+                f"{self.samples} of {self.seen} samples are damaged, last {key} of shard {shard} ({reason}); {CHECK}"
+            )
+
+    def shard(self, shard: str, reason: str) -> None:
+        if shard in self.shards:
+            return
+        self.shards.add(shard)
+        log.warning("shard %s is damaged: %s; going on with what it still gives", shard, reason)
+        if len(self.shards) > MAX_SHARE * self.num_shards:
+            raise UserError(
+                f"shard {shard} is damaged: {reason} ({len(self.shards)} of {self.num_shards} shards so far); {CHECK}"
+            )
 
 
 class ImageReader:
@@ -138,5 +179,4 @@ def read_shard(place: ShardPlace, shard: ShardInfo, faults: Faults) -> Iterator[
 
 
 def _is_ours(name: str) -> bool:
-    suffix = base_plus_ext(name)[1]
-    return suffix is not None and suffix.lower() in (*SUFFIXES, "cls")
+    return (base_plus_ext(name)[1] or "").lower() in (*SUFFIXES, "cls")

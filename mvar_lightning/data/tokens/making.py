@@ -21,10 +21,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mvar_lightning.data.faults import Faults, SampleError
+from mvar_lightning.data.images import SampleError
 from mvar_lightning.data.index import ShardIndex, ShardInfo, content_problem
 from mvar_lightning.data.reading.order import WorkerStream
-from mvar_lightning.data.reading.samples import ImageReader
+from mvar_lightning.data.reading.samples import Faults, ImageReader
 from mvar_lightning.data.tokens.cache import (
     INDEX_NAME,
     CacheSettings,
