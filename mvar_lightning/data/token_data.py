@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from mvar_lightning.data.image_data import ShardsDataModule, TrainingData
 from mvar_lightning.data.index import presence_problem
@@ -46,11 +46,8 @@ class TokenShardsDataModule(TrainingData):
         seed: int = 0,
         images: str | None = None,
     ) -> None:
-        super().__init__(batch_size, num_workers, epoch_samples)
-        self.path = path
-        self.shuffle_window = shuffle_window
-        self.seed = seed
-        self.images = images
+        super().__init__(batch_size, num_workers, epoch_samples, seed)
+        self.path, self.shuffle_window, self.images = path, shuffle_window, images
 
     @cached_property
     def cache(self) -> TokenCache:
@@ -115,16 +112,9 @@ class TokenShardsDataModule(TrainingData):
 
     @cached_property
     def _images(self) -> ShardsDataModule:
-        settings = self.settings
+        crops = {name: getattr(self.settings, name) for name in ("image_size", "resize_ratio", "crop", "val_crop")}
         data = ShardsDataModule(
-            cast(str, self.images),
-            image_size=settings.image_size,
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            resize_ratio=settings.resize_ratio,
-            crop=settings.crop,
-            val_crop=settings.val_crop,
-            seed=self.seed,
+            self.images, batch_size=self.batch_size, num_workers=self.num_workers, seed=self.seed, **crops
         )
         if data.class_names != self.class_names:
             raise UserError(
@@ -147,12 +137,11 @@ class TokenShardsDataModule(TrainingData):
             self._images.setup(stage)
 
     def train_dataloader(self) -> TrainLoader:
-        config, batches = self.stream_config(self.seed), self.epoch_batches()
-        stream = TokenTrainStream(self.cache, config, batches, self.shuffle_window)
-        return self.train_loader(stream)
+        config, batches = self.stream_config(), self.epoch_batches()
+        return self.train_loader(TokenTrainStream(self.cache, config, batches, self.shuffle_window))
 
     def val_dataloader(self) -> StreamLoader:
-        return StreamLoader(TokenValidationStream(self.cache, self.stream_config(self.seed)), self.num_workers)
+        return StreamLoader(TokenValidationStream(self.cache, self.stream_config()), self.num_workers)
 
 
 TokenShards = TokenShardsDataModule

@@ -72,12 +72,11 @@ class WorkerStream(IterableDataset, ABC):
 
     def __iter__(self) -> Iterator[Any]:
         info = get_worker_info()
-        if info is None:
-            yield from self.batches(0, 1)
-            return
         try:
-            yield from self.batches(info.id, info.num_workers)
+            yield from self.batches(0, 1) if info is None else self.batches(info.id, info.num_workers)
         except UserError as error:
+            if info is None:
+                raise
             yield Failure(str(error))
 
 

@@ -230,8 +230,5 @@ def _problem_of(cache: TokenCache, part: PartInfo) -> str | None:
 
 def write_array(path: Path, array: np.ndarray) -> None:
     """An array in numpy's format, whole and on the disk."""
-    write(
-        path,
-        lambda file: np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False),
-        durable=True,
-    )
+    contiguous = np.ascontiguousarray(array)
+    write(path, lambda file: np.lib.format.write_array(file, contiguous, allow_pickle=False), durable=True)

@@ -46,14 +46,13 @@ class Chunk(NamedTuple):
             yield {"tokens": self.tokens_NL[start:end].long(), "label": self.labels_N[start:end].clone()}
 
 
-# Which samples of a token cache come when, as arrays: an endless seeded row of passes over the cache.
+# Which samples of a token cache come when, as arrays: an endless seeded row of passes over the cache. N samples: their
+# numbers run through the parts.
 #
 # Pass after pass holds every sample once. In each, the parts are permuted and drawn from in windows: samples come in
 # any order within a window of parts, which keeps the pages that a worker reads, and has mapped, together. A cache
 # that is smaller than a window is permuted whole. The row is a function of the seed alone, and every batch is a slice
 # of it, so nothing is lost or doubled between ranks or workers.
-#
-# N samples: their numbers run through the parts.
 
 
 class Piece(NamedTuple):
@@ -123,9 +122,6 @@ class TrainOrder:
         return self._pass
 
 
-# From the cache to batches.
-
-
 class TokenReader:
     """Rows of one split. Parts are mapped as they are needed; `forget` unmaps them, so that memory stays bounded."""
 
@@ -163,7 +159,13 @@ class TokenReader:
             # parts differ in their view, so that any stretch of training sees all of them
             tokens_NL[index_n] = tokens_vnL[(number + part) % self.views][rows]
             labels_N[index_n] = labels_n[rows]
-        self._check(tokens_NL, labels_N)
+        # on a device such an index would end the process without a word about its origin
+        codes, classes = self.cache.settings.vocab_size, len(self.cache.class_names)
+        if tokens_NL.max() >= codes or labels_N.min() < 0 or labels_N.max() >= classes:
+            raise UserError(
+                f"token cache {self.cache.folder}: tokens up to {tokens_NL.max()} of {codes} codes and labels up to "
+                f"{labels_N.max()} of {classes} classes: it is damaged; {REPAIR}"
+            )
         return tokens_NL, labels_N
 
     def _map(self, part: int) -> tuple[np.ndarray, np.ndarray]:
@@ -172,15 +174,6 @@ class TokenReader:
             tokens_vnL, labels_n = open_part(self.cache, self.parts[part])
             self._mapped[part] = tokens_vnL.view(np.ndarray), labels_n.view(np.ndarray)
         return self._mapped[part]
-
-    def _check(self, tokens_NL: np.ndarray, labels_N: np.ndarray) -> None:
-        """On a device such an index would end the process without a word about its origin."""
-        codes, classes = self.cache.settings.vocab_size, len(self.cache.class_names)
-        if tokens_NL.max() >= codes or labels_N.min() < 0 or labels_N.max() >= classes:
-            raise UserError(
-                f"token cache {self.cache.folder}: tokens up to {tokens_NL.max()} of {codes} codes and labels up to "
-                f"{labels_N.max()} of {classes} classes: it is damaged; {REPAIR}"
-            )
 
 
 class TokenTrainStream(EpochStream):
@@ -219,14 +212,13 @@ class TokenTrainStream(EpochStream):
         firsts = [(batch * self.config.world_size + self.config.rank) * size for batch in batches]
         pieces = [piece for first in firsts for piece in self.order.take(first, size)]
         windows = groupby(pieces, key=lambda piece: (piece.number, piece.window))
-        arrays = [self._of_window(*key, np.concatenate([p.numbers_N for p in group])) for key, group in windows]
+        arrays = []
+        for window, group in windows:
+            if self._window != window:
+                self._window = window
+                self.reader.forget()
+            arrays.append(self.reader.read(np.concatenate([piece.numbers_N for piece in group]), window[0]))
         return np.concatenate([tokens for tokens, _ in arrays]), np.concatenate([labels for _, labels in arrays])
-
-    def _of_window(self, number: int, window: int, numbers_N: np.ndarray) -> Arrays:
-        if self._window != (number, window):
-            self._window = (number, window)
-            self.reader.forget()
-        return self.reader.read(numbers_N, number)
 
 
 class TokenValidationStream(OnceStream):
