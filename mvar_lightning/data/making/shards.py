@@ -117,7 +117,7 @@ def make_shards(
     source = request.source
     if not isinstance(source, Source):
         source = load_source(source, request.val_fraction, request.seed, request.ground_truth)
-    work = WorkFolder(Path(request.destination), _plan(source, request), keep=request.resume, fresh=request.fresh)
+    work = WorkFolder(request, _plan(source, request))
     images = len(source.train) + len(source.val)
     with work.opened(), show("images", images) if show is not None else nullcontext() as bar:
         try:
@@ -238,22 +238,16 @@ def _take_back_names(folder: Path, chunks: Sequence[Chunk]) -> None:
 
 # Where shards are while they are made: a folder beside the destination, which gets its content once all is there.
 
-PLAN_NAME, LOCK_NAME = "plan.json", "lock"
-
 
 class WorkFolder:
     """Two folders: `shards`, which becomes the destination, and `records` of what is finished.
 
-    Args:
-        destination: what `shards` becomes.
-        plan: what must be the same for unfinished work to be used.
-        keep: whether the work outlives a failure, so that it can go on; otherwise nothing is left behind.
-        fresh: forget what an earlier failure left.
+    Where the request says `resume`, they outlive a failure. `plan` must be the same for unfinished work to be used.
     """
 
-    def __init__(self, destination: Path, plan: Mapping[str, Any], keep: bool, fresh: bool = False) -> None:
-        self.destination = Path(os.path.realpath(destination))
-        self.plan, self.keep, self.fresh = plan, keep, fresh
+    def __init__(self, request: ShardsRequest, plan: Mapping[str, Any]) -> None:
+        self.destination = Path(os.path.realpath(request.destination))
+        self.plan, self.keep, self.fresh = plan, request.resume, request.fresh
         self.path = work_path(self.destination)
 
     @property
@@ -285,8 +279,7 @@ class WorkFolder:
                 self.path.mkdir(exist_ok=True)
             else:
                 self.path = Path(tempfile.mkdtemp(prefix=f"{self.path.name}-", dir=destination.parent))
-            busy = f"destination {destination}: another process is making it ({self.path})"
-            lock = Lock(self.path / LOCK_NAME, busy)
+            lock = Lock(self.path / "lock", f"destination {destination}: another process is making it ({self.path})")
             lock.take()
         try:
             self._claim()
@@ -309,10 +302,10 @@ class WorkFolder:
             if self.fresh:
                 for folder in (self.shards, self.records):
                     shutil.rmtree(folder, ignore_errors=True)
-                (self.path / PLAN_NAME).unlink(missing_ok=True)
+                (self.path / "plan.json").unlink(missing_ok=True)
             for folder in (self.shards, self.records):
                 folder.mkdir(exist_ok=True)
-            claim(self.path / PLAN_NAME, self.plan, self._refusal)
+            claim(self.path / "plan.json", self.plan, self._refusal)
 
     def _refusal(self, name: str, theirs: Any, ours: Any) -> str:
         return (

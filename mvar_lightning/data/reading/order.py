@@ -1,6 +1,6 @@
 """Which samples, in which order: training without end in a seeded order, validation exactly once, over any ranks x
 workers. How a sample is read and decoded is an `ImageReader`'s (`samples`); token caches have an order of their own
-(`tokens/stream`) over the same two kinds of stream.
+(`token_data`) over the same two kinds of stream.
 
 A consumer is one worker of one rank; there are ranks x workers of them.
 

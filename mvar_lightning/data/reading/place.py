@@ -140,7 +140,7 @@ def index_of_names(
         "train": SplitIndex(tuple(_counted(place, name, remote=False) for name in expand(train))),
         "val": SplitIndex(tuple(_counted(place, name, remote=True) for name in expand(val))),
     }
-    return ShardIndex(tuple(str(label) for label in range(num_classes)), splits)
+    return ShardIndex(tuple(map(str, range(num_classes))), splits)
 
 
 def _counted(place: ShardPlace, name: str, remote: bool) -> ShardInfo:

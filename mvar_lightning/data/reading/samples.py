@@ -165,10 +165,13 @@ def read_shard(place: ShardPlace, shard: ShardInfo, faults: Faults) -> Iterator[
         faults.shard(shard.name, reason)
         return True
 
+    def is_ours(name: str) -> bool:
+        return (base_plus_ext(name)[1] or "").lower() in (*SUFFIXES, "cls")
+
     given = 0
     with place.open(shard) as file:
         source = iter([{"url": shard.name, "stream": file}])
-        members = tar_file_expander(source, handler=handler, select_files=_is_ours)
+        members = tar_file_expander(source, handler=handler, select_files=is_ours)
         for member in group_by_keys(members, handler=handler):
             # an incomplete sample stays in the row with empty bytes, which decoding reports as damaged
             image = next((member[suffix] for suffix in SUFFIXES if suffix in member), b"")
@@ -176,7 +179,3 @@ def read_shard(place: ShardPlace, shard: ShardInfo, faults: Faults) -> Iterator[
             yield RawSample(shard.name, member["__key__"], image, member.get("cls", b""))
     if shard.samples and given != shard.samples:
         faults.shard(shard.name, f"{given} samples instead of {shard.samples}")
-
-
-def _is_ours(name: str) -> bool:
-    return (base_plus_ext(name)[1] or "").lower() in (*SUFFIXES, "cls")
