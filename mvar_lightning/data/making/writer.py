@@ -64,8 +64,7 @@ class ChunkWriter:
         if record.skipped and not self.skip_damaged:
             return False
         try:
-            files = ((shard, {shard.name: self.folder / shard.name}) for shard in record.shards)
-            return not any(content_problem(shard, file, INDEX_NAME) for shard, file in files)
+            return not any(content_problem(s, {s.name: self.folder / s.name}, INDEX_NAME) for s in record.shards)
         except OSError:
             return False
 

@@ -156,15 +156,13 @@ class TrainStream(EpochStream):
             if number >= first:
                 # of its own for each batch: crops do not depend on batches that a resumed run never decoded
                 rng = random.Random(f"{self.config.seed}/{epoch}/{self.config.rank}/{number}")
-                yield self._batch(slots, rng, faults)
-
-    def _batch(self, slots: Sequence[RawSample], rng: random.Random, faults: Faults) -> Batch:
-        """A damaged sample's slot is filled by the others in turn: batches keep their shape, and which samples
-        come later does not depend on the damage."""
-        good = [sample for raw in slots for sample in _decoded(self.reader, raw, rng, faults)]
-        if not good:
-            raise UserError(f"shard {slots[0].shard}: not one sample of a batch of {len(slots)} is readable; {CHECK}")
-        return self.reader.collate([good[index % len(good)] for index in range(len(slots))])
+                good = [sample for slot in slots for sample in _decoded(self.reader, slot, rng, faults)]
+                if not good:
+                    size, shard = len(slots), slots[0].shard
+                    raise UserError(f"shard {shard}: not one sample of a batch of {size} is readable; {CHECK}")
+                # A damaged sample's slot is filled by the others in turn: batches keep their shape, and which samples
+                # come later does not depend on the damage.
+                yield self.reader.collate([good[index % len(good)] for index in range(len(slots))])
 
     def _raw_samples(self, epoch: int, turn: int, workers: int, faults: Faults) -> Iterator[RawSample]:
         consumer, consumers = self.config.consumer(turn, workers)
