@@ -76,16 +76,6 @@ class Piece(NamedTuple):
     numbers_N: np.ndarray
 
 
-class _Pass(NamedTuple):
-    number: int
-    parts_P: np.ndarray
-    """Parts in the order of this pass."""
-    first_P: np.ndarray
-    """Index of each one's first sample in the pass."""
-    bounds_W: np.ndarray
-    """Where windows begin in `parts_P`, and its end."""
-
-
 class TrainOrder:
     """The endless row over parts of `sizes` samples; `window` is about how many samples are mixed with one another."""
 
@@ -98,8 +88,7 @@ class TrainOrder:
         self.starts_P = np.cumsum(self.sizes_P) - self.sizes_P
         self.samples = int(self.sizes_P.sum())
         self.seed, self.window = seed, window
-        self._pass: _Pass | None = None
-        self._window: tuple[int, int, int, np.ndarray] | None = None
+        self._kept = (-1, 0, 0, np.empty(0, np.int64))  # pass, window, index of its first sample, all of them in order
 
     def take(self, first: int, count: int) -> Iterator[Piece]:
         """Samples first .. first + count - 1 of the row, cut where passes and windows end."""
@@ -112,25 +101,19 @@ class TrainOrder:
 
     def _window_at(self, number: int, index: int) -> tuple[int, int, np.ndarray]:
         """The window that holds sample `index` of a pass, the index of its first one, and all its samples in order."""
-        layout = self._layout(number)
-        part = int(np.searchsorted(layout.first_P, index, side="right")) - 1
-        window = int(np.searchsorted(layout.bounds_W, part, side="right")) - 1
-        if self._window is None or self._window[:2] != (number, window):
-            low, high = layout.bounds_W[window : window + 2]
-            parts = layout.parts_P[low:high]
-            numbers_N = np.concatenate([np.arange(self.sizes_P[p]) + self.starts_P[p] for p in parts])
-            rng = np.random.default_rng([self.seed, number, window])
-            self._window = (number, window, int(layout.first_P[low]), rng.permutation(numbers_N))
-        return self._window[1:]
-
-    def _layout(self, number: int) -> _Pass:
-        if self._pass is None or self._pass.number != number:
+        kept, _, start, numbers_N = self._kept
+        if kept != number or not start <= index < start + len(numbers_N):
             parts_P = np.random.default_rng([self.seed, number]).permutation(len(self.sizes_P))
             first_P = np.cumsum(self.sizes_P[parts_P]) - self.sizes_P[parts_P]
             # a part belongs to the window in which its first sample lies: parts are never cut in two
-            bounds = np.flatnonzero(np.diff(first_P // self.window, prepend=-1))
-            self._pass = _Pass(number, parts_P, first_P, np.append(bounds, len(parts_P)))
-        return self._pass
+            begins_W = np.flatnonzero(np.diff(first_P // self.window, prepend=-1))
+            part = int(np.searchsorted(first_P, index, side="right")) - 1
+            window = int(np.searchsorted(begins_W, part, side="right")) - 1
+            low, high = [*begins_W, len(parts_P)][window : window + 2]
+            numbers_N = np.concatenate([np.arange(self.sizes_P[p]) + self.starts_P[p] for p in parts_P[low:high]])
+            rng = np.random.default_rng([self.seed, number, window])
+            self._kept = (number, window, int(first_P[low]), rng.permutation(numbers_N))
+        return self._kept[1:]
 
 
 class TokenReader:
