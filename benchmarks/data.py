@@ -29,7 +29,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mvar_lightning.data.faults import Faults
 from mvar_lightning.data.image_data import ShardsDataModule
 from mvar_lightning.data.images import decode_rgb
 from mvar_lightning.data.index import ShardInfo
@@ -38,7 +37,7 @@ from mvar_lightning.data.making.shards import ShardsRequest, make_shards
 from mvar_lightning.data.making.sources import Example, Source
 from mvar_lightning.data.reading.loader import StreamLoader
 from mvar_lightning.data.reading.place import ShardPlace
-from mvar_lightning.data.reading.samples import read_shard
+from mvar_lightning.data.reading.samples import Faults, read_shard
 from mvar_lightning.data.transforms import (
     DRAFT_MARGIN,
     ResizeCrop,

@@ -21,9 +21,9 @@ from benchmarks.results import write_figures
 from mvar_lightning.data.index import ShardIndex, ShardInfo, SplitIndex
 from mvar_lightning.data.reading.loader import TrainLoader
 from mvar_lightning.data.reading.order import StreamConfig
+from mvar_lightning.data.token_data import TokenTrainStream
 from mvar_lightning.data.tokens.cache import CacheSettings, TokenCache
 from mvar_lightning.data.tokens.making import TokenJob
-from mvar_lightning.data.tokens.stream import TokenTrainStream
 from mvar_lightning.pyramid import PUBLISHED_SIDES
 
 PYRAMIDS = {30: (1, 2, 3, 4), 680: PUBLISHED_SIDES[256]}

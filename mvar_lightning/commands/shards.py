@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,6 @@ def add_parser(subparsers: Any) -> None:
     """Add `shards` with its own subcommands to the parser of `mvar`."""
     parser = subparsers.add_parser("shards", help="make WebDataset shards from images, or check them")
     commands = parser.add_subparsers(title="commands", required=True, metavar="{make,check}")
-    _add_make(commands)
-    check = commands.add_parser("check", help="verify shards against their index")
-    check.add_argument("folder", metavar="DST", help="a folder that `make` wrote")
-    check.add_argument("--workers", type=int, metavar="N", help="shards that are read at a time (one a core)")
-    check.add_argument("--decode", action="store_true", help="decode every image, too")
-    check.set_defaults(run=run_check)
-
-
-def _add_make(commands: Any) -> None:
     make = commands.add_parser(
         "make",
         help="write images as shards",
@@ -57,6 +49,11 @@ def _add_make(commands: Any) -> None:
     make.add_argument("--skip-damaged", action="store_true", help="leave out images that cannot be read, and list them")
     make.add_argument("--fresh", action="store_true", help="forget what an earlier call left unfinished")
     make.set_defaults(run=run_make)
+    check = commands.add_parser("check", help="verify shards against their index")
+    check.add_argument("folder", metavar="DST", help="a folder that `make` wrote")
+    check.add_argument("--workers", type=int, metavar="N", help="shards that are read at a time (one a core)")
+    check.add_argument("--decode", action="store_true", help="decode every image, too")
+    check.set_defaults(run=run_check)
 
 
 def run_make(args: argparse.Namespace) -> int:
@@ -65,20 +62,11 @@ def run_make(args: argparse.Namespace) -> int:
     from mvar_lightning.tools.console import progress
 
     _check_workers(args.workers)
-    request = ShardsRequest(
-        args.source,
-        args.destination,
-        ShardLimits(args.samples_per_shard, args.mb_per_shard * 1024**2),
-        args.resize,
-        args.seed,
-        workers=0 if args.workers == 1 else args.workers,
-        resume=True,
-        fresh=args.fresh,
-        skip_damaged=args.skip_damaged,
-        decode=args.decode,
-        val_fraction=args.val_fraction,
-        ground_truth=args.ground_truth,
-    )
+    limits = ShardLimits(args.samples_per_shard, args.mb_per_shard * 1024**2)
+    workers = 0 if args.workers == 1 else args.workers
+    names = {field.name for field in fields(ShardsRequest)} - {"limits", "workers", "resume"}
+    options = {name: getattr(args, name) for name in names}
+    request = ShardsRequest(**options, limits=limits, workers=workers, resume=True)
     index = make_shards(request, progress)
     splits = ", ".join(f"{split.samples} {name} in {len(split.shards)} shards" for name, split in index.splits.items())
     print(f"{args.destination}: {splits}; {index.num_classes} classes")

@@ -13,14 +13,6 @@ def add_parser(subparsers: Any) -> None:
     """Add `tokens` with its own subcommands to the parser of `mvar`."""
     parser = subparsers.add_parser("tokens", help="encode image shards into a token cache, or check one")
     commands = parser.add_subparsers(title="commands", required=True, metavar="{make,check}")
-    _add_make(commands)
-    check = commands.add_parser("check", help="verify a token cache against its index")
-    check.add_argument("folder", metavar="DIR", help="a folder that `make` wrote")
-    check.add_argument("--checkpoint", metavar="TOKENIZER", help="also say whether this tokenizer made it")
-    check.set_defaults(run=run_check)
-
-
-def _add_make(commands: Any) -> None:
     make = commands.add_parser(
         "make",
         help="encode image shards with a tokenizer",
@@ -45,6 +37,10 @@ def _add_make(commands: Any) -> None:
         "--precision", default="32-true", help="of the encoder: 32-true, as in training on images, or bf16-mixed"
     )
     make.set_defaults(run=run_make)
+    check = commands.add_parser("check", help="verify a token cache against its index")
+    check.add_argument("folder", metavar="DIR", help="a folder that `make` wrote")
+    check.add_argument("--checkpoint", metavar="TOKENIZER", help="also say whether this tokenizer made it")
+    check.set_defaults(run=run_check)
 
 
 def run_make(args: argparse.Namespace) -> int:

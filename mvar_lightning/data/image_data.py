@@ -33,15 +33,14 @@ class TrainingData(lightning.LightningDataModule):
     holds_images: bool = True
     """Whether batches hold images; otherwise those behind them come from `image_data`."""
 
-    def __init__(self, batch_size: int, num_workers: int, epoch_samples: int | None) -> None:
+    def __init__(self, batch_size: int, num_workers: int, epoch_samples: int | None, seed: int) -> None:
         super().__init__()
         if batch_size < 1:
             raise UserError(f"batch_size {batch_size}: must be 1 or more")
         if num_workers < 0:
             raise UserError(f"num_workers {num_workers}: must be 0 or more")
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.epoch_samples = epoch_samples
+        self.batch_size, self.num_workers, self.epoch_samples = batch_size, num_workers, epoch_samples
+        self.seed = seed
         self._resume_at: dict[str, int] | None = None
 
     @property
@@ -81,12 +80,12 @@ class TrainingData(lightning.LightningDataModule):
         Lightning keeps it too, but gives it only to a loader that is made after the checkpoint was read, and a module
         that asks for the number of steps (`trainer.estimated_stepping_batches`) has it made before.
         """
-        loader = self.trainer.train_dataloader if self.trainer is not None else None
+        loader = getattr(self.trainer, "train_dataloader", None)
         return loader.state_dict() if isinstance(loader, TrainLoader) else {}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self._resume_at = dict(state_dict)
-        loader = self.trainer.train_dataloader if self.trainer is not None else None
+        loader = getattr(self.trainer, "train_dataloader", None)
         if isinstance(loader, TrainLoader):
             loader.load_state_dict(self._resume_at)
 
@@ -104,8 +103,8 @@ class TrainingData(lightning.LightningDataModule):
         limit = self.trainer.limit_train_batches if self.trainer is not None else None
         return min(batches, limit) if isinstance(limit, int) and limit > 0 else batches
 
-    def stream_config(self, seed: int) -> StreamConfig:
-        return StreamConfig(self.batch_size, seed, *self.rank_and_world_size())
+    def stream_config(self) -> StreamConfig:
+        return StreamConfig(self.batch_size, self.seed, *self.rank_and_world_size())
 
     def rank_and_world_size(self) -> tuple[int, int]:
         """Rank among the training processes, and how many there are."""
@@ -147,19 +146,17 @@ def run_data(trainer: Any) -> TrainingData | OtherData:
 
 def check_image_size(image_size: int, tokenizer: MultiScaleTokenizer, tokenizer_hash: str | None = None) -> None:
     """Raise UserError unless images have the tokenizer's size; the way out depends on whether it is the one trained."""
-    size = tokenizer.image_size
-    if image_size == size:
-        return
-    if tokenizer_hash is None:
+    size, scales, downsampling = tokenizer.image_size, tokenizer.pyramid, tokenizer.downsampling
+    if image_size != size and tokenizer_hash is None:
         raise UserError(
-            f"scales {tokenizer.pyramid}: with downsampling {tokenizer.downsampling} they make images of {size} "
-            f"pixels, but data.image_size is {image_size}; change the scales, the number of "
-            "channel_multipliers or image_size"
+            f"scales {scales}: with downsampling {downsampling} they make images of {size} pixels, but data.image_size "
+            f"is {image_size}; change the scales, the number of channel_multipliers or image_size"
         )
-    raise UserError(
-        f"data.image_size {image_size}: the tokenizer makes images of {size} pixels (scales {tokenizer.pyramid}, "
-        f"downsampling {tokenizer.downsampling}); set it to that"
-    )
+    if image_size != size:
+        raise UserError(
+            f"data.image_size {image_size}: the tokenizer makes images of {size} pixels (scales {scales}, "
+            f"downsampling {downsampling}); set it to that"
+        )
 
 
 class ShardsDataModule(TrainingData):
@@ -205,7 +202,7 @@ class ShardsDataModule(TrainingData):
         num_classes: int | None = None,
         allow_pipe: bool = False,
     ) -> None:
-        super().__init__(batch_size, num_workers, epoch_samples)
+        super().__init__(batch_size, num_workers, epoch_samples, seed)
         if val_crop == "random":
             raise UserError("val_crop 'random': validation must not depend on chance; choose center or adm")
         if bool(path) == bool(train_shards):
@@ -214,16 +211,14 @@ class ShardsDataModule(TrainingData):
             )
         if train_shards and not (num_classes and val_shards):
             raise UserError(f"data.train_shards {train_shards}: give data.val_shards and data.num_classes, too")
-        self.path = path or ""
-        self.image_size = image_size
-        self.resize_ratio, self.val_crop = resize_ratio, val_crop
-        self.shuffle_buffer = shuffle_buffer
+        self.path, self.image_size = path or "", image_size
+        self.resize_ratio, self.val_crop, self.shuffle_buffer = resize_ratio, val_crop, shuffle_buffer
         self.train_transform: Transform = build_transform(crop, image_size, resize_ratio, flip, decoding)
         self.val_transform: Transform = build_transform(val_crop, image_size, resize_ratio)
         draftable = decoding == "fast" and crop != "adm"
         self.draft_side = DRAFT_MARGIN * round(resize_ratio * image_size) if draftable else None
-        self.seed = seed
         self.allow_pipe = allow_pipe
+        self._place = ShardPlace(self.path, allow_pipe)
         self._names = (train_shards, val_shards)
         self._num_classes = num_classes
 
@@ -251,10 +246,10 @@ class ShardsDataModule(TrainingData):
 
     @property
     def train_samples(self) -> int:
-        shards = self.index.split("train").shards
-        if self.epoch_samples is None and not all(shard.samples for shard in shards):
+        split = self.index.split("train")
+        if self.epoch_samples is None and not all(shard.samples for shard in split.shards):
             raise UserError(f"data.train_shards {self._names[0]}: their samples are not counted; give epoch_samples")
-        return self.index.split("train").samples
+        return split.samples
 
     @property
     def val_samples(self) -> int:
@@ -280,8 +275,8 @@ class ShardsDataModule(TrainingData):
 
     def train_dataloader(self) -> TrainLoader:
         reader, shards = self._reader("train", self.train_transform, self.draft_side)
-        config, batches = self.stream_config(self.seed), self.epoch_batches()
-        return self.train_loader(TrainStream(reader, shards, config, batches, self.shuffle_buffer))
+        stream = TrainStream(reader, shards, self.stream_config(), self.epoch_batches(), self.shuffle_buffer)
+        return self.train_loader(stream)
 
     def val_dataloader(self) -> StreamLoader:
         return self.ordered_dataloader("val")
@@ -292,12 +287,8 @@ class ShardsDataModule(TrainingData):
         Raises:
             UserError: the index has no such split, or no shards for it.
         """
-        stream = ValidationStream(*self._reader(split, self.val_transform), self.stream_config(self.seed))
+        stream = ValidationStream(*self._reader(split, self.val_transform), self.stream_config())
         return StreamLoader(stream, self.num_workers, torch.cuda.is_available())
-
-    @property
-    def _place(self) -> ShardPlace:
-        return ShardPlace(self.path, self.allow_pipe)
 
     def _reader(
         self, split: str, transform: Transform, draft_side: int | None = None

@@ -6,13 +6,17 @@ import io
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from mvar_lightning.data.faults import SampleError
-
 FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 """Formats that shards hold, and the suffix of each inside a shard."""
 
 SUFFIXES = ("jpg", "jpeg", "png", "webp")
 """Suffixes that are read back."""
+
+ORIENTATION = 0x0112
+"""EXIF tag; from 5 on width and height change places."""
+
+_FULL_SIZE = (-1, -1)
+"""Key in a picture's `info`; what comes from files has text as keys, or sizes."""
 
 MAX_PIXELS = 100_000_000
 """Pictures with more pixels than this are refused before they are decoded (a decompression bomb fits in a few kB)."""
@@ -23,8 +27,12 @@ def is_image(name: str) -> bool:
     return name.rpartition(".")[2].lower() in SUFFIXES
 
 
+class SampleError(Exception):
+    """This sample cannot be used; the message says why. Callers add which one it was."""
+
+
 class ImageError(SampleError):
-    """These bytes are not a picture that can be used; the message says why. Callers add which one it was."""
+    """These bytes are not a picture that can be used."""
 
 
 def open_image(data: bytes) -> Image.Image:
@@ -70,13 +78,6 @@ def decode_rgb(data: bytes, draft_side: int | None = None) -> Image.Image:
         return picture
     except Exception as error:  # see open_image
         raise ImageError(f"damaged picture ({_reason(error)})") from error
-
-
-ORIENTATION = 0x0112
-"""EXIF tag; from 5 on width and height change places."""
-
-_FULL_SIZE = (-1, -1)
-"""Key in a picture's `info`; what comes from files has text as keys, or sizes."""
 
 
 def full_size(image: Image.Image) -> tuple[int, int]:

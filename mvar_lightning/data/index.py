@@ -21,6 +21,7 @@ from mvar_lightning.tools.files import sha256_of
 
 INDEX_NAME = "index.json"
 FORMAT = "mvar-shards-1"
+CHECK = "run `mvar shards check` on its folder and make the shards anew"
 # A name is joined to the folder and opened, so it may neither leave the folder nor carry a scheme such as pipe:
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*\.tar")
 
@@ -33,6 +34,13 @@ class ShardInfo:
     samples: int
     bytes: int
     sha256: str
+
+    @classmethod
+    def from_json(cls, row: Any) -> ShardInfo:
+        shard = ShardInfo(str(row["name"]), int(row["samples"]), int(row["bytes"]), str(row["sha256"]))
+        if not _SAFE_NAME.fullmatch(shard.name) or shard.samples < 1:
+            raise ValueError(f"shard {shard.name!r} with {shard.samples} samples is not a shard of this folder")
+        return shard
 
 
 @dataclass(frozen=True)
@@ -74,18 +82,13 @@ class ShardIndex:
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']!r} is not {FORMAT!r}")
         names = tuple(str(name) for name in content["class_names"])
-        splits = {name: SplitIndex(tuple(_shards(split["shards"]))) for name, split in content["splits"].items()}
+        splits = {
+            name: SplitIndex(tuple(ShardInfo.from_json(row) for row in split["shards"]))
+            for name, split in content["splits"].items()
+        }
         if not names:
             raise ValueError("no class names")
         return cls(names, splits)
-
-
-def _shards(rows: Any) -> Iterator[ShardInfo]:
-    for row in rows:
-        shard = ShardInfo(str(row["name"]), int(row["samples"]), int(row["bytes"]), str(row["sha256"]))
-        if not _SAFE_NAME.fullmatch(shard.name) or shard.samples < 1:
-            raise ValueError(f"shard {shard.name!r} with {shard.samples} samples is not a shard of this folder")
-        yield shard
 
 
 def read_index(folder: str | Path) -> ShardIndex:
@@ -139,8 +142,8 @@ def check(
     listed = [shard for split in index.splits.values() for shard in split.shards]
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*.tar")}
     problems = []
+    classes = index.num_classes if decode else None
     with ThreadPoolExecutor(max(1, workers)) as pool:  # hashing and decoding let other threads run
-        classes = index.num_classes if decode else None
         for of_shard in pool.map(lambda shard: _problems(folder / shard.name, shard, classes), listed):
             problems += of_shard
             if progress is not None:
@@ -203,11 +206,10 @@ def presence_problem(entry: ShardInfo, files: Mapping[str, Path]) -> str | None:
 
 def content_problem(entry: ShardInfo, files: Mapping[str, Path], index_name: str) -> str | None:
     """Presence, and the checksum. Raises OSError for a file that cannot be read."""
-    if problem := presence_problem(entry, files):
-        return problem
-    if sha256_of(*files.values()) != entry.sha256:
-        return f"{entry.name}: damaged (its content does not match the checksum in {index_name})"
-    return None
+    problem = presence_problem(entry, files)
+    if problem is None and sha256_of(*files.values()) != entry.sha256:
+        problem = f"{entry.name}: damaged (its content does not match the checksum in {index_name})"
+    return problem
 
 
 def not_listed(found: set[str], listed: set[str], index_name: str) -> list[str]:

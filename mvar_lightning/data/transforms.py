@@ -89,9 +89,8 @@ TOLERANCE = (3, 0.02)
 
 
 def _cut(image: Image.Image, corner: Size, side: int) -> Image.Image:
-    if image.size == (side, side):
-        return image
-    return image.crop((*corner, corner[0] + side, corner[1] + side))
+    left, top = corner
+    return image if image.size == (side, side) else image.crop((left, top, left + side, top + side))
 
 
 def _widened(start: int, side: int, new: int, old: int) -> tuple[int, int]:
@@ -161,8 +160,7 @@ def center_corner(size: Size, side: int, rng: random.Random | None = None) -> Si
 
 def center_crop(image: Image.Image, side: int) -> Image.Image:
     """The middle square, see `center_corner`."""
-    left, top = center_corner(image.size, side)
-    return image.crop((left, top, left + side, top + side))
+    return _cut(image, center_corner(image.size, side), side)
 
 
 def adm_center_crop(image: Image.Image, side: int) -> Image.Image:
@@ -174,9 +172,8 @@ def adm_center_crop(image: Image.Image, side: int) -> Image.Image:
     size = (round(image.width * scale), round(image.height * scale))
     if size[0] * size[1] > MAX_PIXELS:
         raise ImageError(f"{image.width}x{image.height} is too long and thin to be resized to {size[0]}x{size[1]}")
-    image = image.resize(size, Image.Resampling.BICUBIC)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side))
+    corner = (size[0] - side) // 2, (size[1] - side) // 2
+    return _cut(image.resize(size, Image.Resampling.BICUBIC), corner, side)
 
 
 def check_ratio(ratio: float) -> None:
@@ -211,13 +208,9 @@ class ResizeCrop:
             )
 
     def __call__(self, image: Image.Image, rng: random.Random) -> Image.Image:
-        size = shorter_to(full_size(image), self.shorter_side)
+        size = shorter_to(full_size(image), round(self.ratio * self.image_size))
         corner = self.crop(size, self.image_size, rng)
         return _maybe_mirrored(self.resizer(image, size, corner, self.image_size), self.flip, rng)
-
-    @property
-    def shorter_side(self) -> int:
-        return round(self.ratio * self.image_size)
 
 
 @dataclass(frozen=True)
@@ -243,14 +236,12 @@ def build_transform(
     """The transform a recipe names: `random`, `center` (both after the resize) or `adm`, which is always exact."""
     check_ratio(ratio)  # also for adm, which does not read it: a token cache with NaN would never equal itself
     resizer = choose_resizer(decoding)
-    makers: dict[str, Callable[[], Transform]] = {
-        "random": lambda: ResizeCrop(image_size, ratio, random_corner, flip, resizer),
-        "center": lambda: ResizeCrop(image_size, ratio, center_corner, flip, resizer),
-        "adm": lambda: ADMCrop(image_size, flip),
-    }
-    if crop not in makers:
-        raise UserError(f"crop {crop!r}: not known; choose one of {', '.join(makers)}")
-    return makers[crop]()
+    if crop == "adm":
+        return ADMCrop(image_size, flip)
+    corners: dict[str, Crop] = {"random": random_corner, "center": center_corner}
+    if crop not in corners:
+        raise UserError(f"crop {crop!r}: not known; choose one of {', '.join(corners)}, adm")
+    return ResizeCrop(image_size, ratio, corners[crop], flip, resizer)
 
 
 def planes(picture: Image.Image) -> np.ndarray:

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.data import LoaderOptions, worker_memory
-from mvar_lightning.data.faults import worker_death
 from mvar_lightning.data.image_data import ShardsDataModule
 from mvar_lightning.data.index import read_index
+from mvar_lightning.data.reading.loader import worker_death
 from mvar_lightning.data.reading.samples import ImageReader
 from mvar_lightning.errors import UserError
 

@@ -25,8 +25,9 @@ from mvar_lightning.data.index import check, read_index
 from mvar_lightning.data.making import shards
 from mvar_lightning.data.making import writer as chunks
 from mvar_lightning.data.making import writer as writing
+from mvar_lightning.data.making.imagenet import scan_folder
 from mvar_lightning.data.making.shards import ShardLimits, ShardsRequest, make_shards, work_path
-from mvar_lightning.data.making.sources import Source, scan_folder
+from mvar_lightning.data.making.sources import Source
 from mvar_lightning.errors import UserError
 from mvar_lightning.tools.files import Lock
 
@@ -123,7 +124,7 @@ def order_of(source: Source) -> list[str]:
 def unfinished(source: Source, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything is written, nothing has its name."""
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "_numbered", lambda *arguments: 1 / 0)
+        patch.setattr(shards, "SplitIndex", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             make_shards(ShardsRequest(source, out, ShardLimits(5), resume=True))
 
@@ -196,7 +197,7 @@ def test_what_was_skipped_is_looked_at_again_without_the_option(
     (images / "class0" / "0000.jpg").write_bytes(b"no picture")
     source, out = scan_folder(images), tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "_numbered", lambda *arguments: 1 / 0)
+        patch.setattr(shards, "SplitIndex", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             make_shards(ShardsRequest(source, out, ShardLimits(5), resume=True, skip_damaged=True))
     with pytest.raises(UserError, match=r"0000\.jpg"):

@@ -15,8 +15,9 @@ from PIL import Image
 
 from mvar_lightning.data.index import check, read_index
 from mvar_lightning.data.making import writer as writing
+from mvar_lightning.data.making.imagenet import scan_folder
 from mvar_lightning.data.making.shards import ShardLimits, ShardsRequest, make_shards
-from mvar_lightning.data.making.sources import Example, Source, scan_folder
+from mvar_lightning.data.making.sources import Example, Source
 from mvar_lightning.data.making.writer import shrink
 from mvar_lightning.errors import UserError
 

@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from mvar_lightning.data.index import check
-from mvar_lightning.data.making import ground_truth, imagenet
+from mvar_lightning.data.making import imagenet
 from mvar_lightning.data.making.embedded import load_source
 from mvar_lightning.data.making.shards import ShardLimits, ShardsRequest, make_shards
 from mvar_lightning.data.making.sources import read_list
@@ -79,7 +79,7 @@ def write_truth(folder: Path, kind: str) -> Path:
         (path / "data" / "meta.mat").write_bytes(meta_mat())
         (path / "data" / "ILSVRC2012_validation_ground_truth.txt").write_text(numbers)
     else:
-        path = folder / ground_truth.DEVKIT
+        path = folder / imagenet.DEVKIT
         with tarfile.open(path, "w:gz") as tar:
             add(tar, "ILSVRC2012_devkit_t12/data/meta.mat", meta_mat())
             add(tar, "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt", numbers.encode())

@@ -13,13 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mvar_lightning.data import faults as faults_module
-from mvar_lightning.data.faults import Faults
 from mvar_lightning.data.index import ShardInfo, read_index
+from mvar_lightning.data.reading import samples as faults_module
 from mvar_lightning.data.reading.loader import StreamLoader, TrainLoader
 from mvar_lightning.data.reading.order import StreamConfig, TrainStream, ValidationStream
 from mvar_lightning.data.reading.place import ShardPlace
-from mvar_lightning.data.reading.samples import ImageReader, read_shard
+from mvar_lightning.data.reading.samples import Faults, ImageReader, read_shard
 from mvar_lightning.data.transforms import build_transform
 from mvar_lightning.errors import UserError
 

@@ -14,12 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from mvar_lightning.data.faults import Faults
 from mvar_lightning.data.image_data import ShardsDataModule
 from mvar_lightning.data.index import ShardInfo, read_index
 from mvar_lightning.data.reading import place as remote
 from mvar_lightning.data.reading.place import ShardPlace, expand, index_at
-from mvar_lightning.data.reading.samples import read_shard
+from mvar_lightning.data.reading.samples import Faults, read_shard
 from mvar_lightning.errors import UserError
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mvar_lightning.data.reading.order import validation_blocks
-from mvar_lightning.data.tokens.stream import TrainOrder
+from mvar_lightning.data.token_data import TrainOrder
 from mvar_lightning.errors import UserError
 
 sizes_of_parts = st.lists(st.integers(1, 12), min_size=1, max_size=8)

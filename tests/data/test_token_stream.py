@@ -16,16 +16,16 @@ from token_files import token_settings, write_token_cache
 
 import mvar_lightning
 from benchmarks.tokens import token_throughput
+from mvar_lightning.data import token_data as token_stream
 from mvar_lightning.data.reading.loader import TrainLoader
 from mvar_lightning.data.reading.order import StreamConfig
-from mvar_lightning.data.token_data import TokenShardsDataModule
-from mvar_lightning.data.tokens import stream as token_stream
-from mvar_lightning.data.tokens.cache import TokenCache
-from mvar_lightning.data.tokens.stream import (
+from mvar_lightning.data.token_data import (
     TokenReader,
+    TokenShardsDataModule,
     TokenTrainStream,
     TokenValidationStream,
 )
+from mvar_lightning.data.tokens.cache import TokenCache
 from mvar_lightning.errors import UserError
 from mvar_lightning.pyramid import ScalePyramid
 

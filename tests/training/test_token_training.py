@@ -16,13 +16,12 @@ from torch.utils.data import DataLoader
 from mvar_lightning import MarkovVARModule, TokenizerModule, TokenShards, UserError, VARModule
 from mvar_lightning.callbacks import ReconstructionGrid, SampleMetrics
 from mvar_lightning.cli import main
-from mvar_lightning.data.faults import Faults
 from mvar_lightning.data.images import decode_rgb
 from mvar_lightning.data.index import read_index
 from mvar_lightning.data.reading.place import ShardPlace
-from mvar_lightning.data.reading.samples import read_shard
+from mvar_lightning.data.reading.samples import Faults, read_shard
+from mvar_lightning.data.token_data import TrainOrder
 from mvar_lightning.data.tokens.making import Views
-from mvar_lightning.data.tokens.stream import TrainOrder
 from mvar_lightning.data.transforms import to_batch
 from mvar_lightning.metrics.features import FeatureExtractor
 

@@ -15,17 +15,14 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from mvar_lightning.data.making.imagenet import TRAIN, archives_of, read_imagenet
-from mvar_lightning.data.making.sources import LIST_SUFFIXES, Example, Source, read_list, scan_folder
+from mvar_lightning.data.making.imagenet import TRAIN, archives_of, read_imagenet, scan_folder
+from mvar_lightning.data.making.sources import LIST_SUFFIXES, Example, Source, read_list
 from mvar_lightning.errors import UserError
 
-# Ten color photographs that ship inside scikit-learn and scikit-image, cut into crops.
-#
-# These are all there are, but for the right eye's view of the motorcycle, which shows what is held out of the left
-# one's. The third quarter of every photograph, a band of its full height, is held out for validation; training crops
-# come from the rest and never touch it. Which crops are cut is a function of the photograph's name and the crop's
-# number alone.
-
+# Ten color photographs that ship inside scikit-learn and scikit-image, cut into crops. These are all there are, but for
+# the right eye's view of the motorcycle, which shows what is held out of the left one's. The third quarter of every
+# photograph, a band of its full height, is held out for validation; training crops come from the rest and never touch
+# it. Which crops are cut is a function of the photograph's name and the crop's number alone.
 
 CROP_SIDE = 96
 """Side of a stored crop in pixels."""
@@ -46,8 +43,7 @@ class Photo(NamedTuple):
     def path(self) -> Path:
         """Raises UserError where the package or the file is missing."""
         spec = find_spec(self.package)  # found, not imported: scikit-image alone takes a second
-        folders = list(spec.submodule_search_locations or ()) if spec is not None else []
-        for folder in folders:
+        for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
             if (path := Path(folder) / self.file).is_file():
                 return path
         name = {"skimage": "scikit-image", "sklearn": "scikit-learn"}[self.package]
@@ -71,12 +67,8 @@ PHOTOS: dict[str, Photo] = {
 """Class name to photograph, in the order of the labels."""
 
 
-class Window(NamedTuple):
-    """A square of a photograph, in pixels."""
-
-    left: int
-    top: int
-    side: int
+Window = tuple[int, int, int]
+"""Left, top and side of a square of a photograph, in pixels."""
 
 
 def photos() -> Source:
@@ -84,7 +76,8 @@ def photos() -> Source:
     train, val = [], []
     for label, (name, photo) in enumerate(PHOTOS.items()):
         path = photo.path()
-        width, height = _size(path)
+        with Image.open(path) as image:
+            width, height = image.size
         for number in range(TRAIN_CROPS):
             window = train_window(width, height, random.Random(f"{name}/train/{number}"))
             train.append(Example(f"{name}, training crop {number}", label, partial(_crop, path, window)))
@@ -117,7 +110,7 @@ def _window(columns: tuple[int, int], width: int, height: int, rng: random.Rando
     first, end = columns
     largest = max(LARGEST_WINDOW, min(width, height) // 3)
     side = rng.randint(CROP_SIDE, min(largest, end - first, height))
-    return Window(rng.randint(first, end - side), rng.randint(0, height - side), side)
+    return rng.randint(first, end - side), rng.randint(0, height - side), side
 
 
 def _crop(path: Path, window: Window) -> bytes:
@@ -125,15 +118,11 @@ def _crop(path: Path, window: Window) -> bytes:
     left, top, side = window
     # cut first: a resize of a box would read a little of what lies around it, across the border of the held-out band
     cut = _photo(path).crop((left, top, left + side, top + side))
-    crop = cut.resize((CROP_SIDE, CROP_SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    crop.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    cut.resize((CROP_SIDE, CROP_SIDE), Image.Resampling.LANCZOS).save(
+        buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0
+    )
     return buffer.getvalue()
-
-
-def _size(path: Path) -> tuple[int, int]:
-    with Image.open(path) as image:
-        return image.size
 
 
 @lru_cache(maxsize=len(PHOTOS))  # crops are written in a shuffled order; all together take 16 MB
@@ -155,18 +144,14 @@ def digits() -> Source:
     from sklearn.model_selection import train_test_split
 
     scans = load_digits()
-    numbers = range(len(scans.target))
+    examples = [
+        Example(f"digit {number}", int(label), partial(_png, scans.images[number]))
+        for number, label in enumerate(scans.target)
+    ]
     train, val = train_test_split(
-        numbers, test_size=DIGITS_VAL_SAMPLES, stratify=scans.target, random_state=0, shuffle=True
+        examples, test_size=DIGITS_VAL_SAMPLES, stratify=scans.target, random_state=0, shuffle=True
     )
-
-    def examples(chosen: list[int]) -> tuple[Example, ...]:
-        return tuple(
-            Example(f"digit {number}", int(scans.target[number]), partial(_png, scans.images[number]))
-            for number in chosen
-        )
-
-    return Source(tuple(str(digit) for digit in range(10)), examples(train), examples(val))
+    return Source(tuple(str(digit) for digit in range(10)), tuple(train), tuple(val))
 
 
 def _png(scan: Any) -> bytes:

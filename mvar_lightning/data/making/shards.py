@@ -104,17 +104,6 @@ class ShardsRequest:
         if self.workers is not None and self.workers < 0:
             raise UserError(f"--workers {self.workers}: must be 0 (this process) or more")
 
-    def load(self) -> Source:
-        if isinstance(self.source, Source):
-            return self.source
-        return load_source(self.source, self.val_fraction, self.seed, self.ground_truth)
-
-    def processes(self, images: int) -> int:
-        """Those that write; none where this one does."""
-        if self.workers is not None:
-            return self.workers
-        return cores() if images >= WORTH_PROCESSES and cores() > 1 else 0
-
 
 def make_shards(
     request: ShardsRequest, show: Callable[[str, int], AbstractContextManager[Bar]] | None = None
@@ -125,8 +114,10 @@ def make_shards(
         UserError: no such source, the destination holds something or cannot be written, an earlier call with other
             options has left its work there, another one is at it, or an image is unreadable (named).
     """
-    source = request.load()
-    work = WorkFolder(Path(request.destination), _plan(source, request), keep=request.resume, fresh=request.fresh)
+    source = request.source
+    if not isinstance(source, Source):
+        source = load_source(source, request.val_fraction, request.seed, request.ground_truth)
+    work = WorkFolder(request, _plan(source, request))
     images = len(source.train) + len(source.val)
     with work.opened(), show("images", images) if show is not None else nullcontext() as bar:
         try:
@@ -177,15 +168,19 @@ def _fill(work: WorkFolder, source: Source, request: ShardsRequest, bar: Bar | N
         bar.say(f"{work.destination}: going on, {finished} of {len(chunks)} parts were finished and are verified")
     _take_back_names(work.shards, chunks)
     writer = ChunkWriter(work.shards, request.limits.bytes, request.resize, request.skip_damaged, request.decode)
-    workers = request.processes(len(source.train) + len(source.val))
+    workers = request.workers
+    if workers is None:
+        workers = cores() if len(source.train) + len(source.val) >= WORTH_PROCESSES and cores() > 1 else 0
     records = run_chunks(chunks, work.records, writer, workers, bar.advance if bar is not None else lambda count: None)
-    index = ShardIndex(source.class_names, {split: _numbered(split, chunks, records) for split in SPLITS})
+    named = {split: list(_names(split, chunks, records)) for split in SPLITS}
+    splits = {split: SplitIndex(tuple(shard for _, shard in named[split])) for split in SPLITS}
+    index = ShardIndex(source.class_names, splits)
     skipped = [name for record in records for name in record.skipped]
     if not all(index.split(split).samples for split in SPLITS if source.split(split)):
         raise UserError(f"all images of a split are damaged, first: {skipped[0]}")
     # the shards get their names only now: how many shards a chunk makes is known when it is written
     for split in SPLITS:
-        for (working, _), shard in zip(_names(split, chunks, records), index.split(split).shards, strict=True):
+        for working, shard in named[split]:
             (work.shards / working).rename(work.shards / shard.name)
     if skipped:
         (work.shards / SKIPPED_NAME).write_text("".join(f"{name}\n" for name in skipped), "utf-8", "backslashreplace")
@@ -230,10 +225,6 @@ def _names(split: str, chunks: Sequence[Chunk], records: Sequence[ChunkRecord]) 
         yield part.name, replace(part, name=f"{split}/{number:06d}.tar")
 
 
-def _numbered(split: str, chunks: Sequence[Chunk], records: Sequence[ChunkRecord]) -> SplitIndex:
-    return SplitIndex(tuple(shard for _, shard in _names(split, chunks, records)))
-
-
 def _take_back_names(folder: Path, chunks: Sequence[Chunk]) -> None:
     """Undo the numbering that a killed call had begun; it begins only when all chunks have records."""
     records = [chunk.record for chunk in chunks if chunk.record is not None]
@@ -248,22 +239,15 @@ def _take_back_names(folder: Path, chunks: Sequence[Chunk]) -> None:
 # Where shards are while they are made: a folder beside the destination, which gets its content once all is there.
 
 
-PLAN_NAME, LOCK_NAME = "plan.json", "lock"
-
-
 class WorkFolder:
     """Two folders: `shards`, which becomes the destination, and `records` of what is finished.
 
-    Args:
-        destination: what `shards` becomes.
-        plan: what must be the same for unfinished work to be used.
-        keep: whether the work outlives a failure, so that it can go on; otherwise nothing is left behind.
-        fresh: forget what an earlier failure left.
+    Where the request says `resume`, they outlive a failure. `plan` must be the same for unfinished work to be used.
     """
 
-    def __init__(self, destination: Path, plan: Mapping[str, Any], keep: bool, fresh: bool = False) -> None:
-        self.destination = Path(os.path.realpath(destination))
-        self.plan, self.keep, self.fresh = dict(plan), keep, fresh
+    def __init__(self, request: ShardsRequest, plan: Mapping[str, Any]) -> None:
+        self.destination = Path(os.path.realpath(request.destination))
+        self.plan, self.keep, self.fresh = plan, request.resume, request.fresh
         self.path = work_path(self.destination)
 
     @property
@@ -282,23 +266,26 @@ class WorkFolder:
             UserError: the destination holds something, unfinished work there has another plan, another process is at
                 it, or the disk refuses.
         """
-        self._check_destination()
+        destination = self.destination
+        if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+            raise UserError(f"destination {destination}: already exists and is not empty; remove it or give another")
+        if destination.is_mount():
+            raise UserError(
+                f"destination {destination}: is a mount point, which cannot be replaced; give a folder in it"
+            )
         with self._telling("cannot be written"):
-            self.destination.parent.mkdir(parents=True, exist_ok=True)
+            destination.parent.mkdir(parents=True, exist_ok=True)
             if self.keep:
                 self.path.mkdir(exist_ok=True)
             else:
-                prefix = f".{self.destination.name}.partial-"
-                self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=self.destination.parent))
-            lock = Lock(
-                self.path / LOCK_NAME, f"destination {self.destination}: another process is making it ({self.path})"
-            )
+                self.path = Path(tempfile.mkdtemp(prefix=f"{self.path.name}-", dir=destination.parent))
+            lock = Lock(self.path / "lock", f"destination {destination}: another process is making it ({self.path})")
             lock.take()
         try:
             self._claim()
             yield
             with self._telling("writing failed"):
-                self.shards.rename(self.destination)
+                self.shards.rename(destination)
             shutil.rmtree(self.path, ignore_errors=True)
         finally:
             if not self.keep:
@@ -310,22 +297,15 @@ class WorkFolder:
         """What a message adds after a failure."""
         return f"; what is finished is kept in {self.path}, the same command goes on" if self.keep else ""
 
-    def _check_destination(self) -> None:
-        folder = self.destination
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"destination {folder}: already exists and is not empty; remove it or give another")
-        if folder.is_mount():
-            raise UserError(f"destination {folder}: is a mount point, which cannot be replaced; give a folder in it")
-
     def _claim(self) -> None:
         with self._telling("cannot be written"):
             if self.fresh:
                 for folder in (self.shards, self.records):
                     shutil.rmtree(folder, ignore_errors=True)
-                (self.path / PLAN_NAME).unlink(missing_ok=True)
+                (self.path / "plan.json").unlink(missing_ok=True)
             for folder in (self.shards, self.records):
                 folder.mkdir(exist_ok=True)
-            claim(self.path / PLAN_NAME, self.plan, self._refusal)
+            claim(self.path / "plan.json", self.plan, self._refusal)
 
     def _refusal(self, name: str, theirs: Any, ours: Any) -> str:
         return (

@@ -1,7 +1,7 @@
-"""Where images come from before they are shards: a folder with one subfolder for each class, or a list.
+"""Where images come from before they are shards: what a source is, and the source that a list names.
 
-`imagenet` reads archives as distributed, `ground_truth` the labels of ImageNet's validation images, `embedded` has what
-needs no download.
+`imagenet` reads folders with a subfolder for each class and archives as distributed, `embedded` has what needs no
+download.
 """
 
 from __future__ import annotations
@@ -15,13 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar, overload
+from typing import NamedTuple, overload
 
-from mvar_lightning.data.images import SUFFIXES, is_image
-from mvar_lightning.data.making.ground_truth import find_ground_truth
 from mvar_lightning.errors import UserError
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -76,44 +72,7 @@ class FileExamples(LazyExamples):
         self.paths = paths
 
     def example(self, index: int) -> Example:
-        path = self.paths[index]
-        return Example(path, self.labels[index], partial(read_bytes, path))
-
-
-def scan_folder(
-    folder: str | Path, val_fraction: float = 0.1, seed: int = 0, ground_truth: str | Path | None = None
-) -> Source:
-    """Images of FOLDER/CLASS/..., split by class with a fixed seed, or of FOLDER/train/CLASS and FOLDER/val/CLASS.
-
-    FOLDER/val may also hold ImageNet's validation images without class folders, with their ``ground_truth``. Kaggle's
-    folder (`ILSVRC/Data/CLS-LOC` below it) is taken, too. The order of files on the disk does not matter.
-    Raises UserError when there is nothing to read.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"image folder {folder}: does not exist or is not a folder; give one with a subfolder a class")
-    kaggle = folder / "ILSVRC" / "Data" / "CLS-LOC"
-    if kaggle.is_dir():
-        return _scan_given_splits(kaggle, ground_truth, [folder, kaggle])
-    if _has_splits(folder):
-        return _scan_given_splits(folder, ground_truth, [folder])
-    if ground_truth is not None:
-        raise UserError(f"--ground-truth: is for ImageNet's validation images, and {folder} holds none in val/")
-    files = _files_by_class(folder)
-    return split_by_class(list(files.values()), tuple(files), val_fraction, seed, f"image folder {folder}")
-
-
-def _has_splits(folder: Path) -> bool:
-    """Whether the subfolders are splits. Classes called `train` beside others would be splits taken for classes."""
-    names = {path.name for path in _subfolders(folder)}
-    if {"train", "val"} <= names <= {"train", "val", "test"}:  # test has no labels where there is a val; it is left out
-        return True
-    if (names and names <= {"train", "val", "valid", "validation", "test"}) or {"train", "val"} <= names:
-        raise UserError(
-            f"image folder {folder}: holds {', '.join(sorted(names))}, which look like splits; name the two to be read "
-            "train and val, and move others away"
-        )
-    return False
+        return Example(self.paths[index], self.labels[index], partial(_read_bytes, self.paths[index]))
 
 
 def split_by_class(
@@ -123,78 +82,25 @@ def split_by_class(
     seed. Raises UserError where nothing would be left on one side."""
     if not 0 < val_fraction < 1:
         raise UserError(f"validation fraction {val_fraction}: must lie between 0 and 1, for instance 0.1")
-    parts = [split_class(of_class, val_fraction, f"{seed}/{name}") for name, of_class in zip(names, paths, strict=True)]
-    if not any(held for _, held in parts):
+    train, val = [], []
+    for name, of_class in zip(names, paths, strict=True):
+        # at least one for validation where there are two
+        held = min(max(1, round(val_fraction * len(of_class))), len(of_class) - 1)
+        chosen = set(random.Random(f"{seed}/{name}").sample(range(len(of_class)), held))
+        train.append([path for number, path in enumerate(of_class) if number not in chosen])
+        val.append([path for number, path in enumerate(of_class) if number in chosen])
+    if not any(val):
         raise UserError(f"{where}: each class has one image, so none is left for validation; add images")
-    return Source(names, _labeled([kept for kept, _ in parts]), _labeled([held for _, held in parts]))
+    return Source(names, labeled(train), labeled(val))
 
 
-def _labeled(paths_of_classes: Sequence[Sequence[str]]) -> FileExamples:
+def labeled(paths_of_classes: Sequence[Sequence[str]]) -> FileExamples:
     """Examples of the paths of class 0, class 1, ..."""
     paths = [path for paths in paths_of_classes for path in paths]
     return FileExamples(paths, [label for label, paths in enumerate(paths_of_classes) for _ in paths])
 
 
-def split_class(items: Sequence[T], val_fraction: float, seed: str) -> tuple[list[T], list[T]]:
-    """(train, validation) of one class: a seeded draw, at least one for validation where there are two."""
-    held = min(max(1, round(val_fraction * len(items))), len(items) - 1)
-    chosen = set(random.Random(seed).sample(range(len(items)), held))
-    train = [item for number, item in enumerate(items) if number not in chosen]
-    return train, [item for number, item in enumerate(items) if number in chosen]
-
-
-def _scan_given_splits(folder: Path, ground_truth: str | Path | None, beside: list[Path]) -> Source:
-    train = _files_by_class(folder / "train")
-    names = tuple(train)
-    if not _subfolders(folder / "val") and (flat := _images(folder / "val")):
-        truth = find_ground_truth([*beside, folder / "val"], ground_truth)
-        labels = truth.labels([Path(path).name for path in flat], names, folder / "val")
-        rows = sorted(zip(labels, flat, strict=True))
-        val = FileExamples([path for _, path in rows], [label for label, _ in rows])
-        return Source(names, _labeled(list(train.values())), val)
-    if ground_truth is not None:
-        raise UserError(f"--ground-truth: is not needed, {folder / 'val'} has a subfolder for each class")
-    of_class = _files_by_class(folder / "val")
-    unknown = sorted(set(of_class) - set(train))
-    if unknown:
-        raise UserError(f"class {unknown[0]!r}: is in {folder / 'val'} but not in {folder / 'train'}")
-    return Source(names, _labeled(list(train.values())), _labeled([of_class.get(name, []) for name in names]))
-
-
-def _files_by_class(folder: Path) -> dict[str, list[str]]:
-    classes = _subfolders(folder)
-    if not classes:
-        hint = "it holds files only" if any(folder.iterdir()) else "it is empty"
-        raise UserError(f"image folder {folder}: no class folders ({hint}); put images into {folder}/CLASS/")
-    for path in classes:
-        if os.fsencode(path.name).decode("utf-8", "ignore") != path.name:
-            raise UserError(f"class folder {str(path)!r}: its name is no text that can be written; rename it")
-    files = {path.name: _images(path) for path in classes}
-    empty = [name for name, paths in files.items() if not paths]
-    if len(empty) == len(files):
-        raise UserError(f"image folder {folder}: no images in its class folders (looked for {', '.join(SUFFIXES)})")
-    if empty:
-        raise UserError(f"class folder {folder / empty[0]}: no images in it; add some or remove the folder")
-    return files
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted((path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."), key=lambda p: p.name)
-
-
-def _images(folder: Path) -> list[str]:
-    """All images below a folder, in an order that depends on their names alone."""
-    found = [
-        os.path.join(root, name)  # noqa: PTH118 (a million Path objects are a gigabyte)
-        for root, _, names in os.walk(folder)
-        for name in names
-        if name[0] != "." and is_image(name)
-    ]
-    return sorted(found, key=lambda path: path.replace(os.sep, "/"))
-
-
-def read_bytes(path: str | Path) -> bytes:
-    """Content of a file. Raises UserError where it cannot be read."""
+def _read_bytes(path: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:

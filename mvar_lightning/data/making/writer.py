@@ -64,8 +64,7 @@ class ChunkWriter:
         if record.skipped and not self.skip_damaged:
             return False
         try:
-            files = ((shard, {shard.name: self.folder / shard.name}) for shard in record.shards)
-            return not any(content_problem(shard, file, INDEX_NAME) for shard, file in files)
+            return not any(content_problem(s, {s.name: self.folder / s.name}, INDEX_NAME) for s in record.shards)
         except OSError:
             return False
 
@@ -151,13 +150,9 @@ class ChunkRecord:
     skipped: tuple[str, ...]
     taken: int
 
-    def write(self, path: Path) -> None:
-        """A record is there only when its shards are."""
-        write(path, json.dumps(asdict(self)))
-
     @classmethod
     def read(cls, path: Path) -> ChunkRecord | None:
-        """The record, if there is one."""
+        """The record that `run_chunks` wrote, if there is one."""
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             shards = tuple(ShardInfo(**row) for row in content["shards"])
@@ -198,10 +193,6 @@ class Chunk:
         return folder / f"{self.split}-{self.number:06d}.json"
 
 
-Results = Iterator[tuple[int, ChunkRecord]]
-"""Index of a chunk, and its record, as they get done."""
-
-
 def run_chunks(
     chunks: Sequence[Chunk], records: Path, writer: ChunkWriter, workers: int, report: Callable[[int], None]
 ) -> list[ChunkRecord]:
@@ -214,11 +205,11 @@ def run_chunks(
         WritingFailed: the disk is full, or a process died.
     """
     found: dict[int, ChunkRecord] = {}
-    here: Results = ((index, writer(chunk)) for index, chunk in enumerate(chunks))
+    here = ((index, writer(chunk)) for index, chunk in enumerate(chunks))
     try:
         for index, record in _in_processes(chunks, writer, workers) if workers else here:
             if record != chunks[index].record:
-                record.write(chunks[index].record_path(records))
+                write(chunks[index].record_path(records), json.dumps(asdict(record)))  # only now: its shards are there
             found[index] = record
             report(record.taken)
     except OSError as error:
@@ -228,8 +219,8 @@ def run_chunks(
     return [found[index] for index in range(len(chunks))]
 
 
-def _in_processes(chunks: Sequence[Chunk], writer: ChunkWriter, workers: int) -> Results:
-    """Some chunks ahead of the processes, no more: each carries its examples along.
+def _in_processes(chunks: Sequence[Chunk], writer: ChunkWriter, workers: int) -> Iterator[tuple[int, ChunkRecord]]:
+    """Indices and records of chunks as they get done, some ahead, no more: each carries its examples along.
 
     After a failure the chunks before it are finished, so that the failure raised is the first in order.
     """

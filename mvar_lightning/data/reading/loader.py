@@ -7,13 +7,14 @@ import multiprocessing.connection
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from multiprocessing.process import BaseProcess
+from types import FrameType
 from typing import Any
 
 from torch.utils.data import DataLoader
 
 from mvar_lightning.compat import end_workers
-from mvar_lightning.data.faults import hold_worker_deaths, worker_death
 from mvar_lightning.data.reading.order import EpochStream, Failure, WorkerStream
 from mvar_lightning.errors import UserError
 
@@ -105,15 +106,14 @@ class TrainLoader(StreamLoader):
 
     def __init__(self, stream: EpochStream, num_workers: int, pin_memory: bool = False, epoch: int = 0) -> None:
         super().__init__(stream, num_workers, pin_memory)
-        self.epoch = epoch
-        self.batch = 0
+        self.epoch, self.batch = epoch, 0
         self._drawn = False  # whether the pass under way has given a batch
 
     def __iter__(self) -> Iterator[Any]:
         # A pass that was left early is over, and the next one a new epoch; but one that begins in the middle because
         # `load_state_dict` said so has given nothing yet, and goes on there.
         if self._drawn and self.batch:
-            self._next_epoch()
+            self.epoch, self.batch = self.epoch + 1, 0
         self._drawn = False
         return self._counted(self._pass(), (self.epoch, self.batch))
 
@@ -131,12 +131,8 @@ class TrainLoader(StreamLoader):
             self._drawn = True
             self.batch += 1
             if self.batch >= self.stream.epoch_batches:
-                self._next_epoch()
+                self.epoch, self.batch = self.epoch + 1, 0
             yield batch
-
-    def _next_epoch(self) -> None:
-        self.epoch += 1
-        self.batch = 0
 
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self.epoch, "batch": self.batch}
@@ -155,31 +151,66 @@ def loading(loader: Any) -> Iterator[Any]:
     try:
         yield loader
     finally:
-        close = getattr(loader, "close", None)
-        if close is not None:
-            close()
+        getattr(loader, "close", lambda: None)()
 
 
 def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-# Schedulers signal every process of a job to stop. A worker killed by that would end the run at once, before it has
-# saved; so workers outlive these signals.
+# Worker processes that end before they should: killed, or told to stop by a scheduler.
+
+
+def worker_death(workers: Sequence[BaseProcess]) -> UserError | None:
+    """What to tell the user if one of these loading processes has ended on its own."""
+    for worker in workers:
+        if worker.exitcode in (None, 0):
+            continue
+        how = signal.Signals(-worker.exitcode).name if worker.exitcode < 0 else f"status {worker.exitcode}"
+        way_out = (
+            "shared memory was short: lower data.num_workers or data.batch_size, or enlarge /dev/shm"
+            if how == "SIGBUS"
+            else "if memory was short, lower data.num_workers, data.shuffle_buffer or data.batch_size"
+        )
+        return UserError(f"a data loading process ended (pid {worker.pid}, {how}); {way_out}; then start the run again")
+    return None
+
+
+def hold_worker_deaths() -> None:
+    """Let the loader tell that a worker has died, when it asks for the next batch.
+
+    torch's signal handler, set when the first workers start, raises wherever the main thread is: in the middle of a
+    step, and again while the first error is dealt with.
+    """
+    inner = signal.getsignal(signal.SIGCHLD)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or not callable(inner) or getattr(inner, "holds_deaths", False):
+        return
+
+    def handler(signum: int, frame: FrameType | None) -> None:
+        try:
+            inner(signum, frame)
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+
+    handler.holds_deaths = True  # type: ignore[attr-defined]
+    signal.signal(signal.SIGCHLD, handler)
 
 
 def outlive_stop_signals(worker: int) -> None:
     """For a loader's ``worker_init_fn``: of SIGTERM only the parent's counts, SIGUSR1 is left to the parent.
 
-    The parent ends its workers by a message, and by SIGTERM if they do not hear it. Only `sigwaitinfo` tells who sent a
-    signal, so a thread waits for it.
+    Schedulers signal every process of a job to stop; a worker killed by that would end the run at once, before it has
+    saved. The parent ends its workers by a message, and by SIGTERM if they do not hear it.
     """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    parent = os.getppid()
 
+    def end_with_parent() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:  # nothing else tells who sent a signal
+            pass
+        os._exit(0)
 
-def _end_with_parent(parent: int) -> None:
-    while True:
-        if signal.sigwaitinfo({signal.SIGTERM}).si_pid == parent:
-            os._exit(0)
+    threading.Thread(target=end_with_parent, daemon=True).start()

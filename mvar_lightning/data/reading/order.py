@@ -1,6 +1,6 @@
 """Which samples, in which order: training without end in a seeded order, validation exactly once, over any ranks x
 workers. How a sample is read and decoded is an `ImageReader`'s (`samples`); token caches have an order of their own
-(`tokens/stream`) over the same two kinds of stream.
+(`token_data`) over the same two kinds of stream.
 
 A consumer is one worker of one rank; there are ranks x workers of them.
 
@@ -24,9 +24,9 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.filters import shuffle
 
-from mvar_lightning.data.faults import CHECK, Faults, SampleError
-from mvar_lightning.data.index import ShardInfo
-from mvar_lightning.data.reading.samples import Batch, ImageReader, RawSample, Sample
+from mvar_lightning.data.images import SampleError
+from mvar_lightning.data.index import CHECK, ShardInfo
+from mvar_lightning.data.reading.samples import Batch, Faults, ImageReader, RawSample, Sample
 from mvar_lightning.errors import UserError
 
 
@@ -72,12 +72,11 @@ class WorkerStream(IterableDataset, ABC):
 
     def __iter__(self) -> Iterator[Any]:
         info = get_worker_info()
-        if info is None:
-            yield from self.batches(0, 1)
-            return
         try:
-            yield from self.batches(info.id, info.num_workers)
+            yield from self.batches(0, 1) if info is None else self.batches(info.id, info.num_workers)
         except UserError as error:
+            if info is None:
+                raise
             yield Failure(str(error))
 
 
@@ -157,15 +156,13 @@ class TrainStream(EpochStream):
             if number >= first:
                 # of its own for each batch: crops do not depend on batches that a resumed run never decoded
                 rng = random.Random(f"{self.config.seed}/{epoch}/{self.config.rank}/{number}")
-                yield self._batch(slots, rng, faults)
-
-    def _batch(self, slots: Sequence[RawSample], rng: random.Random, faults: Faults) -> Batch:
-        """A damaged sample's slot is filled by the others in turn: batches keep their shape, and which samples
-        come later does not depend on the damage."""
-        good = [sample for raw in slots for sample in _decoded(self.reader, raw, rng, faults)]
-        if not good:
-            raise UserError(f"shard {slots[0].shard}: not one sample of a batch of {len(slots)} is readable; {CHECK}")
-        return self.reader.collate([good[index % len(good)] for index in range(len(slots))])
+                good = [sample for slot in slots for sample in _decoded(self.reader, slot, rng, faults)]
+                if not good:
+                    size, shard = len(slots), slots[0].shard
+                    raise UserError(f"shard {shard}: not one sample of a batch of {size} is readable; {CHECK}")
+                # A damaged sample's slot is filled by the others in turn: batches keep their shape, and which samples
+                # come later does not depend on the damage.
+                yield self.reader.collate([good[index % len(good)] for index in range(len(slots))])
 
     def _raw_samples(self, epoch: int, turn: int, workers: int, faults: Faults) -> Iterator[RawSample]:
         consumer, consumers = self.config.consumer(turn, workers)

@@ -22,8 +22,8 @@ from typing import IO, Any
 from braceexpand import braceexpand
 from webdataset.gopen import Pipe, gopen, gopen_schemes
 
-from mvar_lightning.data.faults import CHECK
 from mvar_lightning.data.index import (
+    CHECK,
     INDEX_NAME,
     ShardIndex,
     ShardInfo,
@@ -63,9 +63,9 @@ class ShardPlace:
 
     def location(self, name: str) -> str:
         """Path or URL of a shard."""
-        if not self.root:
-            return name
-        return f"{self.root.rstrip('/')}/{name}" if is_url(self.root) else str(Path(self.root) / name)
+        if is_url(self.root):
+            return f"{self.root.rstrip('/')}/{name}"
+        return str(Path(self.root) / name) if self.root else name
 
     def open(self, shard: ShardInfo) -> IO[bytes]:
         """The shard's bytes in order. Raises UserError when they cannot be had, and where `pipe:` is not allowed."""
@@ -140,14 +140,13 @@ def index_of_names(
         "train": SplitIndex(tuple(_counted(place, name, remote=False) for name in expand(train))),
         "val": SplitIndex(tuple(_counted(place, name, remote=True) for name in expand(val))),
     }
-    return ShardIndex(tuple(str(label) for label in range(num_classes)), splits)
+    return ShardIndex(tuple(map(str, range(num_classes))), splits)
 
 
 def _counted(place: ShardPlace, name: str, remote: bool) -> ShardInfo:
     if is_url(name):
         refuse_pipe(name, place.allow_pipe)
-        samples = _count_remote(place, name) if remote else UNKNOWN
-        return ShardInfo(name, samples, UNKNOWN, "")
+        return ShardInfo(name, _count_remote(place, name) if remote else UNKNOWN, UNKNOWN, "")
     path = Path(name)
     if not path.is_file():
         raise UserError(f"shard {name}: missing; check the range, and the folder that it is relative to")
@@ -160,10 +159,7 @@ def _counted(place: ShardPlace, name: str, remote: bool) -> ShardInfo:
 def _count_remote(place: ShardPlace, name: str) -> int:
     log.info("counting the samples of %s; an %s beside the shards would spare that", name, INDEX_NAME)
     try:
-        with (
-            place.open(ShardInfo(name, UNKNOWN, UNKNOWN, "")) as file,
-            tarfile.open(fileobj=file, mode="r|*") as tar,
-        ):
+        with place.open(ShardInfo(name, UNKNOWN, UNKNOWN, "")) as file, tarfile.open(fileobj=file, mode="r|*") as tar:
             return sum(member.name.endswith(".cls") for member in tar)
     except (tarfile.TarError, OSError) as error:
         raise UserError(f"shard {name}: cannot be counted ({error}); {CHECK}") from None
@@ -192,8 +188,7 @@ class RemoteFile(io.RawIOBase):
 
     def __init__(self, url: str, expected: int = 0) -> None:
         self.url, self.expected = url, expected
-        self.given = 0
-        self._tries = 0
+        self.given = self._tries = 0
         self._pipe = self._open()
 
     def readable(self) -> bool:
@@ -229,19 +224,18 @@ class RemoteFile(io.RawIOBase):
         assert stream is not None
         if not select.select([stream], [], [], SILENCE)[0]:
             return b"", f"no byte for {SILENCE:.0f} seconds"
-        data = os.read(stream.fileno(), size)  # past Python's buffer, for which `select` does not know
-        if data:
+        if data := os.read(stream.fileno(), size):  # past Python's buffer, for which `select` does not know
             return data, None
+        command = self._pipe.args[0][0]
+        program = command if isinstance(command, str) else command[0]
         try:
             status = self._pipe.proc.wait(SILENCE)
         except subprocess.TimeoutExpired:
-            return b"", f"{_program(self._pipe)} does not end"
-        message = f"{_program(self._pipe)} status {status}{', an HTTP error' if status == REFUSED else ''}"
+            return b"", f"{program} does not end"
+        message = f"{program} status {status}{', an HTTP error' if status == REFUSED else ''}"
         if self.expected and self.given < self.expected:
             return b"", f"ended after {self.given} of {self.expected} bytes, {message}"
-        if status not in self._pipe.ignore_status:
-            return b"", message
-        return b"", None
+        return b"", None if status in self._pipe.ignore_status else message
 
     def _again(self, trouble: str) -> None:
         """Ask once more and read past what was had; give up after as many tries as there are WAITS."""
@@ -269,11 +263,6 @@ class RemoteFile(io.RawIOBase):
         self._pipe.ignore_errors = True
         with contextlib.suppress(OSError):
             self._pipe.close()
-
-
-def _program(pipe: Pipe) -> str:
-    command = pipe.args[0][0]
-    return str(command if isinstance(command, str) else command[0])
 
 
 def open_remote(url: str, expected: int = 0) -> IO[bytes]:

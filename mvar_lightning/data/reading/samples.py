@@ -6,6 +6,7 @@ labels are never read.
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -16,12 +17,13 @@ from PIL import Image
 from torch import Tensor
 from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_expander
 
-from mvar_lightning.data.faults import Faults, SampleError
-from mvar_lightning.data.images import SUFFIXES, decode_rgb
-from mvar_lightning.data.index import ShardInfo
+from mvar_lightning.data.images import SUFFIXES, SampleError, decode_rgb
+from mvar_lightning.data.index import CHECK, ShardInfo
 from mvar_lightning.data.reading.place import ShardPlace
 from mvar_lightning.data.transforms import Transform, planes
 from mvar_lightning.errors import UserError
+
+log = logging.getLogger(__name__)
 
 Batch = dict[str, Tensor]
 
@@ -38,6 +40,45 @@ class RawSample(NamedTuple):
 class Sample(NamedTuple):
     pixels_3SS: np.ndarray
     label: int
+
+
+MAX_SHARE = 0.01
+"""Share of damaged samples, and of damaged shards, above which a run stops."""
+
+MIN_SAMPLES = 10
+"""So many damaged samples never stop a run."""
+
+NAMED = 20
+"""Damaged samples named one by one; after that every hundredth."""
+
+
+class Faults:
+    """What one pass of one worker skipped: counted and named. Raises UserError when there is too much."""
+
+    def __init__(self, num_shards: int) -> None:
+        self.num_shards = num_shards
+        self.seen = 0
+        self.samples = 0
+        self.shards: set[str] = set()
+
+    def sample(self, shard: str, key: str, reason: str) -> None:
+        self.samples += 1
+        if self.samples <= NAMED or self.samples % 100 == 0:
+            log.warning("skipped sample %s of shard %s: %s (%d skipped so far)", key, shard, reason, self.samples)
+        if self.samples > max(MIN_SAMPLES, MAX_SHARE * self.seen):
+            raise UserError(
+                f"{self.samples} of {self.seen} samples are damaged, last {key} of shard {shard} ({reason}); {CHECK}"
+            )
+
+    def shard(self, shard: str, reason: str) -> None:
+        if shard in self.shards:
+            return
+        self.shards.add(shard)
+        log.warning("shard %s is damaged: %s; going on with what it still gives", shard, reason)
+        if len(self.shards) > MAX_SHARE * self.num_shards:
+            raise UserError(
+                f"shard {shard} is damaged: {reason} ({len(self.shards)} of {self.num_shards} shards so far); {CHECK}"
+            )
 
 
 class ImageReader:
@@ -124,10 +165,13 @@ def read_shard(place: ShardPlace, shard: ShardInfo, faults: Faults) -> Iterator[
         faults.shard(shard.name, reason)
         return True
 
+    def is_ours(name: str) -> bool:
+        return (base_plus_ext(name)[1] or "").lower() in (*SUFFIXES, "cls")
+
     given = 0
     with place.open(shard) as file:
         source = iter([{"url": shard.name, "stream": file}])
-        members = tar_file_expander(source, handler=handler, select_files=_is_ours)
+        members = tar_file_expander(source, handler=handler, select_files=is_ours)
         for member in group_by_keys(members, handler=handler):
             # an incomplete sample stays in the row with empty bytes, which decoding reports as damaged
             image = next((member[suffix] for suffix in SUFFIXES if suffix in member), b"")
@@ -135,8 +179,3 @@ def read_shard(place: ShardPlace, shard: ShardInfo, faults: Faults) -> Iterator[
             yield RawSample(shard.name, member["__key__"], image, member.get("cls", b""))
     if shard.samples and given != shard.samples:
         faults.shard(shard.name, f"{given} samples instead of {shard.samples}")
-
-
-def _is_ours(name: str) -> bool:
-    suffix = base_plus_ext(name)[1]
-    return suffix is not None and suffix.lower() in (*SUFFIXES, "cls")

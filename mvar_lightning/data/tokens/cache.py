@@ -183,10 +183,7 @@ def open_part(cache: TokenCache, part: PartInfo) -> tuple[np.ndarray, np.ndarray
     """
     settings = cache.settings
     views = settings.views_of(part.name.split("/")[0])
-    wanted = (
-        (settings.dtype, (views, part.samples, settings.num_tokens)),
-        (np.dtype("<i4"), (part.samples,)),
-    )
+    wanted = ((settings.dtype, (views, part.samples, settings.num_tokens)), (np.dtype("<i4"), (part.samples,)))
     arrays = []
     for path, (dtype, shape) in zip(part_files(cache.folder, part.name).values(), wanted, strict=True):
         try:
@@ -233,8 +230,5 @@ def _problem_of(cache: TokenCache, part: PartInfo) -> str | None:
 
 def write_array(path: Path, array: np.ndarray) -> None:
     """An array in numpy's format, whole and on the disk."""
-    write(
-        path,
-        lambda file: np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False),
-        durable=True,
-    )
+    contiguous = np.ascontiguousarray(array)
+    write(path, lambda file: np.lib.format.write_array(file, contiguous, allow_pickle=False), durable=True)

@@ -26,7 +26,7 @@ from mvar_lightning.data.reading.loader import StreamLoader, loading
 from mvar_lightning.data.reading.place import ShardPlace, index_at
 from mvar_lightning.data.reading.samples import ImageReader
 from mvar_lightning.data.tokens.cache import CacheSettings, TokenCache
-from mvar_lightning.data.tokens.making import PartEnd, Rows, TokenJob, Views, ViewStream, content_hash
+from mvar_lightning.data.tokens.making import Rows, TokenJob, Views, ViewStream, content_hash
 from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer import MultiScaleTokenizer, fingerprint
 from mvar_lightning.tools.compute import evaluating
@@ -88,21 +88,14 @@ class EncodeRequest:
 
     def settings(self, index: ShardIndex) -> CacheSettings:
         """Of the cache that is asked for."""
+        ours = ("resize_ratio", "crop", "flip", "views", "seed", "batch_size", "precision")
         return CacheSettings(
             tokenizer_hash=fingerprint(self.tokenizer),
             scales=self.tokenizer.pyramid.sides,
-            vocab_size=self.tokenizer.vocab_size,
-            code_dim=self.tokenizer.code_dim,
+            **{name: getattr(self.tokenizer, name) for name in ("vocab_size", "code_dim", "image_size")},
             data_sha256=content_hash(index),
-            image_size=self.tokenizer.image_size,
-            resize_ratio=self.resize_ratio,
-            crop=self.crop,
             val_crop="adm" if self.crop == "adm" else "center",
-            flip=self.flip,
-            views=self.views,
-            seed=self.seed,
-            batch_size=self.batch_size,
-            precision=self.precision,
+            **{name: getattr(self, name) for name in ours},
         )
 
     def fabric(self) -> Fabric:
@@ -181,14 +174,11 @@ def _encode(job: TokenJob, stream: ViewStream, request: EncodeRequest, bar: Bar 
                 if bar is not None:
                     bar.advance(len(tokens_NL))
             else:
-                _write(job, item, rows.pop(item.task.part, []))
-
-
-def _write(job: TokenJob, end: PartEnd, rows: list[np.ndarray]) -> None:
-    views, length = job.settings.views_of(end.task.split), job.settings.num_tokens
-    tokens_NL = np.concatenate(rows) if rows else np.empty((0, length), job.settings.dtype)
-    tokens_vnL = tokens_NL.reshape(-1, views, length).transpose(1, 0, 2)
-    job.write(end.task, tokens_vnL, np.asarray(end.labels, np.int32), tuple(end.damaged))
+                task, length = item.task, job.settings.num_tokens
+                nothing = np.empty((0, length), job.settings.dtype)  # where all images are damaged
+                tokens_NL = np.concatenate(rows.pop(task.part, [nothing]))
+                tokens_vnL = tokens_NL.reshape(-1, job.settings.views_of(task.split), length).transpose(1, 0, 2)
+                job.write(task, tokens_vnL, np.asarray(item.labels, np.int32), tuple(item.damaged))
 
 
 @torch.no_grad()

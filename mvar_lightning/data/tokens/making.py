@@ -3,7 +3,7 @@
 While it is under way the folder holds `making.json` (the settings) and a record for each finished part; they go when
 the index is written. A part is written by one process, aside first.
 
-Legend: n samples of a part, v views, L tokens.
+Legend: N rows of a batch, S side of the images, n samples of a part, v views, L tokens.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mvar_lightning.data.faults import Faults, SampleError
+from mvar_lightning.data.images import SampleError
 from mvar_lightning.data.index import ShardIndex, ShardInfo, content_problem
 from mvar_lightning.data.reading.order import WorkerStream
-from mvar_lightning.data.reading.samples import ImageReader
+from mvar_lightning.data.reading.samples import Faults, ImageReader
 from mvar_lightning.data.tokens.cache import (
     INDEX_NAME,
     CacheSettings,
@@ -60,9 +60,7 @@ class TokenJob:
     """A cache in the making at `folder`, of the shards in `index`, under `settings`."""
 
     def __init__(self, folder: str | Path, settings: CacheSettings, index: ShardIndex) -> None:
-        self.folder = Path(folder)
-        self.settings = settings
-        self.class_names = index.class_names
+        self.folder, self.settings, self.class_names = Path(folder), settings, index.class_names
         self.tasks = [
             Task(f"{split}/{number:06d}", split, shard)
             for split in ("train", "val")
@@ -76,7 +74,8 @@ class TokenJob:
             UserError: the folder holds something else, parts of another job, or cannot be written.
         """
         folder = self.folder
-        if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not self._is_ours())):
+        is_ours = any((folder / name).exists() for name in (INDEX_NAME, MAKING, LOCK))
+        if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not is_ours)):
             raise UserError(f"out {folder}: holds something else than a token cache; give a new or empty folder")
         there = self._settings_there()
         if there is not None and there != self.settings and self._records():
@@ -86,9 +85,6 @@ class TokenJob:
                 (folder / split).mkdir(parents=True, exist_ok=True)
             if there != self.settings:
                 write_json(folder / MAKING, self.settings.to_plain(), durable=True)
-
-    def _is_ours(self) -> bool:
-        return any((self.folder / name).exists() for name in (INDEX_NAME, MAKING, LOCK))
 
     def _settings_there(self) -> CacheSettings | None:
         if (self.folder / INDEX_NAME).is_file():
@@ -113,9 +109,8 @@ class TokenJob:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """One job at a time in the folder. Raises UserError while another runs."""
-        lock = Lock(
-            self.folder / LOCK, f"out {self.folder}: another `mvar tokens make` is writing it; wait for it ({{owner}})"
-        )
+        busy = f"out {self.folder}: another `mvar tokens make` is writing it; wait for it ({{owner}})"
+        lock = Lock(self.folder / LOCK, busy)
         with self._writing():
             lock.take()
         try:
@@ -127,10 +122,11 @@ class TokenJob:
     def todo(self, rank: int = 0, world_size: int = 1) -> list[Task]:
         """This rank's share of the parts, without those that an earlier run wrote and that still are as written."""
         records = self._records()
-        return [task for task in self.tasks[rank::world_size] if not self._is_sound(records.get(task.part))]
 
-    def _is_sound(self, part: PartInfo | None) -> bool:
-        return part is not None and not content_problem(part, part_files(self.folder, part.name), INDEX_NAME)
+        def is_sound(part: PartInfo | None) -> bool:
+            return part is not None and not content_problem(part, part_files(self.folder, part.name), INDEX_NAME)
+
+        return [task for task in self.tasks[rank::world_size] if not is_sound(records.get(task.part))]
 
     def write(self, task: Task, tokens_vnL: np.ndarray, labels_n: np.ndarray, damaged: tuple[str, ...]) -> PartInfo:
         """Arrays first, then the record that makes them count. Raises UserError where the disk refuses."""
@@ -146,8 +142,7 @@ class TokenJob:
     def finish(self) -> TokenCache:
         """Write the index from the records. Raises UserError where a part is missing."""
         records = self._records()
-        missing = [task.part for task in self.tasks if task.part not in records]
-        if missing:
+        if missing := [task.part for task in self.tasks if task.part not in records]:
             raise UserError(f"out {self.folder}: part {missing[0]} is missing; run the same command again")
         parts = tuple(records[task.part] for task in self.tasks)
         cache = TokenCache(self.folder, self.settings, self.class_names, parts)
@@ -187,8 +182,6 @@ class TokenJob:
 #
 # View v of an image is a function of (seed, image, v) alone, and a part is cut into batches from its own start, so
 # what is encoded together does not depend on how many processes and workers share the work.
-#
-# Legend: N rows of a batch, S side of the images.
 
 
 @dataclass(frozen=True)
@@ -197,6 +190,10 @@ class Rows:
 
     part: str
     pixels_N3SS: Tensor
+
+    @classmethod
+    def of(cls, task: Task, views: Sequence[Image.Image]) -> Rows:
+        return cls(task.part, torch.from_numpy(np.stack([planes(view) for view in views])))
 
 
 @dataclass
@@ -230,16 +227,14 @@ class Views:
 
     def of(self, image: Image.Image, split: str, key: str) -> list[Image.Image]:
         """All views (S x S) of the image with that key. Raises SampleError where it is too long and thin."""
-        return [self._view(image, split, key, view) for view in range(self.settings.views_of(split))]
-
-    def _view(self, image: Image.Image, split: str, key: str, view: int) -> Image.Image:
-        rng = random.Random(f"{self.settings.seed}/{split}/{key}/view {view}")
-        if split != "train":
-            return self.val(image, rng)
-        cropped = self.train(image, rng)
-        if self.settings.flip and view % 2:
-            cropped = cropped.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return cropped
+        crop = self.train if split == "train" else self.val
+        views = []
+        for view in range(self.settings.views_of(split)):
+            cropped = crop(image, random.Random(f"{self.settings.seed}/{split}/{key}/view {view}"))
+            if self.settings.flip and view % 2:
+                cropped = cropped.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            views.append(cropped)
+        return views
 
 
 class ViewStream(WorkerStream):
@@ -285,15 +280,11 @@ class ViewStream(WorkerStream):
                 faults.sample(raw.shard, raw.key, str(error))
                 end.damaged.append(f"{raw.key}: {error}")
             while len(waiting) >= self.settings.batch_size:
-                yield _rows(task, waiting[: self.settings.batch_size])
+                yield Rows.of(task, waiting[: self.settings.batch_size])
                 del waiting[: self.settings.batch_size]
         if waiting:
-            yield _rows(task, waiting)
+            yield Rows.of(task, waiting)
         lost = task.shard.samples - len(end.labels) - len(end.damaged)
         if lost > 0:
             end.damaged.append(f"{task.shard.name}: cut off, {lost} images are lost")
         yield end
-
-
-def _rows(task: Task, views: Sequence[Image.Image]) -> Rows:
-    return Rows(task.part, torch.from_numpy(np.stack([planes(view) for view in views])))
