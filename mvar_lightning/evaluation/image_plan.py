@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mvar_lightning.errors import UserError
 from mvar_lightning.metrics import FeatureExtractor
-from mvar_lightning.sampling.jobs import Job, Report, Task, make_images
+from mvar_lightning.sampling.jobs import Job, Report, SampleRequest, make_images
 
 SPARE = 1.05
 """So much more room than computed is asked for: file systems round up."""
@@ -97,7 +97,7 @@ def size(count: float) -> str:
     return f"{count:.1f} GB"
 
 
-def time_sampling(task: Task, jobs: Sequence[Job]) -> tuple[float, float]:
+def time_sampling(task: SampleRequest, jobs: Sequence[Job]) -> tuple[float, float]:
     """Seconds and bytes of disk of one image: of a second batch, made in a folder that is then removed.
 
     Raises:
@@ -106,7 +106,7 @@ def time_sampling(task: Task, jobs: Sequence[Job]) -> tuple[float, float]:
     reports: list[Report] = []
     trial = jobs[: 2 * task.batch_size]
     with tempfile.TemporaryDirectory(prefix="mvar-") as folder:
-        make_images(dataclasses.replace(task, folder=Path(folder)), trial, 0, reports.append)
+        make_images(dataclasses.replace(task, out=folder), trial, 0, reports.append)
         taken = sum(path.stat().st_blocks * 512 for path in Path(folder).iterdir())  # small files fill whole blocks
     seconds, images = reports[-1].seconds, len(trial)
     if len(reports) == 2:  # the first batch warms up

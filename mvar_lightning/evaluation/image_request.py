@@ -19,8 +19,7 @@ from mvar_lightning.evaluation.features import OTHER_SPLIT, holds_shards, open_f
 from mvar_lightning.evaluation.image_sources import ArchiveImages, FolderImages, ImageSource, ShardImages, open_images
 from mvar_lightning.metrics import FeatureExtractor, StoredReference
 from mvar_lightning.metrics.moments import open_arrays
-from mvar_lightning.sampling.image_folder import Job
-from mvar_lightning.sampling.jobs import SampleRequest, Task, plan_sampling
+from mvar_lightning.sampling.jobs import Job, SampleRequest, plan_sampling
 from mvar_lightning.sampling.sampler import SamplingSettings
 
 
@@ -34,7 +33,7 @@ class EvaluateImagesRequest:
         images: a folder of images or an npz instead.
         out: where everything goes; ``evaluation/`` beside the checkpoint or the images if not given.
         split: of a shard folder, ``val`` or ``train``.
-        resize_ratio, crop: how shards' images are cut (`runs.recipe_file.settle_cutting` tells how a run's were).
+        resize_ratio, crop: how shards' images are cut (`runs.run.settle_cutting` tells how a run's were).
         features: ``data`` (a classifier of the shards, trained if there is none), ``inception``, or a TorchScript file.
         feature_size: to which images are resized for a TorchScript file.
         data: shard folder of the classifier, and of class names; the reference if not given.
@@ -121,7 +120,7 @@ class Generated:
     """
 
     source: ImageSource
-    task: Task | None
+    task: SampleRequest | None
     jobs: Sequence[Job]
     about: dict[str, Any]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mvar_lightning.runs.run import DAMAGED, Run
@@ -25,7 +24,6 @@ def write_report(run: Run, cli: SuiteCLI) -> None:
 
     module: Any = cli.model
     trainer: Any = cli.trainer
-    metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
     latest: dict[str, float] = {}
     seconds = sum(c.state_dict()["seconds"] for c in trainer.callbacks if isinstance(c, LastCheckpoint))
     for callback in trainer.callbacks:
@@ -39,17 +37,14 @@ def write_report(run: Run, cli: SuiteCLI) -> None:
         "parameters": sum(parameter.numel() for parameter in core.parameters()),
         "seconds_per_step": latest.get("speed/step_seconds"),
         "peak_memory_bytes": peak_memory_bytes(trainer.strategy.root_device),
-        "metrics": metrics,
+        "metrics": {name: float(value) for name, value in sorted(trainer.callback_metrics.items())},
     }
     if hasattr(module, "model"):
-        report["attention"] = repr(module.model.strategy)
-        report["kv_cache_bytes_per_image"] = kv_cache_bytes(module.model)
+        report["attention"] = repr(core.strategy)
+        # keys and values that sampling one unguided image holds, in the model's precision
+        elements = 2 * core.backend.plan.cache_tokens * core.width * core.depth
+        report["kv_cache_bytes_per_image"] = elements * next(core.parameters()).element_size()
     write_json(run.metrics_file, report)
-
-
-def kv_cache_bytes(model: Any) -> int:
-    """Bytes of keys and values that sampling one unguided image holds, in the model's precision."""
-    return 2 * model.backend.plan.cache_tokens * model.width * model.depth * next(model.parameters()).element_size()
 
 
 def print_report(run: Run) -> None:
@@ -63,18 +58,14 @@ def print_report(run: Run) -> None:
         *((name, f"{value:.4g}") for name, value in shown.items() if "_scale_" not in name),
     ]
     print_table(rows, title=str(run.recipe))
-    for label, path in artifacts(run):
-        print(f"  {label:<12} {path}")
-
-
-def artifacts(run: Run) -> list[tuple[str, Path]]:
-    """Paths of what the run wrote, those that exist."""
-    named = [
-        ("samples", run.folder / "samples.png"),
-        ("reconstructions", run.folder / "reconstructions.png"),
-        ("metrics", run.metrics_file),
-        ("checkpoint", run.last_checkpoint),
-        ("weights", run.model_folder),
-        ("TensorBoard", run.folder / "tensorboard"),
-    ]
-    return [(label, path) for label, path in named if path.exists()]
+    written = {
+        "samples": run.folder / "samples.png",
+        "reconstructions": run.folder / "reconstructions.png",
+        "metrics": run.metrics_file,
+        "checkpoint": run.last_checkpoint,
+        "weights": run.model_folder,
+        "TensorBoard": run.folder / "tensorboard",
+    }
+    for label, path in written.items():
+        if path.exists():
+            print(f"  {label:<12} {path}")
