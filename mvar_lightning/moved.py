@@ -69,7 +69,7 @@ MOVED = {
     "commands.processes": "tools.processes",
     "commands.progress": "tools.console",
     "commands.recipe_errors": "runs.recipe_check",
-    "commands.report": "runs.report",
+    "commands.report": "runs.train",
     "commands.run": "commands.train",
     "commands.run_data": "runs.run",
     "commands.runs": "runs.run",
@@ -216,16 +216,13 @@ class _Moved(ModuleType):
             for target in self._targets:
                 found = getattr(import_module(target), name, self)
                 if found is not self:
-                    self._tell(target)
+                    if not self._told:
+                        self._told = True
+                        line = f"{self.__name__} is now {target}; the old name works until {UNTIL}"
+                        # without the caller's place, which for a recipe would be a line in the parser's code
+                        warnings.warn_explicit(line, FutureWarning, PACKAGE, 0)
                     return found
         raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}; it is now {self._targets[0]}")
-
-    def _tell(self, target: str) -> None:
-        if not self._told:
-            self._told = True
-            line = f"{self.__name__} is now {target}; the old name works until {UNTIL}"
-            # without the caller's place, which for a recipe would be a line in the parser's code
-            warnings.warn_explicit(line, FutureWarning, PACKAGE, 0)
 
 
 class _Room(ModuleType):

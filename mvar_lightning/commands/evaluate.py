@@ -13,11 +13,6 @@ def add_parser(subparsers: Any) -> None:
     """Add `evaluate`, with a subcommand for each kind of thing that is evaluated."""
     parser = subparsers.add_parser("evaluate", help="measure a tokenizer, or generated images, on a data set")
     kinds = parser.add_subparsers(title="what to evaluate", required=True, metavar="{tokenizer,images}")
-    _add_tokenizer(kinds)
-    _add_images(kinds)
-
-
-def _add_tokenizer(kinds: Any) -> None:
     parser = kinds.add_parser(
         "tokenizer",
         help="PSNR, SSIM, LPIPS, rFID, codebook usage and bits of a tokenizer, with pictures",
@@ -34,27 +29,6 @@ def _add_tokenizer(kinds: Any) -> None:
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at a time (32)")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="loading processes (0)")
     parser.set_defaults(run=run_tokenizer)
-
-
-def run_tokenizer(args: argparse.Namespace) -> int:
-    """Evaluate, print the tables, write the files."""
-    from mvar_lightning.evaluation.tokenizer import EvaluateTokenizerRequest, run_tokenizer_evaluation
-    from mvar_lightning.runs.run import settle_cutting
-    from mvar_lightning.tools.console import print_table
-
-    names = "checkpoint data out split images progressive_images image_size patch_nums features feature_size lpips"
-    chosen = options.chosen(args, f"{names} batch_size workers device")
-    EvaluateTokenizerRequest(**chosen)  # its mistakes come before what the run says of its images
-    cutting = settle_cutting([args.checkpoint], args.resize_ratio, args.crop)
-    report, files = run_tokenizer_evaluation(EvaluateTokenizerRequest(**chosen, **cutting._asdict()))
-    head, *body = report.scale_rows()
-    print_table(report.rows())
-    print_table(body, head)
-    print("\n".join([*report.notes, *(f"  {path}" for path in files)]))
-    return 0
-
-
-def _add_images(kinds: Any) -> None:
     parser = kinds.add_parser(
         "images",
         help="FID, sFID, Inception score, precision and recall of a model's images, or of given ones",
@@ -79,6 +53,24 @@ def _add_images(kinds: Any) -> None:
     parser.add_argument("--devices", type=int, default=1, metavar="N", help="processes, each on its own GPU (1)")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="loading processes for shards (0)")
     parser.set_defaults(run=run_images)
+
+
+def run_tokenizer(args: argparse.Namespace) -> int:
+    """Evaluate, print the tables, write the files."""
+    from mvar_lightning.evaluation.tokenizer import EvaluateTokenizerRequest, run_tokenizer_evaluation
+    from mvar_lightning.runs.run import settle_cutting
+    from mvar_lightning.tools.console import print_table
+
+    names = "checkpoint data out split images progressive_images image_size patch_nums features feature_size lpips"
+    chosen = options.chosen(args, f"{names} batch_size workers device")
+    EvaluateTokenizerRequest(**chosen)  # its mistakes come before what the run says of its images
+    cutting = settle_cutting([args.checkpoint], args.resize_ratio, args.crop)
+    report, files = run_tokenizer_evaluation(EvaluateTokenizerRequest(**chosen, **cutting._asdict()))
+    head, *body = report.scale_rows()
+    print_table(report.rows())
+    print_table(body, head)
+    print("\n".join([*report.notes, *(f"  {path}" for path in files)]))
+    return 0
 
 
 def run_images(args: argparse.Namespace) -> int:

@@ -38,13 +38,11 @@ def add_parser(subparsers: Any) -> None:
 
 def run_train(args: argparse.Namespace) -> int:
     """Train what is missing; prints the report."""
-    from mvar_lightning.runs.train import train
+    from mvar_lightning.runs.train import print_report, train
+    from mvar_lightning.tools.processes import is_main
 
     data = [] if args.data is None else [f"--data.path={args.data}"]
     run = train(args.recipe, [*args.overrides, *data], args.run_folder, args.fresh)
-    from mvar_lightning.runs.report import print_report
-    from mvar_lightning.tools.processes import is_main
-
     if is_main():
         print_report(run)
     return 0

@@ -39,13 +39,6 @@ PARSER = {"parser_mode": "omegaconf", "prog": "mvar fit", "exit_on_error": False
 import_module("mvar_lightning.data.image_data")  # recipes name its class, which must be there to be found by name
 
 
-def hush_noise() -> None:
-    for message in NOISE:
-        warnings.filterwarnings("ignore", message=message)
-    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    log.addFilter(lambda record: "litlogger" not in record.getMessage())  # an advertisement
-
-
 class SaveRecipe(SaveConfigCallback):
     """Writes the resolved recipe to ``config.yaml`` in the run's folder."""
 
@@ -64,7 +57,10 @@ class SuiteCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str], run_folder: Path) -> None:
         self.run_folder = run_folder
-        hush_noise()
+        for message in NOISE:
+            warnings.filterwarnings("ignore", message=message)
+        log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+        log.addFilter(lambda record: "litlogger" not in record.getMessage())  # an advertisement
         if not torch.cuda.is_available():
             keep_freed_memory()
         super().__init__(

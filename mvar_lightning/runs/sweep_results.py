@@ -100,10 +100,6 @@ class Sweep:
         settings = {**self.overrides, **self.variants[variant], "seed_everything": seed}
         return [f"--{name}={v if isinstance(v, str) else json.dumps(v)}" for name, v in settings.items()]
 
-    @property
-    def plotted(self) -> tuple[Column, ...]:
-        return tuple(column for column in self.columns if column.metric in self.plot) or self.columns
-
 
 class Curve(NamedTuple):
     """A logged number over the steps of its run."""
@@ -176,7 +172,8 @@ class SweepResults:
     @property
     def plotted(self) -> list[Column]:
         """Columns to draw: those that some run has a number for."""
-        return [column for column in self.sweep.plotted if self._has(column)]
+        chosen = [column for column in self.sweep.columns if column.metric in self.sweep.plot] or self.sweep.columns
+        return [column for column in chosen if self._has(column)]
 
     @property
     def logged_curves(self) -> list[str]:
