@@ -65,8 +65,8 @@ class Source:
             if model is None:
                 raise UserError(f"checkpoint {self.checkpoint}: holds a tokenizer alone; give one of a trained model")
             return model, tokenizer
-        assert self.model is not None and self.tokenizer is not None and self.official is not None
-        model, tokenizer = checkpoints.import_official(self.model, self.tokenizer, self.official, **self.untold)
+        files = str(self.model), str(self.tokenizer)  # neither is None: it was looked at above
+        model, tokenizer = checkpoints.import_official(*files, str(self.official), **self.untold)
         return model.to(device), tokenizer.to(device)
 
 

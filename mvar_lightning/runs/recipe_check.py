@@ -249,28 +249,27 @@ def explain(report: str, args: Sequence[str]) -> str:
     """
     reader = _Reader()
     for line in report.splitlines():
-        if message := reader.read(line.strip(" -")):
-            return f"{source_of(reader.name, args)}: {message}"
+        for pattern, read in READERS:
+            if found := re.fullmatch(pattern, line.strip(" -")):
+                if message := read(reader, *found.groups()):
+                    return f"{source_of(reader.name, args)}: {message}"
+                break  # the first form that fits is the line's
     lines = [line.strip() for line in report.splitlines() if line.strip()]
     return f"{source_of('', args)}: {' '.join(lines[:3])} ({OPTIONS})"
 
 
 @dataclass
 class _Reader:
-    """How far the reader has come: the setting, whose it is, which class was wanted, which types were tried."""
+    """How far the reader has come: the setting, whose it is, which class was wanted, which types were tried.
+
+    A method takes in a line of one form; it returns the mistake in words once it is known.
+    """
 
     keys: list[str] = field(default_factory=list)
     owner: str = "lightning.Trainer"
     base: str = ""
     tried: list[str] = field(default_factory=list)
     name: str = ""
-
-    def read(self, line: str) -> str:
-        """Take one line in; the mistake in words once it is known, else nothing."""
-        for pattern, reader in READERS:
-            if found := re.fullmatch(pattern, line):
-                return reader(self, *found.groups()) or ""
-        return ""
 
     def key(self, name: str) -> None:
         self.keys.append(name)
