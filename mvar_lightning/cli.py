@@ -32,14 +32,8 @@ def build_parser() -> argparse.ArgumentParser:
         prog="mvar", description="Train, sample and study next-scale (visual autoregressive) image models."
     )
     parser.add_argument("--version", action="version", version=f"mvar_lightning {__version__}")
-    parser.add_argument(
-        "--import",
-        dest="modules",
-        metavar="MODULE",
-        action="append",
-        default=[],
-        help="import a module of your own first, for its strategies and histories (from the current folder, too)",
-    )
+    words = "import a module of your own first, for its strategies and histories (from the current folder, too)"
+    parser.add_argument("--import", dest="modules", metavar="MODULE", action="append", default=[], help=words)
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
@@ -64,7 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.path.append(str(Path.cwd()))
     try:
         for module in arguments.modules:
-            _import(module)
+            try:
+                importlib.import_module(module)
+            except ImportError as error:
+                words = f"{error}; give the name of a module here or on PYTHONPATH"
+                raise UserError(f"--import {module}: {words}") from error
         return int(arguments.run(arguments))
     except UserError as error:
         if arguments.traceback or os.environ.get("MVAR_TRACEBACK"):
@@ -77,13 +75,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         print(f"mvar: {stop or 'interrupted'}", file=sys.stderr)
         return 130
-
-
-def _import(module: str) -> None:
-    try:
-        importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(f"--import {module}: {error}; give the name of a module here or on PYTHONPATH") from error
 
 
 if __name__ == "__main__":

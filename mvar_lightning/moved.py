@@ -36,7 +36,7 @@ MOVED = {
     "analysis.strips": "evaluation.strips tools.drawing",
     "analysis.style": "tools.plots",
     "analysis.sweep_results": "runs.sweep_results",
-    "analysis.sweeps": "runs.sweep runs.sweep_file",
+    "analysis.sweeps": "runs.sweep runs.sweep_results",
     "analysis.tokenizer": "evaluation.tokenizer",
     "analysis.tokenizer_files": "evaluation.reports",
     "analysis.tokenizer_report": "evaluation.reports",
@@ -68,12 +68,12 @@ MOVED = {
     "commands.picture_writer": "tools.drawing",
     "commands.processes": "tools.processes",
     "commands.progress": "tools.console",
-    "commands.recipe_errors": "runs.recipe_errors",
-    "commands.report": "runs.report",
+    "commands.recipe_errors": "runs.recipe_check",
+    "commands.report": "runs.train",
     "commands.run": "commands.train",
-    "commands.run_data": "runs.recipe runs.recipe_file",
-    "commands.runs": "runs.run runs.recipe_file",
-    "commands.sampling_jobs": "sampling.jobs sampling.image_folder",
+    "commands.run_data": "runs.run",
+    "commands.runs": "runs.run",
+    "commands.sampling_jobs": "sampling.jobs",
     "commands.sampling_options": "commands.options checkpoints.source tools.compute "
     "transformer.acceleration sampling.jobs",
     "commands.spreading": "tools.processes",
@@ -125,7 +125,9 @@ MOVED = {
     "modules.tokenizer_optimizers": "training.optimizers",
     "modules.tokenizer_start": "training.tokenizer",
     "sampling.edit": "sampling.editing",
+    "sampling.filters": "sampling.sampler",
     "sampling.generate": "sampling.sampler",
+    "sampling.noise": "sampling.sampler",
     "sampling.settings": "sampling.sampler",
     "tokenizer.convolution": "tokenizer.autoencoder",
     "tokenizer.diff_augment": "tokenizer.discriminator",
@@ -188,6 +190,9 @@ class _Finder:
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         if spec.name.removeprefix(f"{PACKAGE}.") not in MOVED:
             raise ImportError(BENCHMARKS, name=spec.name)
+        room, _, file = spec.name.rpartition(".")
+        if callable(vars(sys.modules[room]).get(file)):
+            sys.modules[room].__class__ = _Room
         return old_module(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
@@ -214,17 +219,21 @@ class _Moved(ModuleType):
             for target in self._targets:
                 found = getattr(import_module(target), name, self)
                 if found is not self:
-                    self._tell(target)
+                    if not self._told:
+                        self._told = True
+                        line = f"{self.__name__} is now {target}; the old name works until {UNTIL}"
+                        # without the caller's place, which for a recipe would be a line in the parser's code
+                        warnings.warn_explicit(line, FutureWarning, PACKAGE, 0)
                     return found
         raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}; it is now {self._targets[0]}")
 
-    def _tell(self, target: str) -> None:
-        if not self._told:
-            self._told = True
-            line = f"{self.__name__} is now {target}; the old name works until {UNTIL}"
-            # without the caller's place, which for a recipe would be a line in the parser's code
-            warnings.warn_explicit(line, FutureWarning, PACKAGE, 0)
 
-    def __call__(self, *arguments: Any, **named: Any) -> Any:
-        """Importing an old module puts it into its room, perhaps over a function of its name (`sampling.generate`)."""
-        return getattr(self, self.__name__.rpartition(".")[2])(*arguments, **named)
+class _Room(ModuleType):
+    """A room with a function that an old file had its name from (`sampling.generate`): the function stays.
+
+    The import system sets every module that it loads as an attribute of its package.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (isinstance(value, _Moved) and name in vars(self)):
+            super().__setattr__(name, value)

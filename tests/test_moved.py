@@ -91,18 +91,20 @@ def test_a_name_is_looked_up_where_it_is_now_and_told_once(path: str, home: str 
     ]
 
 
-def test_importing_an_old_module_takes_no_function_away() -> None:
-    """`sampling.generate` was a file and is a function; importing the file puts it in the function's place."""
+@pytest.mark.parametrize("name", ["generate", "edit"])
+def test_importing_an_old_module_takes_no_function_away(name: str) -> None:
+    """`sampling.generate` was a file and is a function; importing the file leaves the function in its place."""
     from mvar_lightning import sampling
 
-    own = sampling.generate
-    old = importlib.import_module("mvar_lightning.sampling.generate")
-    sampling.generate, in_its_place = own, sampling.generate
-    assert in_its_place is old
-    with pytest.warns(FutureWarning, match=r"mvar_lightning\.sampling\.sampler"):
-        assert old.generate is own
+    own = getattr(sampling, name)
+    old = importlib.import_module(f"mvar_lightning.sampling.{name}")
+    assert isinstance(old, moved._Moved) and getattr(sampling, name) is own
+    with pytest.warns(FutureWarning, match=r"mvar_lightning\.sampling\.(sampler|editing)"):
+        assert getattr(old, name) is own
     with pytest.raises(TypeError, match="model"):
-        old()
+        getattr(sampling, name)()
+    importlib.import_module("mvar_lightning.sampling.settings")
+    assert isinstance(vars(sampling)["settings"], moved._Moved), "where no function is, the old file stands as ever"
 
 
 def test_folders_that_an_update_leaves_behind_are_not_found_first(tmp_path: Path) -> None:

@@ -10,19 +10,30 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mvar_lightning.checkpoints.finetune import load_initial_weights
-    from mvar_lightning.checkpoints.folder import load, load_tokenizer, save
-    from mvar_lightning.checkpoints.official import export_official, import_official
+    from mvar_lightning.checkpoints.folder import is_released, load, load_tokenizer, save
+    from mvar_lightning.checkpoints.official import export_official, import_official, import_tokenizer
 
 _FILES = {
     "export_official": "official",
     "import_official": "official",
+    "import_tokenizer": "official",
+    "is_released": "folder",
     "load": "folder",
     "load_initial_weights": "finetune",
     "load_tokenizer": "folder",
     "save": "folder",
 }
 
-__all__ = ["export_official", "import_official", "load", "load_initial_weights", "load_tokenizer", "save"]
+__all__ = [
+    "export_official",
+    "import_official",
+    "import_tokenizer",
+    "is_released",
+    "load",
+    "load_initial_weights",
+    "load_tokenizer",
+    "save",
+]
 
 
 def __getattr__(name: str) -> Any:

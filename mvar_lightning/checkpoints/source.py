@@ -65,8 +65,8 @@ class Source:
             if model is None:
                 raise UserError(f"checkpoint {self.checkpoint}: holds a tokenizer alone; give one of a trained model")
             return model, tokenizer
-        assert self.model is not None and self.tokenizer is not None and self.official is not None
-        model, tokenizer = checkpoints.import_official(self.model, self.tokenizer, self.official, **self.untold)
+        files = str(self.model), str(self.tokenizer)  # neither is None: it was looked at above
+        model, tokenizer = checkpoints.import_official(*files, str(self.official), **self.untold)
         return model.to(device), tokenizer.to(device)
 
 
@@ -89,31 +89,24 @@ def open_tokenizer(
     Raises:
         UserError: no such file, one that holds no tokenizer, or one for images of another size than ``image_size``.
     """
-    from mvar_lightning.checkpoints.folder import is_released, load_tokenizer
+    from mvar_lightning import checkpoints
+    from mvar_lightning.pyramid import PUBLISHED_SIDES, ScalePyramid
 
-    path = Path(path)
-    if is_released(path):
-        tokenizer = _released(path, patch_nums, image_size)
+    path, wanted = Path(path), 256 if image_size is None else image_size
+    if checkpoints.is_released(path):
+        if patch_nums is None and wanted not in PUBLISHED_SIDES:
+            raise UserError(
+                f"``image_size`` {wanted}: published scales are known for {', '.join(map(str, PUBLISHED_SIDES))}; "
+                "give ``patch_nums``"
+            )
+        tokenizer = checkpoints.import_tokenizer(path, ScalePyramid(patch_nums or PUBLISHED_SIDES[wanted]))
     elif patch_nums is not None:
         raise UserError("``patch_nums``: only released files (.pth) need it; this checkpoint tells its own")
     else:
-        tokenizer = load_tokenizer(path)
+        tokenizer = checkpoints.load_tokenizer(path)
     size = tokenizer.image_size
     if image_size not in (None, size):
         raise UserError(
             f"``image_size`` {image_size}: this tokenizer takes images of {size} x {size}; leave the option out"
         )
     return tokenizer
-
-
-def _released(path: Path, patch_nums: Sequence[int] | None, image_size: int | None) -> MultiScaleTokenizer:
-    from mvar_lightning.checkpoints.official import import_tokenizer
-    from mvar_lightning.pyramid import PUBLISHED_SIDES, ScalePyramid
-
-    size = 256 if image_size is None else image_size
-    if patch_nums is None and size not in PUBLISHED_SIDES:
-        raise UserError(
-            f"``image_size`` {size}: published scales are known for {', '.join(map(str, PUBLISHED_SIDES))}; "
-            "give ``patch_nums``"
-        )
-    return import_tokenizer(path, ScalePyramid(patch_nums or PUBLISHED_SIDES[size]))

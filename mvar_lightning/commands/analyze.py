@@ -26,18 +26,16 @@ def add_parser(subparsers: Any) -> None:
     ):
         options.add_source(kind)
         options.add_cutting(kind)
-        kind.add_argument(
-            "--out", metavar="DIR", help="where to write (default: analysis/ in the run, or beside a file)"
-        )
+        words = "where to write (default: analysis/ in the run, or beside a file)"
+        kind.add_argument("--out", metavar="DIR", help=words)
         kind.add_argument("--batch-size", type=int, default=16, metavar="N", help="images at a time (16)")
         kind.add_argument("--images", type=int, default=256, metavar="N", help=images)
         kind.set_defaults(run=partial(run, job))
     options.add_settings(perturb)
     options.add_features(perturb)
     scaling = kinds.add_parser("scaling", help="power laws of loss and error rate over the runs of a sweep (VAR)")
-    scaling.add_argument(
-        "sweep", metavar="DIR", help="folder of a sweep over depths, such as runs/sweeps/scaling_digits"
-    )
+    words = "folder of a sweep over depths, such as runs/sweeps/scaling_digits"
+    scaling.add_argument("sweep", metavar="DIR", help=words)
     scaling.add_argument("--out", metavar="DIR", help="where to write (default: the sweep's folder)")
     scaling.set_defaults(run=run_scaling)
 
@@ -46,16 +44,14 @@ def run(job: str, args: argparse.Namespace) -> int:
     """Analyze a model; prints the tables and where everything is."""
     source = options.source_of(args)
     from mvar_lightning.evaluation.papers import analyses
-    from mvar_lightning.runs.recipe_file import data_settings
+    from mvar_lightning.runs.run import data_settings, settle_cutting
 
-    more = {}
+    more: dict[str, Any] = {}
     if job == "analyze_perturbation":
-        names = "seed features feature_size lpips"
-        more = {"settings": options.settings_of(args), **options.chosen(args, names)}
-    cutting = options.cutting_of(args, args.checkpoint, matters=args.data is not None)
-    request = analyses.AnalyzeRequest(
-        source, **options.chosen(args, "data images batch_size out device"), **cutting, **more
-    )
+        more = {"settings": options.settings_of(args), **options.chosen(args, "seed features feature_size lpips")}
+    matters = args.data is not None
+    more |= settle_cutting([args.checkpoint], args.resize_ratio, args.crop, matters=matters)._asdict()
+    request = analyses.AnalyzeRequest(source, **options.chosen(args, "data images batch_size out device"), **more)
     trained_on = {} if args.checkpoint is None else data_settings(args.checkpoint)
     path = trained_on.get("images") or trained_on.get("path")
     if path and args.data is not None and Path(path).resolve() != Path(args.data).resolve():

@@ -1,4 +1,4 @@
-"""`mvar info`: what a checkpoint is, read from its record (no weights are loaded from a folder)."""
+"""`mvar import`, `export` and `info`: published files to a checkpoint folder, and back; what a checkpoint is."""
 
 from __future__ import annotations
 
@@ -6,20 +6,50 @@ import argparse
 from typing import Any
 
 from mvar_lightning.commands.options import add_untold, untold_of
+from mvar_lightning.errors import UserError
+
+CHECKPOINT = "a run's folder, a saved folder, or a Lightning .ckpt"
 
 
 def add_parser(subparsers: Any) -> None:
     """Add `import`, `export` and `info` to the parser of `mvar`."""
-    add_import(subparsers)
-    add_export(subparsers)
-    add_info(subparsers)
-
-
-def add_info(subparsers: Any) -> None:
-    """Add `info` to the parser of `mvar`."""
+    parser = subparsers.add_parser("import", help="turn published weights into a checkpoint folder")
+    parser.add_argument("--architecture", required=True, choices=("var", "mvar", "markov_var"), help="of the file")
+    parser.add_argument("--model", required=True, metavar="FILE", help="the transformer, e.g. var_d16.pth")
+    parser.add_argument("--tokenizer", required=True, metavar="FILE", help="the tokenizer, vae_ch160v4096z32.pth")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="new or empty folder for the checkpoint")
+    add_untold(parser)
+    parser.set_defaults(run=run_import)
+    parser = subparsers.add_parser("export", help="write a checkpoint under the names of the published models")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT)
+    words = "where the transformer goes (.pth, .safetensors)"
+    parser.add_argument("--model", required=True, metavar="FILE", help=words)
+    parser.add_argument("--tokenizer", required=True, metavar="FILE", help="where the tokenizer goes")
+    parser.set_defaults(run=run_export)
     parser = subparsers.add_parser("info", help="architecture, sizes and tokenizer hash of a checkpoint")
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a run's folder, a saved folder, or a Lightning .ckpt")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT)
     parser.set_defaults(run=run_info)
+
+
+def run_import(args: argparse.Namespace) -> int:
+    """Import, save and describe."""
+    from mvar_lightning.checkpoints import import_official, save
+
+    save(args.out, *import_official(args.model, args.tokenizer, args.architecture, **untold_of(args)))
+    print(describe(args.out))
+    return 0
+
+
+def run_export(args: argparse.Namespace) -> int:
+    """Export both files."""
+    from mvar_lightning.checkpoints import export_official, load
+
+    model, tokenizer = load(args.checkpoint)
+    if model is None:
+        raise UserError(f"{args.checkpoint}: a checkpoint of a tokenizer alone; there is no transformer to export")
+    export_official(model, tokenizer, args.model, args.tokenizer)
+    print(f"wrote {args.model} and {args.tokenizer}")
+    return 0
 
 
 def run_info(args: argparse.Namespace) -> int:
@@ -29,22 +59,32 @@ def run_info(args: argparse.Namespace) -> int:
 
 
 def describe(path: str) -> str:
-    """A few aligned lines about a checkpoint. Raises `UserError` where there is none."""
+    """A few aligned lines about a checkpoint, from its record: of a folder no weights are loaded.
+
+    Raises `UserError` where there is none.
+    """
     from mvar_lightning.checkpoints.folder import open_checkpoint
 
     opened = open_checkpoint(path)
     lines = {"checkpoint": path, "kind": opened.record.kind}
     if opened.record.model is not None:
         lines |= _model_lines(opened.record.build_model(path))
-    lines |= _tokenizer_lines(opened.record.build_tokenizer(path))
-    lines["tokenizer hash"] = opened.record.tokenizer_hash
+    tokenizer: Any = opened.record.build_tokenizer(path)
+    config = tokenizer.config
+    lines |= {
+        "tokenizer": f"{tokenizer.image_size} x {tokenizer.image_size} pixels, {tokenizer.vocab_size} codes of length "
+        f"{tokenizer.code_dim}, scales {tokenizer.pyramid}",
+        "tokenizer sizes": f"channels {config['channels']} x {config['channel_multipliers']}, "
+        f"{config['num_res_blocks']} residual blocks, {config['phi_layers']} phi layers, "
+        f"{_parameters(tokenizer):,} parameters",
+        "tokenizer hash": opened.record.tokenizer_hash,
+    }
     width = max(map(len, lines))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())
 
 
 def _model_lines(model: Any) -> dict[str, str]:
     from mvar_lightning.checkpoints.official import architecture_of
-    from mvar_lightning.errors import UserError
 
     try:
         architecture = architecture_of(model)
@@ -63,72 +103,5 @@ def _model_lines(model: Any) -> dict[str, str]:
     }
 
 
-def _tokenizer_lines(tokenizer: Any) -> dict[str, str]:
-    config = tokenizer.config
-    return {
-        "tokenizer": f"{tokenizer.image_size} x {tokenizer.image_size} pixels, {tokenizer.vocab_size} codes of length "
-        f"{tokenizer.code_dim}, scales {tokenizer.pyramid}",
-        "tokenizer sizes": f"channels {config['channels']} x {config['channel_multipliers']}, "
-        f"{config['num_res_blocks']} residual blocks, {config['phi_layers']} phi layers, "
-        f"{_parameters(tokenizer):,} parameters",
-    }
-
-
 def _parameters(module: Any) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-# `mvar import`: turns published files into a checkpoint folder of the suite.
-
-
-def add_import(subparsers: Any) -> None:
-    """Add `import` to the parser of `mvar`."""
-    parser = subparsers.add_parser("import", help="turn published weights into a checkpoint folder")
-    parser.add_argument("--architecture", required=True, choices=("var", "mvar", "markov_var"), help="of the file")
-    parser.add_argument("--model", required=True, metavar="FILE", help="the transformer, e.g. var_d16.pth")
-    parser.add_argument("--tokenizer", required=True, metavar="FILE", help="the tokenizer, vae_ch160v4096z32.pth")
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="new or empty folder for the checkpoint")
-    add_untold(parser)
-    parser.set_defaults(run=run_import)
-
-
-def run_import(args: argparse.Namespace) -> int:
-    """Import, save and describe."""
-    from mvar_lightning.checkpoints import import_official, save
-
-    model, tokenizer = import_official(
-        args.model,
-        args.tokenizer,
-        args.architecture,
-        **untold_of(args),
-    )
-    save(args.out, model, tokenizer)
-    print(describe(args.out))
-    return 0
-
-
-# `mvar export`: writes a checkpoint under the names of the published models.
-
-
-def add_export(subparsers: Any) -> None:
-    """Add `export` to the parser of `mvar`."""
-    parser = subparsers.add_parser("export", help="write a checkpoint under the names of the published models")
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a run's folder, a saved folder, or a Lightning .ckpt")
-    parser.add_argument(
-        "--model", required=True, metavar="FILE", help="where the transformer goes (.pth, .safetensors)"
-    )
-    parser.add_argument("--tokenizer", required=True, metavar="FILE", help="where the tokenizer goes")
-    parser.set_defaults(run=run_export)
-
-
-def run_export(args: argparse.Namespace) -> int:
-    """Export both files."""
-    from mvar_lightning.checkpoints import export_official, load
-    from mvar_lightning.errors import UserError
-
-    model, tokenizer = load(args.checkpoint)
-    if model is None:
-        raise UserError(f"{args.checkpoint}: a checkpoint of a tokenizer alone; there is no transformer to export")
-    export_official(model, tokenizer, args.model, args.tokenizer)
-    print(f"wrote {args.model} and {args.tokenizer}")
-    return 0

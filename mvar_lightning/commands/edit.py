@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _box(text: str) -> tuple[float, ...]:
     try:
-        box = tuple(float(part) for part in text.split(","))
+        box = tuple(map(float, text.split(",")))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: give four numbers with commas between them") from None
     if len(box) != 4:

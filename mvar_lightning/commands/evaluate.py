@@ -13,11 +13,6 @@ def add_parser(subparsers: Any) -> None:
     """Add `evaluate`, with a subcommand for each kind of thing that is evaluated."""
     parser = subparsers.add_parser("evaluate", help="measure a tokenizer, or generated images, on a data set")
     kinds = parser.add_subparsers(title="what to evaluate", required=True, metavar="{tokenizer,images}")
-    _add_tokenizer(kinds)
-    _add_images(kinds)
-
-
-def _add_tokenizer(kinds: Any) -> None:
     parser = kinds.add_parser(
         "tokenizer",
         help="PSNR, SSIM, LPIPS, rFID, codebook usage and bits of a tokenizer, with pictures",
@@ -28,35 +23,12 @@ def _add_tokenizer(kinds: Any) -> None:
     parser.add_argument("--out", metavar="DIR", help="where to write (default: evaluation/ beside the checkpoint)")
     parser.add_argument("--split", default="val", choices=("val", "train"), help="images to reconstruct (val)")
     parser.add_argument("--images", type=int, metavar="N", help="the first N images of the split (default: all)")
-    parser.add_argument(
-        "--progressive-images", type=int, default=512, metavar="N", help="decode so many after each scale, too (512)"
-    )
+    words = "decode so many after each scale, too (512)"
+    parser.add_argument("--progressive-images", type=int, default=512, metavar="N", help=words)
     options.add_features(parser)
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at a time (32)")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="loading processes (0)")
     parser.set_defaults(run=run_tokenizer)
-
-
-def run_tokenizer(args: argparse.Namespace) -> int:
-    """Evaluate, print the tables, write the files."""
-    from mvar_lightning.evaluation.tokenizer import EvaluateTokenizerRequest, run_tokenizer_evaluation
-    from mvar_lightning.tools.console import print_table
-
-    names = "checkpoint data out split images progressive_images image_size patch_nums features feature_size lpips"
-    chosen = options.chosen(args, f"{names} batch_size workers device")
-    EvaluateTokenizerRequest(**chosen)  # its mistakes come before what the run says of its images
-    report, files = run_tokenizer_evaluation(
-        EvaluateTokenizerRequest(**chosen, **options.cutting_of(args, args.checkpoint))
-    )
-    head, *body = report.scale_rows()
-    print_table(report.rows())
-    print_table(body, head)
-    print("\n".join([*report.notes, *(f"  {path}" for path in files)]))
-    return 0
-
-
-def _add_images(kinds: Any) -> None:
-    """Add `images` to the parser of `mvar evaluate`."""
     parser = kinds.add_parser(
         "images",
         help="FID, sFID, Inception score, precision and recall of a model's images, or of given ones",
@@ -65,12 +37,8 @@ def _add_images(kinds: Any) -> None:
     )
     options.add_source(parser)
     parser.add_argument("--images", metavar="PATH", help="evaluate these instead: a folder, or an npz with arr_0")
-    parser.add_argument(
-        "--reference",
-        required=True,
-        metavar="PATH",
-        help="a shard folder; a folder of images; an npz of images (arr_0), of moments (mu, sigma), or of both (ADM's)",
-    )
+    words = "a shard folder; a folder of images; an npz of images (arr_0), of moments (mu, sigma), or of both (ADM's)"
+    parser.add_argument("--reference", required=True, metavar="PATH", help=words)
     parser.add_argument("--split", default="val", choices=("val", "train"), help="of a shard folder (val)")
     options.add_cutting(parser)
     options.add_extractor(parser)
@@ -87,6 +55,24 @@ def _add_images(kinds: Any) -> None:
     parser.set_defaults(run=run_images)
 
 
+def run_tokenizer(args: argparse.Namespace) -> int:
+    """Evaluate, print the tables, write the files."""
+    from mvar_lightning.evaluation.tokenizer import EvaluateTokenizerRequest, run_tokenizer_evaluation
+    from mvar_lightning.runs.run import settle_cutting
+    from mvar_lightning.tools.console import print_table
+
+    names = "checkpoint data out split images progressive_images image_size patch_nums features feature_size lpips"
+    chosen = options.chosen(args, f"{names} batch_size workers device")
+    EvaluateTokenizerRequest(**chosen)  # its mistakes come before what the run says of its images
+    cutting = settle_cutting([args.checkpoint], args.resize_ratio, args.crop)
+    report, files = run_tokenizer_evaluation(EvaluateTokenizerRequest(**chosen, **cutting._asdict()))
+    head, *body = report.scale_rows()
+    print_table(report.rows())
+    print_table(body, head)
+    print("\n".join([*report.notes, *(f"  {path}" for path in files)]))
+    return 0
+
+
 def run_images(args: argparse.Namespace) -> int:
     """Sample what is missing, take features, compare, print and write."""
     given = [name for name in ("checkpoint", "official", "images") if getattr(args, name) is not None]
@@ -98,14 +84,16 @@ def run_images(args: argparse.Namespace) -> int:
     source = options.source_of(args) if args.images is None else None
     from mvar_lightning.evaluation.features import holds_shards
     from mvar_lightning.evaluation.image_job import EvaluateImagesRequest, evaluate_images, plan_evaluation
+    from mvar_lightning.runs.run import settle_cutting
     from mvar_lightning.tools.console import print_table
 
     names = "reference images out split features feature_size data save_moments no_npz no_floor batch_size devices"
     chosen = options.chosen(args, f"{names} workers count seed device precision")
     chosen |= {"source": source, "settings": options.settings_of(args)}
     EvaluateImagesRequest(**chosen)  # its mistakes come before what the run says of its images
-    cutting = options.cutting_of(args, args.checkpoint, matters=args.data is not None or holds_shards(args.reference))
-    request = EvaluateImagesRequest(**chosen, **cutting)
+    matters = args.data is not None or holds_shards(args.reference)
+    cutting = settle_cutting([args.checkpoint], args.resize_ratio, args.crop, matters=matters)
+    request = EvaluateImagesRequest(**chosen, **cutting._asdict())
     if args.plan:
         print("\n".join(plan_evaluation(request).lines()))
         return 0

@@ -1,4 +1,4 @@
-"""What `mvar sample`, `edit` and `import` share: where the model comes from, how tokens are chosen, which classes."""
+"""Options that several commands share: where the model comes from, how tokens are chosen, which classes."""
 
 from __future__ import annotations
 
@@ -14,37 +14,30 @@ if TYPE_CHECKING:
 def add_source(parser: argparse.ArgumentParser) -> None:
     """Arguments that say which model."""
     source = parser.add_argument_group("model", "a checkpoint, or --official with both released files")
-    source.add_argument(
-        "--checkpoint", metavar="PATH", help="a run's folder, a saved folder, or a Lightning checkpoint"
-    )
+    words = "a run's folder, a saved folder, or a Lightning checkpoint"
+    source.add_argument("--checkpoint", metavar="PATH", help=words)
     source.add_argument("--official", choices=("var", "mvar", "markov_var"), help="architecture of released files")
     source.add_argument("--model", metavar="FILE", help="released transformer, e.g. var_d16.pth")
     source.add_argument("--tokenizer", metavar="FILE", help="released tokenizer, e.g. vae_ch160v4096z32.pth")
     add_untold(source)
     source.add_argument("--data", metavar="FOLDER", help="shard folder whose class names may be used for classes")
     source.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto: cuda where there is")
-    source.add_argument(
-        "--precision", default="auto", choices=("auto", "32", "bf16"), help="auto: bf16 on a GPU, 32 on a CPU"
-    )
+    words = "auto: bf16 on a GPU, 32 on a CPU"
+    source.add_argument("--precision", default="auto", choices=("auto", "32", "bf16"), help=words)
 
 
 def add_untold(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Arguments for what the weights of released files do not tell."""
-    parser.add_argument(
-        "--patch-nums", type=side_lengths, metavar="1,2,3", help="its scales (known for 680, 2240 and 9451 tokens)"
-    )
+    words = "its scales (known for 680, 2240 and 9451 tokens)"
+    parser.add_argument("--patch-nums", type=side_lengths, metavar="1,2,3", help=words)
     parser.add_argument("--kernel-size", type=int, default=7, metavar="K", help="MVAR's neighborhood (7)")
-    parser.add_argument(
-        "--first-neighborhood-scale",
-        type=int,
-        metavar="N",
-        help="MVAR's first scale with a neighborhood, counted from 0 (default: the last but one)",
-    )
+    words = "MVAR's first scale with a neighborhood, counted from 0 (default: the last but one)"
+    parser.add_argument("--first-neighborhood-scale", type=int, metavar="N", help=words)
 
 
 def untold_of(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of `import_official`."""
-    return {name: getattr(args, name) for name in ("patch_nums", "kernel_size", "first_neighborhood_scale")}
+    return chosen(args, "patch_nums kernel_size first_neighborhood_scale")
 
 
 def side_lengths(text: str) -> tuple[int, ...]:
@@ -59,12 +52,10 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     """Arguments that say how tokens are chosen."""
     settings = parser.add_argument_group("sampling")
     settings.add_argument("--cfg", type=float, default=1.5, help="guidance at the last scale; 0 is off (1.5)")
-    settings.add_argument(
-        "--guidance", default="linear", choices=("linear", "constant"), help="over the scales: growing, or the same"
-    )
-    settings.add_argument(
-        "--guided-scales", type=scale_range, metavar="A-B", help="guide these alone, counted from 0 (all of them)"
-    )
+    words = "over the scales: growing, or the same"
+    settings.add_argument("--guidance", default="linear", choices=("linear", "constant"), help=words)
+    words = "guide these alone, counted from 0 (all of them)"
+    settings.add_argument("--guided-scales", type=scale_range, metavar="A-B", help=words)
     settings.add_argument("--top-k", type=int, default=900, help="most probable tokens kept; 0 is off (900)")
     settings.add_argument("--top-p", type=float, default=0.96, help="share of probability kept; 1 is off (0.96)")
     settings.add_argument("--temperature", type=float, default=1.0, help="divides the logits (1.0)")
@@ -102,22 +93,15 @@ def chosen(args: argparse.Namespace, names: str) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names.split()}
 
 
-# What `mvar evaluate`, `reconstruct` and `analyze` share: how images are cut, and what they are compared by.
+# Which tokenizer, how images are cut, and what they are compared by.
 
 
 def add_cutting(parser: argparse.ArgumentParser) -> None:
-    """Arguments that say how images are cut to size; `cutting_of` gives their values."""
-    parser.add_argument(
-        "--crop",
-        choices=("center", "adm"),
-        help="of each image (default: as the checkpoint's run validates, or center)",
-    )
-    parser.add_argument(
-        "--resize-ratio",
-        type=float,
-        metavar="R",
-        help="shorter side before the crop, over the image size (default: as the checkpoint's run validates, or 1.125)",
-    )
+    """Arguments that say how images are cut to size; `runs.run.settle_cutting` gives their values."""
+    default = "default: as the checkpoint's run validates, or"
+    parser.add_argument("--crop", choices=("center", "adm"), help=f"of each image ({default} center)")
+    words = f"shorter side before the crop, over the image size ({default} 1.125)"
+    parser.add_argument("--resize-ratio", type=float, metavar="R", help=words)
 
 
 def add_features(parser: argparse.ArgumentParser) -> None:
@@ -128,38 +112,18 @@ def add_features(parser: argparse.ArgumentParser) -> None:
 
 def add_extractor(parser: argparse.ArgumentParser, choices: str = "data|inception|FILE", more: str = "") -> None:
     """Arguments that say whose features are compared."""
-    parser.add_argument(
-        "--features",
-        default="data",
-        metavar=choices,
-        help="of Frechet distances: a classifier trained on these shards (data); Inception (weights/NAME.pth, or its "
-        f"path); a TorchScript file{more}",
-    )
+    words = "of Frechet distances: a classifier trained on these shards (data); Inception (weights/NAME.pth, or its "
+    parser.add_argument("--features", default="data", metavar=choices, help=f"{words}path); a TorchScript file{more}")
     parser.add_argument("--feature-size", type=int, metavar="N", help="resize images for a TorchScript file")
 
 
-def cutting_of(args: argparse.Namespace, *checkpoints: str | None, matters: bool = True) -> dict[str, Any]:
-    """``resize_ratio`` and ``crop``: as given, else as the runs of the checkpoints validate, else as published."""
-    from mvar_lightning.runs.recipe_file import settle_cutting
-
-    known = [path for path in checkpoints if path is not None]
-    ratio, crop = settle_cutting(known, args.resize_ratio, args.crop, matters=matters)
-    return {"resize_ratio": ratio, "crop": crop}
-
-
-# What `mvar evaluate tokenizer` and `mvar reconstruct` share: which tokenizer, and how images are cut.
-
-
 def add_tokenizer(parser: argparse.ArgumentParser, several: bool = False) -> None:
-    """Arguments that say which tokenizer, or which ones, for which images, on which device."""
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        action="append" if several else "store",
-        metavar="[NAME=]PATH" if several else "PATH",
-        help="a run's folder, a saved folder, a Lightning checkpoint, or a released vae_ch160v4096z32.pth"
-        + ("; given several times, these are compared, each under its name" if several else ""),
-    )
+    """Arguments that say which tokenizer, or which ones, for which images, cut how, on which device."""
+    words = "a run's folder, a saved folder, a Lightning checkpoint, or a released vae_ch160v4096z32.pth"
+    if several:
+        words += "; given several times, these are compared, each under its name"
+    action, path = ("append", "[NAME=]PATH") if several else ("store", "PATH")
+    parser.add_argument("--checkpoint", required=True, action=action, metavar=path, help=words)
     parser.add_argument("--image-size", type=int, metavar="N", help="side of the images (default: the tokenizer's)")
     parser.add_argument("--patch-nums", type=side_lengths, metavar="1,2,3", help="scales of a released file")
     add_cutting(parser)

@@ -29,12 +29,13 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the picture and say where it is."""
     from mvar_lightning.evaluation.strips import ReconstructRequest, reconstruct_images
+    from mvar_lightning.runs.run import settle_cutting
 
     names = options.chosen(args, "files data images out image_size patch_nums device")
     checkpoints = named_checkpoints(args.checkpoint)
     ReconstructRequest(checkpoints, **names)  # its mistakes come before what runs say of their images
-    cutting = options.cutting_of(args, *checkpoints.values())
-    made = reconstruct_images(ReconstructRequest(checkpoints, **names, **cutting))
+    cutting = settle_cutting(list(checkpoints.values()), args.resize_ratio, args.crop)
+    made = reconstruct_images(ReconstructRequest(checkpoints, **names, **cutting._asdict()))
     print(f"{args.out}: {made.images} images {made.shown}")
     if made.enlarged:
         print(f"Images of less than {made.side} pixels were enlarged: the figures are of blurred images.")

@@ -18,12 +18,10 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--out", default="samples", metavar="FOLDER", help="what is there already is kept (samples)")
     parser.add_argument("--format", default="png", choices=("png", "npz"), help="npz: also one file for the evaluator")
     parser.add_argument("--batch-size", type=int, default=16, help="images at a time on each device (16)")
-    parser.add_argument(
-        "--compile", action="store_true", help="compile the blocks: the first batch is slow, the others are faster"
-    )
-    parser.add_argument(
-        "--graphs", action="store_true", help="CUDA graphs of the scales, for strategies that keep no key-value cache"
-    )
+    words = "compile the blocks: the first batch is slow, the others are faster"
+    parser.add_argument("--compile", action="store_true", help=words)
+    words = "CUDA graphs of the scales, for strategies that keep no key-value cache"
+    parser.add_argument("--graphs", action="store_true", help=words)
     parser.add_argument("--devices", type=int, default=1, metavar="N", help="processes, each on its own GPU (1)")
     parser.set_defaults(run=run)
 
@@ -33,15 +31,9 @@ def run(args: argparse.Namespace) -> int:
     source = options.source_of(args)  # a mistake in it is told before the slow imports below
     from mvar_lightning.sampling.jobs import SampleRequest, sample_images
 
-    sampled = sample_images(
-        SampleRequest(
-            source,
-            settings=options.settings_of(args),
-            compiled=args.compile,
-            npz=args.format == "npz",
-            **options.chosen(args, "out classes count seed data device precision batch_size devices graphs"),
-        )
-    )
+    chosen = options.chosen(args, "out classes count seed data device precision batch_size devices graphs")
+    chosen |= {"settings": options.settings_of(args), "compiled": args.compile, "npz": args.format == "npz"}
+    sampled = sample_images(SampleRequest(source, **chosen))
     print(f"{sampled.folder}: {len(sampled.files)} images, {sampled.made}")
     print(f"grid: {sampled.grid}")
     if sampled.npz is not None:

@@ -18,13 +18,8 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("sweep", metavar="FILE", help="a YAML file under recipes/ablations/")
     parser.add_argument("--out", metavar="DIR", help="where to write (default: runs/sweeps/ and the file's name)")
-    parser.add_argument(
-        "--only",
-        metavar="VARIANT",
-        nargs="+",
-        default=(),
-        help="train these variants alone; the table keeps the finished runs of the others",
-    )
+    words = "train these variants alone; the table keeps the finished runs of the others"
+    parser.add_argument("--only", metavar="VARIANT", nargs="+", default=(), help=words)
     parser.add_argument("--fresh", action="store_true", help="forget earlier runs of this sweep")
     parser.set_defaults(run=run, takes_overrides=True)
 

@@ -27,26 +27,6 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--run-folder", metavar="DIR", help="where to write (default: runs/ and the recipe's name)")
     parser.add_argument("--fresh", action="store_true", help="forget an earlier run in the same folder")
     parser.set_defaults(run=run_train, takes_overrides=True)
-    _add_stages(subparsers)
-
-
-def run_train(args: argparse.Namespace) -> int:
-    """Train what is missing; prints the report."""
-    from mvar_lightning.runs.train import train
-
-    overrides = list(args.overrides)
-    if args.data is not None:
-        overrides.append(f"--data.path={args.data}")
-    run = train(args.recipe, overrides, args.run_folder, args.fresh)
-    from mvar_lightning.runs.report import print_report
-    from mvar_lightning.tools.processes import is_main
-
-    if is_main():
-        print_report(run)
-    return 0
-
-
-def _add_stages(subparsers: Any) -> None:
     for stage, help_text in STAGES.items():
         parser = subparsers.add_parser(stage, help=help_text, description=help_text)
         parser.add_argument("--config", metavar="FILE", help="recipe (YAML)")
@@ -54,6 +34,18 @@ def _add_stages(subparsers: Any) -> None:
         parser.add_argument("--run-folder", metavar="DIR", help="where to write (default: runs/ and the recipe's name)")
         parser.add_argument("--options", action="store_true", help="list everything a recipe can set")
         parser.set_defaults(run=partial(run_stage, stage), takes_overrides=True)
+
+
+def run_train(args: argparse.Namespace) -> int:
+    """Train what is missing; prints the report."""
+    from mvar_lightning.runs.train import print_report, train
+    from mvar_lightning.tools.processes import is_main
+
+    data = [] if args.data is None else [f"--data.path={args.data}"]
+    run = train(args.recipe, [*args.overrides, *data], args.run_folder, args.fresh)
+    if is_main():
+        print_report(run)
+    return 0
 
 
 def run_stage(stage: str, args: argparse.Namespace) -> int:

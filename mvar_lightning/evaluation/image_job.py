@@ -30,8 +30,16 @@ from mvar_lightning.evaluation.image_sources import ArchiveImages, FolderImages
 from mvar_lightning.evaluation.images import FeatureStore, ImageSide, Reference, measure_images
 from mvar_lightning.evaluation.reports import ImageReport, write_image_report
 from mvar_lightning.metrics import FeatureExtractor
-from mvar_lightning.sampling.image_folder import ARCHIVE_FILE, SETTINGS_FILE, claim_folder, mixed, write_archive
-from mvar_lightning.sampling.jobs import bytes_of, check_gpus, make_missing
+from mvar_lightning.sampling.jobs import (
+    ARCHIVE_FILE,
+    SETTINGS_FILE,
+    bytes_of,
+    check_gpus,
+    claim_folder,
+    make_missing,
+    mixed,
+    write_archive,
+)
 from mvar_lightning.tools.compute import choose_device
 from mvar_lightning.tools.console import progress
 from mvar_lightning.tools.files import check_folder

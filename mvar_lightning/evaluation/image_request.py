@@ -21,7 +21,7 @@ from mvar_lightning.evaluation.features import OTHER_SPLIT, holds_shards, open_f
 from mvar_lightning.evaluation.image_sources import ArchiveImages, FolderImages, ImageSource, ShardImages, open_images
 from mvar_lightning.metrics import FeatureExtractor, StoredReference
 from mvar_lightning.metrics.moments import open_arrays
-from mvar_lightning.sampling.jobs import Job, Report, SampleRequest, Task, make_images, plan_sampling
+from mvar_lightning.sampling.jobs import Job, Report, SampleRequest, make_images, plan_sampling
 from mvar_lightning.sampling.sampler import SamplingSettings
 
 
@@ -35,7 +35,7 @@ class EvaluateImagesRequest:
         images: a folder of images or an npz instead.
         out: where everything goes; ``evaluation/`` beside the checkpoint or the images if not given.
         split: of a shard folder, ``val`` or ``train``.
-        resize_ratio, crop: how shards' images are cut (`runs.recipe_file.settle_cutting` tells how a run's were).
+        resize_ratio, crop: how shards' images are cut (`runs.run.settle_cutting` tells how a run's were).
         features: ``data`` (a classifier of the shards, trained if there is none), ``inception``, or a TorchScript file.
         feature_size: to which images are resized for a TorchScript file.
         data: shard folder of the classifier, and of class names; the reference if not given.
@@ -121,7 +121,7 @@ class Generated:
     """
 
     source: ImageSource
-    task: Task | None
+    task: SampleRequest | None
     jobs: Sequence[Job]
     about: dict[str, Any]
 
@@ -277,7 +277,7 @@ def size(count: float) -> str:
     return f"{count:.1f} GB"
 
 
-def time_sampling(task: Task, jobs: Sequence[Job]) -> tuple[float, float]:
+def time_sampling(task: SampleRequest, jobs: Sequence[Job]) -> tuple[float, float]:
     """Seconds and bytes of disk of one image: of a second batch, made in a folder that is then removed.
 
     Raises:
@@ -286,7 +286,7 @@ def time_sampling(task: Task, jobs: Sequence[Job]) -> tuple[float, float]:
     reports: list[Report] = []
     trial = jobs[: 2 * task.batch_size]
     with tempfile.TemporaryDirectory(prefix="mvar-") as folder:
-        make_images(dataclasses.replace(task, folder=Path(folder)), trial, 0, reports.append)
+        make_images(dataclasses.replace(task, out=folder), trial, 0, reports.append)
         taken = sum(path.stat().st_blocks * 512 for path in Path(folder).iterdir())  # small files fill whole blocks
     seconds, images = reports[-1].seconds, len(trial)
     if len(reports) == 2:  # the first batch warms up

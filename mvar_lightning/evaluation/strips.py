@@ -87,7 +87,7 @@ class ReconstructRequest:
         images: how many; 8 if not given.
         out: a PNG.
         image_size, patch_nums: what a released file does not tell (see `open_tokenizer`).
-        resize_ratio, crop: how images are cut (`runs.recipe_file.settle_cutting` tells how a run's were).
+        resize_ratio, crop: how images are cut (`runs.run.settle_cutting` tells how a run's were).
         device: ``auto``, ``cpu`` or ``cuda``.
 
     Raises:

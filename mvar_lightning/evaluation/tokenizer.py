@@ -231,7 +231,7 @@ class EvaluateTokenizerRequest:
         images: the first so many; all if not given.
         progressive_images: how many of them are decoded after each scale.
         image_size, patch_nums: what a released file does not tell (see `open_tokenizer`).
-        resize_ratio, crop: how images are cut (`runs.recipe_file.settle_cutting` tells how a run's were).
+        resize_ratio, crop: how images are cut (`runs.run.settle_cutting` tells how a run's were).
         features: of the rFID: ``data``, ``inception``, ``none``, or a TorchScript file.
         feature_size: to which images are resized for such a file.
         lpips: VGG weights; without them LPIPS is left out.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,10 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-import mvar_lightning.data.image_data  # noqa: F401 (recipes name its class, as those below, so it must be known by name)
-from mvar_lightning.callbacks import GradientNorm, LastCheckpoint, NonFiniteLossGuard, Throughput, WritableRunFolder
-from mvar_lightning.callbacks.last_checkpoint import DurableCheckpointIO
+from mvar_lightning import callbacks
 from mvar_lightning.compat import expect_unused_parameters
 from mvar_lightning.errors import UserError
-from mvar_lightning.runs.recipe_errors import explain
+from mvar_lightning.runs.recipe_check import explain
 from mvar_lightning.tools.compute import keep_freed_memory
 from mvar_lightning.training import TokenizerModule
 
@@ -35,12 +34,9 @@ NOISE = (
 )
 """Warnings of the libraries that a user can do nothing about."""
 
+PARSER = {"parser_mode": "omegaconf", "prog": "mvar fit", "exit_on_error": False, "allow_abbrev": False}
 
-def hush_noise() -> None:
-    for message in NOISE:
-        warnings.filterwarnings("ignore", message=message)
-    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    log.addFilter(lambda record: "litlogger" not in record.getMessage())  # an advertisement
+import_module("mvar_lightning.data.image_data")  # recipes name its class, which must be there to be found by name
 
 
 class SaveRecipe(SaveConfigCallback):
@@ -61,7 +57,10 @@ class SuiteCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str], run_folder: Path) -> None:
         self.run_folder = run_folder
-        hush_noise()
+        for message in NOISE:
+            warnings.filterwarnings("ignore", message=message)
+        log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+        log.addFilter(lambda record: "litlogger" not in record.getMessage())  # an advertisement
         if not torch.cuda.is_available():
             keep_freed_memory()
         super().__init__(
@@ -75,22 +74,13 @@ class SuiteCLI(LightningCLI):
             save_config_callback=SaveRecipe,
             save_config_kwargs={"save_to_log_dir": False},
             trainer_defaults=trainer_defaults(run_folder),
-            parser_kwargs={
-                "parser_mode": "omegaconf",
-                "prog": "mvar fit",
-                "exit_on_error": False,
-                "allow_abbrev": False,
-            },
+            parser_kwargs=PARSER,
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument(
-            "--tokenizer_recipe",
-            type=str | None,
-            default=None,
-            help="recipe that trains the tokenizer if it is missing",
-        )
-        parser.add_lightning_class_args(LastCheckpoint, "checkpoint")
+        words = "recipe that trains the tokenizer if it is missing"
+        parser.add_argument("--tokenizer_recipe", type=str | None, default=None, help=words)
+        parser.add_lightning_class_args(callbacks.LastCheckpoint, "checkpoint")
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -103,9 +93,13 @@ class SuiteCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except Exception as error:
-            if mistake := _user_error_in(error):
-                raise UserError(str(mistake)) from error
-            raise
+            # the user's mistake is at the bottom of what the parser wrapped around it
+            mistake: BaseException | None = error
+            while mistake is not None and not isinstance(mistake, UserError):
+                mistake = mistake.__cause__ or mistake.__context__
+            if mistake is None:
+                raise
+            raise UserError(str(mistake)) from error
         strategy: Any = self.trainer.strategy
         if isinstance(strategy, DDPStrategy) and isinstance(self.model, TokenizerModule):
             # a discriminator and a generator in turn, and of n shared phi maybe not all: each backward has its own
@@ -117,7 +111,7 @@ class SuiteCLI(LightningCLI):
         except (MisconfigurationException, ValueError) as error:
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the recipe names no other
-            trainer.strategy.checkpoint_io = DurableCheckpointIO()
+            trainer.strategy.checkpoint_io = callbacks.last_checkpoint.DurableCheckpointIO()
         return trainer
 
 
@@ -134,23 +128,15 @@ def trainer_defaults(run_folder: Path) -> dict[str, Any]:
         "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
         "init_args": {"save_dir": str(run_folder), "name": "tensorboard", "version": ""},
     }
-    callbacks = [
-        WritableRunFolder(),
-        LearningRateMonitor("step"),
-        Throughput(),
-        GradientNorm(),
-        NonFiniteLossGuard(),
-    ]
     return {
         "default_root_dir": str(run_folder),
         "precision": "bf16-mixed" if torch.cuda.is_available() else "32-true",
         "logger": logger,
-        "callbacks": callbacks,
+        "callbacks": [
+            callbacks.WritableRunFolder(),
+            LearningRateMonitor("step"),
+            callbacks.Throughput(),
+            callbacks.GradientNorm(),
+            callbacks.NonFiniteLossGuard(),
+        ],
     }
-
-
-def _user_error_in(error: BaseException | None) -> UserError | None:
-    """The user's mistake at the bottom of what the parser wrapped around it."""
-    while error is not None and not isinstance(error, UserError):
-        error = error.__cause__ or error.__context__
-    return error

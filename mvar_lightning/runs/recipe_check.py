@@ -1,44 +1,37 @@
-"""Mistakes of a recipe and its overrides, found before anything is trained, and the common ones before torch is loaded.
+"""Mistakes of a recipe and its overrides, each told in one line: where it stands, what is wrong, and the way out.
 
-The settings of a class are read from its source file, which need not be imported for that. What is not understood here
-is left to the parser (`runs.recipe`), which finds the rest in the same words, only later.
+`check_quickly` finds the common ones before torch is loaded: it reads the settings of a class from its source file,
+which need not be imported for that. The rest is found by the parser (`runs.recipe`), only later: `explain` says its
+report, a tree of every class and type that it tried, in the same words.
 """
 
 from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from inspect import signature
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mvar_lightning import _ROOM_OF as ROOM_OF
 from mvar_lightning.errors import UserError
-from mvar_lightning.runs.recipe_errors import SECTIONS, no_setting, not_a_section, not_a_setting, setting_of, source_of
-from mvar_lightning.runs.recipe_file import check_there, read_recipe
-
-if TYPE_CHECKING:
-    from mvar_lightning.runs.run import Run
+from mvar_lightning.runs.run import read_recipe
 
 PACKAGE = Path(__file__).parents[1]
 AXES = ("mvar_lightning.attention", "mvar_lightning.transformer")
 """Rooms of the objects that are made early: all they need are their arguments."""
-
-
-def check_recipe(run: Run) -> dict[str, Any]:
-    """What a run's recipe says, its mistakes and those of the overrides found; builds no model.
-
-    Raises:
-        UserError: the first mistake, in one line.
-    """
-    content = check_quickly(run.recipe, run.overrides)
-    from mvar_lightning.runs.recipe import RecipeCheck
-
-    RecipeCheck(["--config", str(run.recipe), *run.overrides], run.folder)
-    return content
+PUBLIC = ("mvar_lightning", "mvar_lightning.callbacks")
+SECTIONS = ("seed_everything", "tokenizer_recipe", "model", "data", "trainer", "checkpoint")
+WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null"}
+OPTIONS = "`mvar fit --options` lists all"
 
 
 def check_quickly(recipe: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -47,7 +40,6 @@ def check_quickly(recipe: str | Path, overrides: Sequence[str] = ()) -> dict[str
     Raises:
         UserError: no such file, not YAML, an unknown section or setting, or arguments that such an object refuses.
     """
-    check_there(Path(recipe))
     content = read_recipe(Path(recipe))
     merged = _merged(content, overrides)
     for name, mistake in _mistakes(merged, overrides):
@@ -69,9 +61,8 @@ def _mistakes(merged: dict[str, Any], overrides: Sequence[str]) -> Iterator[tupl
     trainer = merged.get("trainer")
     if isinstance(trainer, dict):
         known = _trainer_settings()
-        for name in trainer if known else ():
-            if name not in known:
-                yield f"trainer.{name}", not_a_setting(f"trainer.{name}", "lightning.Trainer", known)
+        for name in [f"trainer.{name}" for name in trainer if known and name not in known]:
+            yield name, not_a_setting(name, "lightning.Trainer", known)
         callbacks = trainer.get("callbacks")
         for callback in callbacks if isinstance(callbacks, list) else ():
             yield from _unknown_settings("trainer.callbacks", callback)
@@ -102,13 +93,12 @@ def _merged(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]
     merged: dict[str, Any] = json.loads(json.dumps(content, default=str))
     for override in overrides:
         name, sign, text = override.removeprefix("--").partition("=")
-        if not (override.startswith("--") and sign) or name.endswith("+"):
-            continue
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            value = text
-        _set(merged, name.split("."), value)
+        if override.startswith("--") and sign and not name.endswith("+"):
+            try:
+                value = yaml.safe_load(text)
+            except yaml.YAMLError:
+                value = text
+            _set(merged, name.split("."), value)
     return merged
 
 
@@ -149,16 +139,15 @@ def _arguments(module: str, name: str) -> list[str] | None:
         if isinstance(node, ast.ClassDef) and node.name == name:
             if node.decorator_list:
                 return None
-            own = _constructor(node)
-            if own is not None:
-                return None if own.args.kwarg else [arg.arg for arg in own.args.args[1:] + own.args.kwonlyargs]
+            if own := _constructor(node):
+                return None if own.kwarg else [arg.arg for arg in own.args[1:] + own.kwonlyargs]
             bases = [base.id for base in node.bases if isinstance(base, ast.Name) and base.id != "ABC"]
             return [] if not node.bases else _arguments(module, bases[0]) if bases else None
     return None
 
 
-def _constructor(node: ast.ClassDef) -> ast.FunctionDef | None:
-    return next((part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__"), None)
+def _constructor(node: ast.ClassDef) -> ast.arguments | None:
+    return next((p.args for p in node.body if isinstance(p, ast.FunctionDef) and p.name == "__init__"), None)
 
 
 @cache
@@ -168,7 +157,7 @@ def _trainer_settings() -> list[str]:
     file = Path(str(found.origin)).parent / "pytorch" / "trainer" / "trainer.py" if found else Path()
     for node in ast.walk(_parsed(file)):
         if isinstance(node, ast.ClassDef) and node.name == "Trainer" and (own := _constructor(node)):
-            return [arg.arg for arg in own.args.args[1:] + own.args.kwonlyargs]
+            return [arg.arg for arg in own.args[1:] + own.kwonlyargs]
     return []
 
 
@@ -210,3 +199,164 @@ def _scales(merged: dict[str, Any], arguments: dict[str, Any]) -> list[int] | No
     if not isinstance(recipe := merged.get("tokenizer_recipe"), str) or not Path(recipe).is_file():
         return None
     return _object(read_recipe(Path(recipe)).get("model"))[1].get("scales")
+
+
+# The words of a mistake.
+
+
+def not_a_setting(name: str, owner: str, known: Sequence[str]) -> str:
+    """Of a setting ``model.depht`` that the class at a path does not have; ``known`` are those it has."""
+    return f"{name} is not a setting of {short(owner)} ({_suggest(short(name), known, OPTIONS)})"
+
+
+def not_a_section(name: str) -> str:
+    return f"{name} is not a section of a recipe ({_suggest(name, SECTIONS, 'they are ' + ', '.join(SECTIONS))})"
+
+
+def no_setting(name: str) -> str:
+    """Of an override that names no section."""
+    return f"{name} is no setting (overrides look like --model.depth=8; {OPTIONS})"
+
+
+def source_of(name: str, args: Sequence[str]) -> str:
+    """Where the mistake stands: an override that sets ``name`` or a part of it, else the recipe."""
+    setters = [a for a in args if name and a.startswith("--") and f"{name}.".startswith(f"{setting_of(a)}.")]
+    if setters:
+        return f"override {max(setters, key=lambda argument: len(setting_of(argument)))}"
+    following = dict(pairwise(args))
+    return f"recipe {following['--config']}" if "--config" in following else "arguments"
+
+
+def setting_of(argument: str) -> str:
+    """``model.depth`` of ``--model.depth=8``."""
+    return argument.removeprefix("--").partition("=")[0]
+
+
+def _suggest(name: str, known: Sequence[str], otherwise: str) -> str:
+    close = get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}?" if close else otherwise
+
+
+# The parser's report.
+
+
+def explain(report: str, args: Sequence[str]) -> str:
+    """One line that names the setting, its value and the way out.
+
+    Args:
+        report: the text of the parser's error.
+        args: what was parsed: ``--config FILE`` and overrides; the line says where the mistake stands.
+    """
+    reader = _Reader()
+    for line in report.splitlines():
+        for pattern, read in READERS:
+            if found := re.fullmatch(pattern, line.strip(" -")):
+                if message := read(reader, *found.groups()):
+                    return f"{source_of(reader.name, args)}: {message}"
+                break  # the first form that fits is the line's
+    lines = [line.strip() for line in report.splitlines() if line.strip()]
+    return f"{source_of('', args)}: {' '.join(lines[:3])} ({OPTIONS})"
+
+
+@dataclass
+class _Reader:
+    """How far the reader has come: the setting, whose it is, which class was wanted, which types were tried.
+
+    A method takes in a line of one form; it returns the mistake in words once it is known.
+    """
+
+    keys: list[str] = field(default_factory=list)
+    owner: str = "lightning.Trainer"
+    base: str = ""
+    tried: list[str] = field(default_factory=list)
+    name: str = ""
+
+    def key(self, name: str) -> None:
+        self.keys.append(name)
+        self.tried, self.name = [], ".".join(self.keys)
+
+    def subtypes(self, path: str) -> None:
+        self.base, self.tried = path, []
+
+    def value(self, text: str) -> str:
+        return f"{self.name} {text}: must be {_kinds(self.tried)}" if self.tried else ""
+
+    def wrong_value(self, kind: str, text: str) -> str:
+        self.tried.append(kind)
+        return self.value(text)
+
+    def unknown(self, option: str) -> str:
+        if not self.keys:
+            return not_a_section(option.split(".")[0])
+        self.name = f"{'.'.join(self.keys)}.{option}"
+        return not_a_setting(self.name, self.owner, list(signature(_imported(self.owner)).parameters))
+
+    def unknown_in_group(self, group: str, option: str) -> str:
+        self.keys = [group]
+        return self.unknown(option)
+
+    def unrecognized(self, arguments: str) -> str:
+        self.name = setting_of(arguments.split()[0])
+        return no_setting(self.name)
+
+    def missing(self, names: str) -> str:
+        where = ".".join([*self.keys, names])
+        return f"{where} is missing ({short(self.owner) if self.keys else 'a recipe'} needs it)"
+
+    def unknown_class(self, path: str) -> str:
+        wanted = short(self.base) if self.base else "class"
+        public = sorted({name for module in PUBLIC for name in import_module(module).__all__})
+        known = [name for name in public if _is_a(name, self.base)] or [name for name in public if name == wanted]
+        hint = _suggest(short(path), known, f"known: {', '.join(known)}" if known else "give its full import path")
+        return f"{self.name}: {path} is no {wanted} ({hint})"
+
+
+READERS: tuple[tuple[str, Callable[..., str | None]], ...] = (
+    (r'Parser key "(.+)":', _Reader.key),
+    (r"Subtypes: \[(?:list\[)?(?:<class ')?([\w.]+).*", _Reader.subtypes),
+    (r"Problem with given class_path '(.+)':", lambda reader, path: setattr(reader, "owner", path)),
+    (r"Group '(.+)' does not accept option '(.+)'", _Reader.unknown_in_group),
+    (r"Option '(.+)' is not accepted", _Reader.unknown),
+    (r"unrecognized arguments: (.+)", _Reader.unrecognized),
+    (r"the following arguments are required: (.+)", _Reader.missing),
+    (r"module '.+' has no attribute '(.+)'", _Reader.unknown_class),
+    (r"No module named '.+'", lambda reader: reader.unknown_class(reader.owner)),
+    (r"Expected a dot import path string: (.+)", _Reader.unknown_class),
+    (r"Import path (.+) does not correspond to a subclass of .+", lambda reader, p: reader.unknown_class(short(p))),
+    (r"Not a valid subclass of .+", lambda reader: setattr(reader, "tried", ["class_path with init_args"])),
+    (r"Expected a path but .+", lambda reader: None),
+    (r"Expected an? (.+?)\. Got value: (.+)", _Reader.wrong_value),
+    (r"Expected an? (.+)", lambda reader, kind: reader.tried.append(kind)),
+    (r"Given value: (.+)", _Reader.value),
+)
+"""Forms of the parser's lines, and what each tells."""
+
+
+def _kinds(tried: Sequence[str]) -> str:
+    """Types in words, each once, values of literals flat."""
+    words: list[str] = []
+    for kind in tried:
+        literal = re.fullmatch(r"typing\.Literal\[(.+)\]", kind)
+        name = short(kind.removeprefix("<class '").removesuffix("'>"))
+        article = "an" if name[0] in "AEIOUaeiou" else "a"
+        words += [v.strip("' ") for v in literal[1].split(",")] if literal else [WORDS.get(name, f"{article} {name}")]
+    *others, last = dict.fromkeys(words)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def short(path: str) -> str:
+    return path.rsplit(".", 1)[-1]
+
+
+def _imported(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
+
+
+def _is_a(name: str, base: str) -> bool:
+    found = next(getattr(module, name) for module in map(import_module, PUBLIC) if hasattr(module, name))
+    try:
+        wanted = _imported(base)
+    except (ImportError, AttributeError, ValueError):
+        return False
+    return isinstance(found, type) and issubclass(found, wanted) and found is not wanted

@@ -1,6 +1,7 @@
-"""Where a run lives: a folder under runs/ named after its recipe, and after its overrides where it has any.
+"""A run's recipe as plain YAML, and where the run lives: a folder under runs/ named after recipe and overrides.
 
-The folder is this run's alone while it is at work, and another version of the recipe is refused.
+The folder is this run's alone while it is at work, and another version of the recipe is refused. Light: recipes are
+read without torch or Lightning, so that mistakes are told at once.
 """
 
 from __future__ import annotations
@@ -8,16 +9,16 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mvar_lightning.errors import UserError
-from mvar_lightning.runs.recipe_file import check_there, read_recipe
 from mvar_lightning.tools.files import Lock, check_claim, claim
 from mvar_lightning.tools.processes import is_lost_process, is_main, started_by_lightning
 
@@ -32,15 +33,29 @@ DAMAGED = "cannot be read ({error}); remove it and run again"
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 
 
+def check_there(recipe: Path) -> None:
+    """Raise `UserError` where there is no such file."""
+    if not recipe.is_file():
+        raise UserError(f"recipe {recipe}: no such file; see the folder recipes/ for those that ship")
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """What a recipe says. Raises `UserError` where it is not there, not YAML or not a mapping."""
+    import yaml
+
+    check_there(path)
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"recipe {path}: not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"recipe {path}: must be a mapping with trainer, model and data")
+    return content
+
+
 @dataclass(frozen=True)
 class Run:
-    """One run of a recipe.
-
-    Attributes:
-        recipe: its YAML file.
-        overrides: arguments that replace values of the recipe.
-        folder: where everything of the run is written.
-    """
+    """One run of a recipe: its YAML file, arguments that replace values of it, the folder that all of it goes to."""
 
     recipe: Path
     overrides: tuple[str, ...]
@@ -73,6 +88,11 @@ class Run:
     def last_checkpoint(self) -> Path:
         return self.folder / "checkpoints" / "last.ckpt"
 
+    @property
+    def arguments(self) -> list[str]:
+        """The command line of `runs.recipe.SuiteCLI`."""
+        return ["--config", str(self.recipe), *self.overrides]
+
     def identity(self) -> dict[str, Any]:
         """What must be the same for this folder to be continued or reused: what the recipe says, not its comments."""
         content = json.dumps(read_recipe(self.recipe), sort_keys=True)
@@ -93,10 +113,7 @@ class Run:
         check_claim(self.stamp, self.identity(), self._refusal)
 
     def claim(self) -> None:
-        """Make the folder this run's, or check that it is.
-
-        Raises `UserError` if the folder cannot be written or belongs to another version of the recipe.
-        """
+        """Make the folder this run's, or check that it is. Raises `UserError` as `check`."""
         if not is_main():
             return
         with self._writing():
@@ -143,8 +160,7 @@ class Run:
             UserError: the folder cannot be written or is in use, the disk is full, or another process of the run died.
             KeyboardInterrupt: the run was told to stop.
         """
-        new = self._missing() if is_main() else []
-        lock = self.lock
+        new, lock = self._missing() if is_main() else [], self.lock
         if is_main():
             with self._writing():
                 if alone:
@@ -208,3 +224,77 @@ def run_of(recipe: str | Path, overrides: Sequence[str], folder: str | Path | No
         family = "" if recipe.parent.name == "recipes" else recipe.parent.name
         folder = RUNS / family / f"{recipe.stem}{suffix}"
     return Run(recipe, tuple(overrides), Path(folder))
+
+
+# Where a checkpoint's run has its data, and how it cuts its images.
+
+
+class Cutting(NamedTuple):
+    """How images are cut: the shorter side before the crop, over the image size, and the crop; as published."""
+
+    resize_ratio: float = 1.125
+    crop: str = "center"
+
+
+def data_settings(checkpoint: str | Path) -> dict[str, Any]:
+    """Settings of the data of the run that a checkpoint lies in; empty where there is no run, or its recipe says none.
+
+    Args:
+        checkpoint: a run's folder, the ``model/`` in it, or a file of its ``checkpoints/``.
+
+    Raises:
+        UserError: the run's recipe is not readable.
+    """
+    path = Path(checkpoint)
+    folder = path.parent if path.name == "model" else path.parent.parent if path.parent.name == "checkpoints" else path
+    if not (folder / "config.yaml").is_file():
+        return {}
+    data = read_recipe(folder / "config.yaml").get("data")
+    settings = data.get("init_args") if isinstance(data, dict) else None
+    return settings if isinstance(settings, dict) else {}
+
+
+def settle_cutting(
+    checkpoints: Sequence[str | Path | None],
+    resize_ratio: float | None = None,
+    crop: str | None = None,
+    *,
+    matters: bool = True,
+) -> Cutting:
+    """How images are cut: as given, else as the runs of the checkpoints validate, else as published.
+
+    A run of tokens does not say how its images were cut. What a single checkpoint's run says is printed.
+
+    Args:
+        checkpoints: whose runs are asked; None is passed over.
+        resize_ratio, crop: None where they are not given.
+        matters: whether images are cut at all, so that it is worth a line.
+
+    Raises:
+        UserError: a ratio that no image can be cut with, or runs that differ where nothing is given.
+    """
+    from mvar_lightning.data.transforms import check_ratio
+
+    given = {"resize_ratio": resize_ratio, "crop": crop}
+    given = {name: value for name, value in given.items() if value is not None}
+    of_runs = {str(path): _cutting_of_run(path) for path in checkpoints if path is not None} or {"": {}}
+    (first, cut), *others = [(path, Cutting(**(own | given))) for path, own in of_runs.items()]
+    check_ratio(cut.resize_ratio)
+    for path, other in others:
+        if other != cut:
+            raise UserError(
+                f"``checkpoint`` {path}: cuts images with ``resize_ratio`` {other.resize_ratio} ``crop`` {other.crop}, "
+                f"{first} with ``resize_ratio`` {cut.resize_ratio} ``crop`` {cut.crop}; give both options"
+            )
+    taken = [f"--{name.replace('_', '-')} {own}" for name, own in of_runs[first].items() if name not in given]
+    if taken and matters:
+        print(f"{first}: images are cut as its run validates: {' '.join(taken)}", flush=True)
+    return cut
+
+
+def _cutting_of_run(checkpoint: str | Path) -> dict[str, Any]:
+    """What the run of a checkpoint says about it; values that no image can be cut by are left out."""
+    settings = data_settings(checkpoint)
+    ratio, crop = settings.get("resize_ratio"), settings.get("val_crop")
+    said = {"resize_ratio": float(ratio)} if isinstance(ratio, int | float) and math.isfinite(ratio) else {}
+    return said | ({"crop": crop} if crop in ("center", "adm") else {})

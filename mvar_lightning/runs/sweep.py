@@ -1,24 +1,27 @@
-"""A sweep: one recipe in several variants and seeds, each trained in a process of its own, and their table."""
+"""A sweep: a file that names a recipe, variants and seeds; each run is trained in a process of its own."""
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mvar_lightning.errors import UserError
-from mvar_lightning.runs.recipe_check import check_recipe
+from mvar_lightning.runs.recipe_check import check_quickly
 from mvar_lightning.runs.run import DAMAGED, RUNS, Run, run_of
-from mvar_lightning.runs.sweep_file import Sweep, read_sweep
-from mvar_lightning.runs.sweep_results import SweepResults, read_run, write_results
+from mvar_lightning.runs.sweep_results import Column, Sweep, SweepResults, read_run, write_results
 from mvar_lightning.tools.files import read_json
 
 STOPPED = (130, -signal.SIGINT, -signal.SIGTERM)
 """Exit statuses of a run that was told to stop."""
+
+LARGEST_SEED = 2**32 - 1
+"""Of Lightning's seed_everything, which refuses others, at the start of each run."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,12 @@ def run_sweep(request: SweepRequest) -> SweepResults:
     if unknown := set(request.only) - set(sweep.variants):
         raise UserError(f"``only`` {min(unknown)}: no such variant; this sweep has {', '.join(sweep.variants)}")
     out = Path(request.out or RUNS / "sweeps" / Path(request.sweep).stem)
-    planned = list(planned_runs(sweep, out, request.overrides))
+    planned = []
+    for variant in sweep.variants:
+        for seed in sweep.seeds:
+            overrides = [*sweep.arguments(variant, seed), *request.overrides]
+            run = run_of(sweep.recipe, overrides, out / variant / f"seed{seed}")
+            planned.append(PlannedRun(variant, seed, run))
     wanted = [entry for entry in planned if not request.only or entry.variant in request.only]
     check_runs(wanted)
     failed = [entry for entry in wanted if not _train(request, entry.run)]
@@ -86,20 +94,14 @@ def run_sweep(request: SweepRequest) -> SweepResults:
     return results
 
 
-def planned_runs(sweep: Sweep, out: Path, overrides: Sequence[str] = ()) -> Iterator[PlannedRun]:
-    """Every variant with every seed, in the order of the file."""
-    for variant in sweep.variants:
-        for seed in sweep.seeds:
-            folder = out / variant / f"seed{seed}"
-            run = run_of(sweep.recipe, [*sweep.arguments(variant, seed), *overrides], folder)
-            yield PlannedRun(variant, seed, run)
-
-
 def check_runs(runs: Sequence[PlannedRun]) -> None:
     """A mistake is told before the first run. Seeds differ in a number alone: one run of a variant stands for all."""
     for variant, run in {entry.variant: entry.run for entry in runs}.items():
         try:
-            check_recipe(run)
+            check_quickly(run.recipe, run.overrides)
+            from mvar_lightning.runs.recipe import RecipeCheck  # slow, and not needed for most mistakes
+
+            RecipeCheck(run.arguments, run.folder)
         except UserError as error:
             raise UserError(f"variant {variant}: {error}") from error
 
@@ -107,12 +109,90 @@ def check_runs(runs: Sequence[PlannedRun]) -> None:
 def _train(request: SweepRequest, run: Run) -> bool:
     """Whether the run came to its end. One process a run, so that its peak memory is its own."""
     imports = [word for module in request.modules for word in ("--import", module)]
-    program = [sys.executable, "-m", "mvar_lightning.cli", *imports]
-    command = [*program, "train", str(run.recipe), "--run-folder", str(run.folder)]
     fresh = ["--fresh"] if request.fresh else []
-    status = subprocess.run([*command, *fresh, *run.overrides], check=False).returncode
+    command = ["train", str(run.recipe), "--run-folder", str(run.folder), *fresh, *run.overrides]
+    status = subprocess.run([sys.executable, "-m", "mvar_lightning.cli", *imports, *command], check=False).returncode
     if status in STOPPED:
         raise KeyboardInterrupt(f"sweep: stopped in {run.folder}; the same command goes on")
     if status:
         print(f"sweep: the run {run.folder} failed (see above)", file=sys.stderr)
     return status == 0
+
+
+# What the file says.
+
+
+def read_sweep(path: str | Path) -> Sweep:
+    """A sweep file. Raises UserError where it is missing, not YAML, or says something else than a sweep."""
+    import yaml
+
+    try:
+        return _sweep(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+    except UserError as error:
+        mistake = str(error)
+    except UnicodeDecodeError as error:
+        mistake = f"not UTF-8 text (byte {error.start}); see recipes/ablations/"
+    except OSError as error:
+        mistake = f"cannot be read ({error.strerror}); see recipes/ablations/"
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-13-01
+        mistake = f"not valid YAML ({' '.join(str(error).split())})"
+    raise UserError(f"sweep {path}: {mistake}")
+
+
+def _sweep(content: Any) -> Sweep:
+    if not isinstance(content, Mapping):
+        raise UserError("must be a mapping with recipe, variants and columns")
+    known = [field.name for field in fields(Sweep)]
+    if unknown := sorted(set(map(str, content)) - set(known)):
+        raise UserError(f"{unknown[0]!r} is not known; it can have {', '.join(known)}")
+    for needed in ("recipe", "variants", "columns"):
+        if not content.get(needed):
+            raise UserError(f"{needed} is missing or empty")
+    if not isinstance(recipe := content["recipe"], str):
+        raise UserError(f"recipe {recipe!r} must be the name of a YAML file")
+    columns = content["columns"]
+    if not isinstance(columns, list) or not all(isinstance(column, Mapping) for column in columns):
+        raise UserError("columns must be a list of mappings with a metric")
+    try:
+        columns = tuple(Column(**column) for column in columns)
+    except TypeError as error:
+        raise UserError(f"columns: {str(error).split(') ')[-1]}") from None
+    plot = _metrics("plot", content.get("plot"))
+    if unknown := [metric for metric in plot if metric not in {column.metric for column in columns}]:
+        raise UserError(f"plot: {unknown[0]!r} is the metric of no column")
+    variants = _variants(content["variants"])
+    overrides = _settings("overrides", content.get("overrides"))
+    seeds = content.get("seeds", [0])
+    whole = isinstance(seeds, list) and all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds)
+    if not whole or not seeds or not all(0 <= seed <= LARGEST_SEED for seed in seeds):
+        raise UserError(f"seeds {seeds!r} must be a list of whole numbers, 0 to {LARGEST_SEED}")
+    seeds, curves = tuple(dict.fromkeys(seeds)), _metrics("curves", content.get("curves"))
+    return Sweep(recipe, variants, columns, overrides, seeds, plot, curves)
+
+
+def _variants(variants: Any) -> dict[str, dict[str, Any]]:
+    if not isinstance(variants, Mapping) or not all(isinstance(v, Mapping | None) for v in variants.values()):
+        raise UserError("variants must map each name to its settings, such as {model.depth: 4}")
+    for name in map(str, variants):
+        if not name or name[0] == "." or "/" in name or "\0" in name:
+            raise UserError(f"variant {name!r} is also a folder's name; use letters, digits and - alone")
+    return {str(name): _settings(f"variant {name}", settings) for name, settings in variants.items()}
+
+
+def _settings(where: str, settings: Any) -> dict[str, Any]:
+    if not isinstance(settings, Mapping | None):
+        raise UserError(f"{where} {settings!r} must be settings, such as {{model.depth: 4}}")
+    for name, value in (settings or {}).items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError):  # a date, a set, or a list within itself
+            raise UserError(f"{where}: {name} {value!r} is no text, number, list or mapping; quote it") from None
+    return dict(settings or {})
+
+
+def _metrics(which: str, names: Any) -> tuple[str, ...]:
+    """A list of metrics. One name alone is refused: its letters would be taken for names."""
+    names = names or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{which} {names!r} must be a list of metrics, such as [val/loss]")
+    return tuple(names)

@@ -1,11 +1,12 @@
-"""What the runs of a sweep have come to: values by variant and seed, as a table and as pictures."""
+"""A sweep's plan and what its runs have come to: values by variant and seed, as a table and as pictures."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -17,12 +18,94 @@ from typing import Any, NamedTuple
 
 from mvar_lightning.errors import UserError
 from mvar_lightning.runs.run import DAMAGED, Run
-from mvar_lightning.runs.sweep_file import REDUCTIONS, Column, Sweep
 from mvar_lightning.tools.console import print_table, table_of
 from mvar_lightning.tools.files import read_json, write_json
 
+MEASURES = ("last", "fall")
+REDUCTIONS: dict[str, Callable[..., float]] = {"min": min, "max": max}
+
 LEAST_RANGE = 0.02
 """An axis of the plot spans at least this share of its values: smaller differences are not blown up."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One number of each run.
+
+    Args:
+        metric: name in the run's ``metrics.json``; with ``*`` or ``[1-9]`` it may stand for several.
+        title: heading; the metric's name if not given.
+        measure: `last`, the final value; or `fall`, how far it fell at worst below the largest value logged before.
+        reduce: `min` or `max` of the metrics that the name stands for.
+        format: Python's format of one value.
+        divide: the value is divided by this first (1048576 makes MiB of bytes).
+    """
+
+    metric: str
+    title: str = ""
+    measure: str = "last"
+    reduce: str = "min"
+    format: str = ".3g"
+    divide: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("metric", "title", "measure", "reduce", "format"):
+            if not isinstance(value := getattr(self, name), str) or (name == "metric" and not value):
+                raise UserError(f"column {self.metric!r}: {name} {value!r} must be text")
+        number = isinstance(self.divide, int | float) and not isinstance(self.divide, bool)
+        if not number or not math.isfinite(self.divide) or not self.divide:
+            raise UserError(f"column {self.metric!r}: divide {self.divide!r} must be a number other than 0")
+        if self.measure not in MEASURES or self.reduce not in REDUCTIONS:
+            raise UserError(
+                f"column {self.metric!r}: measure {self.measure!r}, reduce {self.reduce!r}; "
+                f"they can be {', '.join(MEASURES)} and {', '.join(REDUCTIONS)}"
+            )
+        try:
+            format(0.5, self.format)
+        except ValueError:
+            raise UserError(f"column {self.metric!r}: {self.format!r} formats no number; try .3f or .1%") from None
+
+    @property
+    def heading(self) -> str:
+        return self.title or self.metric
+
+    def write(self, value: float) -> str:
+        return format(value, self.format)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A recipe trained in several variants, each with every seed.
+
+    Args:
+        recipe: the YAML file that the variants change.
+        variants: name of each -> settings that replace the recipe's (`model.depth: 4`).
+        columns: what the table shows.
+        overrides: settings of every variant.
+        seeds: values of ``seed_everything``.
+        plot: metrics of the columns that are drawn as bars; all columns if not given.
+        curves: logged metrics drawn over the steps of the run.
+    """
+
+    recipe: str
+    variants: dict[str, dict[str, Any]]
+    columns: tuple[Column, ...]
+    overrides: dict[str, Any]
+    seeds: tuple[int, ...] = (0,)
+    plot: tuple[str, ...] = ()
+    curves: tuple[str, ...] = ()
+
+    def arguments(self, variant: str, seed: int) -> list[str]:
+        """Command-line overrides of one run."""
+        settings = {**self.overrides, **self.variants[variant], "seed_everything": seed}
+        return [f"--{name}={v if isinstance(v, str) else json.dumps(v)}" for name, v in settings.items()]
+
+
+class Curve(NamedTuple):
+    """A logged number over the steps of its run."""
+
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -36,18 +119,13 @@ class SweepRun:
 
     def value(self, column: Column) -> float:
         """NaN where the run has no such number."""
-        values = self._last(column) if column.measure == "last" else self._falls(column)
+        if column.measure == "last":
+            numbers = {name: value for name, value in self.report.items() if isinstance(value, int | float)}
+            numbers |= self.report["metrics"]
+        else:  # how far below its highest value so far, at worst; a fall that was made good counts too
+            numbers = {n: max(map(sub, accumulate(c.values, max), c.values)) for n, c in self.curves.items()}
+        values = [value for name, value in numbers.items() if fnmatchcase(name, column.metric)]
         return REDUCTIONS[column.reduce](values) / column.divide if values else math.nan
-
-    def _last(self, column: Column) -> list[float]:
-        numbers = {name: value for name, value in self.report.items() if isinstance(value, int | float)}
-        numbers |= self.report["metrics"]
-        return [value for name, value in numbers.items() if fnmatchcase(name, column.metric)]
-
-    def _falls(self, column: Column) -> list[float]:
-        """How far each curve lay below its highest value so far, at worst; a fall that was made good counts too."""
-        matching = [curve for name, curve in self.curves.items() if fnmatchcase(name, column.metric)]
-        return [max(map(sub, accumulate(curve.values, max), curve.values)) for curve in matching]
 
 
 @dataclass(frozen=True)
@@ -66,20 +144,15 @@ class Cell:
         return mean(self.known) if self.known else math.nan
 
     @property
-    def spread(self) -> float:
-        """Standard deviation over the seeds; 0 for a single one."""
-        return stdev(self.known) if len(self.known) > 1 else 0.0
-
-    def content(self) -> dict[str, Any]:
-        """Plain values, for JSON; the spread of fewer than two seeds is None, not 0."""
-        spread = self.spread if len(self.known) > 1 else None
-        return {"mean": _plain(self.mean), "spread": _plain(spread), "seeds": len(self.known)}
+    def spread(self) -> float | None:
+        """Standard deviation over the seeds; of fewer than two None, not 0."""
+        return stdev(self.known) if len(self.known) > 1 else None
 
     def write(self, column: Column) -> str:
         if not self.known:
             return "-"
         missing = f" ({len(self.known)} of {len(self.values)})" if len(self.known) < len(self.values) else ""
-        spread = f" ± {column.write(self.spread)}" if len(set(self.known)) > 1 else ""
+        spread = f" ± {column.write(self.spread)}" if self.spread is not None and len(set(self.known)) > 1 else ""
         return f"{column.write(self.mean)}{spread}{missing}"
 
 
@@ -90,6 +163,7 @@ class SweepResults:
         self.sweep = sweep
         self.runs = list(runs)
         self._by_name = {(run.variant, run.seed): run for run in self.runs}
+        self._planned = [(name, seed) for name in sweep.variants for seed in sweep.seeds]
 
     def cell(self, variant: str, column: Column) -> Cell:
         found = [self._by_name.get((variant, seed)) for seed in self.sweep.seeds]
@@ -98,7 +172,8 @@ class SweepResults:
     @property
     def plotted(self) -> list[Column]:
         """Columns to draw: those that some run has a number for."""
-        return [column for column in self.sweep.plotted if self._has(column)]
+        chosen = [column for column in self.sweep.columns if column.metric in self.sweep.plot] or self.sweep.columns
+        return [column for column in chosen if self._has(column)]
 
     @property
     def logged_curves(self) -> list[str]:
@@ -111,8 +186,13 @@ class SweepResults:
         """One line for each column or curve that no run has, with the names that come close."""
         metrics = sorted({name for run in self.runs for name in run.report["metrics"]})
         logged = sorted({name for run in self.runs for name in run.curves})
-        lines = [_gap("column", c.metric, metrics) for c in self.sweep.columns if not self._has(c)]
-        return lines + [_gap("curve", c, logged) for c in self.sweep.curves if c not in self.logged_curves]
+        missing = [("column", c.metric, metrics) for c in self.sweep.columns if not self._has(c)]
+        missing += [("curve", tag, logged) for tag in self.sweep.curves if tag not in self.logged_curves]
+        lines = []
+        for kind, name, known in missing:
+            close = ", ".join(get_close_matches(name, known, n=3))
+            lines.append(f"{kind} {name!r}: no run has it; {f'close to it: {close}' if close else 'see metrics.json'}")
+        return lines
 
     def rows(self) -> list[list[str]]:
         """The table: headings, then one row for each variant."""
@@ -126,7 +206,7 @@ class SweepResults:
 
     def footnote(self) -> str:
         """Steps, seeds, and how to read the cells; the counts behind a FID, where there is one."""
-        missing = [f"{name}, seed {seed}" for name, seed in self._planned() if (name, seed) not in self._by_name]
+        missing = [f"{name}, seed {seed}" for name, seed in self._planned if (name, seed) not in self._by_name]
         steps = sorted({int(run.report["steps"]) for run in self.runs})
         parts = [f"{self.sweep.recipe}, {' to '.join(f'{step:,}' for step in sorted({steps[0], steps[-1]}))} steps"]
         if len(self.sweep.seeds) > 1:
@@ -135,8 +215,7 @@ class SweepResults:
             parts.append(f"one run each (seed {self.sweep.seeds[0]}): small differences mean nothing")
         if missing:
             parts.append(f"not run or failed: {' and '.join(missing)}")
-        metrics = self.runs[0].report["metrics"]
-        for name, value in metrics.items():
+        for name, value in self.runs[0].report["metrics"].items():
             if name.endswith(("fid_images", "fid_reference_images", "_floor")):
                 parts.append(f"{name.removeprefix('val/')} {value:.4g}")
         return "; ".join(parts) + "."
@@ -147,29 +226,22 @@ class SweepResults:
         ``variants`` and ``seeds`` are the plan, ``runs`` all of it: the report of a run that is not finished is None.
         ``table`` has mean and spread of each column over a variant's seeds, and how many of them have a number.
         """
-        sweep = self.sweep
-        return {
-            "recipe": sweep.recipe,
-            "overrides": sweep.overrides,
-            "variants": sweep.variants,
-            "seeds": list(sweep.seeds),
-            "table": {
-                name: {column.heading: self.cell(name, column).content() for column in sweep.columns}
-                for name in sweep.variants
-            },
-            "runs": [self._run_content(name, seed) for name, seed in self._planned()],
-        }
-
-    def _planned(self) -> list[tuple[str, int]]:
-        return [(name, seed) for name in self.sweep.variants for seed in self.sweep.seeds]
-
-    def _run_content(self, variant: str, seed: int) -> dict[str, Any]:
-        run = self._by_name.get((variant, seed))
-        values = {column.heading: None if run is None else _plain(run.value(column)) for column in self.sweep.columns}
-        report = None
-        if run is not None:
-            report = {**run.report, "metrics": {k: _plain(v) for k, v in run.report["metrics"].items()}}
-        return {"variant": variant, "seed": seed, "values": values, "report": report}
+        sweep, runs, table = self.sweep, [], {}
+        for name in sweep.variants:
+            cells = {column.heading: self.cell(name, column) for column in sweep.columns}
+            table[name] = {
+                heading: {"mean": _plain(cell.mean), "spread": _plain(cell.spread), "seeds": len(cell.known)}
+                for heading, cell in cells.items()
+            }
+        for name, seed in self._planned:
+            run = self._by_name.get((name, seed))
+            values = {column.heading: None if run is None else _plain(run.value(column)) for column in sweep.columns}
+            report = None
+            if run is not None:
+                report = {**run.report, "metrics": {k: _plain(v) for k, v in run.report["metrics"].items()}}
+            runs.append({"variant": name, "seed": seed, "values": values, "report": report})
+        plan = {"recipe": sweep.recipe, "overrides": sweep.overrides, "variants": sweep.variants}
+        return {**plan, "seeds": list(sweep.seeds), "table": table, "runs": runs}
 
     def plot(self, path: Path) -> None:
         """Each plotted column as a row of dots: a ring for every seed, a filled dot for their mean.
@@ -215,7 +287,8 @@ class SweepResults:
         rows = math.ceil(len(tags) / columns)
         first = {run.variant: run for run in reversed(self.runs)}
         named = {column.metric: column for column in self.sweep.columns if column.measure == "last"}
-        kinds = [_kind(tag) for tag in tags]
+        # what a curve measures, whichever split or scale it is of: `loss` of `val/loss_last`
+        kinds = [re.sub(r"_(last|scale_\d+)$", "", tag.rpartition("/")[2]).replace("_", " ") for tag in tags]
         lines: dict[str, Any] = {}
         with figure_of(path, rows, columns, width=3.1 * columns, height=2.3 * rows + 0.5) as axes:
             for axis, tag, kind in zip(axes, tags, kinds, strict=False):
@@ -240,26 +313,8 @@ class SweepResults:
             axes[0].figure.legend(lines.values(), lines, loc="outside lower center", ncols=4, frameon=False)
 
 
-def _kind(tag: str) -> str:
-    """What a logged curve measures, whichever split or scale it is of: `loss` of `val/loss_last`."""
-    return re.sub(r"_(last|scale_\d+)$", "", tag.rpartition("/")[2]).replace("_", " ")
-
-
-def _gap(kind: str, name: str, known: Sequence[str]) -> str:
-    close = get_close_matches(name, known, n=3)
-    return f"{kind} {name!r}: no run has it; " + (f"close to it: {', '.join(close)}" if close else "see metrics.json")
-
-
 def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-# Logged curves of a run, read back from its TensorBoard files.
-
-
-class Curve(NamedTuple):
-    steps: tuple[int, ...]
-    values: tuple[float, ...]
 
 
 def read_curves(folder: str | Path) -> dict[str, Curve]:
@@ -299,11 +354,12 @@ def write_results(results: SweepResults, out: Path) -> None:
     write_json(out / "sweep.json", results.content())
     (out / "sweep.md").write_text(results.markdown(), encoding="utf-8")
     written = ["sweep.json", "sweep.md"]
-    if results.plotted:
-        results.plot(out / "sweep.png")
-        written.append("sweep.png")
-    if results.logged_curves:
-        results.plot_curves(out / "curves.png")
-        written.append("curves.png")
+    for name, shown, plot in (
+        ("sweep.png", results.plotted, results.plot),
+        ("curves.png", results.logged_curves, results.plot_curves),
+    ):
+        if shown:
+            plot(out / name)
+            written.append(name)
     for name in written:
         print(f"  {out / name}")

@@ -12,11 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mvar_lightning.errors import UserError
-from mvar_lightning.runs.recipe_check import check_quickly, check_recipe
+from mvar_lightning.runs.recipe_check import check_quickly
+from mvar_lightning.runs.run import DAMAGED, Run, run_of
+from mvar_lightning.tools.console import print_table
+from mvar_lightning.tools.files import read_json, read_torch, write_json
+from mvar_lightning.tools.processes import check_number, is_main, launched, wait_until_visible
 
 if TYPE_CHECKING:
     from mvar_lightning.runs.recipe import SuiteCLI
-    from mvar_lightning.runs.run import Run
+
+SHOWN = ("val/", "codebook/usage")
+"""Metrics of the table at the end, by the beginning of their names."""
 
 MACHINES = ("--trainer.accelerator=", "--trainer.devices=", "--trainer.num_nodes=", "--trainer.strategy=ddp")
 """Overrides that a tokenizer's recipe needs as well when a launcher has started the processes."""
@@ -39,21 +45,20 @@ def train(
     Raises:
         UserError: a wrong recipe or override, missing data, or a folder of another run.
     """
-    check_quickly(recipe, overrides)
-    from mvar_lightning.runs.run import run_of
-    from mvar_lightning.tools.processes import is_main
-
+    content = check_quickly(recipe, overrides)
     run = run_of(recipe, overrides, run_folder)
     if run.metrics_file.exists() and not fresh:
         run.check()
         if is_main():
             print(f"{run.folder}: already trained (train anew with --fresh)")
         return run
-    tokenizer_recipe = check_recipe(run).get("tokenizer_recipe")
+    from mvar_lightning.runs.recipe import RecipeCheck
+
+    RecipeCheck(run.arguments, run.folder)
     if fresh:
         run.forget()
     run.check()
-    trained_here = _train_tokenizer(run, tokenizer_recipe)
+    trained_here = _train_tokenizer(run, content.get("tokenizer_recipe"))
     extra = [f"--model.tokenizer={trained_here}"] if trained_here is not None else []
     _fit(run, extra, None if fresh or not run.last_checkpoint.is_file() else run.last_checkpoint)
     return run
@@ -63,29 +68,28 @@ def _train_tokenizer(run: Run, tokenizer_recipe: str | None) -> Path | None:
     """Folder of a tokenizer trained for this run, or None where the recipe names none or it is given."""
     if tokenizer_recipe is None or any(o.startswith("--model.tokenizer=") for o in run.overrides):
         return None
-    from mvar_lightning.runs.run import run_of
-    from mvar_lightning.tools.processes import launched
-
-    data = [override for override in run.overrides if override.startswith("--data.path=")]
-    if not launched() or run_of(tokenizer_recipe, data).metrics_file.exists():
-        return train(tokenizer_recipe, data).model_folder
-    # all processes that a launcher started train it, so its trainer must hear of them too
-    machines = [override for override in run.overrides if override.startswith(MACHINES)]
-    return train(tokenizer_recipe, [*data, *machines]).model_folder
+    overrides = [override for override in run.overrides if override.startswith("--data.path=")]
+    if launched() and not run_of(tokenizer_recipe, overrides).metrics_file.exists():
+        # all processes that a launcher started train it, so its trainer must hear of them too
+        overrides += [override for override in run.overrides if override.startswith(MACHINES)]
+    return train(tokenizer_recipe, overrides).model_folder
 
 
 def _fit(run: Run, extra: list[str], checkpoint: Path | None) -> None:
     from lightning.pytorch.callbacks import LambdaCallback
 
+    from mvar_lightning.checkpoints.folder import open_checkpoint, save
     from mvar_lightning.runs.recipe import SuiteCLI
-    from mvar_lightning.runs.report import write_report
-    from mvar_lightning.tools.processes import check_number, wait_until_visible
+    from mvar_lightning.training.distributed import gathered
 
-    cli = SuiteCLI(["--config", str(run.recipe), *run.overrides, *extra], run.folder)
+    cli = SuiteCLI([*run.arguments, *extra], run.folder)
     trainer: Any = cli.trainer
     check_number(trainer.world_size)
     if checkpoint is not None:
-        _tell_where(run, checkpoint)
+        open_checkpoint(checkpoint)  # a damaged one is told in one line
+        if is_main():
+            at = read_torch(checkpoint)
+            print(f"{run.folder}: continuing from {checkpoint} (epoch {at['epoch']}, step {at['global_step']})")
     validated: list[int] = []
     trainer.callbacks.append(LambdaCallback(on_validation_end=lambda trainer, _: validated.append(trainer.global_step)))
     with run.started(trainer):
@@ -93,35 +97,13 @@ def _fit(run: Run, extra: list[str], checkpoint: Path | None) -> None:
         trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
         if validated[-1:] != [trainer.global_step]:  # the report is about the final weights
             trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
-        _save_weights(run, cli)
+        model = getattr(cli.model, "model", None)
+        model = None if model is None else gathered(model)  # sharded weights need all ranks for that
         if trainer.is_global_zero:
+            save(run.model_folder, model, cli.model.tokenizer)
             write_report(run, cli)
         trainer.strategy.barrier()
     wait_until_visible(run.metrics_file)
-
-
-def _tell_where(run: Run, checkpoint: Path) -> None:
-    """Say what the run goes on from; a damaged checkpoint is told in one line."""
-    from mvar_lightning.checkpoints.folder import open_checkpoint
-    from mvar_lightning.tools.files import read_torch
-    from mvar_lightning.tools.processes import is_main
-
-    open_checkpoint(checkpoint)
-    if is_main():
-        content = read_torch(checkpoint)
-        print(f"{run.folder}: continuing from {checkpoint} (epoch {content['epoch']}, step {content['global_step']})")
-
-
-def _save_weights(run: Run, cli: SuiteCLI) -> None:
-    """The trained weights as a folder of the suite's own; sharded ones are gathered by all ranks first."""
-    from mvar_lightning.checkpoints import save
-    from mvar_lightning.training.distributed import gathered
-
-    model = getattr(cli.model, "model", None)
-    model = None if model is None else gathered(model)
-    trainer: Any = cli.trainer
-    if trainer.is_global_zero:
-        save(run.model_folder, model, cli.model.tokenizer)
 
 
 def run_stage(
@@ -145,11 +127,9 @@ def run_stage(
     check_quickly(recipe, overrides)
     from mvar_lightning.checkpoints.folder import open_checkpoint
     from mvar_lightning.runs.recipe import SuiteCLI
-    from mvar_lightning.runs.run import run_of
-    from mvar_lightning.tools.processes import check_number
 
     run = run_of(recipe, overrides, run_folder)
-    cli = SuiteCLI(["--config", str(recipe), *overrides], run.folder)
+    cli = SuiteCLI(run.arguments, run.folder)
     if stage != "fit" and checkpoint is None and getattr(cli.model, "init_from", None) is None:
         raise UserError(f"mvar {stage}: no weights; name a checkpoint with --ckpt-path or set model.init_from")
     check_number(cli.trainer.world_size)
@@ -165,3 +145,63 @@ def list_options(recipe: str | Path | None = None) -> None:
     from mvar_lightning.runs.recipe import SuiteCLI
 
     SuiteCLI([*(["--config", str(recipe)] if recipe else []), "--help"], Path("runs"))
+
+
+# What a finished run has come to.
+
+
+def write_report(run: Run, cli: SuiteCLI) -> None:
+    """Write ``metrics.json``: last validation metrics, sizes, speed and memory of the run.
+
+    The seconds are those of training with its validations, over all the times that the run was taken up again.
+    """
+    from mvar_lightning.callbacks import LastCheckpoint
+    from mvar_lightning.tools.compute import peak_memory_bytes
+
+    module: Any = cli.model
+    trainer: Any = cli.trainer
+    latest: dict[str, float] = {}
+    seconds = sum(c.state_dict()["seconds"] for c in trainer.callbacks if isinstance(c, LastCheckpoint))
+    for callback in trainer.callbacks:
+        latest |= getattr(callback, "latest", {})
+    core = getattr(module, "model", module.tokenizer)
+    report = {
+        "recipe": str(run.recipe),
+        "overrides": list(run.overrides),
+        "steps": trainer.global_step,
+        "seconds": round(seconds, 1),
+        "parameters": sum(parameter.numel() for parameter in core.parameters()),
+        "seconds_per_step": latest.get("speed/step_seconds"),
+        "peak_memory_bytes": peak_memory_bytes(trainer.strategy.root_device),
+        "metrics": {name: float(value) for name, value in sorted(trainer.callback_metrics.items())},
+    }
+    if hasattr(module, "model"):
+        report["attention"] = repr(core.strategy)
+        # keys and values that sampling one unguided image holds, in the model's precision
+        elements = 2 * core.backend.plan.cache_tokens * core.width * core.depth
+        report["kv_cache_bytes_per_image"] = elements * next(core.parameters()).element_size()
+    write_json(run.metrics_file, report)
+
+
+def print_report(run: Run) -> None:
+    """The table at the end of `mvar train`."""
+    report = read_json(run.metrics_file, DAMAGED)
+    shown = {name: value for name, value in report["metrics"].items() if name.startswith(SHOWN)}
+    rows = [
+        ("steps", f"{report['steps']:,} in {report['seconds']:.0f} s"),
+        ("parameters", f"{report['parameters']:,}"),
+        ("peak memory", f"{report['peak_memory_bytes'] / 2**20:,.0f} MiB"),
+        *((name, f"{value:.4g}") for name, value in shown.items() if "_scale_" not in name),
+    ]
+    print_table(rows, title=str(run.recipe))
+    written = {
+        "samples": run.folder / "samples.png",
+        "reconstructions": run.folder / "reconstructions.png",
+        "metrics": run.metrics_file,
+        "checkpoint": run.last_checkpoint,
+        "weights": run.model_folder,
+        "TensorBoard": run.folder / "tensorboard",
+    }
+    for label, path in written.items():
+        if path.exists():
+            print(f"  {label:<12} {path}")

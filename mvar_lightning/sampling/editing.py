@@ -23,12 +23,12 @@ from mvar_lightning.errors import UserError, check_counts
 from mvar_lightning.pyramid import ScalePyramid
 from mvar_lightning.sampling.guidance import GuidanceSchedule, as_schedule
 from mvar_lightning.sampling.jobs import class_indices, class_names, list_jobs
-from mvar_lightning.sampling.noise import ImageNoise, check_seeds
 from mvar_lightning.sampling.sampler import (
     Generated,
-    Replace,
+    ImageNoise,
     SamplingSettings,
     check_labels,
+    check_seeds,
     check_together,
     decode_in_chunks,
     sample_pyramid,
@@ -91,25 +91,17 @@ def edit(
     if len(keep_BHW) not in (1, images):
         raise UserError(f"mask of shape {tuple(mask_BHW.shape)}: {images} images need one mask for all or one for each")
     with evaluating(model, tokenizer):
-        idx_BL = tokenizer.encode(image_B3HW.to(label_B.device)).expand(images, -1)
-        replace = keep_tokens(idx_BL, keep_BHW, tokenizer)
-        f_hat_BZhw, idx_BL = sample_pyramid(model, tokenizer, label_B, settings, noise, replace)
+        given = tokenizer.pyramid.split(tokenizer.encode(image_B3HW.to(label_B.device)).expand(images, -1))
+
+        def keep(scale: int, idx_Bl: Tensor, codes_BlZ: Tensor) -> tuple[Tensor, Tensor]:
+            """Put the image's tokens where the mask says so."""
+            keep_Bl = keep_at(scale, keep_BHW, tokenizer.pyramid)
+            given_codes_BlZ = tokenizer.quantizer.lookup(given[scale])
+            codes_BlZ = torch.where(keep_Bl[..., None], given_codes_BlZ, codes_BlZ.to(given_codes_BlZ.dtype))
+            return torch.where(keep_Bl, given[scale], idx_Bl), codes_BlZ
+
+        f_hat_BZhw, idx_BL = sample_pyramid(model, tokenizer, label_B, settings, noise, keep)
         return Generated(decode_in_chunks(tokenizer, f_hat_BZhw, decode_chunk), idx_BL)
-
-
-def keep_tokens(idx_BL: Tensor, keep_Bhw: Tensor, tokenizer: MultiScaleTokenizer) -> Replace:
-    """A hook of `sample_pyramid` that puts the image's tokens ``idx_BL`` where ``keep_Bhw`` says so."""
-    given = tokenizer.pyramid.split(idx_BL)
-
-    def replace(scale: int, idx_Bl: Tensor, codes_BlZ: Tensor) -> tuple[Tensor, Tensor]:
-        keep_Bl = keep_at(scale, keep_Bhw, tokenizer.pyramid)
-        given_codes_BlZ = tokenizer.quantizer.lookup(given[scale])
-        return (
-            torch.where(keep_Bl, given[scale], idx_Bl),
-            torch.where(keep_Bl[..., None], given_codes_BlZ, codes_BlZ.to(given_codes_BlZ.dtype)),
-        )
-
-    return replace
 
 
 def keep_at(scale: int, keep_Bhw: Tensor, pyramid: ScalePyramid) -> Tensor:
@@ -225,17 +217,14 @@ def edit_picture(request: EditRequest) -> list[Path]:
     precision = choose_precision(request.precision, device)
     prepare(model, precision)
     with computing(precision, device):
-        result_B3HW, idx_BL = edit(
-            model,
-            tokenizer,
-            image_13HW,
-            mask_HW,
-            labels[0],
-            seeds=[job.seed for job in jobs],
-            **request.settings.arguments(),
-        )
+        seeds = [job.seed for job in jobs]
+        arguments = request.settings.arguments()
+        result_B3HW, idx_BL = edit(model, tokenizer, image_13HW, mask_HW, labels[0], seeds=seeds, **arguments)
     pictures = {job.file: result_3HW for job, result_3HW in zip(jobs, result_B3HW, strict=True)}
-    pictures["before_after.png"] = before_and_after(image_13HW, mask_HW, result_B3HW)
+    before_3HW = image_13HW[0].add(1).div(2)
+    tint_311 = torch.tensor(TINT, device=device)[:, None, None]
+    masked_3HW = before_3HW + 0.6 * mask_HW * (tint_311 - before_3HW)
+    pictures["before_after.png"] = make_grid(enlarge(torch.cat([before_3HW[None], masked_3HW[None], result_B3HW])))
     after_NK3HW = torch.stack([to_unit(image) for image in tokenizer.progressive(idx_BL[:STRIPS])], dim=1)
     pictures["coarse_to_fine.png"] = make_strips(after_NK3HW)
     folder = Path(request.out)
@@ -269,7 +258,12 @@ def read_mask(request: EditRequest, picture: Image.Image, tokenizer: MultiScaleT
                 f"{picture.height}; make it the same size"
             )
     elif request.box is not None:
-        inside = inpaint_mask(_fractions(request.box, picture), (picture.height, picture.width))
+        box, (width, height) = request.box, picture.size
+        if max(box) > 1:  # in pixels
+            if min(box) < 0 or max(box[::2]) > width or max(box[1::2]) > height:
+                raise UserError(f"box {list(box)}: lies outside of the picture's {width} x {height} pixels")
+            box = tuple(edge / (width, height)[index % 2] for index, edge in enumerate(box))
+        inside = inpaint_mask(box, (height, width))
         mask = Image.fromarray(inside.byte().mul(255).numpy()).convert("RGB")
     else:
         raise UserError("nothing to paint: give ``mask`` or ``box``")
@@ -283,21 +277,3 @@ def read_mask(request: EditRequest, picture: Image.Image, tokenizer: MultiScaleT
             f"({side} x {side} tokens); make the painted part larger"
         )
     return mask_HW
-
-
-def _fractions(box: tuple[float, ...], picture: Image.Image) -> tuple[float, ...]:
-    """Pixels to fractions; numbers that are all at most 1 are fractions already."""
-    if max(box) <= 1:
-        return box
-    width, height = picture.size
-    if min(box) < 0 or max(box[::2]) > width or max(box[1::2]) > height:
-        raise UserError(f"box {list(box)}: lies outside of the picture's {width} x {height} pixels")
-    return tuple(edge / (width, height)[index % 2] for index, edge in enumerate(box))
-
-
-def before_and_after(image_13HW: Tensor, mask_HW: Tensor, result_B3HW: Tensor) -> Tensor:
-    """One picture: the image, the image with its mask in red, and the results."""
-    before_3HW = image_13HW[0].add(1).div(2)
-    tint_311 = torch.tensor(TINT, device=mask_HW.device)[:, None, None]
-    masked_3HW = before_3HW + 0.6 * mask_HW * (tint_311 - before_3HW)
-    return make_grid(enlarge(torch.cat([before_3HW[None], masked_3HW[None], result_B3HW])))

@@ -22,7 +22,10 @@ from mvar_lightning.transformer import NextScaleTransformer
 class GuidanceSchedule(AxisMember, ABC):
     """How strong guidance is at each scale."""
 
-    cfg: float
+    def __init__(self, cfg: float = 1.5) -> None:
+        if not (math.isfinite(cfg) and cfg >= 0):
+            raise UserError(f"cfg {cfg}: must be 0 (no guidance) or a positive number (published: 1.5)")
+        self.cfg = float(cfg)
 
     @abstractmethod
     def strength(self, scale: int, num_scales: int) -> float:
@@ -35,18 +38,12 @@ class GuidanceSchedule(AxisMember, ABC):
 class LinearGuidance(GuidanceSchedule):
     """t = cfg k / (K - 1): none at the first scale, ``cfg`` at the last (VAR, MVAR, Markov-VAR)."""
 
-    def __init__(self, cfg: float = 1.5) -> None:
-        self.cfg = _checked(cfg)
-
     def strength(self, scale: int, num_scales: int) -> float:
         return self.cfg * scale / max(1, num_scales - 1)
 
 
 class ConstantGuidance(GuidanceSchedule):
     """t = cfg at every scale."""
-
-    def __init__(self, cfg: float = 1.5) -> None:
-        self.cfg = _checked(cfg)
 
     def strength(self, scale: int, num_scales: int) -> float:
         return self.cfg
@@ -69,10 +66,8 @@ class CutoffGuidance(GuidanceSchedule):
                 f"CutoffGuidance: first_scale={first_scale}, last_scale={last_scale}; "
                 "scales are counted from 0, and the last must not come before the first"
             )
-        self.cfg = _checked(cfg)
-        self.first_scale = first_scale
-        self.last_scale = last_scale
-        self.linear = linear
+        super().__init__(cfg)
+        self.first_scale, self.last_scale, self.linear = first_scale, last_scale, linear
 
     def strength(self, scale: int, num_scales: int) -> float:
         last = num_scales - 1 if self.last_scale is None else self.last_scale
@@ -109,6 +104,8 @@ def unconditional_scales(strengths: list[float], crosses_scales: bool) -> range:
 class GuidedRows:
     """Runs the conditional rows and, while guidance needs them, as many unconditional ones below them.
 
+    These are taken up, and dropped again, where the range of their scales begins and ends.
+
     Args:
         label_B: int64, the model's "no class" (index num_classes) allowed.
         schedule: 0 everywhere runs B rows throughout.
@@ -129,7 +126,12 @@ class GuidedRows:
 
     def features(self, scale: int, x_BlZ: Tensor | None) -> Tensor:
         """What the head's last product reads at ``scale``, (R, l, C): a fraction of the logits' size."""
-        self._fit_rows(scale)
+        if scale and scale == self.unconditional.start:
+            history = self.state.history  # it is of images, not of rows, so it serves both halves
+            self.state = self.model.begin(self._labels(scale), images=len(self.label_B))
+            self.state.history = history
+        elif scale and scale == self.unconditional.stop:
+            self.state = self.state.rows(slice(0, len(self.label_B)))
         return self.model.step_features(self.state, scale, x_BlZ)
 
     def logits(self, h_RlC: Tensor, scale: int, images: slice) -> Tensor:
@@ -146,20 +148,3 @@ class GuidedRows:
         if scale not in self.unconditional:
             return self.label_B
         return torch.cat([self.label_B, torch.full_like(self.label_B, self.model.num_classes)])
-
-    def _fit_rows(self, scale: int) -> None:
-        """Take up the unconditional rows, or drop them, where their range begins or ends."""
-        if scale == 0 or not self.unconditional:
-            return
-        if scale == self.unconditional.start:
-            history = self.state.history  # it is of images, not of rows, so it serves both halves
-            self.state = self.model.begin(self._labels(scale), images=len(self.label_B))
-            self.state.history = history
-        elif scale == self.unconditional.stop:
-            self.state = self.state.rows(slice(0, len(self.label_B)))
-
-
-def _checked(cfg: float) -> float:
-    if not (math.isfinite(cfg) and cfg >= 0):
-        raise UserError(f"cfg {cfg}: must be 0 (no guidance) or a positive number (published: 1.5)")
-    return float(cfg)

@@ -9,29 +9,36 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import time
+import zipfile
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
+import numpy as np
 import torch
+from PIL import Image
 
 from mvar_lightning.checkpoints.source import NO_CLASS, Source
 from mvar_lightning.data.index import read_index
 from mvar_lightning.errors import UserError, check_counts
-from mvar_lightning.sampling.image_folder import Job, claim_folder, mixed, write_archive, write_grid
-from mvar_lightning.sampling.noise import NUM_SEEDS
-from mvar_lightning.sampling.sampler import SamplingSettings, generate
+from mvar_lightning.sampling.sampler import NUM_SEEDS, SamplingSettings, generate
 from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.tools.compute import choose_device, choose_precision, computing, peak_memory_bytes
 from mvar_lightning.tools.console import progress
-from mvar_lightning.tools.drawing import PictureWriter, to_png
+from mvar_lightning.tools.drawing import PictureWriter, enlarge, from_image, make_grid, to_png
+from mvar_lightning.tools.files import claim, write
 from mvar_lightning.tools.processes import spread
 from mvar_lightning.transformer import NextScaleTransformer
 from mvar_lightning.transformer.acceleration import prepare
+
+SETTINGS_FILE, GRID_FILE, ARCHIVE_FILE = "sampling.json", "grid.png", "samples.npz"
+GRID_CLASSES, GRID_COLUMNS = 16, 16
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,10 @@ class SampleRequest:
     def __post_init__(self) -> None:
         check_counts(count=self.count, batch_size=self.batch_size, devices=self.devices)
 
+    @property
+    def folder(self) -> Path:
+        return Path(self.out)
+
 
 class SampledImages(NamedTuple):
     """What `sample_images` leaves: files in ``folder``, the overview, the npz if wanted, and what it did in words."""
@@ -94,41 +105,33 @@ def sample_images(request: SampleRequest) -> SampledImages:
         UserError: a model that cannot be read, classes that it does not have, or a folder of other settings.
     """
     plan = plan_sampling(request)
-    claim_folder(plan.task.folder, plan.identity)
-    folder, jobs = plan.task.folder, plan.jobs
+    folder, jobs = request.folder, plan.jobs
+    claim_folder(folder, plan.identity)
     made = make_missing(plan.task, jobs, request.devices)
     npz = write_archive(folder, mixed(jobs)) if request.npz else None
     return SampledImages(folder, [job.file for job in jobs], write_grid(folder, jobs), npz, made)
 
 
 @dataclass(frozen=True)
-class Task:
-    """What a process needs to know to do its share; plain values, so that it can be sent."""
+class Job:
+    """One image: its class (NO_CLASS for none) and its own seed, the one to give to `generate`."""
 
-    source: Source
-    settings: SamplingSettings
-    precision: str
-    batch_size: int
-    device: str
-    folder: Path
-    compiled: bool = False
-    graphs: bool = False
+    label: int
+    seed: int
 
-
-@dataclass(frozen=True)
-class Report:
-    """Sent after each batch: images made, seconds of sampling so far, most bytes held so far."""
-
-    rank: int
-    images: int
-    seconds: float
-    peak_bytes: int
+    @property
+    def file(self) -> str:
+        label = "none" if self.label == NO_CLASS else f"{self.label:04d}"
+        return f"{label}_{self.seed:010d}.png"
 
 
 class SamplingPlan(NamedTuple):
-    """All images of a request, the work of a process, and what beside class and seed an image follows from."""
+    """All images of a request, and what beside class and seed an image follows from.
 
-    task: Task
+    ``task`` is the request with its device and precision settled: what a process needs to know to do its share.
+    """
+
+    task: SampleRequest
     jobs: list[Job]
     identity: dict[str, Any]
     num_classes: int
@@ -139,28 +142,17 @@ def plan_sampling(request: SampleRequest) -> SamplingPlan:
     """Read the model once to see what is to be made; each process reads its own. Writes nothing."""
     device = choose_device(request.device)
     check_gpus(request.devices, device)
-    precision = choose_precision(request.precision, device)
+    task = replace(request, device=device.type, precision=choose_precision(request.precision, device))
     model, tokenizer = request.source.load(torch.device("cpu"))
     names = class_names(request.data, model.num_classes)
     labels = class_indices(request.classes, model.num_classes, names)
-    settings = request.settings
     identity = {
-        **settings.arguments(),
-        "cfg": settings.guidance.cfg,
-        "guidance": repr(settings.guidance),
-        "precision": precision,
+        **task.settings.arguments(),
+        "cfg": task.settings.guidance.cfg,
+        "guidance": repr(task.settings.guidance),
+        "precision": task.precision,
         "weights": weights_hash(model, tokenizer),
     }
-    task = Task(
-        request.source,
-        settings,
-        precision,
-        request.batch_size,
-        device.type,
-        Path(request.out),
-        request.compiled,
-        request.graphs,
-    )
     jobs = list_jobs(labels, request.count, request.seed)
     return SamplingPlan(task, jobs, identity, model.num_classes, tokenizer.image_size)
 
@@ -194,23 +186,20 @@ def class_indices(classes: str | Sequence[int] | None, num_classes: int, names: 
         return list(range(num_classes))
     if not isinstance(classes, str):
         classes, names = ",".join("none" if label == NO_CLASS else str(label) for label in classes), ()
-    indices = [index for part in classes.split(",") for index in _classes_of(part.strip(), num_classes, names)]
+    indices: list[int] = []
+    for part in map(str.strip, classes.split(",")):
+        if part in names or part == "none":
+            indices.append(names.index(part) if part in names else NO_CLASS)
+            continue
+        first, dash, last = part.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            known = f"``data`` names {', '.join(names[:5])}, ..." if names else "to use names give ``data`` FOLDER"
+            raise UserError(f"class {part!r}: must be an index from 0 to {num_classes - 1} or a known name; {known}")
+        chosen = range(int(first), int(last if dash else first) + 1)
+        if not chosen or chosen[-1] >= num_classes:
+            raise UserError(f"class {part}: the model knows classes 0 to {num_classes - 1}")
+        indices += chosen
     return list(dict.fromkeys(indices))
-
-
-def _classes_of(part: str, num_classes: int, names: Sequence[str]) -> Sequence[int]:
-    if part in names:
-        return [names.index(part)]
-    if part == "none":
-        return [NO_CLASS]
-    first, dash, last = part.partition("-")
-    if not first.isdecimal() or (dash and not last.isdecimal()):
-        known = f"``data`` names {', '.join(names[:5])}, ..." if names else "to use names give ``data`` FOLDER"
-        raise UserError(f"class {part!r}: must be an index from 0 to {num_classes - 1} or a known name; {known}")
-    chosen = range(int(first), int(last if dash else first) + 1)
-    if not chosen or chosen[-1] >= num_classes:
-        raise UserError(f"class {part}: the model knows classes 0 to {num_classes - 1}")
-    return chosen
 
 
 def list_jobs(labels: Sequence[int], count: int, seed: int) -> list[Job]:
@@ -242,7 +231,16 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
 # The work.
 
 
-def make_missing(task: Task, jobs: Sequence[Job], processes: int) -> str:
+class Report(NamedTuple):
+    """Sent after each batch: images made, seconds of sampling so far, most bytes held so far."""
+
+    rank: int
+    images: int
+    seconds: float
+    peak_bytes: int
+
+
+def make_missing(task: SampleRequest, jobs: Sequence[Job], processes: int) -> str:
     """Make what is not there yet, with a progress bar; says what was made, how fast, and the peak memory."""
     missing = [job for job in jobs if not (task.folder / job.file).exists()]
     if not missing:
@@ -261,9 +259,9 @@ def make_missing(task: Task, jobs: Sequence[Job], processes: int) -> str:
     return f"{len(missing)} made now at {speed:.1f} images/s, peak memory {peak:.2f} GiB{each}"
 
 
-def make_images(task: Task, jobs: Sequence[Job], rank: int, send: Callable[[Report], None]) -> None:
-    """Make the images of ``jobs``, batch by batch, and report after each: its files are written while the next batch is
-    sampled, those of the last before it is reported.
+def make_images(task: SampleRequest, jobs: Sequence[Job], rank: int, send: Callable[[Report], None]) -> None:
+    """Make the images of ``jobs`` on the device of a plan's ``task``, batch by batch, and report after each: its files
+    are written while the next batch is sampled, those of the last before it is reported.
 
     Raises:
         UserError: the model cannot be read, or a file not be written.
@@ -287,3 +285,96 @@ def make_images(task: Task, jobs: Sequence[Job], rank: int, send: Callable[[Repo
             if first + len(batch) == len(jobs):
                 writer.wait()
             send(Report(rank, len(batch), time.perf_counter() - start, peak_memory_bytes(device)))
+
+
+# The folder: the settings that all of its images were made with, an overview, and one npz.
+
+
+class Picture(Protocol):
+    """An image file in a folder, and its class (NO_CLASS where that is not known)."""
+
+    @property
+    def file(self) -> str: ...
+    @property
+    def label(self) -> int: ...
+
+
+def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
+    """Make the folder and note the settings in it, or check that it was made with the same.
+
+    Raises:
+        UserError: it cannot be written, or holds images of other settings.
+    """
+
+    def refusal(name: str, theirs: Any, ours: Any) -> str:
+        return f"``out`` {folder}: holds images with {name} {theirs}, these have {ours}; choose another ``out`` folder"
+
+    try:
+        claim(folder / SETTINGS_FILE, settings, refusal)
+    except OSError as error:
+        raise UserError(f"``out`` {folder}: cannot be written ({error.strerror}); choose another folder") from error
+
+
+def write_grid(folder: Path, jobs: Sequence[Job]) -> Path:
+    """The first images of the first classes (16 x 16 at most), a row for each class."""
+    rows: dict[int, list[Job]] = {}
+    for job in jobs:
+        rows.setdefault(job.label, []).append(job)
+    shown = [row[:GRID_COLUMNS] for row in list(rows.values())[:GRID_CLASSES]]
+    images = []
+    for job in (job for row in shown for job in row):
+        with Image.open(folder / job.file) as image:
+            images.append(from_image(image))
+    to_png(make_grid(enlarge(torch.stack(images)), columns=len(shown[0])), folder / GRID_FILE)
+    return folder / GRID_FILE
+
+
+P = TypeVar("P")
+
+
+def mixed(pictures: Sequence[P]) -> list[P]:
+    """In a random order that is always the same.
+
+    ADM's evaluator takes the Inception score of 5,000 images in a row: sorted by class, they would show a few classes.
+    """
+    return random.Random(0).sample(pictures, len(pictures))
+
+
+def write_archive(folder: Path, jobs: Sequence[Picture], file: Path | None = None) -> Path:
+    """All images of a folder as one npz, in this order, one at a time: ``arr_0`` uint8 (N, H, W, 3), ``arr_1`` int64
+    labels (N,). What the ADM (guided-diffusion) evaluator reads. Left alone where it already holds these images.
+
+    ``file`` is in the same folder unless given.
+    """
+    file = folder / ARCHIVE_FILE if file is None else file
+    digest = hashlib.sha256()
+    for job in jobs:  # files made anew under the same names have other times
+        about = (folder / job.file).stat()
+        digest.update(f"{job.file}/{about.st_size}/{about.st_mtime_ns}\n".encode())
+    if file.exists():
+        with suppress(zipfile.BadZipFile), zipfile.ZipFile(file) as archive:
+            if archive.comment == digest.digest():
+                return file
+    try:
+        write(file, lambda stream: _write_npz(stream, folder, jobs, digest.digest()))
+    except OSError as error:
+        raise UserError(
+            f"{file}: cannot be written ({error.strerror}); free some space or choose another ``out``"
+        ) from error
+    return file
+
+
+def _write_npz(stream: Any, folder: Path, jobs: Sequence[Picture], digest: bytes) -> None:
+    labels_N = np.array([job.label for job in jobs], dtype=np.int64)
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+        archive.comment = digest
+        with archive.open("arr_0.npy", "w", force_zip64=True) as member:
+            for index, job in enumerate(jobs):
+                pixels_HW3 = np.asarray(Image.open(folder / job.file).convert("RGB"))
+                if index == 0:
+                    shape = (len(jobs), *pixels_HW3.shape)
+                    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                    np.lib.format.write_array_header_2_0(member, header)  # type: ignore[no-untyped-call]
+                member.write(pixels_HW3.tobytes())
+        with archive.open("arr_1.npy", "w") as member:
+            np.lib.format.write_array(member, labels_N, allow_pickle=False)

@@ -2,6 +2,8 @@
 
     label --model--> logits --guidance, filters, draw--> tokens --codebook, phi--> f_hat --area down--> next input
 
+Below the loop: the filters and the draw, and the random numbers that an image's seed stands for.
+
 B batch, l tokens of one scale, L all tokens, K scales, V vocabulary, Z code dim, HW pixels, hw latent map.
 """
 
@@ -9,16 +11,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mvar_lightning.errors import UserError
-from mvar_lightning.sampling.filters import check_filters, filter_logits, sample_tokens
+from mvar_lightning.pyramid import ScalePyramid
 from mvar_lightning.sampling.guidance import GuidanceSchedule, GuidedRows, LinearGuidance, as_schedule
-from mvar_lightning.sampling.noise import ImageNoise, check_seeds
 from mvar_lightning.tokenizer import MultiScaleTokenizer, check_pair
 from mvar_lightning.tools.compute import evaluating
 from mvar_lightning.transformer import NextScaleTransformer
@@ -28,6 +29,9 @@ Replace = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 Observe = Callable[[int, Tensor], None]
 """(scale, guided logits_BlV): look, but leave them as they are."""
+
+NUM_SEEDS = 2**32
+"""A CPU generator reads no more than 32 bits of its seed."""
 
 LOGITS_AT_ONCE = 2**28
 """So many logits (1 GiB in float32) are held at a time, unless somebody looks at those of all images."""
@@ -59,13 +63,8 @@ class SamplingSettings:
 
     def arguments(self) -> dict[str, Any]:
         """The same as arguments of `generate` and `edit`."""
-        return {
-            "cfg": self.guidance,
-            "top_k": self.top_k,
-            "top_p": self.top_p,
-            "temperature": self.temperature,
-            "more_smooth": self.more_smooth,
-        }
+        settings = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {"cfg": settings.pop("guidance"), **settings}
 
 
 class Generated(NamedTuple):
@@ -150,7 +149,12 @@ def sample_pyramid(
     for scale in range(pyramid.num_scales):
         h_RlC = rows.features(scale, x_BlZ)
         chosen = []
-        for images in _images_at_once(model, len(label_B), scale, whole=observe is not None or settings.more_smooth):
+        # both halves' logits of so many images stay bounded, unless those of all are needed together
+        at_once = max(1, LOGITS_AT_ONCE // (2 * pyramid.tokens_of(scale) * model.vocab_size))
+        if observe is not None or settings.more_smooth:
+            at_once = len(label_B)
+        for start in range(0, len(label_B), at_once):
+            images = slice(start, start + at_once)
             logits_blV = rows.logits(h_RlC, scale, images)
             if observe is not None:
                 observe(scale, logits_blV)
@@ -164,13 +168,6 @@ def sample_pyramid(
         if scale + 1 < pyramid.num_scales:
             x_BlZ = quantizer.next_input(f_hat_BZhw, scale + 1)
     return f_hat_BZhw, torch.cat(tokens, dim=1)
-
-
-def _images_at_once(model: NextScaleTransformer, batch: int, scale: int, whole: bool) -> list[slice]:
-    """The images whose logits are made together: all of them, or so many that both halves' logits stay bounded."""
-    logits_of_image = 2 * model.pyramid.tokens_of(scale) * model.vocab_size
-    at_once = batch if whole else max(1, LOGITS_AT_ONCE // logits_of_image)
-    return [slice(start, start + at_once) for start in range(0, batch, at_once)]
 
 
 def choose(
@@ -189,17 +186,13 @@ def choose(
     idx_Bl = sample_tokens(logits_BlV, noise.uniform(scale)[images], *filters, settings.temperature)
     if not settings.more_smooth:
         return idx_Bl, tokenizer.quantizer.lookup(idx_Bl)
-    filtered_BlV = filter_logits(logits_BlV / settings.temperature, *filters)
-    return idx_Bl, _smooth_codes(filtered_BlV, scale, noise, tokenizer)
-
-
-def _smooth_codes(logits_BlV: Tensor, scale: int, noise: ImageNoise, tokenizer: MultiScaleTokenizer) -> Tensor:
-    """Mixtures of codes: Gumbel softmax of the filtered logits, colder and sharper scale by scale (VAR)."""
+    # Gumbel softmax of the filtered logits, colder and sharper scale by scale (VAR)
     ratio = scale / max(1, tokenizer.pyramid.num_scales - 1)
     temperature = max(0.27 * (1 - 0.95 * ratio), 0.005)
-    noisy_BlV = logits_BlV * (1 + ratio) + noise.gumbel(scale, tokenizer.vocab_size)
+    filtered_BlV = filter_logits(logits_BlV / settings.temperature, *filters)
+    noisy_BlV = filtered_BlV * (1 + ratio) + noise.gumbel(scale, tokenizer.vocab_size)
     with torch.autocast(logits_BlV.device.type, enabled=False):
-        return (noisy_BlV / temperature).softmax(dim=-1) @ tokenizer.quantizer.codebook.weight.float()
+        return idx_Bl, (noisy_BlV / temperature).softmax(dim=-1) @ tokenizer.quantizer.codebook.weight.float()
 
 
 def decode_in_chunks(tokenizer: MultiScaleTokenizer, f_hat_BZhw: Tensor, chunk: int | None) -> Tensor:
@@ -214,11 +207,15 @@ def decode_in_chunks(tokenizer: MultiScaleTokenizer, f_hat_BZhw: Tensor, chunk: 
     return images_B3HW.add_(1).mul_(0.5)
 
 
+# What is given, checked.
+
+
 def check_together(model: NextScaleTransformer, tokenizer: MultiScaleTokenizer) -> None:
     """Raise `UserError` where model and tokenizer cannot work together: other tokens, or another device."""
     check_pair(model, tokenizer)
-    if _device(model) != _device(tokenizer):
-        raise UserError(f"device: the model is on {_device(model)}, the tokenizer on {_device(tokenizer)}; move one")
+    ours, theirs = (next(module.parameters()).device for module in (model, tokenizer))
+    if ours != theirs:
+        raise UserError(f"device: the model is on {ours}, the tokenizer on {theirs}; move one")
 
 
 def check_labels(label_B: Tensor | Sequence[int], model: NextScaleTransformer) -> Tensor:
@@ -235,7 +232,7 @@ def check_labels(label_B: Tensor | Sequence[int], model: NextScaleTransformer) -
         raise UserError(f"labels of shape {tuple(label_B.shape)}: give a list of at least one class index, (B,)")
     if label_B.is_floating_point() or label_B.dtype == torch.bool:
         raise UserError(f"labels of type {label_B.dtype}: give whole numbers")
-    label_B = label_B.to(_device(model), torch.int64)
+    label_B = label_B.to(next(model.parameters()).device, torch.int64)
     for label in (int(label_B.min()), int(label_B.max())):
         if not -1 <= label <= model.num_classes:
             raise UserError(
@@ -245,5 +242,126 @@ def check_labels(label_B: Tensor | Sequence[int], model: NextScaleTransformer) -
     return torch.where(label_B < 0, model.num_classes, label_B)
 
 
-def _device(module: nn.Module) -> torch.device:
-    return next(module.parameters()).device
+# Top-k, top-p and the draw of a token from what is left (VAR's `sample_with_top_k_top_p_`).
+#
+# Both filters come to one threshold for each token: what lies below it goes. The threshold needs a sort of the k
+# largest logits only, and the draw itself runs in the order of the vocabulary, so that two almost equal logits which
+# swap places under another batch size move no boundary of the distribution.
+
+
+def check_filters(top_k: int | None, top_p: float | None, temperature: float = 1.0) -> None:
+    """Raise `UserError` for values that mean nothing."""
+    if top_k is not None and (isinstance(top_k, bool) or top_k != int(top_k) or top_k < 1):
+        raise UserError(f"top_k {top_k}: must be a whole number of at least 1 (1 is greedy), or None to switch it off")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise UserError(f"top_p {top_p}: must be in (0, 1], or None to switch it off")
+    if not 0 < temperature < float("inf"):
+        raise UserError(f"temperature {temperature}: must be positive (1 leaves the logits alone); greedy is top_k=1")
+
+
+def filter_logits(logits_BlV: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:
+    """Logits with -inf where a token is filtered out.
+
+    Args:
+        logits_BlV: any leading shape; left as they are.
+        top_k: keep the k largest; more than V means all. None: off.
+        top_p: of these, keep the most probable ones until their share reaches p. None or 1: off.
+
+    Logits equal to the last one kept are kept too (the reference does so for top-k; for top-p it breaks such ties by
+    the order of its sort).
+
+    Raises:
+        UserError: top_k below 1 or top_p outside (0, 1].
+    """
+    check_filters(top_k, top_p)
+    vocab_size = logits_BlV.shape[-1]
+    candidates = vocab_size if top_k is None else min(int(top_k), vocab_size)
+    share = 1.0 if top_p is None else top_p
+    if candidates == vocab_size and share == 1:
+        return logits_BlV
+    largest_Blk = logits_BlV.topk(candidates, dim=-1).values
+    last_Bl1 = largest_Blk[..., -1:]
+    if share < 1:  # a token stays while the probability of those before it is below p
+        p_Blk = largest_Blk.float().softmax(dim=-1)
+        before_Blk = p_Blk.cumsum(dim=-1) - p_Blk
+        kept_Bl1 = (before_Blk < share).sum(dim=-1, keepdim=True).clamp_min(1)
+        last_Bl1 = largest_Blk.gather(-1, kept_Bl1 - 1)
+    return logits_BlV.masked_fill(logits_BlV < last_Bl1, -torch.inf)
+
+
+def sample_tokens(
+    logits_BlV: Tensor,
+    uniform_Bl: Tensor,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    temperature: float = 1.0,
+) -> Tensor:
+    """Token indices, int64 (B, l): one draw for each token.
+
+    Args:
+        logits_BlV: float32.
+        uniform_Bl: one number in [0, 1) for each token; the draw is a function of it and the logits.
+        top_k, top_p: see `filter_logits`; top_k=1 is the argmax.
+        temperature: divides the logits before they are filtered.
+
+    Raises:
+        UserError: a filter or temperature out of range.
+    """
+    check_filters(top_k, top_p, temperature)
+    if top_k == 1:
+        return logits_BlV.argmax(dim=-1)
+    scaled = logits_BlV if temperature == 1.0 else logits_BlV / temperature
+    cumulative_BlV = filter_logits(scaled, top_k, top_p).float().softmax(dim=-1).cumsum_(dim=-1)
+    # the first token whose share exceeds the number; scaled by the sum as it was rounded, so that a number below 1
+    # always finds a token, and a possible one
+    target_Bl1 = uniform_Bl[..., None] * cumulative_BlV[..., -1:]
+    return torch.searchsorted(cumulative_BlV, target_Bl1, right=True)[..., 0]
+
+
+# One random generator for each image, so that image i depends on its seed alone: not on the batch size, the order, the
+# number of processes or the device. Numbers are drawn on the CPU and moved.
+
+
+class ImageNoise:
+    """The random numbers of B images.
+
+    Args:
+        seed_B: one for each image.
+        pyramid: how many numbers each scale takes.
+        device: where they are needed.
+    """
+
+    def __init__(self, seed_B: Sequence[int], pyramid: ScalePyramid, device: torch.device) -> None:
+        self.pyramid = pyramid
+        self.device = device
+        self._generators = [torch.Generator("cpu").manual_seed(seed) for seed in seed_B]
+        uniform = [torch.rand(pyramid.num_tokens, generator=g, device="cpu") for g in self._generators]
+        self._uniform_BL = torch.stack(uniform).to(device)
+
+    def uniform(self, scale: int) -> Tensor:
+        """Numbers in [0, 1) for the tokens of ``scale``, float32 (B, l)."""
+        return self._uniform_BL[:, self.pyramid.slice_of(scale)]
+
+    def gumbel(self, scale: int, vocab_size: int) -> Tensor:
+        """Gumbel noise for the tokens of ``scale``, float32 (B, l, V); to be asked for in the order of the scales."""
+        shape = (self.pyramid.tokens_of(scale), vocab_size)
+        exponential = [torch.empty(shape, device="cpu").exponential_(generator=g) for g in self._generators]
+        return torch.stack(exponential).to(self.device).log_().neg_()
+
+
+def check_seeds(seeds: Sequence[int] | Tensor | None, batch: int) -> list[int]:
+    """One seed for each image; fresh ones, governed by `torch.manual_seed`, where none are given.
+
+    Raises:
+        UserError: another number of seeds, or one that is not a whole number from 0 to 2^32 - 1.
+    """
+    if seeds is None:
+        return torch.randint(NUM_SEEDS, (batch,), device="cpu").tolist()
+    listed = seeds.tolist() if isinstance(seeds, Tensor) else seeds
+    if isinstance(listed, int) or len(listed) != batch:
+        given = listed if isinstance(listed, int) else f"({len(listed)} of them)"
+        raise UserError(f"seeds {given}: give one for each of the {batch} images, e.g. range({batch})")
+    for seed in listed:
+        if int(seed) != seed or not 0 <= seed < NUM_SEEDS:
+            raise UserError(f"seed {seed}: must be a whole number from 0 to {NUM_SEEDS - 1}")
+    return [int(seed) for seed in listed]

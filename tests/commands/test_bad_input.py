@@ -13,7 +13,7 @@ import torch
 from small_run import MODEL_SIZES, TOKENIZER_SIZES, data_module, trainer
 
 from mvar_lightning import TokenizerModule, VARModule
-from mvar_lightning.runs.recipe_errors import explain
+from mvar_lightning.runs.recipe_check import explain
 
 Recipe = dict[str, Any]
 Fails = Callable[..., str]

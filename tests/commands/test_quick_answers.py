@@ -13,8 +13,7 @@ import pytest
 from mvar_lightning import UserError
 from mvar_lightning.cli import COMMANDS
 from mvar_lightning.runs.recipe import RecipeCheck
-from mvar_lightning.runs.recipe_check import _arguments, _settings, _trainer_settings, check_quickly
-from mvar_lightning.runs.recipe_errors import _imported
+from mvar_lightning.runs.recipe_check import _arguments, _imported, _settings, _trainer_settings, check_quickly
 
 ROOT = Path(__file__).parents[2]
 LIGHT = 300

@@ -18,7 +18,7 @@ from mvar_lightning.data.index import read_index
 from mvar_lightning.data.making.shards import ShardLimits, ShardsRequest, make_shards
 from mvar_lightning.data.making.sources import Source
 from mvar_lightning.errors import UserError
-from mvar_lightning.runs.recipe_file import data_settings
+from mvar_lightning.runs.run import data_settings
 from mvar_lightning.tools.files import check_folder
 
 Fails = Callable[..., str]

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from mvar_lightning.runs.sweep_file import Column, Sweep
-from mvar_lightning.runs.sweep_results import Curve, SweepResults, SweepRun
+from mvar_lightning.runs.sweep_results import Column, Curve, Sweep, SweepResults, SweepRun
 from mvar_lightning.tools import plots as style
 
 

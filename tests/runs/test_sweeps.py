@@ -16,8 +16,8 @@ from PIL import Image
 from mvar_lightning.cli import main
 from mvar_lightning.errors import UserError
 from mvar_lightning.runs.run import run_of
-from mvar_lightning.runs.sweep_file import Column, Sweep, read_sweep
-from mvar_lightning.runs.sweep_results import Curve, SweepResults, SweepRun, read_curves
+from mvar_lightning.runs.sweep import read_sweep
+from mvar_lightning.runs.sweep_results import Column, Curve, Sweep, SweepResults, SweepRun, read_curves
 
 CONTENT: dict[str, Any] = {
     "recipe": "recipes/var.yaml",

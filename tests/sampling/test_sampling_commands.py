@@ -30,10 +30,9 @@ from mvar_lightning import (
 from mvar_lightning.checkpoints.source import Source
 from mvar_lightning.cli import main
 from mvar_lightning.errors import UserError
-from mvar_lightning.sampling import ConstantGuidance, CutoffGuidance, GuidanceSchedule, SamplingSettings
+from mvar_lightning.sampling import ConstantGuidance, CutoffGuidance, GuidanceSchedule
 from mvar_lightning.sampling import jobs as sampling_jobs
-from mvar_lightning.sampling.image_folder import mixed
-from mvar_lightning.sampling.jobs import Task, class_indices, list_jobs, make_images
+from mvar_lightning.sampling.jobs import SampleRequest, class_indices, list_jobs, make_images, mixed
 from mvar_lightning.tools.drawing import from_image
 from mvar_lightning.tools.processes import spread
 
@@ -371,7 +370,7 @@ def test_a_full_disk_ends_in_one_line_and_what_is_there_counts(
 
     def full(image: Image.Image, file: Path, **named: Any) -> None:
         save(image, file, **named)  # part of it is there when the disk is full
-        if files[2] in file.name:
+        if files[2] in str(file.name):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     capsys.readouterr()
@@ -391,7 +390,7 @@ def test_a_full_disk_ends_in_one_line_and_what_is_there_counts(
 
 
 def test_the_last_batch_is_written_before_it_is_reported(checkpoint: Path, tmp_path: Path) -> None:
-    task = Task(Source(str(checkpoint), None, None, None), SamplingSettings(), "32", 2, "cpu", tmp_path)
+    task = SampleRequest(Source(str(checkpoint)), tmp_path, precision="32", batch_size=2, device="cpu")
     there: list[int] = []
     make_images(task, list_jobs([0], 4, 0), 0, lambda report: there.append(len(pngs(tmp_path))))
     assert len(there) == 2 and there[-1] == 4
@@ -399,6 +398,6 @@ def test_the_last_batch_is_written_before_it_is_reported(checkpoint: Path, tmp_p
 
 @pytest.mark.slow
 def test_a_mistake_in_a_process_is_told_as_one(tmp_path: Path) -> None:
-    task = Task(Source(str(tmp_path / "nothing"), None, None, None), SamplingSettings(), "32", 2, "cpu", tmp_path)
+    task = SampleRequest(Source(str(tmp_path / "nothing")), tmp_path, precision="32", batch_size=2, device="cpu")
     with pytest.raises(UserError, match="no such checkpoint"):
         spread(partial(make_images, task), list_jobs([0], 4, 0), 2, "cpu", lambda report: None)

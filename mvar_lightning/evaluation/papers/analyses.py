@@ -37,7 +37,7 @@ class AnalyzeRequest:
         data: shard folder whose validation images are looked at (perturb without features needs none).
         images: the first so many; of perturb, images that are sampled.
         batch_size: images at a time.
-        resize_ratio, crop: how images are cut (`runs.recipe_file.settle_cutting` tells how a run's were).
+        resize_ratio, crop: how images are cut (`runs.run.settle_cutting` tells how a run's were).
         out: where to write; ``analysis/`` in the run, or beside a file, if not given.
         device: ``auto``, ``cpu`` or ``cuda``.
         settings, seed, features, feature_size, lpips: of perturb, as of the other evaluations.

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from mvar_lightning.errors import UserError
 from mvar_lightning.metrics.frechet import FrechetDistance
-from mvar_lightning.sampling.noise import ImageNoise, check_seeds
 from mvar_lightning.sampling.sampler import (
+    ImageNoise,
     SamplingSettings,
     check_labels,
+    check_seeds,
     check_together,
     decode_in_chunks,
     sample_pyramid,
