@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(arguments.run(arguments))
     except UserError as error:
-        print(f"benchmarks: error: {error}", file=sys.stderr)
+        print(f"benchmarks: error: {error.with_flags()}", file=sys.stderr)
         return 2
 
 

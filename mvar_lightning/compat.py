@@ -6,7 +6,7 @@ imported before a door is used, and each takes and gives the libraries' objects 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -118,6 +118,17 @@ def epoch_ends_here(trainer: Any) -> bool:
     fit = trainer.fit_loop
     loop = fit.epoch_loop
     return bool(loop._num_ready_batches_reached() or loop._should_check_val_fx(fit._data_fetcher))
+
+
+def share_one_copy(strategy: Any, processes: int) -> None:
+    """Let all processes of a `ModelParallelStrategy` share one copy of a model: ``_data_parallel_size`` and
+    ``_tensor_parallel_size``. Its arguments want the number of processes before there is a trainer that knows it."""
+    strategy._data_parallel_size, strategy._tensor_parallel_size = processes, 1
+
+
+def workers_of(loader: Any) -> Sequence[Any]:
+    """The worker processes of a loader whose ``_iterator`` is a DataLoader's: torch's ``_workers`` (1.0 and later)."""
+    return getattr(loader._iterator, "_workers", ())
 
 
 def end_workers(loader: Any) -> None:

@@ -17,6 +17,11 @@ class UserError(ValueError):
     def __str__(self) -> str:
         return ARGUMENT.sub(r"\1", super().__str__())
 
+    @property
+    def marked(self) -> str:
+        """The message with its marks, for what says it on: another error, a message to another process."""
+        return str(self.args[0])
+
     def with_flags(self) -> str:
         """The message as the command line prints it."""
         return ARGUMENT.sub(lambda found: "--" + found[1].rstrip("_").replace("_", "-"), super().__str__())

@@ -9,7 +9,7 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from small_run import data_module, trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -91,6 +91,13 @@ def test_a_fused_optimizer_may_be_clipped_under_bf16(shards: Path, tmp_path: Pat
         trainer(tmp_path, **settings).fit(Clipped(), datamodule=data_module(shards))
 
 
+def test_all_processes_of_a_model_parallel_strategy_share_one_copy() -> None:
+    strategy = ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=2)
+    assert (strategy._data_parallel_size, strategy._tensor_parallel_size) == (1, 2), "where its arguments go"
+    compat.share_one_copy(strategy, 4)
+    assert (strategy._data_parallel_size, strategy._tensor_parallel_size) == (4, 1)
+
+
 def test_ddp_is_told_to_expect_unused_parameters() -> None:
     plain, decided = DDPStrategy(), DDPStrategy(find_unused_parameters=False)
     for strategy in (plain, decided):
@@ -118,7 +125,7 @@ def test_a_callback_sees_when_values_are_logged_and_when_an_epoch_ends(shards: P
 def test_the_processes_of_a_loader_end() -> None:
     loader = DataLoader([0, 1, 2, 3], num_workers=1, persistent_workers=True)
     assert [int(batch) for batch in loader] == [0, 1, 2, 3]
-    (worker,) = loader._iterator._workers
+    (worker,) = compat.workers_of(loader)
     assert worker.is_alive()
     compat.end_workers(loader)
     assert loader._iterator is None and not worker.is_alive()

@@ -1,1 +1,1 @@
-"""What trained models are measured for beyond their training runs: evaluations, sweeps, the papers' analyses."""
+"""What trained models are measured for beyond their training runs: evaluations, the papers' analyses."""

@@ -99,7 +99,7 @@ class SuiteCLI(LightningCLI):
                 mistake = mistake.__cause__ or mistake.__context__
             if mistake is None:
                 raise
-            raise UserError(str(mistake)) from error
+            raise UserError(mistake.marked) from error
         strategy: Any = self.trainer.strategy
         if isinstance(strategy, DDPStrategy) and isinstance(self.model, TokenizerModule):
             # a discriminator and a generator in turn, and of n shared phi maybe not all: each backward has its own

@@ -103,7 +103,7 @@ def check_runs(runs: Sequence[PlannedRun]) -> None:
 
             RecipeCheck(run.arguments, run.folder)
         except UserError as error:
-            raise UserError(f"variant {variant}: {error}") from error
+            raise UserError(f"variant {variant}: {error.marked}") from error
 
 
 def _train(request: SweepRequest, run: Run) -> bool:

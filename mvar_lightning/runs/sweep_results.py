@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from mvar_lightning.errors import UserError
 from mvar_lightning.runs.run import DAMAGED, Run
 from mvar_lightning.tools.console import print_table, table_of
-from mvar_lightning.tools.files import read_json, write_json
+from mvar_lightning.tools.files import read_json, write, write_json
 
 MEASURES = ("last", "fall")
 REDUCTIONS: dict[str, Callable[..., float]] = {"min": min, "max": max}
@@ -352,7 +352,7 @@ def write_results(results: SweepResults, out: Path) -> None:
     for line in results.gaps():
         print(f"sweep: {line}", file=sys.stderr)
     write_json(out / "sweep.json", results.content())
-    (out / "sweep.md").write_text(results.markdown(), encoding="utf-8")
+    write(out / "sweep.md", results.markdown())
     written = ["sweep.json", "sweep.md"]
     for name, shown, plot in (
         ("sweep.png", results.plotted, results.plot),

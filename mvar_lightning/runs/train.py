@@ -131,7 +131,7 @@ def run_stage(
     run = run_of(recipe, overrides, run_folder)
     cli = SuiteCLI(run.arguments, run.folder)
     if stage != "fit" and checkpoint is None and getattr(cli.model, "init_from", None) is None:
-        raise UserError(f"mvar {stage}: no weights; name a checkpoint with --ckpt-path or set model.init_from")
+        raise UserError(f"mvar {stage}: no weights; name a checkpoint with ``ckpt_path`` or set model.init_from")
     check_number(cli.trainer.world_size)
     if checkpoint is not None:
         open_checkpoint(checkpoint)  # a foreign or damaged one is told in one line

@@ -217,7 +217,7 @@ def _sweep(target: Path) -> None:
                 left.unlink(missing_ok=True)
 
 
-def check_folder(folder: Path, option: str = "--out") -> None:
+def check_folder(folder: Path, option: str = "``out``") -> None:
     """Whether results can be written where they are to go, asked before the work and not after it: make the folder,
     write to it, and leave nothing behind.
 

@@ -228,4 +228,4 @@ def _process(rank: int, work: Work, items: Sequence[Any], processes: int, device
     try:
         work(items[rank::processes], rank, queue.put)
     except UserError as error:
-        queue.put(error.args[0])  # with its arguments marked
+        queue.put(error.marked)

@@ -17,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mvar_lightning.checkpoints.assign import fill, on_meta
+from mvar_lightning.compat import share_one_copy
 from mvar_lightning.errors import UserError
 from mvar_lightning.transformer import NextScaleTransformer
 from mvar_lightning.transformer.blocks import AdaLNBlock
@@ -38,7 +39,7 @@ class FullySharded(ModelParallelStrategy):
 
     def setup_environment(self) -> None:
         # by default Lightning takes nodes for data and each node's processes for tensor parallelism
-        self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
+        share_one_copy(self, self.num_nodes * self.num_processes)
         super().setup_environment()
 
     def setup(self, trainer: pl.Trainer) -> None:

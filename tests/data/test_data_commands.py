@@ -57,7 +57,7 @@ def test_the_same_command_goes_on_and_fresh_begins_anew(image_folder, tmp_path, 
     bad.write_bytes(b"no picture")
     with pytest.raises(UserError, match="what is finished is kept"):
         run("make", image_folder, out, "--samples-per-shard", "3")
-    with pytest.raises(UserError, match=r"has other resize \(None, now 12\); .* --fresh"):
+    with pytest.raises(UserError, match=r"has other resize \(None, now 12\); .* fresh"):
         run("make", image_folder, out, "--samples-per-shard", "3", "--resize", "12")
     bad.write_bytes(good)
     assert run("make", image_folder, out, "--samples-per-shard", "3", "--resize", "12", "--fresh") == 0

@@ -157,7 +157,7 @@ def test_unfinished_work_of_another_kind_is_refused_or_forgotten(
 ) -> None:
     source, out = scan_folder(images), tmp_path / "out"
     unfinished(source, out, monkeypatch)
-    with pytest.raises(UserError, match=r"has other samples per shard \(5, now 6\); .* --fresh"):
+    with pytest.raises(UserError, match=r"has other samples per shard \(5, now 6\); .* fresh"):
         make_shards(ShardsRequest(source, out, ShardLimits(6), resume=True))
     (images / "class0" / "0000.jpg").unlink()
     source = scan_folder(images)
@@ -177,14 +177,14 @@ def test_after_an_unreadable_image_the_work_goes_on_without_it_or_with_a_better_
     good = bad.read_bytes()
     bad.write_bytes(b"no picture")
     said: list[str] = []
-    with pytest.raises(UserError, match=rf"{bad.name}: .*--skip-damaged; what is finished is kept in .*\.out\.partial"):
+    with pytest.raises(UserError, match=rf"{bad.name}: .*skip_damaged; what is finished is kept in .*\.out\.partial"):
         make_shards(ShardsRequest(source, out, ShardLimits(5), resume=True))
     index = make_shards(
         ShardsRequest(source, out, ShardLimits(5), resume=True, skip_damaged=True), shown(say=said.append)
     )
     assert sum(split.samples for split in index.splits.values()) == 39
     assert len(said) == 1 and "going on, 3 of 12 parts were finished" in said[0]
-    with pytest.raises(UserError, match="--skip-damaged"):
+    with pytest.raises(UserError, match="skip_damaged"):
         make_shards(ShardsRequest(source, tmp_path / "more", ShardLimits(5), resume=True))
     bad.write_bytes(good)
     make_shards(ShardsRequest(source, tmp_path / "more", ShardLimits(5), resume=True))
@@ -282,7 +282,7 @@ def test_a_link_leads_to_the_destination_and_a_mount_point_is_refused(
 def test_damaged_images_stop_the_work_or_are_listed(images: Path, tmp_path: Path) -> None:
     (images / "class0" / "0000.jpg").write_bytes(b"no picture")
     (images / "class1" / "0001.jpg").write_bytes(b"\xff\xd8\xff")
-    with pytest.raises(UserError, match=r"000\d\.jpg: not a readable .*--skip-damaged$"):
+    with pytest.raises(UserError, match=r"000\d\.jpg: not a readable .*skip_damaged$"):
         make_shards(ShardsRequest(scan_folder(images), tmp_path / "out"))
     index = make_shards(ShardsRequest(scan_folder(images), tmp_path / "out", skip_damaged=True))
     assert sum(split.samples for split in index.splits.values()) == 38

@@ -255,7 +255,7 @@ def test_archives_and_unpacked_folders_become_the_same_shards(archives: Path, tm
 
 def test_validation_images_without_labels_are_refused(archives: Path, tmp_path: Path) -> None:
     folder = unpacked(archives, tmp_path / "unpacked", flat=True)
-    with pytest.raises(UserError, match="no ground truth beside them; give --ground-truth"):
+    with pytest.raises(UserError, match="no ground truth beside them; give ground_truth"):
         load_source(folder)
 
 

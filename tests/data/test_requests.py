@@ -79,6 +79,6 @@ def test_shards_from_python_by_the_name_of_their_source(tmp_path: Path) -> None:
     made = make_shards(ShardsRequest("digits", tmp_path / "one", ShardLimits(100)))
     assert check(tmp_path / "one") == [] and made.split("val").samples == 360
     assert ensure(tmp_path / "deep" / "digits") == make_shards(ShardsRequest("digits", tmp_path / "two"))
-    for options, message in (({"resize": 0}, "resize 0"), ({"workers": -1}, "--workers -1")):
+    for options, message in (({"resize": 0}, "resize 0"), ({"workers": -1}, "workers -1")):
         with pytest.raises(UserError, match=message):
             ShardsRequest("digits", tmp_path / "three", **options)

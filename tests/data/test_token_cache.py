@@ -193,7 +193,7 @@ def test_parts_of_another_job_are_refused(tmp_path: Path, change: dict[str, Any]
         if finished:
             job.finish()
         before = content_of(folder)
-        with pytest.raises(UserError, match=f"was begun with {message}; .*another --out"):
+        with pytest.raises(UserError, match=f"was begun with {message}; .*another out"):
             token_job(folder, **change).begin()
         assert content_of(folder) == before
 

@@ -181,7 +181,7 @@ def load_source(
     if not path.is_dir() and path.suffix.lower() in LIST_SUFFIXES:
         if ground_truth is not None:
             raise UserError(
-                f"--ground-truth: is for ImageNet's validation images, and the list {path} tells the labels"
+                f"``ground_truth``: is for ImageNet's validation images, and the list {path} tells the labels"
             )
         return read_list(path, val_fraction, seed)
     if path.is_file():

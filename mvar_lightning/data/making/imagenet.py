@@ -34,7 +34,7 @@ KAGGLE = "LOC_val_solution.csv"
 FOUND = (DEVKIT, "ILSVRC2012_devkit_t12", KAGGLE, TRUTH)
 """Found by themselves beside the images, in this order."""
 
-WAYS = f"give --ground-truth with {DEVKIT}, Kaggle's {KAGGLE}, or a text file with one WordNet id a line"
+WAYS = f"give ``ground_truth`` with {DEVKIT}, Kaggle's {KAGGLE}, or a text file with one WordNet id a line"
 
 WNID = re.compile(r"n\d{8}")
 _NUMBER = re.compile(r"_(\d{8})\.")  # of ILSVRC2012_val_00000001.JPEG
@@ -128,7 +128,7 @@ def _from_lines(path: Path, rows: list[list[str]]) -> Wnids:
             return _wnids(path, [row[0] for row in rows], meta.read_bytes())
         raise UserError(
             f"ground truth {path}: has numbers, and lists number the classes differently (the development kit in an "
-            f"order of its own); give --ground-truth {DEVKIT}, which says what they mean, or put its {META} beside"
+            f"order of its own); give ``ground_truth`` {DEVKIT}, which says what they mean, or put its {META} beside"
         )
     for number, row in enumerate(rows, start=1):
         if len(row) != len(rows[0]) or len(row) > 2 or not WNID.fullmatch(row[-1]):
@@ -200,7 +200,7 @@ def scan_folder(
             "train and val, and move others away"
         )
     if ground_truth is not None:
-        raise UserError(f"--ground-truth: is for ImageNet's validation images, and {folder} holds none in val/")
+        raise UserError(f"``ground_truth``: is for ImageNet's validation images, and {folder} holds none in val/")
     files = _files_by_class(folder)
     return split_by_class(list(files.values()), tuple(files), val_fraction, seed, f"image folder {folder}")
 
@@ -214,7 +214,7 @@ def _scan_given_splits(folder: Path, ground_truth: str | Path | None, beside: li
         rows = sorted(zip(labels, flat, strict=True))
         return Source(names, train, FileExamples([path for _, path in rows], [label for label, _ in rows]))
     if ground_truth is not None:
-        raise UserError(f"--ground-truth: is not needed, {folder / 'val'} has a subfolder for each class")
+        raise UserError(f"``ground_truth``: is not needed, {folder / 'val'} has a subfolder for each class")
     of_val = _files_by_class(folder / "val")
     if unknown := sorted(set(of_val) - set(of_train)):
         raise UserError(f"class {unknown[0]!r}: is in {folder / 'val'} but not in {folder / 'train'}")

@@ -51,7 +51,7 @@ class ShardLimits:
         if self.samples < 1 or self.bytes < 1 or self.min_shards < 1:
             raise UserError(
                 f"shard limits: {self.samples} samples, {self.bytes} bytes, {self.min_shards} shards; "
-                "each must be 1 or more (--samples-per-shard, --mb-per-shard)"
+                "each must be 1 or more (``samples_per_shard``, ``mb_per_shard``)"
             )
 
     def samples_per_shard(self, total: int) -> int:
@@ -102,7 +102,7 @@ class ShardsRequest:
         if self.resize is not None and self.resize < 1:
             raise UserError(f"resize {self.resize}: give the new shorter side in pixels, 1 or more")
         if self.workers is not None and self.workers < 0:
-            raise UserError(f"--workers {self.workers}: must be 0 (this process) or more")
+            raise UserError(f"``workers`` {self.workers}: must be 0 (this process) or more")
 
 
 def make_shards(
@@ -127,7 +127,7 @@ def make_shards(
         except OSError as error:
             raise UserError(f"destination {work.destination}: writing failed ({error.strerror}){work.kept}") from error
         except UserError as error:
-            raise UserError(f"{error}{work.kept}") from None
+            raise UserError(f"{error.marked}{work.kept}") from None
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"stopped{work.kept}") from None
 
@@ -310,7 +310,7 @@ class WorkFolder:
     def _refusal(self, name: str, theirs: Any, ours: Any) -> str:
         return (
             f"destination {self.destination}: unfinished work in {self.path} has other {name} ({str(theirs)[:8]}, now "
-            f"{str(ours)[:8]}); go on with the command it was begun with, begin anew with --fresh, or give another "
+            f"{str(ours)[:8]}); go on with the command it was begun with, begin anew with ``fresh``, or give another "
             "destination"
         )
 

@@ -105,9 +105,9 @@ class ChunkWriter:
             elif self.decode:
                 decode_rgb(data)
         except (ImageError, UserError) as error:
-            message = str(error) if isinstance(error, UserError) else f"image {example.name}: {error}"
+            message = error.marked if isinstance(error, UserError) else f"image {example.name}: {error}"
             if not self.skip_damaged:
-                raise UserError(f"{message}; replace it, or leave such images out with --skip-damaged") from None
+                raise UserError(f"{message}; replace it, or leave such images out with ``skip_damaged``") from None
             skipped.append(message)
             return None
         return {"__key__": f"{number:08d}", "cls": str(example.label).encode("ascii"), suffix: data}
@@ -215,7 +215,7 @@ def run_chunks(
     except OSError as error:
         raise WritingFailed(f"writing failed ({error.strerror})") from error
     except BrokenProcessPool as error:
-        raise WritingFailed("a writing process was killed (out of memory?); try fewer --workers") from error
+        raise WritingFailed("a writing process was killed (out of memory?); try fewer ``workers``") from error
     return [found[index] for index in range(len(chunks))]
 
 

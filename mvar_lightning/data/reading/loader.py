@@ -14,7 +14,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from mvar_lightning.compat import end_workers
+from mvar_lightning.compat import end_workers, workers_of
 from mvar_lightning.data.reading.order import EpochStream, Failure, WorkerStream
 from mvar_lightning.errors import UserError
 
@@ -84,7 +84,7 @@ class StreamLoader:
             yield from self.stream.unpack(item)
 
     def _check_workers(self, wait: float = 0.0) -> None:
-        workers = getattr(self._iterator, "_workers", ())
+        workers = workers_of(self)
         if wait:
             ended = multiprocessing.connection.wait([worker.sentinel for worker in workers], wait)
             for worker in workers:

@@ -77,7 +77,7 @@ class WorkerStream(IterableDataset, ABC):
         except UserError as error:
             if info is None:
                 raise
-            yield Failure(str(error))
+            yield Failure(error.marked)
 
 
 class EpochStream(WorkerStream):

@@ -77,6 +77,8 @@ class TokenJob:
         is_ours = any((folder / name).exists() for name in (INDEX_NAME, MAKING, LOCK))
         if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not is_ours)):
             raise UserError(f"out {folder}: holds something else than a token cache; give a new or empty folder")
+        # not `tools.files.claim`: a note of other settings is replaced as long as no part lies there, and in a finished
+        # cache the index is the note
         there = self._settings_there()
         if there is not None and there != self.settings and self._records():
             self._refuse(there)
@@ -103,7 +105,7 @@ class TokenJob:
         was, now = (str(value)[:12] if name != key else value for value in (theirs[key], ours[key]))
         raise UserError(
             f"out {self.folder}: was begun with {name} {was}, now it is {now}; "
-            "give what it was begun with, give another --out, or remove the folder"
+            "give what it was begun with, give another ``out``, or remove the folder"
         )
 
     @contextlib.contextmanager
@@ -217,10 +219,10 @@ class Views:
         if settings.views > distinct:
             raise UserError(
                 f"views {settings.views}: with crop {settings.crop}{' and flip' if settings.flip else ''} only "
-                f"{distinct} differ; take --crop random, or --views {distinct}"
+                f"{distinct} differ; take ``crop`` random, or ``views`` {distinct}"
             )
         if settings.flip and settings.views < 2:
-            raise UserError("flip: mirrors odd views, and with one view there is none; give --views 2 or more")
+            raise UserError("flip: mirrors odd views, and with one view there is none; give ``views`` 2 or more")
         self.settings = settings
         self.train = build_transform(settings.crop, settings.image_size, settings.resize_ratio)
         self.val = build_transform(settings.val_crop, settings.image_size, settings.resize_ratio)
