@@ -139,3 +139,27 @@ def end_workers(loader: Any) -> None:
     from lightning.pytorch.utilities.combined_loader import _shutdown_workers_and_reset_iterator
 
     _shutdown_workers_and_reset_iterator(loader)
+
+
+def abandon_workers(loader: Any) -> None:
+    """The same where a worker was killed: whatever it held, a lock of torch's own among them, it holds for ever.
+
+    torch ends workers by setting an event that they look at under its lock, and relies on its signal handler to break
+    the wait for a dead holder. Here none of that is touched: the others are killed, and the iterator is told that it
+    has been shut down (``_shutdown``, ``_worker_pids_set``: 1.0 and later).
+    """
+    from torch.utils.data._utils import signal_handling
+
+    iterator, loader._iterator = loader._iterator, None
+    for worker in iterator._workers:
+        worker.kill()
+        worker.join()
+    iterator._shutdown = True
+    if hasattr(iterator, "_pin_memory_thread"):
+        iterator._pin_memory_thread_done_event.set()  # a thread's; it looks every few seconds
+    for queue in iterator._index_queues:
+        queue.cancel_join_thread()
+        queue.close()
+    if iterator._worker_pids_set:
+        signal_handling._remove_worker_pids(id(iterator))
+        iterator._worker_pids_set = False

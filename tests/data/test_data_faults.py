@@ -47,6 +47,21 @@ def test_a_killed_worker_ends_the_pass_with_advice(numbered_shards, which):
     loader.close()
 
 
+@pytest.mark.slow
+def test_a_worker_killed_with_a_lock_of_torchs_in_its_hand_ends_the_pass_too(numbered_shards):
+    """Workers look at an event, under its lock, before each batch: sooner or later one dies right there."""
+    loader = loader_of(numbered_shards(), 2, epoch_samples=40_000)
+    batches = iter(loader)
+    next(batches)
+    iterator, worker = loader._iterator, loader._iterator._workers[0]
+    iterator._workers_done_event._cond.acquire()  # as the dead one would hold it
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join()
+    with pytest.raises(UserError, match="process ended"):
+        next(batches)
+    assert loader._iterator is None and not any(other.is_alive() for other in iterator._workers)
+
+
 KILLED_IN_TRAINING = """
 import os, signal, sys
 import lightning, torch

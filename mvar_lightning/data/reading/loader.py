@@ -14,7 +14,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from mvar_lightning.compat import end_workers, workers_of
+from mvar_lightning.compat import abandon_workers, end_workers, workers_of
 from mvar_lightning.data.reading.order import EpochStream, Failure, WorkerStream
 from mvar_lightning.errors import UserError
 
@@ -91,7 +91,7 @@ class StreamLoader:
                 if worker.sentinel in ended:  # its files are closed; how it ended is known only a moment later
                     worker.join(wait)
         if died := worker_death(workers):
-            self.close()
+            abandon_workers(self)
             raise died from None
 
 
