@@ -105,7 +105,7 @@ class _SamplingPhases:
             for owner, name, phase in (
                 (model, "begin", CONDITION),
                 (model, "step_features", BLOCKS),
-                (model, "_step_input", EMBED),
+                (model, "step_input", EMBED),
                 (model.head, "features", HEAD),
                 (model.head, "classify", HEAD),
             ):

@@ -30,6 +30,8 @@ AXES = ("mvar_lightning.attention", "mvar_lightning.transformer")
 """Rooms of the objects that are made early: all they need are their arguments."""
 PUBLIC = ("mvar_lightning", "mvar_lightning.callbacks")
 SECTIONS = ("seed_everything", "tokenizer_recipe", "model", "data", "trainer", "checkpoint")
+TAKEN = (*SECTIONS, "optimizer", "lr_scheduler")
+"""The parser takes Lightning's own sections, too: they stand in every ``config.yaml`` that a run wrote."""
 WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null"}
 OPTIONS = "`mvar fit --options` lists all"
 
@@ -51,10 +53,10 @@ def check_quickly(recipe: str | Path, overrides: Sequence[str] = ()) -> dict[str
 def _mistakes(merged: dict[str, Any], overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Name and words of each setting that there is not."""
     for name in map(setting_of, overrides):
-        if "." in name and name.partition(".")[0] not in SECTIONS:
+        if "." in name and name.partition(".")[0] not in TAKEN:
             yield name, no_setting(name)
     for name in merged:
-        if name not in SECTIONS:
+        if name not in TAKEN:
             yield "", not_a_section(str(name))
     for section in ("model", "data"):
         yield from _unknown_settings(section, merged.get(section))

@@ -236,15 +236,7 @@ class NextScaleTransformer(nn.Module):
 
         Rows do not see each other, so a scale of many tokens runs `TOKENS_AT_ONCE` of them at a time.
         """
-        with torch.autocast(state.class_RC.device.type, enabled=False):
-            if x_BlZ is None:
-                assert scale == 0, "only the first scale has no input"
-                x_RlC = state.class_RC[:, None].expand(-1, self.pyramid.first_tokens, -1)
-            else:
-                words_BlC = self.word_embedding(x_BlZ.to(self.word_embedding.weight.dtype))
-                x_RlC = self.history.step(words_BlC, state.fused_class_RC, state.history)
-            x_RlC = x_RlC + self.positions(range(scale, scale + 1))
-        x_RlC = _to_compute_dtype(x_RlC)
+        x_RlC = _to_compute_dtype(self.step_input(state, scale, x_BlZ))
         at_once = max(1, TOKENS_AT_ONCE // x_RlC.shape[1])
         chunks = [slice(start, start + at_once) for start in range(0, len(x_RlC), at_once)]
         # the cache moves on only after the last chunk: until then every one adds its rows at the same tokens
@@ -252,6 +244,17 @@ class NextScaleTransformer(nn.Module):
         done = [run(state.rows(rows), scale, x_RlC[rows]) for rows in chunks]
         state.cache.advance(scale)
         return done[0] if len(done) == 1 else torch.cat(done)
+
+    def step_input(self, state: SamplingState, scale: int, x_BlZ: Tensor | None) -> Tensor:
+        """What enters the blocks at one scale, (R, l, C): words with their history, or the class, and positions."""
+        with torch.autocast(state.class_RC.device.type, enabled=False):
+            if x_BlZ is None:
+                assert scale == 0, "only the first scale has no input"
+                x_RlC = state.class_RC[:, None].expand(-1, self.pyramid.first_tokens, -1)
+            else:
+                words_BlC = self.word_embedding(x_BlZ.to(self.word_embedding.weight.dtype))
+                x_RlC = self.history.step(words_BlC, state.fused_class_RC, state.history)
+            return x_RlC + self.positions(range(scale, scale + 1))
 
     def run_rows(self, rows: SamplingState, scale: int, x_RlC: Tensor) -> Tensor:
         """The blocks and the head's norm at one scale, of some rows of `step_features`."""
