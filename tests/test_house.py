@@ -68,7 +68,7 @@ DEPTH, WHOLE_DEPTH = 6, 16
 TOOLS = {"files", "processes", "compute", "console", "drawing", "plots"}
 FILES, FILE_LINES, FUNCTION_LINES = 138, 400, 60
 LINES = 22_200
-"""The plan says 20,000; what was reached, and why not more, is in docs/log.md. It may fall, not rise, for what is there."""
+"""The plan says 20,000; what was reached, and why not more, is in docs/log.md. May fall, not rise, for what is here."""
 REACHED = {"sample": 32, "evaluate images": 70, "train": 43}
 """Files that a reader of a command may have to open (the plan's 30 for `sample` is two away)."""
 
