@@ -155,3 +155,10 @@ def test_the_line_on_standard_error() -> None:
     first, second = done.stderr.splitlines()
     assert "mvar_lightning.modules is now mvar_lightning.training; the old name works until" in first
     assert "mvar_lightning.evaluating is now mvar_lightning.tools.compute" in second
+
+
+def test_codebook_usage_is_still_a_name_of_the_tokenizers_room() -> None:
+    from mvar_lightning import metrics, tokenizer
+
+    with pytest.warns(FutureWarning, match=r"tokenizer\.usage is now"):
+        assert tokenizer.CodebookUsage is metrics.quality.CodebookUsage

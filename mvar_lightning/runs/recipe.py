@@ -36,7 +36,7 @@ NOISE = (
 
 PARSER = {"parser_mode": "omegaconf", "prog": "mvar fit", "exit_on_error": False, "allow_abbrev": False}
 
-import_module("mvar_lightning.data.image_data")  # recipes name its class, which must be there to be found by name
+import_module("mvar_lightning.data.token_data")  # recipes name its class, and image_data's: both must be there by name
 
 
 class SaveRecipe(SaveConfigCallback):

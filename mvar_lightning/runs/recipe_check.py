@@ -32,6 +32,8 @@ PUBLIC = ("mvar_lightning", "mvar_lightning.callbacks")
 SECTIONS = ("seed_everything", "tokenizer_recipe", "model", "data", "trainer", "checkpoint")
 TAKEN = (*SECTIONS, "optimizer", "lr_scheduler")
 """The parser takes Lightning's own sections, too: they stand in every ``config.yaml`` that a run wrote."""
+PARSERS = frozenset({"config", "print_config", "help", "class_path", "init_args", "dict_kwargs"})
+"""Words of the parser's own in overrides."""
 WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null"}
 OPTIONS = "`mvar fit --options` lists all"
 
@@ -43,6 +45,8 @@ def check_quickly(recipe: str | Path, overrides: Sequence[str] = ()) -> dict[str
         UserError: no such file, not YAML, an unknown section or setting, or arguments that such an object refuses.
     """
     content = read_recipe(Path(recipe))
+    if not all(map(_is_plain, overrides)):  # another recipe, values after a space, another class: the parser judges
+        return content
     merged = _merged(content, overrides)
     for name, mistake in _mistakes(merged, overrides):
         raise UserError(f"{source_of(name, ['--config', str(recipe), *overrides])}: {mistake}")
@@ -50,10 +54,17 @@ def check_quickly(recipe: str | Path, overrides: Sequence[str] = ()) -> dict[str
     return content
 
 
+def _is_plain(override: str) -> bool:
+    """Whether an override sets one value, as ``--model.depth=8`` does. The parser's language has more, and what is said
+    before the parser is asked must be what it would say."""
+    keys = setting_of(override).split(".")
+    return bool(re.fullmatch(r"--\w+(\.\w+)*=.*", override, re.DOTALL)) and not PARSERS.intersection(keys)
+
+
 def _mistakes(merged: dict[str, Any], overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Name and words of each setting that there is not."""
     for name in map(setting_of, overrides):
-        if "." in name and name.partition(".")[0] not in TAKEN:
+        if name.partition(".")[0] not in TAKEN:
             yield name, no_setting(name)
     for name in merged:
         if name not in TAKEN:

@@ -50,6 +50,12 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise UserError(f"recipe {path}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
         raise UserError(f"recipe {path}: must be a mapping with trainer, model and data")
+    try:
+        json.dumps(content, default=str)
+    except (TypeError, ValueError, RecursionError) as error:  # keys that are no text, aliases that hold themselves
+        raise UserError(
+            f"recipe {path}: not a recipe's YAML ({error}); keys are words, and no alias holds itself"
+        ) from error
     return content
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Any
+
 from mvar_lightning.tokenizer.adversarial import AdversarialLoss, GANLoss, HingeLoss, NonSaturatingLoss
 from mvar_lightning.tokenizer.codebook import CodebookRemedy, DataDependentInit, DeadCodeRestart
 from mvar_lightning.tokenizer.discriminator import (
@@ -26,6 +29,13 @@ from mvar_lightning.tokenizer.tokenizer import (
     fingerprint,
     fingerprint_of,
 )
+
+
+def __getattr__(name: str) -> Any:
+    if name == "CodebookUsage":  # until 0.3: it has moved to the metrics
+        return getattr(import_module("mvar_lightning.tokenizer.usage"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "LPIPS",

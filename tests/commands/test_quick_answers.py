@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from mvar_lightning import UserError
 from mvar_lightning.cli import COMMANDS
@@ -146,3 +147,41 @@ def test_recipes_that_ship_are_found_right(monkeypatch: pytest.MonkeyPatch) -> N
     for path in sorted(Path("recipes").glob("*/*.yaml")):
         if path.parent.name != "ablations":
             assert check_quickly(path)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["--model.base_lr", "0.001"],
+        ["--model", "mvar_lightning.VARModule"],
+        ["--trainer.max_time", "00:00:01.5"],
+        ["--config", "small.yaml"],
+        ["--config=small.yaml"],
+        ["--print_config=skip_null"],
+        ["--model.help=VARModule"],
+        ["--model.attention.class_path=mvar_lightning.FullAttention"],
+        ["--data.class_path=mvar_lightning.TokenShardsDataModule"],
+        ["--model.attention.scales", "2"],
+        ["--trainer.callbacks+=EMA"],
+    ],
+)
+def test_what_only_the_parser_understands_is_left_to_it(overrides: list[str], tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    attention = "{class_path: mvar_lightning.SlidingWindowAttention, init_args: {scales: 0}}"
+    recipe.write_text(f"model: {{class_path: mvar_lightning.VARModule, init_args: {{attention: {attention}}}}}\n")
+    assert check_quickly(recipe, overrides)["model"]["class_path"] == "mvar_lightning.VARModule"
+    with pytest.raises(UserError, match="scales=0"):  # which is told where nothing is in the way
+        check_quickly(recipe, ["--model.depth=2"])
+
+
+@pytest.mark.parametrize("content", ["model: &a {x: *a}\n", "2020-01-01: 3\n"])
+def test_yaml_that_is_no_recipe_is_one_line(content: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(content)
+    with pytest.raises(UserError, match="not a recipe's YAML"):
+        check_quickly(tmp_path / "recipe.yaml")
+
+
+def test_the_token_caches_module_is_known_by_its_short_name(recipe: dict[str, Any], workplace: Path) -> None:
+    words = recipe | {"data": {"class_path": "TokenShardsDataModule", "init_args": {"path": "data/tokens"}}}
+    (workplace / "tokens.yaml").write_text(yaml.safe_dump(words))
+    RecipeCheck(["--config", "tokens.yaml"], workplace / "run")
