@@ -184,4 +184,5 @@ def test_yaml_that_is_no_recipe_is_one_line(content: str, tmp_path: Path) -> Non
 def test_the_token_caches_module_is_known_by_its_short_name(recipe: dict[str, Any], workplace: Path) -> None:
     words = recipe | {"data": {"class_path": "TokenShardsDataModule", "init_args": {"path": "data/tokens"}}}
     (workplace / "tokens.yaml").write_text(yaml.safe_dump(words))
-    RecipeCheck(["--config", "tokens.yaml"], workplace / "run")
+    checked = RecipeCheck(["--config", "tokens.yaml"], workplace / "run")
+    assert checked.config["data"]["class_path"] == "mvar_lightning.TokenShardsDataModule"
