@@ -7,7 +7,10 @@ import io
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
-"""Formats that shards hold, and the suffix of each inside a shard."""
+"""Formats that are read and that shards hold, and the suffix of each inside a shard."""
+
+_CONTAINERS = {"MPO": "JPEG"}
+"""A JPEG with further ones behind it (portrait mode, drones): Pillow calls it by another name. The first one counts."""
 
 SUFFIXES = ("jpg", "jpeg", "png", "webp")
 """Suffixes that are read back."""
@@ -51,7 +54,7 @@ def open_image(data: bytes) -> Image.Image:
 def suffix_of(data: bytes) -> str:
     """jpg, png or webp by the content, since file names lie (ImageNet holds a PNG named .JPEG)."""
     with open_image(data) as image:
-        return FORMATS[str(image.format)]
+        return FORMATS[_CONTAINERS.get(str(image.format), str(image.format))]
 
 
 def decode_rgb(data: bytes, draft_side: int | None = None) -> Image.Image:

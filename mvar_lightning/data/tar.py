@@ -63,14 +63,14 @@ class Header(tarfile.TarInfo):
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Header:
         if len(buf) < tarfile.BLOCKSIZE:
             raise tarfile.ReadError(
-                "it is cut off inside a header" if buf else "it is cut off, its end mark is missing"
+                "it is cut off inside a header" if buf else "it is cut off, no end mark"
             )
         if not any(buf):
             raise _EndMark("end mark")
         try:
             header = super().frombuf(buf, encoding, errors)
         except tarfile.HeaderError as error:
-            raise tarfile.ReadError(f"it has a damaged header ({error})") from None
+            raise tarfile.ReadError(f"it is damaged or cut off (no header: {error})") from None
         if header.size < 0 or (header.type in _EXTRA and header.size > _MAX_EXTRA):
             raise tarfile.ReadError(f"it has a header of {header.size} bytes")
         return header
@@ -113,6 +113,8 @@ class TarReader:
                 self.tar = tarfile.TarFile.open(fileobj=self.file, mode="r|*", tarinfo=Header)
         except _EndMark:
             return self._ended()
+        except tarfile.ReadError as error:
+            raise tarfile.ReadError(f"not a tar file, or damaged from its start on ({error})") from None
         self.stream = self.tar.fileobj
         return self._checked(self.tar.next(), self.start)
 
@@ -123,7 +125,7 @@ class TarReader:
             if before >= self.end and not self.needs_mark:
                 return None
             if before > self.end:
-                raise tarfile.ReadError("it is cut off inside a member")
+                raise tarfile.ReadError("it is cut off (inside a member)")
             if before != self.stream.tell():
                 self.stream.seek(before)
             try:

@@ -12,7 +12,6 @@ import logging
 import os
 import select
 import subprocess
-import tarfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,14 +24,15 @@ from webdataset.gopen import Pipe, gopen, gopen_schemes
 from mvar_lightning.data.index import (
     CHECK,
     INDEX_NAME,
+    MAX_INDEX,
     ShardIndex,
     ShardInfo,
     SplitIndex,
-    count_samples,
     parse_index,
     presence_problem,
     read_index,
 )
+from mvar_lightning.data.tar import TarDamage, read_samples
 from mvar_lightning.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ def index_at(path: str | Path) -> ShardIndex:
     where = f"{path.rstrip('/')}/{INDEX_NAME}"
     try:
         with open_remote(where) as file:
-            content = file.read()
+            content = file.read(MAX_INDEX + 1)
     except (UserError, OSError) as error:
         problem = error if isinstance(error, UserError) else f"{where}: {error}"
         way_out = f"shards are read from a URL with the {INDEX_NAME} that `mvar shards make` wrote"
@@ -146,23 +146,27 @@ def index_of_names(
 def _counted(place: ShardPlace, name: str, remote: bool) -> ShardInfo:
     if is_url(name):
         refuse_pipe(name, place.allow_pipe)
-        return ShardInfo(name, _count_remote(place, name) if remote else UNKNOWN, UNKNOWN, "")
+        if remote:
+            log.info("counting the samples of %s; an %s beside the shards would spare that", name, INDEX_NAME)
+        return ShardInfo(name, _count(place, name) if remote else UNKNOWN, UNKNOWN, "")
     path = Path(name)
     if not path.is_file():
         raise UserError(f"shard {name}: missing; check the range, and the folder that it is relative to")
-    samples = count_samples(path)
-    if samples < 1:
-        raise UserError(f"shard {name}: not a tar file with KEY.cls labels; {CHECK}")
-    return ShardInfo(name, samples, path.stat().st_size, "")
+    return ShardInfo(name, _count(place, name), path.stat().st_size, "")
 
 
-def _count_remote(place: ShardPlace, name: str) -> int:
-    log.info("counting the samples of %s; an %s beside the shards would spare that", name, INDEX_NAME)
+def _count(place: ShardPlace, name: str) -> int:
+    """Samples of a shard that no index tells. Raises UserError where it is damaged, or none of them is whole."""
+    samples = broken = 0
     try:
-        with place.open(ShardInfo(name, UNKNOWN, UNKNOWN, "")) as file, tarfile.open(fileobj=file, mode="r|*") as tar:
-            return sum(member.name.endswith(".cls") for member in tar)
-    except (tarfile.TarError, OSError) as error:
-        raise UserError(f"shard {name}: cannot be counted ({error}); {CHECK}") from None
+        with place.open(ShardInfo(name, UNKNOWN, UNKNOWN, "")) as file:
+            for raw in read_samples(file, name, load=False):
+                samples, broken = samples + 1, broken + bool(raw.fault)
+    except TarDamage as damage:
+        raise UserError(f"shard {name}: {damage}; {CHECK}") from None
+    if broken == samples:
+        raise UserError(f"shard {name}: no usable sample, {raw.key} {raw.fault}; {CHECK}")
+    return samples
 
 
 # Bytes of a URL through webdataset's openers, and what they lack: a length that is checked, another try, a time

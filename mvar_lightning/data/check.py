@@ -1,0 +1,70 @@
+"""`mvar shards check`: whether shards are what their index says, and hold samples that can be used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from mvar_lightning.data.images import SampleError, decode_rgb
+from mvar_lightning.data.index import INDEX_NAME, ShardInfo, content_problem, not_listed, read_index
+from mvar_lightning.data.tar import RawSample, TarDamage, label_of, read_samples
+
+
+def check(
+    folder: str | Path, workers: int = 1, decode: bool = False, progress: Callable[[int], None] | None = None
+) -> list[str]:
+    """Compare shards with the index: one line for each that is missing, damaged or not listed; empty when sound.
+
+    Args:
+        folder: what `mvar shards make` wrote.
+        workers: shards that are read at a time.
+        decode: also decode every image and label, and name those that cannot be.
+        progress: given the number of shards just checked.
+    """
+    folder = Path(folder)
+    index = read_index(folder)
+    listed = [shard for split in index.splits.values() for shard in split.shards]
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*.tar")}
+    problems = []
+    classes = index.num_classes if decode else None
+    with ThreadPoolExecutor(max(1, workers)) as pool:  # hashing and decoding let other threads run
+        for of_shard in pool.map(lambda shard: _problems(folder / shard.name, shard, classes), listed):
+            problems += of_shard
+            if progress is not None:
+                progress(1)
+    return problems + not_listed(found, {shard.name for shard in listed}, INDEX_NAME)
+
+
+def _problems(path: Path, shard: ShardInfo, classes: int | None) -> list[str]:
+    """What is wrong with a shard; its samples are decoded where the number of classes is given."""
+    try:
+        if problem := content_problem(shard, {shard.name: path}, INDEX_NAME):
+            return [problem]
+        return list(_sample_problems(path, shard, classes))
+    except OSError as error:
+        return [f"{shard.name}: cannot be read ({error.strerror})"]
+
+
+def _sample_problems(path: Path, shard: ShardInfo, classes: int | None) -> Iterator[str]:
+    samples = 0
+    try:
+        with path.open("rb") as file:
+            for raw in read_samples(file, shard.name, load=classes is not None):
+                samples += 1
+                if problem := raw.fault or (_undecodable(raw, classes) if classes is not None else None):
+                    yield f"{shard.name}, {raw.key}: {problem}"
+    except TarDamage as damage:
+        yield f"{shard.name}: {damage}"
+    if samples != shard.samples:
+        yield f"{shard.name}: {samples} samples instead of {shard.samples}"
+
+
+def _undecodable(raw: RawSample, classes: int) -> str | None:
+    try:
+        if not 0 <= label_of(raw.label) < classes:
+            return f"label {raw.label[:20]!r} is not one of {classes} classes"
+        decode_rgb(raw.image)
+    except SampleError as error:
+        return str(error)
+    return None
