@@ -62,9 +62,7 @@ class Header(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Header:
         if len(buf) < tarfile.BLOCKSIZE:
-            raise tarfile.ReadError(
-                "it is cut off inside a header" if buf else "it is cut off, no end mark"
-            )
+            raise tarfile.ReadError("it is cut off inside a header" if buf else "it is cut off, no end mark")
         if not any(buf):
             raise _EndMark("end mark")
         try:

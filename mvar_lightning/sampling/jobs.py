@@ -188,7 +188,7 @@ def class_indices(classes: str | Sequence[int] | None, num_classes: int, names: 
         classes, names = ",".join("none" if label == NO_CLASS else str(label) for label in classes), ()
     indices: list[int] = []
     for part in map(str.strip, classes.split(",")):
-        if part in names or part == "none":
+        if part == "none" or (part in names and not part.isdecimal()):  # a number is an index, whatever names are
             indices.append(names.index(part) if part in names else NO_CLASS)
             continue
         first, dash, last = part.partition("-")

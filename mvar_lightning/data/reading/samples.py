@@ -49,10 +49,13 @@ class Faults:
         self.num_shards = num_shards
         self.seen = 0
         self.samples = 0
+        self.reason = ""
+        """Of the last sample."""
         self.shards: set[str] = set()
 
     def sample(self, shard: str, key: str, reason: str) -> None:
         self.samples += 1
+        self.reason = f"{key} of shard {shard}: {reason}"
         if self.samples <= NAMED or self.samples % 100 == 0:
             log.warning("skipped sample %s of shard %s: %s (%d skipped so far)", key, shard, reason, self.samples)
         if self.samples > max(MIN_SAMPLES, MAX_SHARE * self.seen):
