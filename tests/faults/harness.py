@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,15 +73,17 @@ class Harness:
     """One server that has a product imported, from this project or from a checkout in another folder."""
 
     def __init__(self, product: Path = PROJECT) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(product), "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
-        environment.pop("MVAR_TRACEBACK", None)
+        self.surroundings = set(os.environ)
+        path = f"{product}{os.pathsep}{PROJECT / 'tests'}"
+        self.environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
+        self.environment.pop("MVAR_TRACEBACK", None)
         self.folder = tempfile.TemporaryDirectory(prefix="faults-")
         Path(self.folder.name).chmod(0o755)
         self.process = subprocess.Popen(
             [sys.executable, str(SERVER)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=environment,
+            env=self.environment,
             cwd=self.folder.name,
         )
         self.started = 0
@@ -209,6 +212,26 @@ def start_ranks(
     world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": str(processes), "NODE_RANK": "0"}
     ranks = [{**world, "LOCAL_RANK": str(rank), **(env or {})} for rank in range(processes)]
     return [start(*argv, env=rank if processes > 1 else env, **settings) for rank in ranks]
+
+
+def call(function: Callable[..., object], *arguments: object) -> str:
+    """Code that calls a function of a test's file with arguments that can be written down."""
+    path = function.__code__.co_filename
+    return f"import runpy; runpy.run_path({path!r})[{function.__name__!r}](*{arguments!r})"
+
+
+def as_here(env: dict[str, str] | None = None) -> dict[str, str | None]:
+    """The environment of this process, which may have changed since the harness began, and `env` on top of it."""
+    return {**dict.fromkeys(shared().surroundings - os.environ.keys()), **os.environ, **(env or {})}
+
+
+def completed(
+    *argv: object, env: dict[str, str] | None = None, cwd: Path | None = None, seconds: float = 120, **settings: Any
+) -> subprocess.CompletedProcess[str]:
+    """What `subprocess.run` of this command, here and now, comes to."""
+    answer = ask(*argv, env=as_here(env), cwd=cwd or Path.cwd(), seconds=seconds, **settings)
+    assert not answer.timed_out, answer.err[-3000:]
+    return subprocess.CompletedProcess(argv, answer.status, answer.out, answer.err)
 
 
 def script(path: Path, *arguments: object) -> str:

@@ -57,6 +57,7 @@ def become(request: dict[str, Any]) -> None:
     os.environ.update({key: value for key, value in request["env"].items() if value is not None})
     for key in (key for key, value in request["env"].items() if value is None):
         os.environ.pop(key, None)
+    sys.path[1:1] = filter(None, (request["env"].get("PYTHONPATH") or "").split(os.pathsep))
     os.chdir(request["cwd"])
     if request["delete_cwd"]:
         Path(request["cwd"]).rmdir()
@@ -159,7 +160,7 @@ def renew_streams() -> None:
 
 
 def run(request: dict[str, Any]) -> int:
-    sys.argv = ["mvar", *request["argv"]]
+    sys.argv = [str(Path(sys.executable).with_name("mvar")), *request["argv"]]  # Lightning starts it again, for a rank
     if request["code"] is not None:
         exec(compile(request["code"], "<case>", "exec"), {"__name__": "__main__"})
         return 0
