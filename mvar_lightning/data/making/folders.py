@@ -115,9 +115,8 @@ def numbering(names: Sequence[str]) -> str:
     """What to say of class names that are numbers; nothing of others."""
     if not all(name.isdecimal() for name in names):
         return ""
-    return (
-        f"class names are numbers, in the order of their values: label 0 is {names[0]}, {len(names) - 1} is {names[-1]}"
-    )
+    ends = f"label 0 is {names[0]}, label {len(names) - 1} is {names[-1]}"
+    return f"class names are numbers, in the order of their values: {ends}"
 
 
 def _counts(kinds: Counter[str]) -> str:
