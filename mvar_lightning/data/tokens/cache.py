@@ -93,6 +93,8 @@ class CacheSettings:
         for name, given in (numbers | {"scales": values["scales"] or (0,)}).items():
             if not all(type(number) is int and 1 <= number < 2**32 for number in given):
                 raise ValueError(f"{name} {str(given)[:40]}")
+        if not 0 < values["resize_ratio"] < 1000:
+            raise ValueError(f"resize_ratio {values['resize_ratio']}")
         return cls(**values)
 
 

@@ -149,6 +149,10 @@ class TokenJob:
             raise UserError(f"out {self.folder}: part {missing[0]} is missing; run the same command again")
         parts = tuple(records[task.part] for task in self.tasks)
         cache = TokenCache(self.folder, self.settings, self.class_names, parts)
+        for split in sorted({task.split for task in self.tasks}):
+            if not cache.samples(split):
+                lines = [line for part in parts if part.name.startswith(split) for line in part.damaged]
+                raise UserError(f"data: not one image of {split} can be read, first {lines[0]}; make the shards anew")
         with self._writing():
             write(self.folder / INDEX_NAME, cache.to_json(), durable=True)
             for part in parts:
