@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
 from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 from mvar_lightning.data.images import SampleError, decode_rgb
 from mvar_lightning.data.index import INDEX_NAME, ShardInfo, content_problem, not_listed, read_index
 from mvar_lightning.data.tar import RawSample, TarDamage, label_of, read_samples
-from mvar_lightning.errors import UserError
-
-WORTH_PROCESSES = 1 << 25
-"""Bytes of shards to decode from which on processes, which take half a second to start, are worth it."""
 
 
 def check(
@@ -32,7 +25,7 @@ def check(
         progress: given the number of shards just checked.
 
     Raises:
-        UserError: there is no index, or a process was killed.
+        UserError: there is no index.
     """
     folder = Path(folder)
     index = read_index(folder)
@@ -40,30 +33,12 @@ def check(
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*.tar")}
     problems = []
     of_shard = partial(_problems, folder, index.num_classes if decode else None)
-    try:
-        with _pool(workers, decode and sum(shard.bytes for shard in listed) >= WORTH_PROCESSES) as pool:
-            for found_there in pool.map(of_shard, listed):
-                problems += found_there
-                if progress is not None:
-                    progress(1)
-    except BrokenExecutor:
-        raise UserError(f"data folder {folder}: a process was killed (out of memory?); take one worker") from None
+    with ThreadPoolExecutor(max(1, workers)) as pool:  # hashing and decoding let other threads run
+        for found_there in pool.map(of_shard, listed):
+            problems += found_there
+            if progress is not None:
+                progress(1)
     return problems + not_listed(found, {shard.name for shard in listed}, INDEX_NAME)
-
-
-@contextmanager
-def _pool(workers: int, processes: bool) -> Iterator[Executor]:
-    """Threads are enough for hashing; Pillow holds Python's lock for too much of its time."""
-    pool: Executor
-    if processes and workers > 1:
-        context = multiprocessing.get_context("forkserver")  # a fork would copy the threads of the bar
-        pool = ProcessPoolExecutor(workers, context, signal.signal, (signal.SIGINT, signal.SIG_IGN))
-    else:
-        pool = ThreadPoolExecutor(max(1, workers))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _problems(folder: Path, classes: int | None, shard: ShardInfo) -> list[str]:

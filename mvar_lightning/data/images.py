@@ -90,7 +90,7 @@ def _orientation(image: Image.Image) -> int:
         found = image.getexif().get(ORIENTATION)
     except Exception:  # see open_image
         return 1
-    return found if found in range(1, 9) else 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
 def full_size(image: Image.Image) -> tuple[int, int]:

@@ -110,7 +110,8 @@ class TarReader:
             else:
                 self.tar = tarfile.TarFile.open(fileobj=self.file, mode="r|*", tarinfo=Header)
         except _EndMark:
-            return self._ended()
+            self._ended()
+            return None
         except tarfile.ReadError as error:
             raise tarfile.ReadError(f"not a tar file, or damaged from its start on ({error})") from None
         self.stream = self.tar.fileobj
@@ -129,7 +130,8 @@ class TarReader:
             try:
                 return self._checked(Header.fromtarfile(self.tar), before)
             except _EndMark:
-                return self._ended()
+                self._ended()
+            return None
 
     def _checked(self, member: tarfile.TarInfo | None, before: int) -> tarfile.TarInfo | None:
         if member is not None and (self.tar.offset <= before or member.size < 0):

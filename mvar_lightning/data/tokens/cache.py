@@ -107,8 +107,8 @@ class PartInfo(ShardInfo):
     @classmethod
     def from_plain(cls, plain: Any) -> PartInfo:
         """Raises KeyError, TypeError or ValueError where it is none."""
-        damaged = typed(plain, "damaged", list)
-        part = cls(*(typed(plain, name, kind) for name, kind in ENTRY), tuple(map(str, damaged)))
+        entry = {name: typed(plain, name, kind) for name, kind in ENTRY}
+        part = cls(**entry, damaged=tuple(map(str, typed(plain, "damaged", list))))
         if not _SAFE_NAME.fullmatch(part.name) or part.samples < 0:
             raise ValueError(f"part {part.name!r} with {part.samples} samples")
         return part
