@@ -237,6 +237,33 @@ def test_brace_ranges():
         expand("a/{00..11.tar")
 
 
+def test_list_files_and_too_many_names(tmp_path):
+    (tmp_path / "shards.txt").write_text("a.tar\nhttps://host/b.tar\n")
+    assert expand(str(tmp_path / "shards.txt")) == [str(tmp_path / "a.tar"), "https://host/b.tar"]
+    with pytest.raises(UserError, match="more than 1000000 names"):
+        expand("x/{0..999999}/{0..9}.tar")
+    with pytest.raises(UserError, match=r"none\.txt: cannot be read"):
+        expand("none.txt")
+
+
+@pytest.mark.parametrize("address", ["pipe:true", "PIPE:true", "\tpipe:true", " pipe://true", "pi\npe:true"])
+def test_a_command_is_found_as_the_opener_finds_it(address):
+    for allowed in (False, True):
+        if allowed and address == "pipe:true":
+            continue
+        with pytest.raises(UserError, match=r"runs a command|are not opened"):
+            remote.open_remote(address, allow_pipe=allowed)
+
+
+@pytest.mark.parametrize("address", ["ftp://host/x", "ipfs://x", "x/y://z", "HTTP ://x", "http://[x", "file:///x", "-"])
+def test_only_listed_schemes_are_opened(address, monkeypatch):
+    with pytest.raises(UserError, match=r"are not opened|are no address"):
+        remote.open_remote(address)
+    monkeypatch.setenv("GOPEN_REWRITE", "no rule")
+    with pytest.raises(UserError, match="are no address"):
+        remote.open_remote("https://host/x.tar")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
