@@ -33,7 +33,7 @@ ORDER = (
 
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 DATA_ORDER = (
-    ("index", "images", "transforms"),
+    ("index", "images", "transforms", "tar", "check"),
     ("reading",),
     ("making", "tokens"),
     ("image_data", "token_data"),
