@@ -251,7 +251,7 @@ def sparse() -> tarfile.TarInfo:
         (lambda members: [(members[0][0], sparse()), *members[1:]], "member 0000.png is no plain file"),
         (lambda members: [members[0], (members[1][0], b"7" * 5000), *members[2:]], "has 5000 bytes, more than 32"),
         (lambda members: [members[0], (members[1][0], b"7"), *members[2:]], "label b'7' is not one of 2 classes"),
-        (lambda members: [(members[0][0], members[0][1][:40]), *members[1:]], "0000: not a readable"),
+        (lambda members: [(members[0][0], members[0][1][:40]), *members[1:]], "not a readable"),
     ],
 )
 def test_check_names_what_is_wrong_in_a_sample(tmp_path: Path, change, named: str) -> None:
