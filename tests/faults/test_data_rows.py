@@ -143,6 +143,13 @@ def test_a_folder_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     assert broken_promise(answer) is None and "cannot be read (Permission denied)" in answer.line
 
 
+def test_a_pipe_among_the_images_is_not_waited_for(tmp_path: Path) -> None:
+    source = folder_of(tmp_path, {f"a/{n}.png": picture() for n in range(2)})
+    os.mkfifo(source / "a" / "2.png")
+    answer = ask("shards", "make", source, tmp_path / "out", seconds=20)
+    assert broken_promise(answer) is None and "2.png: cannot be read (not a plain file)" in answer.line
+
+
 # -- shards
 
 

@@ -7,8 +7,10 @@ download.
 from __future__ import annotations
 
 import csv
+import errno
 import os
 import random
+import stat
 from abc import abstractmethod
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -104,6 +106,8 @@ def labeled(paths_of_classes: Sequence[Sequence[str]]) -> FileExamples:
 
 def _read_bytes(path: str) -> bytes:
     try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):  # a pipe would be waited for
+            raise OSError(errno.EINVAL, "not a plain file")
         return Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"image {path}: cannot be read ({error.strerror})") from None
