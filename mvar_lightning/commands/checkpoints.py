@@ -65,11 +65,11 @@ def describe(path: str) -> str:
     """
     from mvar_lightning.checkpoints.folder import open_checkpoint
 
-    opened = open_checkpoint(path)
+    opened = open_checkpoint(path, whole=False)
     lines = {"checkpoint": path, "kind": opened.record.kind}
     if opened.record.model is not None:
-        lines |= _model_lines(opened.record.build_model(path))
-    tokenizer: Any = opened.record.build_tokenizer(path)
+        lines |= _model_lines(opened.empty_model())
+    tokenizer: Any = opened.empty_tokenizer()
     config = tokenizer.config
     lines |= {
         "tokenizer": f"{tokenizer.image_size} x {tokenizer.image_size} pixels, {tokenizer.vocab_size} codes of length "

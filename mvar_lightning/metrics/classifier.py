@@ -23,7 +23,8 @@ from torch.nn import functional as F
 
 from mvar_lightning.errors import UserError
 from mvar_lightning.tools.drawing import normalize
-from mvar_lightning.tools.files import write_json, write_tensors
+from mvar_lightning.tools.files import write_json
+from mvar_lightning.tools.tensors import write_tensors
 
 FORMAT = "mvar-lightning classifier 1"
 MAX_SIDE = 64

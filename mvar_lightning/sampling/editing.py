@@ -27,10 +27,13 @@ from mvar_lightning.sampling.sampler import (
     Generated,
     ImageNoise,
     SamplingSettings,
+    check_finite,
     check_labels,
     check_seeds,
     check_together,
     decode_in_chunks,
+    listed,
+    repeated,
     sample_pyramid,
 )
 from mvar_lightning.tokenizer import MultiScaleTokenizer
@@ -59,7 +62,7 @@ def edit(
     cfg: float | GuidanceSchedule | None = 1.5,
     top_k: int | None = 900,
     top_p: float | None = 0.96,
-    seeds: Sequence[int] | Tensor | None = None,
+    seeds: Sequence[int] | Tensor | int | None = None,
     temperature: float = 1.0,
     more_smooth: bool = False,
     decode_chunk: int | None = None,
@@ -82,8 +85,9 @@ def edit(
     """
     check_together(model, tokenizer)
     settings = SamplingSettings(as_schedule(cfg), top_k, top_p, temperature, more_smooth)
-    images = max(len(image_B3HW), 1 if seeds is None else len(seeds), 1 if isinstance(label_B, int) else len(label_B))
-    label_B = check_labels([label_B] * images if isinstance(label_B, int) else label_B, model)
+    seeds, labels = listed(seeds), repeated(label_B, 1)
+    images = max(len(image_B3HW), 1 if seeds is None else len(seeds), len(labels))
+    label_B = check_labels(repeated(label_B, images), model)
     if len(label_B) != images or len(image_B3HW) not in (1, images):
         raise UserError(f"{len(image_B3HW)} images, {len(label_B)} labels, {images} results: give as many of each")
     noise = ImageNoise(check_seeds(seeds, images), model.pyramid, label_B.device)
@@ -101,7 +105,9 @@ def edit(
             return torch.where(keep_Bl, given[scale], idx_Bl), codes_BlZ
 
         f_hat_BZhw, idx_BL = sample_pyramid(model, tokenizer, label_B, settings, noise, keep)
-        return Generated(decode_in_chunks(tokenizer, f_hat_BZhw, decode_chunk), idx_BL)
+        result_B3HW = decode_in_chunks(tokenizer, f_hat_BZhw, decode_chunk)
+    check_finite(torch.isfinite(result_B3HW).all(), "pixels", "tokenizer")
+    return Generated(result_B3HW, idx_BL)
 
 
 def keep_at(scale: int, keep_Bhw: Tensor, pyramid: ScalePyramid) -> Tensor:

@@ -95,7 +95,14 @@ class NextScaleTransformer(nn.Module):
         super().__init__()
         width = 64 * depth if width is None else width
         heads = depth if heads is None else heads
-        if depth < 1 or width % heads or (width // heads) % 4:
+        sizes = {"vocab_size": vocab_size, "code_dim": code_dim, "num_classes": num_classes, "width": width}
+        for name, size in sizes.items():
+            if size < 1:
+                raise UserError(f"{name} {size}: must be at least 1")
+        for name, rate in {"drop_path": drop_path or 0.0, "label_drop": label_drop}.items():
+            if not 0 <= rate <= 1:
+                raise UserError(f"{name} {rate}: must be from 0 to 1")
+        if depth < 1 or heads < 1 or width % heads or (width // heads) % 4:
             raise UserError(
                 f"depth {depth}, width {width}, heads {heads}: width must be heads times a multiple of 4 (VAR: 64)"
             )
@@ -109,7 +116,7 @@ class NextScaleTransformer(nn.Module):
         self.strategy = attention or FullAttention()
         self.history_design = history or NoHistory()
         self.block_design = blocks or VARBlocks()
-        self.backend = choose_backend(backend, self.strategy, self.pyramid)
+        self.backend = choose_backend(backend, self.strategy, self.pyramid, head_dim=width // heads)
 
         self.word_embedding = nn.Linear(code_dim, width)
         self.class_embedding = nn.Embedding(num_classes + 1, width)
