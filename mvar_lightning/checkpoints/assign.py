@@ -99,12 +99,13 @@ def check_fit(
         raise UserError(f"{source}: " + "; ".join(f"{kind}: {_list(names)}" for kind, names in faults.items() if names))
 
 
-def fill(module: M, state: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> M:
+def fill(module: M, state: Mapping[str, Tensor], source: str, dtype: torch.dtype | None = None) -> M:
     """Give a module on the meta device copies of tensors that fit (`check_fit`), one at a time, in eval mode.
 
     Args:
         module: built by `on_meta`.
         state: by the module's own names; buffers that are absent become zeros.
+        source: how to call the file in the error.
         dtype: convert floating-point tensors to it, None keeps them.
 
     Raises:
@@ -114,7 +115,7 @@ def fill(module: M, state: Mapping[str, Tensor], dtype: torch.dtype | None = Non
     # copies, one at a time: the file is mapped into memory, and a view into it would keep all of it
     for key, meta in module.state_dict().items():
         if key in state:
-            _check_kind(key, state[key], meta)
+            _check_kind(f"{source}: {key}", state[key], meta)
             target = dtype if dtype is not None and state[key].is_floating_point() else state[key].dtype
             own[key] = state[key].to(target, copy=True).reshape(meta.shape).contiguous()
         else:
@@ -124,11 +125,11 @@ def fill(module: M, state: Mapping[str, Tensor], dtype: torch.dtype | None = Non
     return module.eval()
 
 
-def _check_kind(key: str, tensor: Tensor, meta: Tensor) -> None:
+def _check_kind(what: str, tensor: Tensor, meta: Tensor) -> None:
     kinds = FLOATS if meta.is_floating_point() else (*FLOATS, torch.int32, torch.int64)  # counts may be either
     if tensor.dtype not in kinds or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
         found = f"{tensor.dtype}{'' if tensor.layout == torch.strided else f', {tensor.layout}'}".replace("torch.", "")
-        raise UserError(f"{key}: its numbers are {found}; give plain floating-point weights")
+        raise UserError(f"{what}: its numbers are {found}; give plain floating-point weights")
 
 
 def shapes_of(state: Mapping[str, Tensor] | nn.Module) -> dict[str, torch.Size]:

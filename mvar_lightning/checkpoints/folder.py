@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import reprlib
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -45,6 +45,15 @@ class Opened:
     record: Record
     parts: Mapping[str, Path | dict[str, Tensor]]
     checksums: Mapping[str, str] = field(default_factory=dict)
+    trains_on: bool = False
+    """Whether the state of training is in it."""
+
+    def check_resumable(self) -> None:
+        """Raise `UserError` where weights are all that is there."""
+        if not self.trains_on:
+            raise UserError(
+                f"{self.source}: holds weights alone, no run can go on from it; start a new one with model.init_from"
+            )
 
     def shapes(self, part: str) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor of a part, by name; of a folder's from the file's header alone."""
@@ -73,7 +82,7 @@ class Opened:
 
     def tokenizer(self) -> MultiScaleTokenizer:
         """The tokenizer, checked against the recorded hash."""
-        tokenizer = self._filled(self.empty_tokenizer(), "tokenizer")
+        tokenizer = fill(self.empty_tokenizer(), self.tensors("tokenizer"), f"{self.source} (tokenizer)")
         found = fingerprint(tokenizer)
         if found != self.record.tokenizer_hash:
             raise UserError(
@@ -84,7 +93,7 @@ class Opened:
 
     def model(self) -> NextScaleTransformer:
         """The transformer of a checkpoint that has one."""
-        return self._filled(self.empty_model(), "model")
+        return fill(self.empty_model(), self.tensors("model"), f"{self.source} (model)")
 
     def empty_tokenizer(self) -> MultiScaleTokenizer:
         """The tokenizer on the meta device. Raises `UserError` where its configuration is wrong."""
@@ -95,22 +104,18 @@ class Opened:
         return self._built("model", lambda: self.record.build_model(len(self.shapes("model"))))
 
     def _built(self, part: str, build: Callable[[], M]) -> M:
+        name = f"{self.source} ({part})"
         try:
-            return build()
+            module = build()
         except UserError as error:
-            raise UserError(f"{self.source} ({part}): {error.marked.removeprefix(f'{self.source}: ')}") from error
+            raise UserError(f"{name}: {error.marked.removeprefix(f'{self.source}: ')}") from error
         except MemoryError:
             raise
         except Exception as error:  # a damaged record can make a constructor fail in any way
             reason = f"{type(error).__name__}: {in_a_line(error)}"
             raise UserError(f"{self.source}: its {part} configuration cannot be built ({reason})") from error
-
-    def _filled(self, module: M, part: str) -> M:
-        check_fit(self.shapes(part), shapes_of(module), f"{self.source} ({part})")
-        try:
-            return fill(module, self.tensors(part))
-        except UserError as error:
-            raise UserError(f"{self.source} ({part}): {error.marked}") from error
+        check_fit(self.shapes(part), shapes_of(module), name)
+        return module
 
 
 def save(path: str | Path, model: NextScaleTransformer | None, tokenizer: MultiScaleTokenizer) -> None:
@@ -252,7 +257,14 @@ def _open_lightning(path: Path, whole: bool) -> Opened:
         raise UserError(f"{path}: its 'state_dict' holds something else than names and tensors")
     state = plain_names(state, str(path))
     parts = {part: _part(state, part) for part in ("tokenizer", "model")}
-    return Opened(str(path), record, parts)
+    return Opened(str(path), record, parts, trains_on={"optimizer_states", "lr_schedulers", "loops"} <= content.keys())
+
+
+def unwrap_names(checkpoint: dict[str, Any]) -> None:
+    """Take wrappers' prefixes off the names in what Lightning has read, before it looks for them."""
+    for part in ("state_dict", "current_model_state"):  # the second: beside averaged weights
+        if isinstance(checkpoint.get(part), dict):
+            checkpoint[part] = plain_names(checkpoint[part], "this checkpoint")
 
 
 def _part(state: Mapping[str, Any], part: str) -> dict[str, Tensor]:
@@ -356,8 +368,10 @@ class Record:
 
     def build_tokenizer(self, tensors: int) -> MultiScaleTokenizer:
         """The tokenizer on the meta device, for as many tensors as a file has; see `Opened.empty_tokenizer`."""
-        check_types(MultiScaleTokenizer.__init__, self.tokenizer)
-        return on_meta(lambda: MultiScaleTokenizer(**self.tokenizer), most=2 * tensors + SLACK)
+        config = self.tokenizer
+        check_types(MultiScaleTokenizer.__init__, config)
+        _check_numbers(config, ("num_res_blocks", "phi_layers"), tensors)
+        return on_meta(lambda: MultiScaleTokenizer(**config), most=tensors + SLACK)
 
     def build_model(self, tensors: int) -> NextScaleTransformer:
         """The transformer on the meta device, for as many tensors as a file has; see `Opened.empty_model`."""
@@ -365,11 +379,17 @@ class Record:
         assert config is not None, "a tokenizer alone has no model"
         axes = ("attention", "history", "blocks")
         check_types(NextScaleTransformer.__init__, {key: value for key, value in config.items() if key not in axes})
-        if config.get("depth", 1) > tensors:
-            raise UserError(f"depth {config['depth']}: the file has {tensors} weights")
-        model = on_meta(lambda: NextScaleTransformer.from_config(config), most=2 * tensors + SLACK)
+        _check_numbers(config, ("depth",), tensors)
+        model = on_meta(lambda: NextScaleTransformer.from_config(config), most=tensors + SLACK)
         if list(model.pyramid.sides) != list(self.tokenizer.get("scales", [])):
             raise UserError(
                 f"the model's scales {list(model.pyramid.sides)} are not the tokenizer's {self.tokenizer.get('scales')}"
             )
         return model
+
+
+def _check_numbers(config: Mapping[str, Any], names: Sequence[str], tensors: int) -> None:
+    """Of each of these things a part has at least one tensor; more of them are not even listed."""
+    for name in names:
+        if config.get(name, 0) > tensors:
+            raise UserError(f"{name} {config[name]}: the file has {tensors} tensors")

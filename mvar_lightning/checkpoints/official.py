@@ -92,7 +92,7 @@ def import_transformer(model: NextScaleTransformer, state: Mapping[str, Tensor],
     check_derived(state, model.pyramid, architecture, source)
     # positions, levels and masks follow from the sizes here, and are made when they are needed
     weights = {key: tensor for key, tensor in state.items() if key not in derived}
-    return fill(model, to_ours(weights, table), dtype=torch.float32)
+    return fill(model, to_ours(weights, table), source, dtype=torch.float32)
 
 
 def import_tokenizer(path: str | Path, pyramid: ScalePyramid, vocab_size: int | None = None) -> MultiScaleTokenizer:
@@ -116,7 +116,7 @@ def import_tokenizer(path: str | Path, pyramid: ScalePyramid, vocab_size: int | 
         del state[HITS]
     table = tokenizer_keys(arguments["phi_layers"])
     check_fit(shapes_of(state), _reference_shapes(tokenizer, table), str(path), optional=(HITS,))
-    return fill(tokenizer, to_ours(state, table), dtype=torch.float32)
+    return fill(tokenizer, to_ours(state, table), str(path), dtype=torch.float32)
 
 
 def export_official(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from mvar_lightning.commands.options import add_untold, untold_of
@@ -47,6 +48,9 @@ def run_export(args: argparse.Namespace) -> int:
     model, tokenizer = load(args.checkpoint)
     if model is None:
         raise UserError(f"{args.checkpoint}: a checkpoint of a tokenizer alone; there is no transformer to export")
+    for target in (args.model, args.tokenizer):
+        if Path(target).resolve() == Path(args.checkpoint).resolve():
+            raise UserError(f"{target}: is the checkpoint itself, which would be lost; name another file")
     export_official(model, tokenizer, args.model, args.tokenizer)
     print(f"wrote {args.model} and {args.tokenizer}")
     return 0

@@ -87,7 +87,7 @@ def _fit(run: Run, extra: list[str], checkpoint: Path | None) -> None:
     trainer: Any = cli.trainer
     check_number(trainer.world_size)
     if checkpoint is not None:
-        open_checkpoint(checkpoint)  # a damaged one is told in one line
+        open_checkpoint(checkpoint).check_resumable()  # a damaged one is told in one line
         if is_main():
             at = read_torch(checkpoint, whole=False)
             print(f"{run.folder}: continuing from {checkpoint} (epoch {at['epoch']}, step {at['global_step']})")
@@ -135,7 +135,9 @@ def run_stage(
         raise UserError(f"mvar {stage}: no weights; name a checkpoint with ``ckpt_path`` or set model.init_from")
     check_number(cli.trainer.world_size)
     if checkpoint is not None:
-        open_checkpoint(checkpoint)  # a foreign or damaged one is told in one line
+        opened = open_checkpoint(checkpoint)  # a foreign or damaged one is told in one line
+        if stage == "fit":
+            opened.check_resumable()
     work: Any = getattr(cli.trainer, stage)
     with run.started(cli.trainer, alone=stage == "fit"):
         work(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)

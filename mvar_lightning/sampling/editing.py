@@ -217,7 +217,11 @@ def edit_picture(request: EditRequest) -> list[Path]:
     if len(labels) != 1:
         raise UserError(f"``class_`` {request.class_}: give one class")
     picture = open_picture(request.image)
-    image_13HW = to_square(picture, tokenizer.image_size).to(device)
+    size, side = tokenizer.image_size, min(picture.size)
+    if picture.size != (size, size):
+        words = f"{picture.width} x {picture.height} pixels; its middle square of {side} is used, at {size} x {size}"
+        print(f"{request.image}: {words}")
+    image_13HW = to_square(picture, size).to(device)
     mask_HW = read_mask(request, picture, tokenizer).to(device)
     jobs = list_jobs(labels, request.count, request.seed)
     precision = choose_precision(request.precision, device)

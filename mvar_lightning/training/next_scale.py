@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mvar_lightning.attention import AdjacentAttention, AttentionStrategy, FullAttention, SpatialAttention
 from mvar_lightning.checkpoints import load_initial_weights, load_tokenizer
-from mvar_lightning.checkpoints.folder import Record
+from mvar_lightning.checkpoints.folder import Record, unwrap_names
 from mvar_lightning.compat import lets_clip
 from mvar_lightning.data.image_data import run_data
 from mvar_lightning.errors import UserError
@@ -247,6 +247,7 @@ class NextScaleModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._record().check_resumed(checkpoint)
+        unwrap_names(checkpoint)
 
 
 # The published families: each names its defaults on the three axes and changes nothing else.

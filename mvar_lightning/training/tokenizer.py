@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
 from mvar_lightning.checkpoints import load_tokenizer
-from mvar_lightning.checkpoints.folder import Record, is_released
+from mvar_lightning.checkpoints.folder import Record, is_released, unwrap_names
 from mvar_lightning.checkpoints.official import import_tokenizer
 from mvar_lightning.data.image_data import run_data
 from mvar_lightning.errors import UserError
@@ -294,6 +294,7 @@ class TokenizerModule(L.LightningModule):
         Record(self.tokenizer.config, fingerprint_of(self.tokenizer, state)).write_into(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        unwrap_names(checkpoint)
         # another set of optimizers is refused before any weight is touched
         theirs = any(key.startswith("adversarial.") for key in checkpoint["state_dict"])
         if theirs != (self.adversarial is not None):
