@@ -97,16 +97,16 @@ class Opened:
 
     def empty_tokenizer(self) -> MultiScaleTokenizer:
         """The tokenizer on the meta device. Raises `UserError` where its configuration is wrong."""
-        return self._built("tokenizer", lambda: self.record.build_tokenizer(len(self.shapes("tokenizer"))))
+        return self._built("tokenizer", self.record.build_tokenizer)
 
     def empty_model(self) -> NextScaleTransformer:
         """The transformer on the meta device. Raises `UserError` where its configuration is wrong."""
-        return self._built("model", lambda: self.record.build_model(len(self.shapes("model"))))
+        return self._built("model", self.record.build_model)
 
-    def _built(self, part: str, build: Callable[[], M]) -> M:
-        name = f"{self.source} ({part})"
+    def _built(self, part: str, build: Callable[[int], M]) -> M:
+        name, shapes = f"{self.source} ({part})", self.shapes(part)
         try:
-            module = build()
+            module = build(len(shapes))
         except UserError as error:
             raise UserError(f"{name}: {error.marked.removeprefix(f'{self.source}: ')}") from error
         except MemoryError:
@@ -114,7 +114,7 @@ class Opened:
         except Exception as error:  # a damaged record can make a constructor fail in any way
             reason = f"{type(error).__name__}: {in_a_line(error)}"
             raise UserError(f"{self.source}: its {part} configuration cannot be built ({reason})") from error
-        check_fit(self.shapes(part), shapes_of(module), name)
+        check_fit(shapes, shapes_of(module), name)
         return module
 
 

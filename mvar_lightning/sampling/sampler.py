@@ -392,8 +392,7 @@ def check_seeds(seeds: Sequence[int] | None, batch: int) -> list[int]:
     if seeds is None:
         return torch.randint(NUM_SEEDS, (batch,), device="cpu").tolist()
     if len(seeds) != batch:
-        given = f"{seeds[0]}" if len(seeds) == 1 else f"({len(seeds)} of them)"
-        raise UserError(f"seeds {given}: give one for each of the {batch} images, e.g. range({batch})")
+        raise UserError(f"seeds ({len(seeds)} of them): give one for each of the {batch} images, e.g. range({batch})")
     for seed in seeds:
         if not isinstance(seed, numbers.Real) or not 0 <= seed < NUM_SEEDS or int(seed) != seed:
             raise UserError(f"seed {seed}: must be a whole number from 0 to {NUM_SEEDS - 1}")

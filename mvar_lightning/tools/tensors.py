@@ -49,7 +49,7 @@ def read_torch(path: str | Path, whole: bool = True) -> Any:
                 if "mmap can only be used" not in str(error):
                     raise
                 return torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:
+    except (MemoryError, UserError):
         raise
     except Exception as error:  # a damaged file can make the reader fail in any way
         blocked = re.search(r"unsupported (?:global|class)\W+(?:GLOBAL )?([\w.]+)", str(error), re.IGNORECASE)
@@ -59,8 +59,8 @@ def read_torch(path: str | Path, whole: bool = True) -> Any:
                 "accepted (nothing was executed)"
             ) from error
         raise UserError(
-            f"{path}: not readable as a PyTorch file of tensors ({type(error).__name__}): it is truncated, damaged, of "
-            "another kind, or a pickle with code (nothing was executed)"
+            f"{path}: not readable as a PyTorch file of tensors ({type(error).__name__}): it is truncated, of another "
+            "kind, or a pickle with code (nothing was executed)"
         ) from error
 
 
@@ -87,8 +87,12 @@ def _read_members(path: Path, names: Sequence[str]) -> None:
     with zipfile.ZipFile(path) as archive:
         for name in names:
             with archive.open(name) as member:
-                while member.read(1 << 22):
-                    pass
+                try:
+                    while member.read(1 << 22):
+                        pass
+                except zipfile.BadZipFile as error:
+                    words = "copy it again, or take an earlier one"
+                    raise UserError(f"{path}: damaged, {name} in it is not what was written; {words}") from error
 
 
 def safetensors_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:

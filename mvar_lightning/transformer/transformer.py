@@ -95,6 +95,10 @@ class NextScaleTransformer(nn.Module):
         super().__init__()
         width = 64 * depth if width is None else width
         heads = depth if heads is None else heads
+        if depth < 1 or heads < 1 or width % heads or (width // heads) % 4:
+            raise UserError(
+                f"depth {depth}, width {width}, heads {heads}: width must be heads times a multiple of 4 (VAR: 64)"
+            )
         sizes = {"vocab_size": vocab_size, "code_dim": code_dim, "num_classes": num_classes, "width": width}
         for name, size in sizes.items():
             if size < 1:
@@ -102,10 +106,6 @@ class NextScaleTransformer(nn.Module):
         for name, rate in {"drop_path": drop_path or 0.0, "label_drop": label_drop}.items():
             if not 0 <= rate <= 1:
                 raise UserError(f"{name} {rate}: must be from 0 to 1")
-        if depth < 1 or heads < 1 or width % heads or (width // heads) % 4:
-            raise UserError(
-                f"depth {depth}, width {width}, heads {heads}: width must be heads times a multiple of 4 (VAR: 64)"
-            )
         self.pyramid = ScalePyramid(scales)
         self.vocab_size, self.code_dim, self.num_classes = vocab_size, code_dim, num_classes
         self.depth, self.width, self.heads = depth, width, heads
