@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -21,6 +20,8 @@ from mvar_lightning import load
 from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer import fingerprint
 from mvar_lightning.tools import processes
+from tests.faults.harness import as_here, completed, free_port
+from tests.faults.harness import start as fork
 
 Recipe = dict[str, Any]
 
@@ -88,14 +89,9 @@ def slurm(folder: Path, **more: str) -> list[tuple[int, str, str]]:
     job = {"SLURM_JOB_ID": "1234", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}
     job |= {"SLURM_NODELIST": "127.0.0.1", "SLURM_NNODES": "1", "SLURM_NODEID": "0", "MASTER_PORT": free_port()}
     job |= {"PATH": f"{folder}:{os.environ['PATH']}", **more}
-    tasks = [start(TRAIN, **job, SLURM_PROCID=rank, SLURM_LOCALID=rank) for rank in ("0", "1")]
-    return [finish(task, seconds=60) for task in tasks]
-
-
-def free_port() -> str:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return str(found.getsockname()[1])
+    ranks = [as_here(environment(**job, SLURM_PROCID=rank, SLURM_LOCALID=rank)) for rank in ("0", "1")]
+    tasks = [fork(*TRAIN[2:], env=rank, cwd=Path.cwd(), seconds=60) for rank in ranks]
+    return [(done.status, done.out, done.err) for done in (task.finish() for task in tasks)]
 
 
 def result() -> tuple[dict[Any, str], dict[str, torch.Tensor]]:
@@ -152,15 +148,13 @@ def test_a_killed_process_ends_the_others_in_one_line(rank: int, two: Recipe, tm
 
 @pytest.mark.slow
 def test_lightning_starts_the_second_process_and_stops_it_with_the_first(two: Recipe) -> None:
-    first = start(TRAIN, SABOTAGE="SIGTERM@4@0")
-    status, out, err = finish(first)
-    assert status == 130, err
-    assert f"mvar: runs/var: told to stop at step 5; the same command continues from {LAST}" in err
-    assert "Traceback" not in err
-    second = start([*TRAIN, "--fresh"])
-    status, out, err = finish(second)
-    assert status == 0, err
-    assert out.count("runs/var/metrics.json") == 1
+    stopped = completed(*TRAIN[2:], env=environment(SABOTAGE="SIGTERM@4@0"))
+    assert stopped.returncode == 130, stopped.stderr
+    assert f"mvar: runs/var: told to stop at step 5; the same command continues from {LAST}" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    done = completed(*TRAIN[2:], "--fresh", env=environment())
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("runs/var/metrics.json") == 1
 
 
 LAUNCHED = (
