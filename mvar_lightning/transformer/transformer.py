@@ -186,7 +186,7 @@ class NextScaleTransformer(nn.Module):
         return Inputs(self.embed(x_BLZ, class_BC), self._modulations(class_BC), self.head.modulation(class_BC))
 
     def embed(self, x_BLZ: Tensor, class_BC: Tensor) -> Tensor:
-        """Inputs of all tokens (B, L, C), in float32 whatever the precision of the run."""
+        """Inputs of all tokens (B, L, C), in the weights' own precision whatever autocast says."""
         expected = self.pyramid.num_tokens - self.pyramid.first_tokens
         if x_BLZ.shape[1:] != (expected, self.code_dim):
             raise UserError(
@@ -194,7 +194,8 @@ class NextScaleTransformer(nn.Module):
                 f"need (B, {expected}, {self.code_dim})"
             )
         with torch.autocast(x_BLZ.device.type, enabled=False):
-            words_by_scale = self.word_embedding(x_BLZ.float()).split([n * n for n in self.pyramid.sides[1:]], dim=1)
+            words_BlC = self.word_embedding(x_BLZ.to(self.word_embedding.weight.dtype))
+            words_by_scale = words_BlC.split([n * n for n in self.pyramid.sides[1:]], dim=1)
             later = self.history(words_by_scale, class_BC)
             start = class_BC[:, None].expand(-1, self.pyramid.first_tokens, -1)
             return torch.cat([start, *later], dim=1) + self.positions(range(self.pyramid.num_scales))
