@@ -85,8 +85,7 @@ def edit(
     """
     check_together(model, tokenizer)
     settings = SamplingSettings(as_schedule(cfg), top_k, top_p, temperature, more_smooth)
-    seeds, labels = listed(seeds), repeated(label_B, 1)
-    images = max(len(image_B3HW), 1 if seeds is None else len(seeds), len(labels))
+    images = max(len(image_B3HW), len(listed(seeds) or [0]), len(repeated(label_B, 1)))
     label_B = check_labels(repeated(label_B, images), model)
     if len(label_B) != images or len(image_B3HW) not in (1, images):
         raise UserError(f"{len(image_B3HW)} images, {len(label_B)} labels, {images} results: give as many of each")

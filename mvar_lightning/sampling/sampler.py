@@ -113,8 +113,7 @@ def generate(
     """
     check_together(model, tokenizer)
     settings = SamplingSettings(as_schedule(cfg), top_k, top_p, temperature, more_smooth)
-    seeds = listed(seeds)
-    label_B = check_labels(repeated(label_B, 1 if seeds is None else len(seeds)), model)
+    label_B = check_labels(repeated(label_B, len(listed(seeds) or [0])), model)
     noise = ImageNoise(check_seeds(seeds, len(label_B)), model.pyramid, label_B.device)
     with evaluating(model, tokenizer):
         f_hat_BZhw, idx_BL = sample_pyramid(model, tokenizer, label_B, settings, noise)
@@ -383,17 +382,19 @@ class ImageNoise:
         return torch.stack(exponential).to(self.device).log_().neg_()
 
 
-def check_seeds(seeds: Sequence[int] | None, batch: int) -> list[int]:
+def check_seeds(seeds: Sequence[int] | Tensor | int | None, batch: int) -> list[int]:
     """One seed for each image; fresh ones, governed by `torch.manual_seed`, where none are given.
 
     Raises:
         UserError: another number of seeds, or one that is not a whole number from 0 to 2^32 - 1.
     """
-    if seeds is None:
+    each = listed(seeds)
+    if each is None:
         return torch.randint(NUM_SEEDS, (batch,), device="cpu").tolist()
-    if len(seeds) != batch:
-        raise UserError(f"seeds ({len(seeds)} of them): give one for each of the {batch} images, e.g. range({batch})")
-    for seed in seeds:
+    if len(each) != batch:
+        given = f"({len(each)} of them)" if isinstance(seeds, Sequence) else str(seeds)
+        raise UserError(f"seeds {given}: give one for each of the {batch} images, e.g. range({batch})")
+    for seed in each:
         if not isinstance(seed, numbers.Real) or not 0 <= seed < NUM_SEEDS or int(seed) != seed:
             raise UserError(f"seed {seed}: must be a whole number from 0 to {NUM_SEEDS - 1}")
-    return [int(seed) for seed in seeds]
+    return [int(seed) for seed in each]

@@ -322,6 +322,17 @@ def test_names_of_wrappers_are_read(prefix: str, pair: Any, tmp_path: Path) -> N
     assert same(import_official(tmp_path / "m.pth", tmp_path / "t.pth", "var", SCALES)[0], model)
 
 
+@pytest.mark.parametrize("index", ["999999999", "9" * 5000])
+def test_names_that_count_to_more_than_there_is(index: str, tmp_path: Path) -> None:
+    export_official(*published_pair(), tmp_path / "m.pth", tmp_path / "t.pth")
+    for name, key in (("m.pth", "blocks.{}.attn.proj.bias"), ("t.pth", "quantize.quant_resi.qresi_ls.{}.weight")):
+        state = torch.load(tmp_path / name)
+        torch.save(state | {key.format(index): torch.zeros(4)}, tmp_path / f"odd-{name}")
+    for files_ in (("odd-m.pth", "t.pth"), ("m.pth", "odd-t.pth")):
+        with pytest.raises(UserError, match="a name counts to 999"):
+            import_official(*(tmp_path / name for name in files_), "var", SCALES)
+
+
 # places that cannot be written or read
 
 
