@@ -49,7 +49,7 @@ def patient_streams() -> Iterator[list[str]]:
             if stream is None:  # it was closed before we began: its number must not go to a file of ours
                 os.open(os.devnull, os.O_WRONLY)
                 continue
-            if not isinstance(stream, io.TextIOWrapper) or getattr(stream, "name", "") != f"<{name}>":
+            if not isinstance(stream, io.TextIOWrapper) or _number_of(stream) != number:
                 continue
             stream.flush()
             file = PatientFile(number, "w", closefd=False)
@@ -60,6 +60,13 @@ def patient_streams() -> Iterator[list[str]]:
             at_the_end.callback(setattr, sys, name, stream)
             at_the_end.callback(_finish, patient, file, failures)
         yield failures
+
+
+def _number_of(stream: io.TextIOWrapper) -> int:
+    try:
+        return stream.fileno()
+    except io.UnsupportedOperation:  # in memory
+        return -1
 
 
 def _finish(stream: io.TextIOWrapper, file: PatientFile, failures: list[str]) -> None:

@@ -6,8 +6,7 @@ import json
 import os
 import signal
 import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,7 @@ from mvar_lightning import load
 from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer import fingerprint
 from mvar_lightning.tools import processes
-from tests.faults.harness import as_here, completed, free_port
-from tests.faults.harness import start as fork
+from tests.faults.harness import as_here, completed, free_port, start
 
 Recipe = dict[str, Any]
 
@@ -60,25 +58,11 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
 
 
-def start(arguments: Sequence[str], **more: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, *arguments],
-        env=environment(**more),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        process_group=0,
-    )
-
-
-def finish(process: subprocess.Popen[str], seconds: float = 90) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=seconds)
-    return process.returncode, out, err
-
-
-def torchrun(**more: str) -> tuple[int, str, str]:
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
-    return finish(start([*launcher, *TRAIN], **more))
+def torchrun() -> tuple[int, str, str]:
+    options = ["--nproc-per-node", "2", "--master-port", free_port(), *TRAIN]
+    code = f"from torch.distributed.run import main; main({options!r})"
+    done = completed(code=code, env=environment())
+    return done.returncode, done.stdout, done.stderr
 
 
 def slurm(folder: Path, **more: str) -> list[tuple[int, str, str]]:
@@ -90,7 +74,7 @@ def slurm(folder: Path, **more: str) -> list[tuple[int, str, str]]:
     job |= {"SLURM_NODELIST": "127.0.0.1", "SLURM_NNODES": "1", "SLURM_NODEID": "0", "MASTER_PORT": free_port()}
     job |= {"PATH": f"{folder}:{os.environ['PATH']}", **more}
     ranks = [as_here(environment(**job, SLURM_PROCID=rank, SLURM_LOCALID=rank)) for rank in ("0", "1")]
-    tasks = [fork(*TRAIN[2:], env=rank, cwd=Path.cwd(), seconds=60) for rank in ranks]
+    tasks = [start(*TRAIN[2:], env=rank, cwd=Path.cwd(), seconds=60) for rank in ranks]
     return [(done.status, done.out, done.err) for done in (task.finish() for task in tasks)]
 
 

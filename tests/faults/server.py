@@ -10,7 +10,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
-import importlib
 import json
 import os
 import pkgutil
@@ -30,6 +29,14 @@ MEGABYTE = 2**20
 
 def import_all() -> None:
     """Whatever a command might import while it runs, so that no case pays for it."""
+    # all of multiprocessing, too: another user may not be allowed to read where Python is
+    import importlib.readers
+    import multiprocessing.managers
+    import multiprocessing.pool
+    import multiprocessing.popen_fork
+    import multiprocessing.shared_memory
+    import multiprocessing.synchronize  # noqa: F401
+
     import lightning.pytorch.cli  # noqa: F401
     import torch
     import webdataset  # noqa: F401
