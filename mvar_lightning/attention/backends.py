@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class AttentionBackend(ABC):
-    """Computes attention under one strategy on one pyramid, in heads of ``head_dim`` channels (None: not known yet).
+    """Computes attention under one strategy on one pyramid.
 
     Raises:
         UserError: at construction, where this backend cannot render the strategy here.
@@ -38,7 +38,7 @@ class AttentionBackend(ABC):
 
     name: str
 
-    def __init__(self, strategy: AttentionStrategy, pyramid: ScalePyramid, *, head_dim: int | None = None) -> None:
+    def __init__(self, strategy: AttentionStrategy, pyramid: ScalePyramid) -> None:
         self.strategy = strategy
         self.pyramid = pyramid
         self.plan: AttentionPlan = strategy.plan(pyramid)
@@ -120,14 +120,7 @@ class NattenBackend(PerScaleBackend):
 
     name = "natten"
 
-    def __init__(
-        self,
-        strategy: AttentionStrategy,
-        pyramid: ScalePyramid,
-        *,
-        head_dim: int | None = None,
-        need_kernels: bool = True,
-    ) -> None:
+    def __init__(self, strategy: AttentionStrategy, pyramid: ScalePyramid, *, need_kernels: bool = True) -> None:
         super().__init__(strategy, pyramid)
         if all(read.kernel_size is None for read in self.plan.reads):
             raise UserError(f"backend natten: {strategy!r} has no neighborhood on scales {pyramid}; use per_scale")
@@ -137,11 +130,6 @@ class NattenBackend(PerScaleBackend):
             raise UserError(
                 "backend natten: this natten was built without CUDA kernels and could not train; "
                 "install a prebuilt wheel from natten.org for your torch and CUDA, or use per_scale"
-            )
-        if need_kernels and not natten_takes(self.plan, head_dim):
-            raise UserError(
-                f"backend natten: {strategy!r} with a head dimension of {head_dim}; its kernels take neighborhoods of "
-                "at least 3 and head dimensions that 8 divides; use per_scale or auto"
             )
         import natten
 
@@ -164,14 +152,7 @@ class FlexBackend(PerScaleBackend):
 
     name = "flex"
 
-    def __init__(
-        self,
-        strategy: AttentionStrategy,
-        pyramid: ScalePyramid,
-        *,
-        head_dim: int | None = None,
-        forward_only: bool = False,
-    ) -> None:
+    def __init__(self, strategy: AttentionStrategy, pyramid: ScalePyramid, *, forward_only: bool = False) -> None:
         super().__init__(strategy, pyramid)
         if not forward_only and not torch.cuda.is_available():
             raise UserError("backend flex: FlexAttention has no backward on a CPU; use per_scale or auto")
@@ -194,20 +175,19 @@ def choose_backend(
 ) -> AttentionBackend:
     """The backend called ``name``, or for "auto" the fastest that can render ``strategy`` on this machine in heads of
     ``head_dim`` channels (None: any number)."""
+    kernels = [read.kernel_size for read in strategy.plan(pyramid).reads if read.kernel_size is not None]
+    # NATTEN 0.21: `check_kernel_size_arg`, `can_run_cutlass_fna`
+    fits = all(kernel > 1 for kernel in kernels) and (head_dim is None or head_dim % 8 == 0)
     if name == "auto":
-        plan = strategy.plan(pyramid)
-        has_neighborhood = any(read.kernel_size for read in plan.reads)
-        natten = has_neighborhood and natten_takes(plan, head_dim) and natten_has_kernels()
-        name = "natten" if natten else "per_scale"
+        name = "natten" if kernels and fits and natten_has_kernels() else "per_scale"
+    if name == "natten" and not fits:
+        raise UserError(
+            f"backend natten: {strategy!r} with a head dimension of {head_dim}; its kernels take neighborhoods of at "
+            "least 3 and head dimensions that 8 divides; use per_scale or auto"
+        )
     if name not in BACKENDS:
         raise UserError(f"attention backend {name!r} is unknown; choose auto, {', '.join(BACKENDS)}")
-    return BACKENDS[name](strategy, pyramid, head_dim=head_dim)
-
-
-def natten_takes(plan: AttentionPlan, head_dim: int | None) -> bool:
-    """Whether NATTEN's kernels compute a plan (0.21: `check_kernel_size_arg`, `can_run_cutlass_fna`)."""
-    kernels = [read.kernel_size for read in plan.reads if read.kernel_size is not None]
-    return min(kernels, default=2) > 1 and (head_dim or 8) % 8 == 0
+    return BACKENDS[name](strategy, pyramid)
 
 
 @lru_cache(maxsize=1)

@@ -108,8 +108,7 @@ def generate(
         decode_chunk: images decoded at a time; None is about 260,000 pixels.
 
     Raises:
-        UserError: a label, seed or setting out of range, a model and tokenizer that do not belong together, or weights
-            that make no numbers.
+        UserError: a label, seed or setting out of range, a pair that does not fit, or weights that give no numbers.
     """
     check_together(model, tokenizer)
     settings = SamplingSettings(as_schedule(cfg), top_k, top_p, temperature, more_smooth)
@@ -227,9 +226,8 @@ def check_together(model: NextScaleTransformer, tokenizer: MultiScaleTokenizer) 
 
 def check_finite(sound: Tensor, what: str, whose: str) -> None:
     """Raise `UserError` where numbers are not ``sound``, for which finite weights must be damaged or diverged."""
-    if not sound:
-        words = "its weights are damaged or its training diverged, take an earlier checkpoint"
-        raise UserError(f"{whose}: some {what} are NaN or infinite; {words}")
+    if not sound:  # the weights are damaged, or training diverged
+        raise UserError(f"{whose}: some {what} are NaN or infinite; its weights are bad, take an earlier checkpoint")
 
 
 def listed(seeds: Sequence[int] | Tensor | int | None) -> Sequence[int] | None:
@@ -309,13 +307,15 @@ def filter_logits(logits_BlV: Tensor, top_k: int | None = None, top_p: float | N
     share = 1.0 if top_p is None else top_p
     if candidates == vocab_size and share == 1:
         return logits_BlV
-    largest_Blk = logits_BlV.topk(candidates, dim=-1).values
+    largest_Blk = logits_BlV.topk(min(candidates + 1, vocab_size), dim=-1).values
+    largest_Blk, beyond_Bl1 = largest_Blk[..., :candidates], largest_Blk[..., candidates:]
     last_Bl1 = largest_Blk[..., -1:]
     if share < 1:  # a token stays while the probability of those before it is below p
         p_Blk = largest_Blk.float().softmax(dim=-1)
-        # equals of the last one beyond the k stay, too, and so have a part in the sum
-        equals_Bl1 = (logits_BlV == last_Bl1).sum(-1, keepdim=True) - (largest_Blk == last_Bl1).sum(-1, keepdim=True)
-        p_Blk /= 1 + equals_Bl1 * p_Blk[..., -1:]
+        if logits_BlV.is_cuda or (beyond_Bl1 == last_Bl1).any():  # a GPU would wait for the question
+            # equals of the last one beyond the k stay, too, and so have a part in the sum
+            ties = [(part == last_Bl1).sum(-1, keepdim=True) for part in (logits_BlV, largest_Blk)]
+            p_Blk /= 1 + (ties[0] - ties[1]) * p_Blk[..., -1:]
         before_Blk = p_Blk.cumsum(dim=-1) - p_Blk
         kept_Bl1 = (before_Blk < share).sum(dim=-1, keepdim=True).clamp_min(1)
         last_Bl1 = largest_Blk.gather(-1, kept_Bl1 - 1)
