@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from mvar_lightning.data.making.arrays import ARRAY_SUFFIXES, fashion, find_idx, read_arrays, read_idx
 from mvar_lightning.data.making.imagenet import TRAIN, archives_of, read_imagenet, scan_folder
 from mvar_lightning.data.making.sources import LIST_SUFFIXES, Example, Source, read_list
 from mvar_lightning.errors import UserError
@@ -162,14 +163,15 @@ def _png(scan: Any) -> bytes:
     return buffer.getvalue()
 
 
-EMBEDDED: dict[str, Callable[[], Source]] = {"digits": digits, "photos": photos}
+EMBEDDED: dict[str, Callable[[], Source]] = {"digits": digits, "photos": photos, "fashion": fashion}
 """Data sets by name: `mvar shards make NAME DST`, or just a missing folder `data/NAME` (`shards.ensure`)."""
 
 
 def load_source(
     name_or_path: str | Path, val_fraction: float = 0.1, seed: int = 0, ground_truth: str | Path | None = None
 ) -> Source:
-    """An embedded data set by its name (with its own fixed split), ImageNet's archives, a list, or a folder of images.
+    """An embedded data set by its name (with its own fixed split), ImageNet's archives, a list, arrays (npz, npy, or a
+    folder of IDX files), or a folder of images.
 
     A folder that has an embedded name is reached as `./digits`. Raises UserError where there is nothing to read.
     """
@@ -184,9 +186,14 @@ def load_source(
                 f"``ground_truth``: is for ImageNet's validation images, and the list {path} tells the labels"
             )
         return read_list(path, val_fraction, seed)
+    if path.suffix.lower() in ARRAY_SUFFIXES and not path.is_dir():
+        return read_arrays(path, val_fraction, seed)
+    if find_idx(path):
+        return read_idx(path)
     if path.is_file():
         raise UserError(
-            f"source {path}: is neither a list ({', '.join(LIST_SUFFIXES)}) nor {TRAIN}; "
+            f"source {path}: is neither a list ({', '.join(LIST_SUFFIXES)}), arrays ({', '.join(ARRAY_SUFFIXES)}) "
+            f"nor {TRAIN}; "
             "give a folder with a subfolder for each class"
         )
     return scan_folder(path, val_fraction, seed, ground_truth)
