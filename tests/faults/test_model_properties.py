@@ -28,7 +28,7 @@ SECONDS = 2.0
 
 tries = settings(
     derandomize=True,
-    max_examples=60,
+    max_examples=40,
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -107,7 +107,7 @@ def places(draw: st.DrawFn, plain: Any) -> tuple[Any, ...]:
     return tuple(path)
 
 
-@settings(tries, max_examples=150)
+@settings(tries, max_examples=90)
 @given(st.data())
 def test_any_value_for_any_entry_of_a_folders_record(pair: Any, folder: Path, data: st.DataObject) -> None:
     before = (folder / "config.json").read_text()
@@ -141,7 +141,7 @@ def damaged(content: bytes, how: tuple[str, float, int]) -> bytes:
     return content[:place] + bytes(min(much, len(content) - place)) + content[place + much :]
 
 
-@settings(tries, max_examples=150)
+@settings(tries, max_examples=90)
 @given(st.sampled_from(["config.json", "model.safetensors", "tokenizer.safetensors"]), damage)
 def test_damage_to_a_folders_files(pair: Any, folder: Path, name: str, how: tuple[str, float, int]) -> None:
     before = (folder / name).read_bytes()
@@ -152,7 +152,7 @@ def test_damage_to_a_folders_files(pair: Any, folder: Path, name: str, how: tupl
         (folder / name).write_bytes(before)
 
 
-@settings(tries, max_examples=100)
+@settings(tries, max_examples=60)
 @given(damage, st.booleans())
 def test_damage_to_a_lightning_checkpoint(
     pair: Any, tmp_path_factory: pytest.TempPathFactory, how: tuple[str, float, int], near_an_end: bool
@@ -197,7 +197,7 @@ def arrays(draw: st.DrawFn, right: np.ndarray) -> tuple[np.ndarray, bool]:
 MEAN, COVARIANCE = np.array([1.0, 2.0, 3.0]), np.diag([2.0, 1.0, 1.0])
 
 
-@settings(tries, max_examples=150)
+@settings(tries, max_examples=90)
 @given(arrays(MEAN), arrays(COVARIANCE), values, st.booleans(), st.none() | damage)
 def test_any_layout_of_stored_moments(
     tmp_path_factory: pytest.TempPathFactory, mean: Any, covariance: Any, images: Any, packed: bool, how: Any
