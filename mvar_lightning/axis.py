@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Self
 
-from mvar_lightning.errors import UserError
+from mvar_lightning.errors import UserError, check_types
 
 
 class AxisMember:
@@ -36,12 +36,15 @@ class AxisMember:
 
         A file never decides what is imported: a class from elsewhere has to be there already.
         """
+        if not isinstance(config, dict):
+            raise UserError(f"{cls.__name__}: must be a mapping with a class, not {type(config).__name__}")
         arguments = dict(config)
         name, module = arguments.pop("class", None), arguments.pop("module", None)
-        if name not in cls.members:
+        if not isinstance(name, str) or name not in cls.members:
             known = ", ".join(sorted(cls.members))
             way_out = f"import it first: mvar --import {module} ..." if module else f"known: {known}"
             raise UserError(f"{cls.__name__} {name!r} is unknown here; {way_out}")
+        check_types(cls.members[name].__init__, arguments)  # type: ignore[misc]
         try:
             return cls.members[name](**arguments)  # type: ignore[return-value]
         except TypeError as error:

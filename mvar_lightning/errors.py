@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 ARGUMENT = re.compile(r"``(\w+)``")
 
@@ -32,3 +37,33 @@ def check_counts(**counts: int | None) -> None:
     for name, count in counts.items():
         if count is not None and count < 1:
             raise UserError(f"``{name}`` {count}: must be at least 1")
+
+
+def check_types(function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    """Compare values from a file with the annotations of the function that is to take them.
+
+    Raises:
+        UserError: a value of another type, or a number that is not finite or needs more than 64 bits.
+    """
+    try:
+        wanted = get_type_hints(function)
+    except (NameError, TypeError):  # types that the author's module imports for type checkers alone
+        return
+    for name, value in arguments.items():
+        if name in wanted and not _is_a(value, wanted[name]):
+            words = getattr(wanted[name], "__name__", None) if not get_args(wanted[name]) else None
+            raise UserError(f"{name} {reprlib.repr(value)}: must be {words or str(wanted[name])}")
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return any(_is_a(value, one) for one in inner)
+    if origin in (list, tuple, Sequence):
+        return isinstance(value, (list, tuple)) and all(_is_a(each, inner[0]) for each in value)
+    if kind is NoneType:
+        return value is None
+    if kind in (int, float):
+        number = isinstance(value, (int, kind)) and not isinstance(value, bool)
+        return number and -(2**63) < value < 2**63 and math.isfinite(value)
+    return isinstance(value, kind) if isinstance(kind, type) else True

@@ -6,6 +6,7 @@ row by row: token ``t`` of the sequence belongs to one scale and one ``(y, x)`` 
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,9 @@ import torch
 from torch import Tensor
 
 from mvar_lightning.errors import UserError
+
+LARGEST_SIDE = 1024
+"""Of a token map: images of 16,384 pixels. More is a mistake, which would be noticed by the memory it takes."""
 
 PUBLISHED_SIDES: dict[int, tuple[int, ...]] = {
     256: (1, 2, 3, 4, 5, 6, 8, 10, 13, 16),
@@ -31,9 +35,15 @@ class ScalePyramid:
     sides: tuple[int, ...]
 
     def __init__(self, sides: Iterable[int]) -> None:
-        sides = tuple(int(side) for side in sides)
-        if not sides:
+        given = list(sides)
+        try:
+            sides = tuple(map(int, given))
+        except (TypeError, ValueError, OverflowError):
+            sides = ()
+        if not given:
             raise UserError("scales: the list is empty; give side lengths such as [1, 2, 3, 4]")
+        if list(sides) != given or max(sides) > LARGEST_SIDE:
+            raise UserError(f"scales {reprlib.repr(given)}: give whole numbers of at most {LARGEST_SIDE}")
         if sides[0] < 1 or any(a >= b for a, b in pairwise(sides)):
             raise UserError(f"scales {list(sides)}: side lengths must be positive and strictly increasing")
         object.__setattr__(self, "sides", sides)

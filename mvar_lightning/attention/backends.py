@@ -170,11 +170,21 @@ BACKENDS: dict[str, type[AttentionBackend]] = {
 }
 
 
-def choose_backend(name: str, strategy: AttentionStrategy, pyramid: ScalePyramid) -> AttentionBackend:
-    """The backend called ``name``, or for "auto" the fastest that can render ``strategy`` on this machine."""
+def choose_backend(
+    name: str, strategy: AttentionStrategy, pyramid: ScalePyramid, head_dim: int | None = None
+) -> AttentionBackend:
+    """The backend called ``name``, or for "auto" the fastest that can render ``strategy`` on this machine in heads of
+    ``head_dim`` channels (None: any number)."""
+    kernels = [read.kernel_size for read in strategy.plan(pyramid).reads if read.kernel_size is not None]
+    # NATTEN 0.21: `check_kernel_size_arg`, `can_run_cutlass_fna`
+    fits = all(kernel > 1 for kernel in kernels) and (head_dim is None or head_dim % 8 == 0)
     if name == "auto":
-        has_neighborhood = any(read.kernel_size for read in strategy.plan(pyramid).reads)
-        name = "natten" if has_neighborhood and natten_has_kernels() else "per_scale"
+        name = "natten" if kernels and fits and natten_has_kernels() else "per_scale"
+    if name == "natten" and not fits:
+        raise UserError(
+            f"backend natten: {strategy!r} with a head dimension of {head_dim}; its kernels take neighborhoods of at "
+            "least 3 and head dimensions that 8 divides; use per_scale or auto"
+        )
     if name not in BACKENDS:
         raise UserError(f"attention backend {name!r} is unknown; choose auto, {', '.join(BACKENDS)}")
     return BACKENDS[name](strategy, pyramid)

@@ -6,19 +6,23 @@ Where a checkpoint is asked for, a run's folder stands for the ``model/`` in it.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+import reprlib
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mvar_lightning.checkpoints.assign import M, check_fit, fill, on_meta, shapes_of
-from mvar_lightning.errors import UserError
+from mvar_lightning.checkpoints.assign import M, check_fit, fill, on_meta, plain_names, shapes_of
+from mvar_lightning.errors import UserError, check_types
 from mvar_lightning.tokenizer import MultiScaleTokenizer, check_pair, fingerprint
-from mvar_lightning.tools.files import read_json, read_safetensors, read_torch, write_json, write_tensors
+from mvar_lightning.tools.files import in_a_line, kind_of, read_json, standing, write_json, writing_folder
+from mvar_lightning.tools.tensors import read_safetensors, read_torch, safetensors_shapes, write_tensors
 from mvar_lightning.transformer import NextScaleTransformer
 
 CONFIG, MODEL, TOKENIZER = "config.json", "model.safetensors", "tokenizer.safetensors"
@@ -26,11 +30,11 @@ CONFIG, MODEL, TOKENIZER = "config.json", "model.safetensors", "tokenizer.safete
 IN_RUN = "model"
 """Where a run's folder keeps its weights."""
 
+SLACK = 1000
+"""So many weights more than a file's are built and told by name; no time is lost by them."""
+
 RELEASED = (".pth", ".pt", ".bin", ".safetensors")
 """How released files end."""
-
-COMPILED = "_orig_mod."
-"""What ``torch.compile`` puts into the names of parameters."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +44,45 @@ class Opened:
     source: str
     record: Record
     parts: Mapping[str, Path | dict[str, Tensor]]
+    checksums: Mapping[str, str] = field(default_factory=dict)
+    trains_on: bool = False
+    """Whether the state of training is in it."""
+
+    def check_resumable(self) -> None:
+        """Raise `UserError` where weights are all that is there."""
+        if not self.trains_on:
+            raise UserError(
+                f"{self.source}: holds weights alone, no run can go on from it; start a new one with model.init_from"
+            )
+
+    def shapes(self, part: str) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor of a part, by name; of a folder's from the file's header alone."""
+        found = self.parts[part]
+        if isinstance(found, Path):
+            return safetensors_shapes(found)
+        return {key: tuple(tensor.shape) for key, tensor in found.items()}
 
     def tensors(self, part: str) -> dict[str, Tensor]:
+        """The tensors themselves, compared with the checksum that a folder's record has."""
         found = self.parts[part]
-        return read_safetensors(found) if isinstance(found, Path) else found
+        if not isinstance(found, Path):
+            return found
+        expected = self.checksums.get(found.name)
+        if expected is None:  # written before there were any
+            return read_safetensors(found)
+        with ThreadPoolExecutor(1) as beside:
+            checksum = beside.submit(crc32_of, found)
+            tensors = read_safetensors(found)
+            if checksum.result() != expected:
+                raise UserError(
+                    f"{found}: damaged, its content has the CRC-32 {checksum.result()}, {CONFIG} says {expected}; "
+                    "copy it again, or take another checkpoint"
+                )
+        return tensors
 
     def tokenizer(self) -> MultiScaleTokenizer:
         """The tokenizer, checked against the recorded hash."""
-        tokenizer = _filled(
-            self.record.build_tokenizer(self.source), self.tensors("tokenizer"), self.source, "tokenizer"
-        )
+        tokenizer = fill(self.empty_tokenizer(), self.tensors("tokenizer"), f"{self.source} (tokenizer)")
         found = fingerprint(tokenizer)
         if found != self.record.tokenizer_hash:
             raise UserError(
@@ -60,7 +93,29 @@ class Opened:
 
     def model(self) -> NextScaleTransformer:
         """The transformer of a checkpoint that has one."""
-        return _filled(self.record.build_model(self.source), self.tensors("model"), self.source, "model")
+        return fill(self.empty_model(), self.tensors("model"), f"{self.source} (model)")
+
+    def empty_tokenizer(self) -> MultiScaleTokenizer:
+        """The tokenizer on the meta device. Raises `UserError` where its configuration is wrong."""
+        return self._built("tokenizer", self.record.build_tokenizer)
+
+    def empty_model(self) -> NextScaleTransformer:
+        """The transformer on the meta device. Raises `UserError` where its configuration is wrong."""
+        return self._built("model", self.record.build_model)
+
+    def _built(self, part: str, build: Callable[[int], M]) -> M:
+        name, shapes = f"{self.source} ({part})", self.shapes(part)
+        try:
+            module = build(len(shapes))
+        except UserError as error:
+            raise UserError(f"{name}: {error.marked.removeprefix(f'{self.source}: ')}") from error
+        except MemoryError:
+            raise
+        except Exception as error:  # a damaged record can make a constructor fail in any way
+            reason = f"{type(error).__name__}: {in_a_line(error)}"
+            raise UserError(f"{self.source}: its {part} configuration cannot be built ({reason})") from error
+        check_fit(shapes, shapes_of(module), name)
+        return module
 
 
 def save(path: str | Path, model: NextScaleTransformer | None, tokenizer: MultiScaleTokenizer) -> None:
@@ -72,22 +127,44 @@ def save(path: str | Path, model: NextScaleTransformer | None, tokenizer: MultiS
         tokenizer: the one that belongs to the model.
 
     Raises:
-        UserError: model and tokenizer do not fit together, or ``path`` holds something else.
+        UserError: model and tokenizer do not fit together, ``path`` holds something else, or it cannot be written: an
+            earlier checkpoint is then left as it was.
     """
     path = Path(path)
     if model is not None:
         check_pair(model, tokenizer)
-    _check_target(path)
     record = Record(tokenizer.config, fingerprint(tokenizer), None if model is None else model.config)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".aside-", dir=path.parent) as aside:
-        new, old = Path(aside) / "new", Path(aside) / "old"
-        new.mkdir()
-        write_tensors(new / TOKENIZER, _state(tokenizer))
-        if model is not None:
-            write_tensors(new / MODEL, _state(model))
-        write_json(new / CONFIG, {"library": LIBRARY, **record.as_plain()})
-        _swap(path, new, old)
+    modules: dict[str, nn.Module] = {TOKENIZER: tokenizer} | ({} if model is None else {MODEL: model})
+    with told(path):
+        _check_target(path)
+        with writing_folder(path) as folder:
+            checksums = {}
+            for name, module in modules.items():
+                write_tensors(folder / name, plain_names(module.state_dict(), name))
+                checksums[name] = crc32_of(folder / name)
+            write_json(folder / CONFIG, {"library": LIBRARY, **record.as_plain(), "crc32": checksums})
+
+
+@contextmanager
+def told(*paths: Path) -> Iterator[None]:
+    """Say in one line why files cannot be written: a full disk, a read-only one, no rights, a file in the way."""
+    try:
+        yield
+    except OSError as error:
+        names = " and ".join(map(str, paths))
+        reason = error.strerror or in_a_line(error)
+        raise UserError(
+            f"{names}: cannot be written ({reason}); nothing was changed; make room or choose another place"
+        ) from error
+
+
+def crc32_of(path: Path) -> str:
+    """CRC-32 of a file's content, 8 hexadecimal digits: against damage, not against forgery."""
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            value = zlib.crc32(block, value)
+    return f"{value:08x}"
 
 
 def load(
@@ -117,64 +194,77 @@ def load_tokenizer(path: str | Path) -> MultiScaleTokenizer:
     return open_checkpoint(path).tokenizer()
 
 
-def open_checkpoint(path: str | Path) -> Opened:
-    """Read a checkpoint's record. Raises `UserError` where there is none."""
-    path = Path(path)
-    if not path.exists():
+def open_checkpoint(path: str | Path, whole: bool = True) -> Opened:
+    """Read a checkpoint's record.
+
+    Args:
+        whole: of a Lightning checkpoint look for damage everywhere, which reads all of it, and not only in the record.
+            (A folder's tensors are looked at when they are read.)
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    path = standing(Path(path))
+    kind = kind_of(path)
+    if kind is None:
         raise UserError(f"{path}: no such checkpoint")
-    if _is_part(path):
+    if is_part(path):
         raise UserError(f"{path}: is one file of a saved folder, which is read as a whole; give {path.parent}")
-    return _open_folder(saved_in(path)) if path.is_dir() else _open_lightning(path)
+    return _open_folder(saved_in(path)) if kind == "folder" else _open_lightning(path, whole)
 
 
 def saved_in(path: Path) -> Path:
     """The saved folder that a path stands for: of a run's folder the ``model/`` in it, of anything else itself."""
-    run = not (path / CONFIG).is_file() and (path / IN_RUN / CONFIG).is_file()
-    return path / IN_RUN if run else path
+    inside = standing(path / IN_RUN)
+    return inside if kind_of(path / CONFIG) != "file" and kind_of(inside / CONFIG) == "file" else path
 
 
 def is_released(path: str | Path) -> bool:
     """Whether a path is read as a released file, the one kind that does not tell its scales, or as a checkpoint of ours
     (a saved folder, a run's folder, Lightning's file). All that takes either asks here."""
     path = Path(path)
-    return path.suffix in RELEASED and not path.is_dir() and not _is_part(path)
+    return path.suffix in RELEASED and kind_of(path) != "folder" and not is_part(path)
 
 
-def _is_part(path: Path) -> bool:
+def is_part(path: Path) -> bool:
     """Whether a file is the weights or the record of a saved folder."""
-    return path.name in (CONFIG, MODEL, TOKENIZER) and (path.parent / CONFIG).is_file()
-
-
-def _swap(path: Path, new: Path, old: Path) -> None:
-    """Put ``new`` in the place of ``path``, which goes to ``old``; it comes back where that fails."""
-    if path.exists():
-        path.rename(old)
-    try:
-        new.rename(path)
-    except OSError:
-        if old.exists():
-            old.rename(path)
-        raise
+    return path.name in (CONFIG, MODEL, TOKENIZER) and kind_of(path.parent / CONFIG) == "file"
 
 
 def _open_folder(path: Path) -> Opened:
-    if not (path / CONFIG).is_file():
+    if kind_of(path / CONFIG) is None:
         raise UserError(f"{path}: not a checkpoint folder, it has no {CONFIG} (nor has a {IN_RUN}/ in it)")
-    record = Record.parse(read_json(path / CONFIG), str(path / CONFIG))
-    return Opened(str(path), record, {"tokenizer": path / TOKENIZER, "model": path / MODEL})
+    plain = read_json(path / CONFIG)
+    record = Record.parse(plain, str(path / CONFIG))
+    checksums = plain.get("crc32", {})
+    if not isinstance(checksums, dict):
+        raise UserError(f"{path / CONFIG}: its entry 'crc32' is not a dict")
+    return Opened(str(path), record, {"tokenizer": path / TOKENIZER, "model": path / MODEL}, checksums)
 
 
-def _open_lightning(path: Path) -> Opened:
-    content = read_torch(path)
+def _open_lightning(path: Path, whole: bool) -> Opened:
+    content = read_torch(path, whole)
     if not isinstance(content, dict) or LIBRARY not in content or "state_dict" not in content:
         raise UserError(
             f"{path}: not a Lightning checkpoint of this suite (no {LIBRARY!r} and 'state_dict' in it); "
             "released files come in with `mvar import`"
         )
     record = Record.parse(content[LIBRARY], str(path))
-    state = {key.replace(COMPILED, ""): tensor for key, tensor in content["state_dict"].items()}
+    state = content["state_dict"]
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    ):
+        raise UserError(f"{path}: its 'state_dict' holds something else than names and tensors")
+    state = plain_names(state, str(path))
     parts = {part: _part(state, part) for part in ("tokenizer", "model")}
-    return Opened(str(path), record, parts)
+    return Opened(str(path), record, parts, trains_on={"optimizer_states", "lr_schedulers", "loops"} <= content.keys())
+
+
+def unwrap_names(checkpoint: dict[str, Any]) -> None:
+    """Take wrappers' prefixes off the names in what Lightning has read, before it looks for them."""
+    for part in ("state_dict", "current_model_state"):  # the second: beside averaged weights
+        if isinstance(checkpoint.get(part), dict):
+            checkpoint[part] = plain_names(checkpoint[part], "this checkpoint")
 
 
 def _part(state: Mapping[str, Any], part: str) -> dict[str, Tensor]:
@@ -182,20 +272,12 @@ def _part(state: Mapping[str, Any], part: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
 
 
-def _filled(module: M, state: Mapping[str, Tensor], source: str, part: str) -> M:
-    check_fit(state, shapes_of(module), f"{source} ({part})")
-    return fill(module, state)
-
-
-def _state(module: nn.Module) -> dict[str, Tensor]:
-    return {key.replace(COMPILED, ""): tensor for key, tensor in module.state_dict().items()}
-
-
 def _check_target(path: Path) -> None:
-    if path.is_file():
-        raise UserError(f"{path}: is a file; give a folder for the checkpoint")
-    if path.is_dir() and any(path.iterdir()):
-        if not (path / CONFIG).is_file():
+    kind = kind_of(path)
+    if kind not in (None, "folder"):
+        raise UserError(f"{path}: is a {kind}; give a folder for the checkpoint")
+    if kind == "folder" and any(path.iterdir()):
+        if kind_of(path / CONFIG) != "file":
             raise UserError(f"{path}: holds something else than a checkpoint; give a new or empty folder")
         Record.parse(read_json(path / CONFIG), str(path / CONFIG))
 
@@ -273,11 +355,10 @@ class Record:
         if not isinstance(plain, dict) or "format" not in plain or plain.get("kind") not in KINDS:
             raise UserError(f"{source}: not a checkpoint of {LIBRARY} (no format and kind in it)")
         if plain.get("library", LIBRARY) != LIBRARY:
-            raise UserError(f"{source}: a checkpoint of {plain['library']!r}, not of {LIBRARY}")
+            raise UserError(f"{source}: a checkpoint of {reprlib.repr(plain['library'])}, not of {LIBRARY}")
         if plain["format"] != FORMAT:
-            raise UserError(
-                f"{source}: format {plain['format']!r}; this version reads {FORMAT}; install the one that wrote it"
-            )
+            found = reprlib.repr(plain["format"])
+            raise UserError(f"{source}: format {found}; this version reads {FORMAT}; install the one that wrote it")
         model = plain.get("model") if plain["kind"] == "next_scale" else None
         wanted = {"tokenizer": dict, "tokenizer_hash": str} | ({"model": dict} if plain["kind"] == "next_scale" else {})
         for name, kind in wanted.items():
@@ -285,24 +366,30 @@ class Record:
                 raise UserError(f"{source}: its entry {name!r} is missing or not a {kind.__name__}")
         return cls(plain["tokenizer"], plain["tokenizer_hash"], model)
 
-    def build_tokenizer(self, source: str) -> MultiScaleTokenizer:
-        """The tokenizer on the meta device. Raises `UserError` where its configuration is wrong."""
-        try:
-            return on_meta(lambda: MultiScaleTokenizer(**self.tokenizer))
-        except (TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{source}: its tokenizer configuration cannot be built: {error}") from error
+    def build_tokenizer(self, tensors: int) -> MultiScaleTokenizer:
+        """The tokenizer on the meta device, for as many tensors as a file has; see `Opened.empty_tokenizer`."""
+        config = self.tokenizer
+        check_types(MultiScaleTokenizer.__init__, config)
+        _check_numbers(config, ("num_res_blocks", "phi_layers"), tensors)
+        return on_meta(lambda: MultiScaleTokenizer(**config), most=tensors + SLACK)
 
-    def build_model(self, source: str) -> NextScaleTransformer:
-        """The transformer on the meta device. Raises `UserError` where its configuration is wrong."""
+    def build_model(self, tensors: int) -> NextScaleTransformer:
+        """The transformer on the meta device, for as many tensors as a file has; see `Opened.empty_model`."""
         config = self.model
         assert config is not None, "a tokenizer alone has no model"
-        try:
-            model = on_meta(lambda: NextScaleTransformer.from_config(config))
-        except (TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{source}: its model configuration cannot be built: {error!r}") from error
+        axes = ("attention", "history", "blocks")
+        check_types(NextScaleTransformer.__init__, {key: value for key, value in config.items() if key not in axes})
+        _check_numbers(config, ("depth",), tensors)
+        model = on_meta(lambda: NextScaleTransformer.from_config(config), most=tensors + SLACK)
         if list(model.pyramid.sides) != list(self.tokenizer.get("scales", [])):
             raise UserError(
-                f"{source}: the model's scales {list(model.pyramid.sides)} are not the tokenizer's "
-                f"{self.tokenizer.get('scales')}"
+                f"the model's scales {list(model.pyramid.sides)} are not the tokenizer's {self.tokenizer.get('scales')}"
             )
         return model
+
+
+def _check_numbers(config: Mapping[str, Any], names: Sequence[str], tensors: int) -> None:
+    """Of each of these things a part has at least one tensor; more of them are not even listed."""
+    for name in names:
+        if config.get(name, 0) > tensors:
+            raise UserError(f"{name} {config[name]}: the file has {tensors} tensors")

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from mvar_lightning.attention import AdjacentAttention, FullAttention, SpatialAttention
-from mvar_lightning.checkpoints.assign import check_fit, fill, on_meta, shapes_of
+from mvar_lightning.checkpoints.assign import check_fit, fill, on_meta, plain_names, shapes_of
+from mvar_lightning.checkpoints.folder import is_part, told
 from mvar_lightning.checkpoints.official_names import (
     MARKOV_VAR_KEYS,
     VAR_KEYS,
@@ -39,7 +40,8 @@ from mvar_lightning.checkpoints.official_sizes import (
 from mvar_lightning.errors import UserError
 from mvar_lightning.pyramid import ScalePyramid
 from mvar_lightning.tokenizer import MultiScaleTokenizer
-from mvar_lightning.tools.files import read_safetensors, read_torch, write_tensors, writing
+from mvar_lightning.tools.files import kind_of, writing
+from mvar_lightning.tools.tensors import read_safetensors, read_torch, write_tensors
 from mvar_lightning.transformer import LlamaBlocks, NextScaleTransformer, NoHistory, SlidingWindowHistory, VARBlocks
 
 MODEL_PLACES = ((), ("trainer", "var_wo_ddp"), ("trainer", "mvar_wo_ddp"), ("mvar_wo_ddp",), ("var_wo_ddp",))
@@ -86,11 +88,11 @@ def import_transformer(model: NextScaleTransformer, state: Mapping[str, Tensor],
     """Fill a model on the meta device with a reference's weights."""
     architecture, table = architecture_of(model), table_of(model)
     derived = derived_shapes(model.pyramid, model.width, model.depth, architecture)
-    check_fit(state, {**_reference_shapes(model, table), **derived}, source, optional=derived)
+    check_fit(shapes_of(state), {**_reference_shapes(model, table), **derived}, source, optional=derived)
     check_derived(state, model.pyramid, architecture, source)
     # positions, levels and masks follow from the sizes here, and are made when they are needed
     weights = {key: tensor for key, tensor in state.items() if key not in derived}
-    return fill(model, to_ours(weights, table), dtype=torch.float32)
+    return fill(model, to_ours(weights, table), source, dtype=torch.float32)
 
 
 def import_tokenizer(path: str | Path, pyramid: ScalePyramid, vocab_size: int | None = None) -> MultiScaleTokenizer:
@@ -113,8 +115,8 @@ def import_tokenizer(path: str | Path, pyramid: ScalePyramid, vocab_size: int | 
     if HITS in state and len(state[HITS]) != pyramid.num_scales:
         del state[HITS]
     table = tokenizer_keys(arguments["phi_layers"])
-    check_fit(state, _reference_shapes(tokenizer, table), str(path), optional=(HITS,))
-    return fill(tokenizer, to_ours(state, table), dtype=torch.float32)
+    check_fit(shapes_of(state), _reference_shapes(tokenizer, table), str(path), optional=(HITS,))
+    return fill(tokenizer, to_ours(state, table), str(path), dtype=torch.float32)
 
 
 def export_official(
@@ -123,14 +125,23 @@ def export_official(
     """Write model and tokenizer under the reference's names (flat, ``torch.save`` or ``.safetensors``).
 
     Raises:
-        UserError: a model or tokenizer that the references do not have, or a folder that does not exist.
+        UserError: a model or tokenizer that the references do not have, a folder that does not exist, one file for
+            both, a file of a saved folder, or a place that cannot be written.
     """
     states = reference_state(model), tokenizer_reference_state(tokenizer)
     targets = [Path(model_path), Path(tokenizer_path)]
     for target in targets:
-        if not target.parent.is_dir():
+        if kind_of(target.parent) != "folder":
             raise UserError(f"{target}: the folder {target.parent} does not exist")
-    with writing(*targets) as asides:
+        if kind_of(target) not in (None, "file"):
+            raise UserError(f"{target}: is a {kind_of(target)}; name a file")
+        if is_part(target.resolve()):
+            raise UserError(f"{target}: is one file of a saved folder, which would be lost; name another file")
+    if targets[0].resolve() == targets[1].resolve() or (
+        all(target.exists() for target in targets) and targets[0].samefile(targets[1])
+    ):
+        raise UserError(f"``model`` {targets[0]}, ``tokenizer`` {targets[1]}: one file for both; name two")
+    with told(*targets), writing(*targets) as asides:
         for aside, state in zip(asides, states, strict=True):
             write_tensors(aside, state)
 
@@ -181,10 +192,14 @@ def read_state(path: str | Path, places: Sequence[tuple[str, ...]]) -> Mapping[s
         found = content
         for part in place:
             found = found.get(part) if isinstance(found, Mapping) else None
-        if isinstance(found, Mapping) and found and all(isinstance(value, Tensor) for value in found.values()):
-            return found
+        if isinstance(found, Mapping) and found and _is_state(found):
+            return plain_names(found, str(path))
     nested = ", ".join(".".join(place) for place in places if place)
     raise UserError(f"{path}: holds no state dict, neither flat nor under {nested}; not a published checkpoint")
+
+
+def _is_state(found: Mapping[Any, Any]) -> bool:
+    return all(isinstance(key, str) and isinstance(value, Tensor) for key, value in found.items())
 
 
 def _is_published_llama(blocks: object) -> bool:

@@ -181,9 +181,13 @@ def _size(state: State, key: str, dimension: int = 0) -> int | None:
 
 
 def _count(state: State, pattern: str) -> int | None:
-    """One more than the largest index that names of this pattern have."""
-    indices = [int(match[1]) for key in state if (match := re.fullmatch(pattern, key))]
-    return max(indices) + 1 if indices else None
+    """One more than the largest index that names of this pattern have; a file has a tensor for each, at least."""
+    indices = [match[1] for key in state if (match := re.fullmatch(pattern, key))]
+    if any(len(index) > 9 or int(index) >= len(state) for index in indices):
+        raise UserError(
+            f"a name counts to {max(indices, key=len)[:20]}, but there are {len(state)} tensors in the file"
+        )
+    return max(map(int, indices)) + 1 if indices else None
 
 
 def _vote(sizes: Sequence[int | None]) -> int | None:

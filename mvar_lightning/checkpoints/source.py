@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mvar_lightning.errors import UserError
+from mvar_lightning.tools.files import kind_of
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +53,7 @@ class Source:
 
     def inside_run(self) -> Source:
         """The same; of a run's folder the model in it."""
-        if self.checkpoint is None or not (Path(self.checkpoint) / "model" / "config.json").is_file():
+        if self.checkpoint is None or kind_of(Path(self.checkpoint) / "model" / "config.json") != "file":
             return self
         return replace(self, checkpoint=str(Path(self.checkpoint) / "model"))
 
@@ -73,7 +74,7 @@ class Source:
 def beside(checkpoint: str | Path, name: str = "evaluation") -> Path:
     """Where what is made of a checkpoint goes: in a run's folder, beside anything else."""
     checkpoint = Path(checkpoint)
-    return (checkpoint if (checkpoint / "model").is_dir() else checkpoint.parent) / name
+    return (checkpoint if kind_of(checkpoint / "model") == "folder" else checkpoint.parent) / name
 
 
 def open_tokenizer(

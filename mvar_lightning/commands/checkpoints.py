@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from mvar_lightning.commands.options import add_untold, untold_of
@@ -47,6 +48,9 @@ def run_export(args: argparse.Namespace) -> int:
     model, tokenizer = load(args.checkpoint)
     if model is None:
         raise UserError(f"{args.checkpoint}: a checkpoint of a tokenizer alone; there is no transformer to export")
+    for target in (args.model, args.tokenizer):
+        if Path(target).resolve() == Path(args.checkpoint).resolve():
+            raise UserError(f"{target}: is the checkpoint itself, which would be lost; name another file")
     export_official(model, tokenizer, args.model, args.tokenizer)
     print(f"wrote {args.model} and {args.tokenizer}")
     return 0
@@ -65,11 +69,11 @@ def describe(path: str) -> str:
     """
     from mvar_lightning.checkpoints.folder import open_checkpoint
 
-    opened = open_checkpoint(path)
+    opened = open_checkpoint(path, whole=False)
     lines = {"checkpoint": path, "kind": opened.record.kind}
     if opened.record.model is not None:
-        lines |= _model_lines(opened.record.build_model(path))
-    tokenizer: Any = opened.record.build_tokenizer(path)
+        lines |= _model_lines(opened.empty_model())
+    tokenizer: Any = opened.empty_tokenizer()
     config = tokenizer.config
     lines |= {
         "tokenizer": f"{tokenizer.image_size} x {tokenizer.image_size} pixels, {tokenizer.vocab_size} codes of length "

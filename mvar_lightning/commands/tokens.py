@@ -74,7 +74,7 @@ def run_check(args: argparse.Namespace) -> int:
     if args.checkpoint is not None:
         from mvar_lightning.checkpoints.folder import open_checkpoint
 
-        found = open_checkpoint(args.checkpoint).record.tokenizer_hash
+        found = open_checkpoint(args.checkpoint, whole=False).record.tokenizer_hash
         if found != cache.settings.tokenizer_hash:
             problems.append(f"made by tokenizer {cache.settings.tokenizer_hash[:12]}, not by {found[:12]}")
     return report_check(args.folder, problems, f"{len(cache.parts)} parts")

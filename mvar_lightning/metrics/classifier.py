@@ -5,8 +5,8 @@ B batch, N classes, F features, HW pixels.
 
 from __future__ import annotations
 
-import json
 import random
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mvar_lightning.errors import UserError
+from mvar_lightning.errors import UserError, check_types
 from mvar_lightning.tools.drawing import normalize
-from mvar_lightning.tools.files import write_json, write_tensors
+from mvar_lightning.tools.files import kind_of, read_json, write_json
+from mvar_lightning.tools.tensors import read_safetensors, write_tensors
 
 FORMAT = "mvar-lightning classifier 1"
 MAX_SIDE = 64
@@ -190,15 +189,18 @@ def load_classifier(file: Path) -> DatasetClassifier:
     """A classifier written by ``save_classifier``, in evaluation mode."""
     description = file.with_suffix(".json")
     for needed in (file, description):
-        if not needed.is_file():
+        if kind_of(needed) != "file":
             raise UserError(f"classifier {file}: {needed.name} is missing; remove the folder and it is trained again")
+    about = read_json(description)
+    if isinstance(about, dict) and about.get("format") not in (None, FORMAT):
+        found = reprlib.repr(about["format"])
+        raise UserError(f"classifier {file}: format {found}, not {FORMAT!r}; remove it and run again")
     try:
-        about = json.loads(description.read_text())
-        if about["format"] != FORMAT:
-            raise UserError(f"classifier {file}: format {about['format']!r}, not {FORMAT!r}; remove it and run again")
-        model = DatasetClassifier(**about["config"])
-        model.load_state_dict(load_file(file))
+        check_types(DatasetClassifier.__init__, about["config"])
+        with torch.device("meta"):  # takes no memory, whatever the sizes
+            model = DatasetClassifier(**about["config"])
+        model.load_state_dict(read_safetensors(file), assign=True)
         model.score = ClassifierScore(accuracy=float(about["accuracy"]), images=int(about["validation_images"]))
-    except (json.JSONDecodeError, KeyError, TypeError, SafetensorError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise UserError(f"classifier {file}: damaged; remove it and its .json, and it is trained again") from error
     return model.requires_grad_(False).eval()

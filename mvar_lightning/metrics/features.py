@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from mvar_lightning.errors import UserError
 from mvar_lightning.metrics.classifier import DatasetClassifier, load_classifier
-from mvar_lightning.tools.files import sha256_of
+from mvar_lightning.tools.files import in_a_line, kind_of, sha256_of
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_ADDRESS = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
@@ -119,15 +119,21 @@ class TorchScriptFeatures(FeatureExtractor):
 
     def __init__(self, path: str, name: str | None = None, size: int | None = None, as_bytes: bool = False) -> None:
         file = Path(path)
-        if not file.is_file():
+        if kind_of(file) != "file":
             raise UserError(f"feature file {path}: no such file; give a TorchScript file written by torch.jit.save")
         try:
             network = torch.jit.load(str(file), map_location="cpu").eval()
         except RuntimeError as error:
             raise UserError(f"feature file {path}: not a TorchScript file; write it with torch.jit.save") from error
         probe = torch.zeros(2, 3, size or 64, size or 64)
-        with torch.no_grad():
-            features: Any = network(probe)
+        try:
+            with torch.no_grad():
+                features: Any = network(probe)
+        except RuntimeError as error:
+            side, reason = probe.shape[-1], str(error).splitlines()[-1][:200]
+            raise UserError(
+                f"feature file {path}: cannot take images of {side} x {side} ({reason}); give its ``feature_size``"
+            ) from error
         if not isinstance(features, Tensor) or features.shape[:1] != (2,):
             found = str(tuple(features.shape)) if isinstance(features, Tensor) else type(features).__name__
             raise UserError(f"feature file {path}: maps two images to {found}; it must give (2, features)")
@@ -154,7 +160,7 @@ class InceptionFeatures(FeatureExtractor):
 
     def __init__(self, path: str) -> None:
         file = Path(path)
-        if not file.is_file():
+        if kind_of(file) != "file":
             raise UserError(
                 f"Inception weights {path}: no such file; download {INCEPTION_FILE} from {INCEPTION_ADDRESS}"
             )
@@ -167,10 +173,11 @@ class InceptionFeatures(FeatureExtractor):
             )
         try:
             inception = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
-        except ImportError as error:
+        except (ImportError, RuntimeError, AttributeError) as error:
             raise UserError(
-                'Inception features need torch-fidelity: pip install "mvar-lightning[fid]", '
-                "or use ClassifierFeatures or TorchScriptFeatures"
+                'Inception features need torch-fidelity, pip install "mvar-lightning[fid]", and a torchvision of the '
+                f"same build as torch (docs/metrics.md); here: {in_a_line(error)}; or use ClassifierFeatures or "
+                "TorchScriptFeatures"
             ) from error
         super().__init__("inception", 2048)
         self.num_logits, self.num_spatial = 1008, SPATIAL_CHANNELS * 17**2

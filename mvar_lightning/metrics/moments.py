@@ -6,6 +6,7 @@ N images, F features, S spatial features.
 from __future__ import annotations
 
 import lzma
+import math
 import struct
 import tokenize
 import zipfile
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mvar_lightning.errors import UserError
-from mvar_lightning.tools.files import write
+from mvar_lightning.tools.files import existing_file, write
 
 
 @dataclass(frozen=True)
@@ -168,10 +169,10 @@ class StoredReference:
                                 "moments, mu and sigma, or images as arr_0")  # fmt: skip
             found = {name: _array(path, file, name) for name in file if name in _STORED}
         try:
-            images = int(found["images"]) if "images" in found else None
+            images = int(_numbers(found, "images")) if "images" in found else None
             features = _moments(found, "mu", "sigma", images)
             spatial = _moments(found, "mu_s", "sigma_s", images) if {"mu_s", "sigma_s"} <= found.keys() else None
-            rows_NF = torch.from_numpy(found["features"]).float() if "features" in found else None
+            rows_NF = torch.from_numpy(_numbers(found, "features")).float() if "features" in found else None
             if rows_NF is not None and rows_NF.shape[1:] != features.mean_F.shape:
                 raise UserError(
                     f"features of shape {tuple(rows_NF.shape)}, moments of {features.num_features}; write it again"
@@ -179,7 +180,7 @@ class StoredReference:
             for moments in (features, spatial):
                 if moments is not None:
                     moments.check_variances()
-        except (UserError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise UserError(f"{path}: {error}") from error
         return cls(features, spatial, str(found["extractor"]) if "extractor" in found else None, rows_NF)
 
@@ -201,20 +202,46 @@ DAMAGED = (
 
 
 def _moments(found: dict[str, Any], mean: str, covariance: str, images: int | None) -> Moments:
-    return Moments(torch.from_numpy(found[mean]).double(), torch.from_numpy(found[covariance]).double(), images)
+    mean_F, covariance_FF = (torch.from_numpy(_numbers(found, name)) for name in (mean, covariance))
+    return Moments(mean_F, covariance_FF, images)
+
+
+def _numbers(found: dict[str, Any], name: str) -> np.ndarray:
+    """An array in float64, of any real type, byte order and layout."""
+    array = np.asarray(found[name])
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"{name} is of type {array.dtype}; give real numbers")
+    return np.ascontiguousarray(array, np.float64).reshape(array.shape)
 
 
 def open_arrays(path: Path) -> Any:
-    """An npz that is open for reading, nothing unpickled. Raises UserError where it is missing or no npz."""
+    """An npz that is open for reading, nothing unpickled.
+
+    Raises:
+        UserError: it is missing, no npz, or an array's size is not the one that its header tells: memory is taken by
+            the header.
+    """
+    existing_file(path)
     try:
         file = np.load(path, allow_pickle=False)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except DAMAGED as error:
+        if isinstance(file, np.lib.npyio.NpzFile):
+            _check_sizes(file.zip)
+    except (*DAMAGED, TypeError) as error:
         raise UserError(f"{path}: not a readable npz: damaged, of another kind, or pickled") from error
     if not isinstance(file, np.lib.npyio.NpzFile):
         raise UserError(f"{path}: a single array, not an npz; write it with numpy.savez")
     return file
+
+
+def _check_sizes(archive: Any) -> None:
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    for member in archive.infolist():
+        with archive.open(member) as stream:
+            version = np.lib.format.read_magic(stream) if member.filename.endswith(".npy") else None
+            if version in readers:
+                shape, _, kind = readers[version](stream)  # type: ignore[no-untyped-call]
+                if min(shape, default=0) < 0 or math.prod(shape) * kind.itemsize != member.file_size - stream.tell():
+                    raise ValueError(f"{member.filename}: its header tells another size")
 
 
 def _array(path: Path, file: Any, name: str) -> np.ndarray:

@@ -15,8 +15,9 @@ from mvar_lightning.errors import UserError
 from mvar_lightning.runs.recipe_check import check_quickly
 from mvar_lightning.runs.run import DAMAGED, Run, run_of
 from mvar_lightning.tools.console import print_table
-from mvar_lightning.tools.files import read_json, read_torch, write_json
+from mvar_lightning.tools.files import read_json, write_json
 from mvar_lightning.tools.processes import check_number, is_main, launched, wait_until_visible
+from mvar_lightning.tools.tensors import read_torch
 
 if TYPE_CHECKING:
     from mvar_lightning.runs.recipe import SuiteCLI
@@ -86,9 +87,9 @@ def _fit(run: Run, extra: list[str], checkpoint: Path | None) -> None:
     trainer: Any = cli.trainer
     check_number(trainer.world_size)
     if checkpoint is not None:
-        open_checkpoint(checkpoint)  # a damaged one is told in one line
+        open_checkpoint(checkpoint).check_resumable()  # a damaged one is told in one line
         if is_main():
-            at = read_torch(checkpoint)
+            at = read_torch(checkpoint, whole=False)
             print(f"{run.folder}: continuing from {checkpoint} (epoch {at['epoch']}, step {at['global_step']})")
     validated: list[int] = []
     trainer.callbacks.append(LambdaCallback(on_validation_end=lambda trainer, _: validated.append(trainer.global_step)))
@@ -134,7 +135,9 @@ def run_stage(
         raise UserError(f"mvar {stage}: no weights; name a checkpoint with ``ckpt_path`` or set model.init_from")
     check_number(cli.trainer.world_size)
     if checkpoint is not None:
-        open_checkpoint(checkpoint)  # a foreign or damaged one is told in one line
+        opened = open_checkpoint(checkpoint)  # a foreign or damaged one is told in one line
+        if stage == "fit":
+            opened.check_resumable()
     work: Any = getattr(cli.trainer, stage)
     with run.started(cli.trainer, alone=stage == "fit"):
         work(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)

@@ -27,10 +27,13 @@ from mvar_lightning.sampling.sampler import (
     Generated,
     ImageNoise,
     SamplingSettings,
+    check_finite,
     check_labels,
     check_seeds,
     check_together,
     decode_in_chunks,
+    listed,
+    repeated,
     sample_pyramid,
 )
 from mvar_lightning.tokenizer import MultiScaleTokenizer
@@ -59,7 +62,7 @@ def edit(
     cfg: float | GuidanceSchedule | None = 1.5,
     top_k: int | None = 900,
     top_p: float | None = 0.96,
-    seeds: Sequence[int] | Tensor | None = None,
+    seeds: Sequence[int] | Tensor | int | None = None,
     temperature: float = 1.0,
     more_smooth: bool = False,
     decode_chunk: int | None = None,
@@ -82,8 +85,8 @@ def edit(
     """
     check_together(model, tokenizer)
     settings = SamplingSettings(as_schedule(cfg), top_k, top_p, temperature, more_smooth)
-    images = max(len(image_B3HW), 1 if seeds is None else len(seeds), 1 if isinstance(label_B, int) else len(label_B))
-    label_B = check_labels([label_B] * images if isinstance(label_B, int) else label_B, model)
+    images = max(len(image_B3HW), len(listed(seeds) or [0]), len(repeated(label_B, 1)))
+    label_B = check_labels(repeated(label_B, images), model)
     if len(label_B) != images or len(image_B3HW) not in (1, images):
         raise UserError(f"{len(image_B3HW)} images, {len(label_B)} labels, {images} results: give as many of each")
     noise = ImageNoise(check_seeds(seeds, images), model.pyramid, label_B.device)
@@ -101,7 +104,9 @@ def edit(
             return torch.where(keep_Bl, given[scale], idx_Bl), codes_BlZ
 
         f_hat_BZhw, idx_BL = sample_pyramid(model, tokenizer, label_B, settings, noise, keep)
-        return Generated(decode_in_chunks(tokenizer, f_hat_BZhw, decode_chunk), idx_BL)
+        result_B3HW = decode_in_chunks(tokenizer, f_hat_BZhw, decode_chunk)
+    check_finite(torch.isfinite(result_B3HW).all(), "pixels", "tokenizer")
+    return Generated(result_B3HW, idx_BL)
 
 
 def keep_at(scale: int, keep_Bhw: Tensor, pyramid: ScalePyramid) -> Tensor:
@@ -211,7 +216,11 @@ def edit_picture(request: EditRequest) -> list[Path]:
     if len(labels) != 1:
         raise UserError(f"``class_`` {request.class_}: give one class")
     picture = open_picture(request.image)
-    image_13HW = to_square(picture, tokenizer.image_size).to(device)
+    size, side = tokenizer.image_size, min(picture.size)
+    if picture.size != (size, size):
+        words = f"{picture.width} x {picture.height} pixels; its middle square of {side} is used, at {size} x {size}"
+        print(f"{request.image}: {words}")
+    image_13HW = to_square(picture, size).to(device)
     mask_HW = read_mask(request, picture, tokenizer).to(device)
     jobs = list_jobs(labels, request.count, request.seed)
     precision = choose_precision(request.precision, device)

@@ -9,11 +9,13 @@ B batch, l tokens of one scale, L all tokens, K scales, V vocabulary, Z code dim
 
 from __future__ import annotations
 
+import numbers
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,7 +84,7 @@ def generate(
     cfg: float | GuidanceSchedule | None = 1.5,
     top_k: int | None = 900,
     top_p: float | None = 0.96,
-    seeds: Sequence[int] | Tensor | None = None,
+    seeds: Sequence[int] | Tensor | int | None = None,
     return_tokens: bool = True,
     temperature: float = 1.0,
     more_smooth: bool = False,
@@ -94,31 +96,29 @@ def generate(
     each module's own mode is restored afterwards.
 
     Args:
-        label_B: class indices; -1 or num_classes means "no class". One int with several seeds is repeated.
+        label_B: class indices; -1 or num_classes means "no class". One number with several seeds is repeated.
         cfg: guidance strength; a number is the published linear schedule, 0 or None computes no unconditional half.
         top_k: keep the k most probable tokens; 1 is greedy, None is off, more than V keeps all.
         top_p: of these, keep the most probable ones up to this share; None is off.
-        seeds: one from 0 to 2^32 - 1 for each image; an image depends on its seed, not on its batch.
-            None draws fresh ones, governed by `torch.manual_seed`.
+        seeds: one from 0 to 2^32 - 1 for each image (of one image a bare number will do); an image depends on its
+            seed, not on its batch. None draws fresh ones, governed by `torch.manual_seed`.
         return_tokens: False gives the images alone, with a warning, in this version for the last time.
         temperature: divides the logits before they are filtered.
         more_smooth: mix codes by Gumbel softmax (VAR's option for looks; not for FID).
         decode_chunk: images decoded at a time; None is about 260,000 pixels.
 
     Raises:
-        UserError: a label, seed or setting out of range, or a model and tokenizer that do not belong together.
+        UserError: a label, seed or setting out of range, a pair that does not fit, or weights that give no numbers.
     """
     check_together(model, tokenizer)
     settings = SamplingSettings(as_schedule(cfg), top_k, top_p, temperature, more_smooth)
-    if isinstance(label_B, int):
-        label_B = [label_B] * (1 if seeds is None else len(seeds))
-    label_B = check_labels(label_B, model)
+    label_B = check_labels(repeated(label_B, len(listed(seeds) or [0])), model)
     noise = ImageNoise(check_seeds(seeds, len(label_B)), model.pyramid, label_B.device)
     with evaluating(model, tokenizer):
         f_hat_BZhw, idx_BL = sample_pyramid(model, tokenizer, label_B, settings, noise)
         images_B3HW = decode_in_chunks(tokenizer, f_hat_BZhw, decode_chunk)
-    if not return_tokens:
-        # stacklevel: the line that called, past the wrapper of no_grad
+    check_finite(torch.isfinite(images_B3HW).all(), "pixels", "tokenizer")
+    if not return_tokens:  # stacklevel: the line that called, past the wrapper of no_grad
         warnings.warn("return_tokens=False goes with the next version; take .images", FutureWarning, stacklevel=3)
         return cast(Any, images_B3HW)
     return Generated(images_B3HW, idx_BL)
@@ -140,11 +140,15 @@ def sample_pyramid(
         label_B: int64 on the model's device (`check_labels`).
         replace: exchange what was drawn at a scale before it is used (editing, perturbation).
         observe: see the guided logits of each scale.
+
+    Raises:
+        UserError: logits that are NaN or infinite.
     """
     quantizer, pyramid = tokenizer.quantizer, model.pyramid
     rows = GuidedRows(model, label_B, settings.guidance)
     f_hat_BZhw = quantizer.empty_f_hat(len(label_B))
     tokens: list[Tensor] = []
+    sound = torch.ones((), dtype=torch.bool, device=label_B.device)  # read once: each time a GPU would have to wait
     x_BlZ = None
     for scale in range(pyramid.num_scales):
         h_RlC = rows.features(scale, x_BlZ)
@@ -156,6 +160,7 @@ def sample_pyramid(
         for start in range(0, len(label_B), at_once):
             images = slice(start, start + at_once)
             logits_blV = rows.logits(h_RlC, scale, images)
+            sound &= torch.isfinite(logits_blV.sum())
             if observe is not None:
                 observe(scale, logits_blV)
             chosen.append(choose(logits_blV, scale, settings, noise, tokenizer, images))
@@ -167,6 +172,7 @@ def sample_pyramid(
         f_hat_BZhw = quantizer.accumulate(f_hat_BZhw, codes_BlZ, scale)
         if scale + 1 < pyramid.num_scales:
             x_BlZ = quantizer.next_input(f_hat_BZhw, scale + 1)
+    check_finite(sound, "logits", "model")
     return f_hat_BZhw, torch.cat(tokens, dim=1)
 
 
@@ -218,6 +224,28 @@ def check_together(model: NextScaleTransformer, tokenizer: MultiScaleTokenizer) 
         raise UserError(f"device: the model is on {ours}, the tokenizer on {theirs}; move one")
 
 
+def check_finite(sound: Tensor, what: str, whose: str) -> None:
+    """Raise `UserError` where numbers are not ``sound``, for which finite weights must be damaged or diverged."""
+    if not sound:  # the weights are damaged, or training diverged
+        raise UserError(f"{whose}: some {what} are NaN or infinite; its weights are bad, take an earlier checkpoint")
+
+
+def listed(seeds: Sequence[int] | Tensor | int | None) -> Sequence[int] | None:
+    """Seeds as a sequence; a bare number is one of them. Raises `UserError` for anything else."""
+    given: Any = seeds.tolist() if isinstance(seeds, (Tensor, np.ndarray)) else seeds
+    given = [given] if isinstance(given, numbers.Number) else given
+    if given is not None and not isinstance(given, Sequence):
+        raise UserError(f"seeds {given!r}: give a list of whole numbers")
+    return given
+
+
+def repeated(label_B: Tensor | Sequence[int] | int, images: int) -> Tensor | Sequence[int]:
+    """One label, of whatever library's kind of number, for as many images; several as they are."""
+    labels: Any = label_B.item() if isinstance(label_B, (Tensor, np.ndarray)) and label_B.ndim == 0 else label_B
+    alone = isinstance(labels, numbers.Number)
+    return [labels] * images if alone else labels
+
+
 def check_labels(label_B: Tensor | Sequence[int], model: NextScaleTransformer) -> Tensor:
     """Labels as int64 (B,) on the model's device, -1 turned into "no class".
 
@@ -225,7 +253,7 @@ def check_labels(label_B: Tensor | Sequence[int], model: NextScaleTransformer) -
         UserError: labels of another shape, none at all, not whole numbers, or out of range.
     """
     try:
-        label_B = torch.as_tensor(label_B)
+        label_B = torch.as_tensor(np.asarray(label_B) if isinstance(label_B, (list, tuple)) else label_B)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"labels {label_B!r}: give a list of class indices, (B,)") from error
     if label_B.ndim != 1 or len(label_B) == 0:
@@ -279,10 +307,15 @@ def filter_logits(logits_BlV: Tensor, top_k: int | None = None, top_p: float | N
     share = 1.0 if top_p is None else top_p
     if candidates == vocab_size and share == 1:
         return logits_BlV
-    largest_Blk = logits_BlV.topk(candidates, dim=-1).values
+    largest_Blk = logits_BlV.topk(min(candidates + 1, vocab_size), dim=-1).values
+    largest_Blk, beyond_Bl1 = largest_Blk[..., :candidates], largest_Blk[..., candidates:]
     last_Bl1 = largest_Blk[..., -1:]
     if share < 1:  # a token stays while the probability of those before it is below p
         p_Blk = largest_Blk.float().softmax(dim=-1)
+        if logits_BlV.is_cuda or (beyond_Bl1 == last_Bl1).any():  # a GPU would wait for the question
+            # equals of the last one beyond the k stay, too, and so have a part in the sum
+            ties = [(part == last_Bl1).sum(-1, keepdim=True) for part in (logits_BlV, largest_Blk)]
+            p_Blk /= 1 + (ties[0] - ties[1]) * p_Blk[..., -1:]
         before_Blk = p_Blk.cumsum(dim=-1) - p_Blk
         kept_Bl1 = (before_Blk < share).sum(dim=-1, keepdim=True).clamp_min(1)
         last_Bl1 = largest_Blk.gather(-1, kept_Bl1 - 1)
@@ -312,10 +345,10 @@ def sample_tokens(
         return logits_BlV.argmax(dim=-1)
     scaled = logits_BlV if temperature == 1.0 else logits_BlV / temperature
     cumulative_BlV = filter_logits(scaled, top_k, top_p).float().softmax(dim=-1).cumsum_(dim=-1)
-    # the first token whose share exceeds the number; scaled by the sum as it was rounded, so that a number below 1
-    # always finds a token, and a possible one
+    # the first token whose share exceeds the number; scaled by the sum as rounded: a number below 1 finds a token
     target_Bl1 = uniform_Bl[..., None] * cumulative_BlV[..., -1:]
-    return torch.searchsorted(cumulative_BlV, target_Bl1, right=True)[..., 0]
+    # of logits that are no numbers there is no such token: `sample_pyramid` tells
+    return torch.searchsorted(cumulative_BlV, target_Bl1, right=True)[..., 0].clamp_(max=logits_BlV.shape[-1] - 1)
 
 
 # One random generator for each image, so that image i depends on its seed alone: not on the batch size, the order, the
@@ -349,19 +382,19 @@ class ImageNoise:
         return torch.stack(exponential).to(self.device).log_().neg_()
 
 
-def check_seeds(seeds: Sequence[int] | Tensor | None, batch: int) -> list[int]:
+def check_seeds(seeds: Sequence[int] | Tensor | int | None, batch: int) -> list[int]:
     """One seed for each image; fresh ones, governed by `torch.manual_seed`, where none are given.
 
     Raises:
         UserError: another number of seeds, or one that is not a whole number from 0 to 2^32 - 1.
     """
-    if seeds is None:
+    each = listed(seeds)
+    if each is None:
         return torch.randint(NUM_SEEDS, (batch,), device="cpu").tolist()
-    listed = seeds.tolist() if isinstance(seeds, Tensor) else seeds
-    if isinstance(listed, int) or len(listed) != batch:
-        given = listed if isinstance(listed, int) else f"({len(listed)} of them)"
+    if len(each) != batch:
+        given = f"({len(each)} of them)" if isinstance(seeds, Sequence) else str(seeds)
         raise UserError(f"seeds {given}: give one for each of the {batch} images, e.g. range({batch})")
-    for seed in listed:
-        if int(seed) != seed or not 0 <= seed < NUM_SEEDS:
+    for seed in each:
+        if not isinstance(seed, numbers.Real) or not 0 <= seed < NUM_SEEDS or int(seed) != seed:
             raise UserError(f"seed {seed}: must be a whole number from 0 to {NUM_SEEDS - 1}")
-    return [int(seed) for seed in listed]
+    return [int(seed) for seed in each]

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer.losses import LossPart
 from mvar_lightning.tokenizer.tokenizer import TokenizerOutput
-from mvar_lightning.tools.files import sha256_of
+from mvar_lightning.tools.files import kind_of, sha256_of
+from mvar_lightning.tools.tensors import read_safetensors, read_torch
 
 VGG_FILE = "vgg16-397923af.pth"
 VGG_HASH = "397923af"
@@ -52,7 +52,7 @@ class LPIPS(nn.Module):
         file = Path(str(files("torchmetrics.functional.image"))) / "lpips_models" / "vgg.pth"
         if not file.is_file():
             raise UserError(f"LPIPS heads {file}: no such file; install torchmetrics again, it brings them")
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        state = read_torch(file)
         # (C, 1, 1) each: weights of a level's channels
         self.heads = nn.ParameterList(state[f"lin{level}.model.1.weight"][0] for level in range(len(STAGES)))
         # from [-1, 1] to the statistics of VGG's training images
@@ -143,20 +143,14 @@ def _vgg(file: Path) -> nn.ModuleList:
 
 
 def _read(file: Path) -> Mapping[str, Any]:
-    if not file.is_file():
+    if kind_of(file) != "file":
         raise UserError(f"VGG16 weights {file}: no such file; {WAY_OUT}")
     if file.name == VGG_FILE and not (found := sha256_of(file)).startswith(VGG_HASH):
         raise UserError(f"VGG16 weights {file}: SHA-256 starts with {found[:8]}: damaged; {WAY_OUT}")
     try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged file can make the reader fail in any way
-        raise UserError(
-            f"VGG16 weights {file}: not a file of tensors ({type(error).__name__}; nothing was executed); {WAY_OUT}"
-        ) from error
+        state = read_safetensors(file) if file.suffix == ".safetensors" else read_torch(file)
+    except UserError as error:
+        raise UserError(f"VGG16 weights {error.marked}; {WAY_OUT}") from error
     if not isinstance(state, Mapping):
         raise UserError(f"VGG16 weights {file}: holds a {type(state).__name__}, not named tensors; {WAY_OUT}")
     return state

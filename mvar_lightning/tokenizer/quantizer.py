@@ -105,7 +105,9 @@ class Phi(nn.Conv2d):
         self.ratio = ratio
 
     def forward(self, h_BhwZ: Tensor) -> Tensor:
-        conv_BhwZ = super().forward(h_BhwZ.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        assert self.bias is not None
+        weight, bias = self.weight.float(), self.bias.float()  # of a tokenizer in half precision, too
+        conv_BhwZ = F.conv2d(h_BhwZ.permute(0, 3, 1, 2), weight, bias, padding=1).permute(0, 2, 3, 1)
         return h_BhwZ.mul(1 - self.ratio).add(conv_BhwZ, alpha=self.ratio)
 
 
@@ -233,8 +235,8 @@ class MultiScaleQuantizer(nn.Module):
         return codes_VZ.new_zeros(batch_size, codes_VZ.shape[1], side, side, dtype=torch.float32)
 
     def lookup(self, idx_Bl: Tensor) -> Tensor:
-        """Codes of token indices: (B, l) -> (B, l, Z)."""
-        return self.codebook(idx_Bl)
+        """Codes of token indices: (B, l) -> (B, l, Z) float32."""
+        return self.codebook(idx_Bl).float()
 
     def accumulate(self, f_hat_BZhw: Tensor, codes_BlZ: Tensor, scale: int) -> Tensor:
         """Add one scale's codes (or mixtures of codes) to the quantized latent; gives a new map."""

@@ -115,7 +115,7 @@ class MultiScaleTokenizer(nn.Module):
         latent_BZhw = self.latent(image_B3HW)
         quantized = self.quantizer(latent_BZhw, kept_scales_B)
         return TokenizerOutput(
-            reconstruction_B3HW=self.decoder(self.post_quant_conv(quantized.f_hat_straight_through_BZhw)),
+            reconstruction_B3HW=self._decoded(quantized.f_hat_straight_through_BZhw),
             quantizer_loss=quantized.loss,
             idx_BL=quantized.idx_BL,
             latent_BZhw=latent_BZhw,
@@ -139,7 +139,7 @@ class MultiScaleTokenizer(nn.Module):
             )
         if not image_B3HW.is_floating_point():
             raise UserError(f"image of type {image_B3HW.dtype}: give floats in [-1, 1]")
-        return self.quant_conv(self.encoder(image_B3HW))
+        return self.quant_conv(self.encoder(image_B3HW.to(self.quant_conv.weight.dtype)))
 
     @torch.no_grad()
     def encode(self, image_B3HW: Tensor) -> Tensor:
@@ -165,7 +165,11 @@ class MultiScaleTokenizer(nn.Module):
 
     def decode_latent(self, f_hat_BZhw: Tensor) -> Tensor:
         """Images in [-1, 1] of a quantized latent."""
-        return self.decoder(self.post_quant_conv(f_hat_BZhw)).clamp(-1, 1)
+        return self._decoded(f_hat_BZhw).clamp(-1, 1)
+
+    def _decoded(self, f_hat_BZhw: Tensor) -> Tensor:
+        # the quantizer gives float32 whatever the precision of the weights
+        return self.decoder(self.post_quant_conv(f_hat_BZhw.to(self.post_quant_conv.weight.dtype)))
 
     @torch.no_grad()
     def teacher_input(self, idx_BL: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Files: read safely, write whole, lock, claim by settings. Nothing in a file is ever executed.
 
-PyTorch files are read with ``weights_only`` and, where their form allows, memory-mapped: tensors then take memory
-only as they are copied out. torch itself is imported only by what reads or writes tensors.
+What a file system, or a damaged file, has against being read becomes a `UserError` here, so that nobody else has to
+think of it.
 """
 
 from __future__ import annotations
@@ -13,85 +13,68 @@ import hashlib
 import io
 import json
 import os
-import re
+import shutil
 import socket
+import stat
 import tempfile
+import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any, Literal
 
 from mvar_lightning.errors import UserError
 
-if TYPE_CHECKING:
-    from torch import Tensor
+JSON_BYTES = 2**26
+"""No JSON of ours comes near; a larger file is something else."""
 
 # Reading
-
-
-def read_torch(path: str | Path) -> Any:
-    """The content of a ``torch.save`` file: tensors on the CPU and plain values.
-
-    Raises:
-        UserError: no such file, a truncated or foreign file, or one that holds anything but tensors and plain values.
-    """
-    import torch
-
-    path = existing_file(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            except RuntimeError as error:
-                if "mmap can only be used" not in str(error):
-                    raise
-                return torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged file can make the reader fail in any way
-        blocked = re.search(r"unsupported (?:global|class)\W+(?:GLOBAL )?([\w.]+)", str(error), re.IGNORECASE)
-        if blocked:
-            raise UserError(
-                f"{path}: refused, it asks to run {blocked[1]} while being read; only tensors and plain values are "
-                "accepted (nothing was executed)"
-            ) from error
-        raise UserError(
-            f"{path}: not readable as a PyTorch file of tensors ({type(error).__name__}): it is truncated, of another "
-            "kind, or a pickle with code (nothing was executed)"
-        ) from error
-
-
-def read_safetensors(path: str | Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, on the CPU. Raises `UserError` where it cannot be read."""
-    from safetensors import safe_open
-
-    path = existing_file(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise UserError(f"{path}: not a readable safetensors file (truncated, or of another kind): {error}") from error
 
 
 def read_json(path: str | Path, damaged: str = "not readable as JSON: {error}") -> Any:
     """The content of a JSON file. Raises `UserError` where there is none, or with ``damaged`` where it is no JSON."""
     path = existing_file(path)
     try:
+        if path.stat().st_size > JSON_BYTES:
+            raise ValueError(f"{path.stat().st_size:,} bytes are too many")
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: {damaged.format(error=error)}") from error
+    except (OSError, ValueError, RecursionError) as error:  # the last: nested too deep
+        raise UserError(f"{path}: {damaged.format(error=in_a_line(error))}") from error
+
+
+def in_a_line(error: Exception, longest: int = 300) -> str:
+    """What an error says, in one line of bounded length."""
+    return " ".join(str(error).split())[:longest] or type(error).__name__
+
+
+def kind_of(path: str | Path) -> Literal["file", "folder", "device"] | None:
+    """What is at a path, links followed; None where nothing is.
+
+    Raises:
+        UserError: that cannot be found out, as a folder above may not be read, or the name is none.
+    """
+    try:
+        mode = Path(path).stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:  # the latter: a null character
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UserError(
+            f"{str(path)[:300]}: cannot be read ({reason}); give another path or mend the rights"
+        ) from error
+    return "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "device"
 
 
 def existing_file(path: str | Path) -> Path:
-    """The path of a file that is there. Raises `UserError` otherwise."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
+    """The path of a file that is there and may be read. Raises `UserError` otherwise."""
+    path, kind = Path(path), kind_of(path)
+    if kind != "file":
+        raise UserError(f"{path}: {'no such file' if kind is None else f'is a {kind}, not a file'}")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give another path or mend the rights") from error
     return path
 
 
@@ -137,19 +120,6 @@ def write_json(path: Path, value: Any, *, durable: bool = False) -> None:
     write(path, json.dumps(value, indent=2) + "\n", durable=durable)
 
 
-def write_tensors(path: str | Path, state: Mapping[str, Tensor]) -> None:
-    """Write as safetensors where the name says so, else as ``torch.save`` does; as `write` does."""
-    import torch
-    from safetensors.torch import save_file
-
-    state = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
-    with writing(Path(path)) as (aside,):
-        if Path(path).suffix == ".safetensors":
-            save_file(state, aside)
-        else:
-            torch.save(state, aside)
-
-
 @contextmanager
 def writing(*targets: Path, durable: bool = False) -> Iterator[list[Path]]:
     """Paths to write to in place of ``targets``, which take the targets' names together, if nothing fails.
@@ -161,7 +131,7 @@ def writing(*targets: Path, durable: bool = False) -> Iterator[list[Path]]:
         durable: put the content, and then its name, on the disk first: a machine that loses its power then has the
             old file or the new one. What killed processes left beside it is removed.
     """
-    asides = [target.with_name(f".partial-{os.getpid()}-{target.name}") for target in targets]  # same suffixes
+    asides = [_aside(target) for target in targets]
     try:
         modes = []
         for target, aside in zip(targets, asides, strict=True):
@@ -186,6 +156,56 @@ def writing(*targets: Path, durable: bool = False) -> Iterator[list[Path]]:
                 aside.unlink(missing_ok=True)
 
 
+@contextmanager
+def writing_folder(target: Path) -> Iterator[Path]:
+    """A new folder to fill, which takes the place of the folder ``target``, if there is one, once nothing has failed.
+
+    No file system exchanges two folders by one call, so the one before waits under another name until the new one is in
+    its place: whatever ends the process, one of them stands, and `standing` finds it.
+
+    Raises:
+        OSError: something cannot be written.
+    """
+    target = Path(os.path.realpath(target))  # of a link the folder that it leads to
+    aside, before = _aside(target), _before(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target)
+        aside.mkdir()
+        yield aside
+        if before.exists() and target.exists():
+            shutil.rmtree(before)
+        if target.exists():
+            target.rename(before)
+        aside.rename(target)
+    finally:
+        if before.exists() and not target.exists():
+            before.rename(target)
+        for left in (aside, before):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def standing(target: Path) -> Path:
+    """Where a folder is that `writing_folder` replaces: under its own name, but for the moment of the exchange."""
+    return _before(target) if kind_of(target) is None and _before(target).is_dir() else target
+
+
+def _aside(target: Path) -> Path:
+    """A name beside a target that is no other process's and no other thread's; of the same suffix."""
+    thread = "" if threading.current_thread() is threading.main_thread() else f"{threading.get_ident()}-"
+    return target.with_name(f".partial-{os.getpid()}-{thread}{_tail(target)}")
+
+
+def _before(target: Path) -> Path:
+    return target.with_name(f".before-{_tail(target)}")
+
+
+def _tail(target: Path) -> str:
+    """A target's name, or where a longer one would be too long for a file system, a digest of it."""
+    name = target.name
+    return name if len(os.fsencode(name)) < 200 else hashlib.sha256(os.fsencode(name)).hexdigest() + target.suffix[-20:]
+
+
 class _Watched(io.BufferedWriter):
     """A file that remembers why it could not be written."""
 
@@ -208,13 +228,16 @@ def _sync(path: Path) -> None:
 
 
 def _sweep(target: Path) -> None:
-    """Remove what processes that are gone left of this file."""
-    for left in target.parent.glob(f".partial-*-{glob.escape(target.name)}"):
+    """Remove what processes that are gone left of this file or folder."""
+    for left in target.parent.glob(f".partial-*-{glob.escape(_tail(target))}"):
         with suppress(ValueError, PermissionError):  # not ours, or the process of somebody else
             try:
                 os.kill(int(left.name.split("-")[1]), 0)
             except ProcessLookupError:
-                left.unlink(missing_ok=True)
+                if left.is_dir():
+                    shutil.rmtree(left, ignore_errors=True)
+                else:
+                    left.unlink(missing_ok=True)
 
 
 def check_folder(folder: Path, option: str = "``out``") -> None:
@@ -271,10 +294,16 @@ class Lock:
         self._handle: int | None = None
 
     def take(self) -> None:
-        """Raises `UserError` where another process, or job of this one, has it; OSError where it cannot be made."""
+        """Raises `UserError` where another process, or job of this one, has it, or it is another user's; OSError where
+        it cannot be made."""
         if self.path.resolve() in self._held:
             raise UserError(self.busy.replace("{owner}", "this process"))
-        handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        except PermissionError as error:
+            raise UserError(
+                f"{self.path}: cannot be written ({error.strerror}), the folder is another user's; choose another one"
+            ) from error
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -297,7 +326,7 @@ class Lock:
 
     def check(self) -> None:
         """Raise `UserError` where another process has it (this one may); leaves nothing behind."""
-        if self.path.is_file() and self.path.resolve() not in self._held:
+        if kind_of(self.path) == "file" and self.path.resolve() not in self._held:
             self.take()
             self.release()
 
@@ -319,7 +348,7 @@ def check_claim(note: Path, settings: Mapping[str, Any], refuse: Refuse) -> bool
     Raises:
         UserError: it is, and a setting differs from ours (the first is told, by ``refuse``); or the note is damaged.
     """
-    if not note.exists():
+    if kind_of(note) is None:
         return False
     found = read_json(note, f"is damaged ({{error}}); choose another folder, or remove {note.parent} and begin anew")
     for name, value in json.loads(json.dumps(settings)).items():

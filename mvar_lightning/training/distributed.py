@@ -106,7 +106,7 @@ def gathered(model: NextScaleTransformer) -> NextScaleTransformer:
     if not isinstance(model, FSDPModule):
         return model
     state = {name: whole(local(tensor), like=tensor) for name, tensor in model.state_dict().items()}
-    return fill(on_meta(lambda: NextScaleTransformer.from_config(model.config)), state)
+    return fill(on_meta(lambda: NextScaleTransformer.from_config(model.config)), state, "the sharded model")
 
 
 def log_means(module: L.LightningModule, named: Mapping[str, Tensor], images: int) -> None:

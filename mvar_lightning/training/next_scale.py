@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from typing import Any
+from zlib import crc32
 
 import lightning as L
 import torch
@@ -17,9 +18,9 @@ from torch import Tensor
 
 from mvar_lightning.attention import AdjacentAttention, AttentionStrategy, FullAttention, SpatialAttention
 from mvar_lightning.checkpoints import load_initial_weights, load_tokenizer
-from mvar_lightning.checkpoints.folder import Record
+from mvar_lightning.checkpoints.folder import Record, unwrap_names
 from mvar_lightning.compat import lets_clip
-from mvar_lightning.data.image_data import run_data
+from mvar_lightning.data.image_data import named, run_data
 from mvar_lightning.errors import UserError
 from mvar_lightning.metrics.quality import CodebookUsage
 from mvar_lightning.sampling import Generated, generate
@@ -180,6 +181,7 @@ class NextScaleModule(L.LightningModule):
         seed_batch(self, batch_idx)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        batch = named(batch)
         idx_BL, x_BLZ = self.tokens(batch)
         if self.scale_groups.splits_steps and batch_idx % self.trainer.accumulate_grad_batches == 0:
             self.trainer.optimizers[0].zero_grad()  # Lightning's own comes after this step's first backward passes
@@ -194,6 +196,7 @@ class NextScaleModule(L.LightningModule):
             super().optimizer_zero_grad(epoch, batch_idx, optimizer)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        batch = named(batch)
         result, logits_BLV = self(batch)
         self.usage.update(logits_BLV.argmax(dim=-1))
         log_means(self, result.named("val/"), images=len(batch["label"]))
@@ -206,8 +209,14 @@ class NextScaleModule(L.LightningModule):
         self.usage.reset()
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        batch = named(batch)
         result, _ = self(batch)
         log_means(self, result.named("test/"), images=len(batch["label"]))
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Generated:
+        """Images of a batch's classes, each with a seed of its own."""
+        label_B, place = named(batch)["label"], f"{batch_idx}/{self.global_rank}"
+        return self.generate(label_B, [crc32(f"{place}/{i}".encode()) for i in range(len(label_B))])
 
     def generate(self, label_B: Tensor, seeds: list[int]) -> Generated:
         """Images (B, 3, H, W) in [0, 1] and their tokens (B, L), with this run's sampling settings."""
@@ -247,6 +256,7 @@ class NextScaleModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._record().check_resumed(checkpoint)
+        unwrap_names(checkpoint)
 
 
 # The published families: each names its defaults on the three axes and changes nothing else.

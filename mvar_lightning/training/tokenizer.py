@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
 from mvar_lightning.checkpoints import load_tokenizer
-from mvar_lightning.checkpoints.folder import Record, is_released
+from mvar_lightning.checkpoints.folder import Record, is_released, unwrap_names
 from mvar_lightning.checkpoints.official import import_tokenizer
-from mvar_lightning.data.image_data import run_data
+from mvar_lightning.data.image_data import named, run_data
 from mvar_lightning.errors import UserError
 from mvar_lightning.metrics.quality import CodebookUsage
 from mvar_lightning.tokenizer.adversarial import AdversarialLoss
@@ -170,7 +170,7 @@ class TokenizerModule(L.LightningModule):
         seed_batch(self, batch_idx)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        image_B3HW = normalize(batch["image"])
+        image_B3HW = normalize(named(batch)["image"])
         window = window_of(self.trainer, batch_idx, self.accumulate_grad_batches)
         if not self._data_checked:
             self._data_checked = True
@@ -191,6 +191,10 @@ class TokenizerModule(L.LightningModule):
             for remedy in self.remedies:
                 remedy.between_batches(self.tokenizer, output)
         return loss.detach()
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Reconstructions of a batch's images, (B, 3, H, W) in [-1, 1]."""
+        return self.tokenizer.decode(self.tokenizer.encode(normalize(named(batch)["image"])))
 
     def _reconstruct(self, image_B3HW: Tensor, batch_idx: int) -> TokenizerOutput:
         ours = as_list(self.optimizers())[0].optimizer
@@ -256,7 +260,7 @@ class TokenizerModule(L.LightningModule):
             metric.reset()
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        image_B3HW = normalize(batch["image"])
+        image_B3HW = normalize(named(batch)["image"])
         output = self.tokenizer(image_B3HW)
         total, terms = self.loss(output, image_B3HW)
         check_finite({f"val/{name}": term for name, term in terms.items()}, self.trainer)
@@ -294,6 +298,7 @@ class TokenizerModule(L.LightningModule):
         Record(self.tokenizer.config, fingerprint_of(self.tokenizer, state)).write_into(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        unwrap_names(checkpoint)
         # another set of optimizers is refused before any weight is touched
         theirs = any(key.startswith("adversarial.") for key in checkpoint["state_dict"])
         if theirs != (self.adversarial is not None):

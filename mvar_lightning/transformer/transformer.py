@@ -95,10 +95,17 @@ class NextScaleTransformer(nn.Module):
         super().__init__()
         width = 64 * depth if width is None else width
         heads = depth if heads is None else heads
-        if depth < 1 or width % heads or (width // heads) % 4:
+        if depth < 1 or heads < 1 or width % heads or (width // heads) % 4:
             raise UserError(
                 f"depth {depth}, width {width}, heads {heads}: width must be heads times a multiple of 4 (VAR: 64)"
             )
+        sizes = {"vocab_size": vocab_size, "code_dim": code_dim, "num_classes": num_classes, "width": width}
+        for name, size in sizes.items():
+            if size < 1:
+                raise UserError(f"{name} {size}: must be at least 1")
+        for name, rate in {"drop_path": drop_path or 0.0, "label_drop": label_drop}.items():
+            if not 0 <= rate <= 1:
+                raise UserError(f"{name} {rate}: must be from 0 to 1")
         self.pyramid = ScalePyramid(scales)
         self.vocab_size, self.code_dim, self.num_classes = vocab_size, code_dim, num_classes
         self.depth, self.width, self.heads = depth, width, heads
@@ -109,7 +116,7 @@ class NextScaleTransformer(nn.Module):
         self.strategy = attention or FullAttention()
         self.history_design = history or NoHistory()
         self.block_design = blocks or VARBlocks()
-        self.backend = choose_backend(backend, self.strategy, self.pyramid)
+        self.backend = choose_backend(backend, self.strategy, self.pyramid, head_dim=width // heads)
 
         self.word_embedding = nn.Linear(code_dim, width)
         self.class_embedding = nn.Embedding(num_classes + 1, width)
@@ -179,7 +186,7 @@ class NextScaleTransformer(nn.Module):
         return Inputs(self.embed(x_BLZ, class_BC), self._modulations(class_BC), self.head.modulation(class_BC))
 
     def embed(self, x_BLZ: Tensor, class_BC: Tensor) -> Tensor:
-        """Inputs of all tokens (B, L, C), in float32 whatever the precision of the run."""
+        """Inputs of all tokens (B, L, C), in the weights' own precision whatever autocast says."""
         expected = self.pyramid.num_tokens - self.pyramid.first_tokens
         if x_BLZ.shape[1:] != (expected, self.code_dim):
             raise UserError(
@@ -187,7 +194,8 @@ class NextScaleTransformer(nn.Module):
                 f"need (B, {expected}, {self.code_dim})"
             )
         with torch.autocast(x_BLZ.device.type, enabled=False):
-            words_by_scale = self.word_embedding(x_BLZ.float()).split([n * n for n in self.pyramid.sides[1:]], dim=1)
+            words_BlC = self.word_embedding(x_BLZ.to(self.word_embedding.weight.dtype))
+            words_by_scale = words_BlC.split([n * n for n in self.pyramid.sides[1:]], dim=1)
             later = self.history(words_by_scale, class_BC)
             start = class_BC[:, None].expand(-1, self.pyramid.first_tokens, -1)
             return torch.cat([start, *later], dim=1) + self.positions(range(self.pyramid.num_scales))

@@ -139,7 +139,7 @@ def test_a_failing_save_leaves_the_old_checkpoint(
         raise OSError("no space left")
 
     monkeypatch.setattr(checkpoints.folder, "write_tensors", full_disk)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(UserError, match="no space"):
         save(folder, None, tokenizer)
     assert_same(load(folder)[1], tokenizer)
     assert [path.name for path in folder.parent.iterdir()] == ["checkpoint"]

@@ -67,4 +67,4 @@ def test_tokenizer() -> None:
 
 def test_check_fit_takes_a_module_for_its_own_shapes() -> None:
     model = build(RELEASES["var_d16"], "var")
-    check_fit(model.state_dict(), shapes_of(model), "itself")
+    check_fit(shapes_of(model.state_dict()), shapes_of(model), "itself")

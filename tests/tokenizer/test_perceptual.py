@@ -134,9 +134,9 @@ def test_files_that_are_refused_name_address_and_hash(tmp_path: Path, state: dic
     wrong = {**state, "features.5.weight": torch.zeros(2, 2)}
     refused("shape.pth", r"features.5.weight should be \(128, 64, 3, 3\), it has \(2, 2\)", wrong)
     refused("list.pth", "holds a list", [torch.zeros(1)])
-    refused("broken.pth", "not a file of tensors", b"no torch file")
+    refused("broken.pth", "not readable as a PyTorch file of tensors", b"no torch file")
     refused("code.pth", "nothing was executed", pickle.dumps(Path("x"), protocol=2))
-    refused("broken.safetensors", "not a file of tensors", b"no safetensors")
+    refused("broken.safetensors", "not a readable safetensors file", b"no safetensors")
 
 
 def test_small_images_are_refused(network: LPIPS, weights: str) -> None:

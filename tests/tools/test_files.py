@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from mvar_lightning.errors import UserError
-from mvar_lightning.tools.files import Lock, check_claim, claim, sha256_of, write, write_json, write_tensors, writing
+from mvar_lightning.tools.files import Lock, check_claim, claim, sha256_of, write, write_json, writing
+from mvar_lightning.tools.tensors import write_tensors
 
 FULL = Path("/dev/full")
 

@@ -1,0 +1,138 @@
+"""Files of tensors: what ``torch.save`` and safetensors write, read without executing anything, and written whole.
+
+PyTorch files are read with ``weights_only`` and, where their form allows, memory-mapped: tensors then take memory
+only as they are copied out. torch itself is imported only when there is something to read or to write.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mvar_lightning.errors import UserError
+from mvar_lightning.tools.files import existing_file, in_a_line, write, writing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CHECKING_THREADS = 4
+
+
+def read_torch(path: str | Path, whole: bool = True) -> Any:
+    """The content of a ``torch.save`` file: tensors on the CPU and plain values.
+
+    Args:
+        whole: compare the checksums that the file keeps of its tensors, too, and not only of what describes them. That
+            reads all of it, at one to several GB a second once it is in memory.
+
+    Raises:
+        UserError: no such file, a truncated, damaged or foreign file, or one that holds anything but tensors and plain
+            values.
+    """
+    import torch
+
+    path = existing_file(path)
+    try:
+        _compare_checksums(path, whole)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except RuntimeError as error:
+                if "mmap can only be used" not in str(error):
+                    raise
+                return torch.load(path, map_location="cpu", weights_only=True)
+    except (MemoryError, UserError):
+        raise
+    except Exception as error:  # a damaged file can make the reader fail in any way
+        blocked = re.search(r"unsupported (?:global|class)\W+(?:GLOBAL )?([\w.]+)", str(error), re.IGNORECASE)
+        if blocked:
+            raise UserError(
+                f"{path}: refused, it asks to run {blocked[1]} while being read; only tensors and plain values are "
+                "accepted (nothing was executed)"
+            ) from error
+        raise UserError(
+            f"{path}: not readable as a PyTorch file of tensors ({type(error).__name__}): it is truncated, of another "
+            "kind, or a pickle with code (nothing was executed)"
+        ) from error
+
+
+def _compare_checksums(path: Path, whole: bool) -> None:
+    """Read members of the zip archive that ``torch.save`` writes, which fails where one is not as it was written.
+
+    torch puts a CRC-32 beside each of them, and never looks at it again.
+    """
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\3\4":
+            return  # torch's older form, without checksums
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    if not any(member.CRC for member in members):
+        return  # written with `torch.serialization.set_crc32_options(False)`
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise zipfile.BadZipFile("compressed")
+    names = [member.filename for member in members if whole or "/data/" not in member.filename]
+    with ThreadPoolExecutor(CHECKING_THREADS) as pool:
+        list(pool.map(partial(_read_members, path), [names[i::CHECKING_THREADS] for i in range(CHECKING_THREADS)]))
+
+
+def _read_members(path: Path, names: Sequence[str]) -> None:
+    with zipfile.ZipFile(path) as archive:
+        for name in names:
+            with archive.open(name) as member:
+                try:
+                    while member.read(1 << 22):
+                        pass
+                except zipfile.BadZipFile as error:
+                    words = "copy it again, or take an earlier one"
+                    raise UserError(f"{path}: damaged, {name} in it is not what was written; {words}") from error
+
+
+def safetensors_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor of a safetensors file, from its header alone. Raises `UserError` as `read_safetensors`."""
+    return _from_safetensors(path, lambda file, key: tuple(file.get_slice(key).get_shape()))
+
+
+def read_safetensors(path: str | Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, on the CPU. Raises `UserError` where it cannot be read."""
+    return _from_safetensors(path, lambda file, key: file.get_tensor(key))
+
+
+def _from_safetensors(path: str | Path, take: Callable[[Any, str], Any]) -> dict[str, Any]:
+    from safetensors import safe_open
+
+    path = existing_file(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: take(file, key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+    except MemoryError:
+        raise
+    except Exception as error:
+        reason = in_a_line(error)
+        raise UserError(f"{path}: not a readable safetensors file (truncated, or of another kind): {reason}") from error
+
+
+def write_tensors(path: str | Path, state: Mapping[str, Tensor]) -> None:
+    """Write as safetensors where the name says so, else as ``torch.save`` does; as `write` does."""
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    path, state = Path(path), {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
+    if path.suffix != ".safetensors":
+        return write(path, lambda file: torch.save(state, file))
+    with writing(path) as (aside,):
+        try:
+            save_file(state, aside)
+        except SafetensorError as error:  # its words for what the system said
+            told = re.search(r"\(os error (\d+)\)", str(error))
+            if told is None:
+                raise
+            raise OSError(int(told[1]), os.strerror(int(told[1])), str(path)) from error
