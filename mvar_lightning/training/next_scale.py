@@ -26,6 +26,7 @@ from mvar_lightning.sampling import Generated, generate
 from mvar_lightning.tokenizer import fingerprint
 from mvar_lightning.tools.drawing import normalize
 from mvar_lightning.training.distributed import log_means, seed_batch, shard_where_asked
+from mvar_lightning.training.manual_steps import window_of
 from mvar_lightning.training.optimizers import HeldLine, ScheduledAdamW, parameter_groups
 from mvar_lightning.training.scale_groups import ScaleGroups, kept_of_token, loss_of_groups
 from mvar_lightning.training.token_loss import TokenLoss, token_loss
@@ -146,7 +147,11 @@ class NextScaleModule(L.LightningModule):
 
     def configure_model(self) -> None:
         """Under `FullySharded` the transformer is divided over the processes; the frozen tokenizer stays whole."""
-        shard_where_asked(self.model, self.trainer.strategy)
+        try:
+            strategy = self.trainer.strategy
+        except RuntimeError:  # Lightning's word for a module without a trainer, as `load_from_checkpoint` makes it
+            return
+        shard_where_asked(self.model, strategy)
 
     @torch.no_grad()
     def tokens(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -184,10 +189,12 @@ class NextScaleModule(L.LightningModule):
         if self.scale_groups.splits_steps and batch_idx % self.trainer.accumulate_grad_batches == 0:
             self.trainer.optimizers[0].zero_grad()  # Lightning's own comes after this step's first backward passes
         groups, accumulated = self.scale_groups.at(self.global_step), self.trainer.accumulate_grad_batches
-        loss, figures = loss_of_groups(self.model, x_BLZ, batch["label"], idx_BL, groups, accumulated)
+        size = window_of(self.trainer, batch_idx, accumulated).size
+        loss, figures = loss_of_groups(self.model, x_BLZ, batch["label"], idx_BL, groups, size)
         self.log_dict(figures.named("train/"))
         self.log("loss", figures.loss, prog_bar=True, logger=False)
-        return loss
+        # Lightning divides by the usual number of batches, also where an epoch's last step has fewer
+        return loss if size == accumulated else loss * (accumulated / size)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         if not self.scale_groups.splits_steps:
@@ -225,7 +232,8 @@ class NextScaleModule(L.LightningModule):
         )
         lets_clip(optimizer)
         schedule = HeldLine(int(steps), round(self.warmup * steps), self.final_lr_ratio)
-        scheduler = ScheduledAdamW(optimizer, schedule, (self.weight_decay, self.weight_decay_end))
+        decay = self.weight_decay, self.weight_decay_end
+        scheduler = ScheduledAdamW(optimizer, schedule, decay, images=self.global_batch_size())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def global_batch_size(self) -> int:

@@ -285,7 +285,9 @@ class TokenizerModule(L.LightningModule):
             # Lightning's own number knows no accumulation
             steps = math.ceil(batches / self.accumulate_grad_batches) * max(epochs or 1, 1)
             steps = steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
-        return tokenizer_optimizers(self.tokenizer, self.adversarial, self.settings, steps)
+        batch = run_data(trainer).batch_size
+        images = None if batch is None else batch * trainer.world_size * self.accumulate_grad_batches
+        return tokenizer_optimizers(self.tokenizer, self.adversarial, self.settings, steps, images)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_weights(checkpoint)
