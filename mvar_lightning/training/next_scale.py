@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mvar_lightning.attention import AdjacentAttention, AttentionStrategy, FullAttention, SpatialAttention
 from mvar_lightning.checkpoints import load_initial_weights, load_tokenizer
-from mvar_lightning.checkpoints.folder import Record
+from mvar_lightning.checkpoints.folder import Record, open_checkpoint
 from mvar_lightning.compat import lets_clip
 from mvar_lightning.data.image_data import run_data
 from mvar_lightning.errors import UserError
@@ -25,7 +25,7 @@ from mvar_lightning.metrics.quality import CodebookUsage
 from mvar_lightning.sampling import Generated, generate
 from mvar_lightning.tokenizer import fingerprint
 from mvar_lightning.tools.drawing import normalize
-from mvar_lightning.training.distributed import log_means, seed_batch, shard_where_asked
+from mvar_lightning.training.distributed import has_trainer, log_means, seed_batch, shard_where_asked
 from mvar_lightning.training.manual_steps import window_of
 from mvar_lightning.training.optimizers import HeldLine, ScheduledAdamW, parameter_groups
 from mvar_lightning.training.scale_groups import ScaleGroups, kept_of_token, loss_of_groups
@@ -33,7 +33,11 @@ from mvar_lightning.training.token_loss import TokenLoss, token_loss
 from mvar_lightning.transformer import acceleration
 from mvar_lightning.transformer.blocks import BlockDesign, LlamaBlocks, VARBlocks
 from mvar_lightning.transformer.history import History, NoHistory, SlidingWindowHistory
-from mvar_lightning.transformer.transformer import NextScaleTransformer
+from mvar_lightning.transformer.transformer import NextScaleTransformer, axes_of
+
+SCHEDULE = ("base_lr", "betas", "weight_decay", "weight_decay_end", "warmup", "final_lr_ratio")
+PLAIN_SETTINGS = (*SCHEDULE, "cfg", "top_k", "top_p")
+"""Settings that a checkpoint keeps beside the architecture, for a module that is made of it."""
 
 
 class NextScaleModule(L.LightningModule):
@@ -147,11 +151,8 @@ class NextScaleModule(L.LightningModule):
 
     def configure_model(self) -> None:
         """Under `FullySharded` the transformer is divided over the processes; the frozen tokenizer stays whole."""
-        try:
-            strategy = self.trainer.strategy
-        except RuntimeError:  # Lightning's word for a module without a trainer, as `load_from_checkpoint` makes it
-            return
-        shard_where_asked(self.model, strategy)
+        if has_trainer(self):
+            shard_where_asked(self.model, self.trainer.strategy)
 
     @torch.no_grad()
     def tokens(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -252,6 +253,22 @@ class NextScaleModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._record().write_into(checkpoint)
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {name: getattr(self, name) for name in PLAIN_SETTINGS}
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **settings: Any) -> Any:
+        """The module of a checkpoint: sizes, axes and the tokenizer are those in it. Other settings, such as
+        ``backend`` and ``scale_groups``, are the defaults; ``settings`` replace any. Nothing is unpickled.
+
+        Raises:
+            UserError: as `load`; or a checkpoint of a tokenizer.
+        """
+        opened = open_checkpoint(checkpoint_path)
+        if opened.record.model is None:
+            raise UserError(f"{checkpoint_path}: holds a tokenizer alone; load it with TokenizerModule")
+        own = {**axes_of(opened.record.model), "tokenizer": str(checkpoint_path)}
+        del own["scales"]  # the tokenizer's
+        return super().load_from_checkpoint(checkpoint_path, *args, **{"weights_only": True, **own, **settings})
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._record().check_resumed(checkpoint)

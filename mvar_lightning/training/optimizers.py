@@ -40,15 +40,15 @@ class Schedule(ABC):
     warmup_steps: int
     final_ratio: float
 
-    def factor(self, step: int) -> float:
+    def factor(self, step: float) -> float:
         """At a step counted from 0."""
         return self.warmup(step) if step < self.warmup_steps else self.shape(step - self.warmup_steps)
 
     @abstractmethod
-    def warmup(self, step: int) -> float: ...
+    def warmup(self, step: float) -> float: ...
 
     @abstractmethod
-    def shape(self, step: int) -> float:
+    def shape(self, step: float) -> float:
         """At a step counted from the end of the warm-up."""
 
 
@@ -57,10 +57,10 @@ class HeldLine(Schedule):
 
     start, hold = 0.005, 0.05
 
-    def warmup(self, step: int) -> float:
+    def warmup(self, step: float) -> float:
         return self.start + (1 - self.start) * step / self.warmup_steps
 
-    def shape(self, step: int) -> float:
+    def shape(self, step: float) -> float:
         passed = min(1.0, step / max(1, self.total_steps - 1 - self.warmup_steps))
         if passed < self.hold:
             return 1.0
@@ -70,10 +70,10 @@ class HeldLine(Schedule):
 class HalfCosine(Schedule):
     """The tokenizer's: from 1 / warmup_steps to the peak, then half a cosine."""
 
-    def warmup(self, step: int) -> float:
+    def warmup(self, step: float) -> float:
         return (step + 1) / self.warmup_steps
 
-    def shape(self, step: int) -> float:
+    def shape(self, step: float) -> float:
         return half_cosine(1.0, self.final_ratio, step / max(1.0, self.total_steps - self.warmup_steps))
 
 

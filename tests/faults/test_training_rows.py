@@ -8,10 +8,11 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from small_run import BATCH, MODEL_SIZES, data_module, trainer
+from small_run import BATCH, MODEL_SIZES, TOKENIZER_SIZES, data_module, plain, trainer
 
-from mvar_lightning import AdjacentAttention, VARModule
+from mvar_lightning import AdjacentAttention, MarkovVARModule, MVARModule, SpatialAttention, TokenizerModule, VARModule
 from mvar_lightning.callbacks import LastCheckpoint
+from mvar_lightning.errors import UserError
 from mvar_lightning.training.optimizers import HeldLine, ScheduledAdamW
 
 SETTINGS: dict[str, Any] = {**MODEL_SIZES, "label_drop": 0.0, "drop_path": 0.0, "warmup": 0.0}
@@ -126,3 +127,35 @@ def test_settings_of_an_optimizer_are_the_recipes_after_a_resume() -> None:
     course.load_state_dict(old_course.state_dict())
     group = new.param_groups[0]
     assert (group["lr"], group["initial_lr"], group["weight_decay"]) == (2.0, 2.0, 0.3)
+
+
+# A module of a checkpoint alone
+
+
+@pytest.mark.parametrize("family", [VARModule, MVARModule, MarkovVARModule])
+def test_a_module_is_loaded_from_its_checkpoint_alone(
+    family: type[VARModule], tokenizer: Path, shards: Path, tmp_path: Path
+) -> None:
+    attention = {"attention": SpatialAttention(kernel_size=3, scales=1)} if family is MVARModule else {}
+    made = family(str(tokenizer), **MODEL_SIZES, cfg=3.0, top_k=5, base_lr=1e-3, **attention)
+    run = trainer(tmp_path, max_steps=1, limit_val_batches=0)
+    run.fit(made, data_module(shards))
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    found = family.load_from_checkpoint(tmp_path / "last.ckpt")
+    assert all(torch.equal(tensor, made.state_dict()[name]) for name, tensor in found.state_dict().items())
+    assert (found.cfg, found.top_k, found.base_lr) == (3.0, 5, 1e-3)
+    assert found.model.config == made.model.config
+    labels = torch.tensor([1, 2])
+    assert torch.equal(found.generate(labels, [0, 1]).tokens, made.eval().generate(labels, [0, 1]).tokens)
+    assert family.load_from_checkpoint(tmp_path / "last.ckpt", cfg=1.0, backend="dense").cfg == 1.0
+
+
+def test_a_tokenizers_module_is_loaded_from_its_checkpoint_alone(shards: Path, tmp_path: Path) -> None:
+    made = TokenizerModule(**TOKENIZER_SIZES, **plain())
+    run = trainer(tmp_path, max_steps=1, limit_val_batches=0)
+    run.fit(made, data_module(shards))
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    found = TokenizerModule.load_from_checkpoint(tmp_path / "last.ckpt")
+    assert all(torch.equal(tensor, made.state_dict()[name]) for name, tensor in found.state_dict().items())
+    with pytest.raises(UserError, match="holds a tokenizer alone"):
+        VARModule.load_from_checkpoint(tmp_path / "last.ckpt")
