@@ -35,8 +35,12 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 
 def check_there(recipe: Path) -> None:
     """Raise `UserError` where there is no such file."""
-    if not recipe.is_file():
-        raise UserError(f"recipe {recipe}: no such file; see the folder recipes/ for those that ship")
+    try:
+        if recipe.is_file():
+            return
+    except (OSError, ValueError) as error:  # a folder that may not be entered, a name that no file can have
+        raise UserError(f"recipe {recipe}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    raise UserError(f"recipe {recipe}: no such file; see the folder recipes/ for those that ship")
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -45,9 +49,13 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
     check_there(path)
     try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise UserError(f"recipe {path}: not valid YAML ({' '.join(str(error).split())})") from error
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"recipe {path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"recipe {path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2026-13-01
+        raise UserError(f"recipe {path}: not valid YAML ({' '.join(str(error).split())[:300]})") from error
     if not isinstance(content, dict):
         raise UserError(f"recipe {path}: must be a mapping with trainer, model and data")
     try:

@@ -7,6 +7,8 @@ B batch, L tokens of the pyramid, Z code dim, HW pixels.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from inspect import signature
 from typing import Any
 
 import lightning as L
@@ -17,13 +19,14 @@ from torch import Tensor
 
 from mvar_lightning.attention import AdjacentAttention, AttentionStrategy, FullAttention, SpatialAttention
 from mvar_lightning.checkpoints import load_initial_weights, load_tokenizer
+from mvar_lightning.checkpoints.assign import on_meta
 from mvar_lightning.checkpoints.folder import Record, open_checkpoint
 from mvar_lightning.compat import lets_clip
 from mvar_lightning.data.image_data import run_data
 from mvar_lightning.errors import UserError
 from mvar_lightning.metrics.quality import CodebookUsage
 from mvar_lightning.sampling import Generated, generate
-from mvar_lightning.tokenizer import fingerprint
+from mvar_lightning.tokenizer import MultiScaleTokenizer, fingerprint
 from mvar_lightning.tools.drawing import normalize
 from mvar_lightning.training.distributed import has_trainer, log_means, seed_batch, shard_where_asked
 from mvar_lightning.training.manual_steps import window_of
@@ -135,6 +138,26 @@ class NextScaleModule(L.LightningModule):
         self.cfg, self.top_k, self.top_p = cfg, top_k, top_p
         self.usage = CodebookUsage(self.tokenizer.pyramid, self.tokenizer.vocab_size)
 
+    @classmethod
+    def check_settings(cls, tokenizer: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+        """Whether a module can be made over a tokenizer that is still to be trained; takes no memory for weights.
+
+        Args:
+            tokenizer: arguments of its module.
+            settings: arguments of this one, with objects on the axes.
+
+        Raises:
+            UserError: sizes, an attention strategy or scale groups that do not fit.
+        """
+        of_tokenizer = signature(MultiScaleTokenizer).parameters.keys() & tokenizer
+        made = on_meta(lambda: MultiScaleTokenizer(**{name: tokenizer[name] for name in of_tokenizer}))
+        own = {name: settings[name] for name in signature(NextScaleTransformer).parameters.keys() & settings}
+        axes = {"attention": cls.default_attention, "history": cls.default_history, "blocks": cls.default_blocks}
+        own |= {name: own.get(name) or axis for name, axis in axes.items()}
+        own |= {"vocab_size": made.vocab_size, "code_dim": made.code_dim, "num_classes": 1}
+        model = on_meta(lambda: NextScaleTransformer(made.pyramid.sides, **own))
+        ScaleGroups.read(settings.get("scale_groups"), settings.get("scale_cycle"), model.backend.plan)
+
     def train(self, mode: bool = True) -> NextScaleModule:
         """The tokenizer stays in evaluation mode, whatever the trainer asks for."""
         super().train(mode)
@@ -143,6 +166,11 @@ class NextScaleModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         run_data(self.trainer).check_model(self.tokenizer, self.tokenizer_hash)
+        if self.trainer.precision not in ("32-true", "bf16-mixed", "16-mixed"):
+            raise UserError(
+                f"trainer.precision {self.trainer.precision}: the frozen tokenizer needs float32 weights; take "
+                "32-true, bf16-mixed or 16-mixed"
+            )
         if self.scale_groups.splits_steps and self.trainer.precision == "16-mixed":
             raise UserError("scale_groups: go with precision 32-true or bf16-mixed, not 16-mixed with its loss scaling")
         if len(self.scale_groups.groups) > 1 and self.scale_groups.target is None:
