@@ -178,5 +178,6 @@ def trainer_defaults(run_folder: Path) -> dict[str, Any]:
             callbacks.Throughput(),
             callbacks.GradientNorm(),
             callbacks.NonFiniteLossGuard(),
+            callbacks.ProgressLines(),
         ],
     }

@@ -39,8 +39,8 @@ WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", 
 OPTIONS = "`mvar fit --options` lists all"
 
 
-def check_quickly(recipe: str | Path, overrides: Sequence[str] = ()) -> None:
-    """Judge a recipe; loads torch only where an attention strategy, history or block design has to be made.
+def check_quickly(recipe: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What a recipe says, judged with its overrides; loads torch only where an object of an axis has to be made.
 
     Raises:
         UserError: no such file, not YAML, an unknown section or setting, a number out of its bounds, arguments that
@@ -48,11 +48,12 @@ def check_quickly(recipe: str | Path, overrides: Sequence[str] = ()) -> None:
     """
     content = read_recipe(Path(recipe))
     if not all(map(_is_plain, overrides)):  # another recipe, values after a space, another class: the parser judges
-        return
+        return content
     merged = _merged(content, overrides)
     check_values(merged, ["--config", str(recipe), *overrides], _mistakes(merged, overrides))
     _check_tokenizers(Path(recipe), merged)
     _check_axes(merged)
+    return content
 
 
 def check_values(recipe: dict[str, Any], arguments: Sequence[str], mistakes: Iterable[tuple[str, str]] = ()) -> None:

@@ -7,15 +7,19 @@ the recipe has been looked at.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from mvar_lightning.errors import UserError
 from mvar_lightning.runs.recipe_check import check_quickly, setting_of
-from mvar_lightning.runs.run import DAMAGED, Run, run_of
+from mvar_lightning.runs.run import Run, Stopped, run_of
 from mvar_lightning.tools.console import print_table
-from mvar_lightning.tools.files import read_json, read_torch, write_json
+from mvar_lightning.tools.files import read_torch, write_json
 from mvar_lightning.tools.processes import check_number, is_main, launched, wait_until_visible
 
 if TYPE_CHECKING:
@@ -51,14 +55,22 @@ def train(
 
     Raises:
         UserError: a wrong recipe or override, missing data, or a folder of another run.
+        KeyboardInterrupt: the run was interrupted or told to stop.
     """
     check_quickly(recipe, overrides)
     run = run_of(recipe, overrides, run_folder)
+    with stoppable(run):
+        _train(run, fresh)
+    return run
+
+
+def _train(run: Run, fresh: bool) -> None:
     if run.metrics_file.exists() and not fresh:
         run.check()
         if is_main():
+            run.report()
             print(f"{run.folder}: already trained (train anew with --fresh)")
-        return run
+        return
     from mvar_lightning.runs.recipe import RecipeCheck
 
     check = RecipeCheck(run.arguments, run.folder)
@@ -71,7 +83,31 @@ def train(
     trained_here = None if tokenizer is None else _train_tokenizer(tokenizer)
     extra = [f"--model.tokenizer={trained_here}"] if trained_here is not None else []
     _fit(run, extra, None if fresh or not run.last_checkpoint.is_file() else run.last_checkpoint)
-    return run
+
+
+@contextmanager
+def stoppable(run: Run) -> Iterator[None]:
+    """Ctrl-C, and SIGTERM the same way, end a run with words in every phase; where a trainer trains, `LastCheckpoint`
+    takes SIGTERM over and keeps the run's place first.
+
+    Raises:
+        Stopped: with the run's folder and how to go on.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt("told to stop")
+
+    ours = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, stop) if ours else None
+    try:
+        yield
+    except Stopped:
+        raise
+    except KeyboardInterrupt as error:
+        raise Stopped(f"{run.folder}: {error or 'interrupted'}; {run.way_on()}") from error
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _tokenizer_run(run: Run, recipe: str | None) -> Run | None:
@@ -151,10 +187,15 @@ def run_stage(
     if checkpoint is not None and not Path(checkpoint).is_file():
         raise UserError(f"checkpoint {checkpoint}: no such file")
     check_quickly(recipe, overrides)
+    run = run_of(recipe, overrides, run_folder)
+    with stoppable(run):
+        _run_stage(stage, run, checkpoint)
+
+
+def _run_stage(stage: str, run: Run, checkpoint: str | Path | None) -> None:
     from mvar_lightning.checkpoints.folder import open_checkpoint
     from mvar_lightning.runs.recipe import SuiteCLI
 
-    run = run_of(recipe, overrides, run_folder)
     cli = SuiteCLI(run.arguments, run.folder)
     if stage != "fit" and checkpoint is None and getattr(cli.model, "init_from", None) is None:
         raise UserError(f"mvar {stage}: no weights; name a checkpoint with ``ckpt_path`` or set model.init_from")
@@ -216,7 +257,7 @@ def _last_checkpoint(trainer: Any) -> LastCheckpoint:
 
 def print_report(run: Run) -> None:
     """The table at the end of `mvar train`."""
-    report = read_json(run.metrics_file, DAMAGED)
+    report = run.report()
     shown = {name: value for name, value in report["metrics"].items() if name.startswith(SHOWN)}
     rows = [
         ("steps", f"{report['steps']:,} in {report['seconds']:.0f} s"),
