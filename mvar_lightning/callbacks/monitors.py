@@ -88,8 +88,8 @@ class Throughput(pl.Callback):
 
 
 class ProgressLines(pl.Callback):
-    """Where nobody watches a bar (a SLURM job, ``| tee``): now and then a line on standard error with epoch, step, loss,
-    learning rate, images a second and the time left. Rank zero alone; where standard error is gone, silently.
+    """Where nobody watches a bar (a SLURM job, ``| tee``): now and then a line on standard error with epoch, step,
+    loss, learning rate, images a second and the time left. Rank zero alone; where standard error is gone, silently.
 
     Args:
         seconds: between two lines. An instance in a recipe takes the place of the one that every run has.
@@ -117,19 +117,19 @@ class ProgressLines(pl.Callback):
             self._last = now
             seconds = max(now - self._begun, 1e-9)
             epochs = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
-            loss = trainer.callback_metrics.get("train/loss", math.nan)
+            loss = float(trainer.callback_metrics.get("train/loss", math.nan))
+            rate = trainer.optimizers[0].param_groups[0]["lr"]
+            left = _left(trainer, batch_idx + 1, self._batches / seconds)
             self._say(
-                f"epoch {trainer.current_epoch + 1}{epochs}, step {trainer.global_step:,}: loss {float(loss):.4g}, "
-                f"learning rate {trainer.optimizers[0].param_groups[0]['lr']:.3g}, {self._images / seconds:,.1f} images "
-                f"a second, {_left(trainer, batch_idx + 1, self._batches / seconds)} left"
+                f"epoch {trainer.current_epoch + 1}{epochs}, step {trainer.global_step:,}: loss {loss:.4g}, "
+                f"learning rate {rate:.3g}, {self._images / seconds:,.1f} images a second, {left} left"
             )
 
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         if self._speaks and time.monotonic() - self._last >= self.seconds and not trainer.sanity_checking:
             self._last = time.monotonic()
-            self._say(
-                f"epoch {trainer.current_epoch + 1}, step {trainer.global_step:,}: validating, batch {args[2] + 1:,}"
-            )
+            place = f"epoch {trainer.current_epoch + 1}, step {trainer.global_step:,}"
+            self._say(f"{place}: validating, batch {args[2] + 1:,}")
 
     def _say(self, line: str) -> None:
         with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or never there

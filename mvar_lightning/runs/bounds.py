@@ -17,8 +17,8 @@ SEEDS = 2**32 - 1
 LARGEST_MODEL = 100e9
 """Parameters; the largest published next-scale transformer has 2.3e9."""
 
-PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
-"""Those in which weights stay float32, as the frozen tokenizer's must."""
+OTHER_WEIGHTS = ("bf16-true", "16-true", "64-true", "64", "transformer-engine", "transformer-engine-float16")
+"""Precisions in which weights are no longer float32, as the frozen tokenizer's must be."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def out_of_bounds(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if isinstance(settings := recipe.get(section), Mapping):
             yield from _outside(f"{section}.", settings, table)
             precision = settings.get("precision")
-            if ours and precision is not None and str(precision) not in PRECISIONS:
+            if ours and str(precision) in OTHER_WEIGHTS:
                 yield (
                     "trainer.precision",
                     f"trainer.precision {shown(precision)}: the frozen tokenizer needs float32 weights; take 32-true, "

@@ -24,7 +24,6 @@ from mvar_lightning.runs.bounds import object_of
 from mvar_lightning.runs.recipe_check import check_values, explain
 from mvar_lightning.tools.compute import keep_freed_memory
 from mvar_lightning.training import TokenizerModule
-from mvar_lightning.training.next_scale import NextScaleModule
 
 NOISE = (
     "LightningCLI's args parameter",  # we do give both, on purpose
@@ -145,7 +144,7 @@ class RecipeCheck(SuiteCLI):
         }
         self.instantiate_trainer()
         module = import_class(path)
-        if issubclass(module, NextScaleModule):
+        if hasattr(module, "check_settings"):
             module.check_settings(sizes, {name: made_of(value) for name, value in settings.items()})
 
 

@@ -31,6 +31,10 @@ DAMAGED = "cannot be read ({error}); remove it and run again"
 """What is said of a file of a run that is no JSON."""
 
 
+REPORTED = ("steps", "seconds", "parameters", "peak_memory_bytes")
+"""Numbers of every report."""
+
+
 class Stopped(KeyboardInterrupt):
     """A run was interrupted or told to stop; the message says which, and how to go on."""
 
@@ -135,11 +139,11 @@ class Run:
         """What the finished run reported. Raises `UserError` where ``metrics.json`` is no report."""
         found = read_json(self.metrics_file, DAMAGED)
         numbers = found.get("metrics") if isinstance(found, dict) else None
-        if isinstance(numbers, dict):
-            measured = [found.get(name) for name in ("steps", "seconds", "parameters", "peak_memory_bytes")]
-            if all(map(_is_number, [*numbers.values(), *measured])):
-                return dict(found)
-        raise UserError(f"{self.metrics_file}: {DAMAGED.format(error='it is no report of a run')}")
+        if isinstance(numbers, dict) and "steps" in found:
+            values = [*numbers.values(), *(found.get(name, 0) for name in REPORTED)]
+            if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+                return {**dict.fromkeys(REPORTED, 0), **found}
+        raise UserError(f"{self.metrics_file}: is no report of a run; remove it and run again")
 
     def check(self) -> None:
         """Refuse a folder that cannot be written, is another run's or in use, leaving nothing behind.
@@ -273,10 +277,6 @@ class Run:
         with suppress(OSError):
             for parent in new[1:]:
                 parent.rmdir()
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _digest(content: Any) -> str:

@@ -23,7 +23,6 @@ from mvar_lightning.tools.files import read_torch, write_json
 from mvar_lightning.tools.processes import check_number, is_main, launched, wait_until_visible
 
 if TYPE_CHECKING:
-    from mvar_lightning.callbacks import LastCheckpoint
     from mvar_lightning.runs.recipe import SuiteCLI
 
 SHOWN = ("val/", "codebook/usage")
@@ -249,7 +248,8 @@ def write_report(run: Run, cli: SuiteCLI) -> None:
     write_json(run.metrics_file, report)
 
 
-def _last_checkpoint(trainer: Any) -> LastCheckpoint:
+def _last_checkpoint(trainer: Any) -> Any:
+    """The callback of every run."""
     from mvar_lightning.callbacks import LastCheckpoint
 
     return next(callback for callback in trainer.callbacks if isinstance(callback, LastCheckpoint))
