@@ -103,7 +103,7 @@ def stoppable(run: Run) -> Iterator[None]:
     except Stopped:
         raise
     except KeyboardInterrupt as error:
-        raise Stopped(f"{run.folder}: {error or 'interrupted'}; {run.way_on()}") from error
+        raise Stopped(f"{run.folder}: {str(error) or 'interrupted'}; {run.way_on()}") from error
     finally:
         if ours:
             signal.signal(signal.SIGTERM, before)
