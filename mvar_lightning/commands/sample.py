@@ -13,8 +13,9 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("sample", help="generate images of chosen classes")
     options.add_source(parser)
     options.add_settings(parser)
-    parser.add_argument("--classes", metavar="3,7", help="indices, ranges (0-9), names, or none (default: all classes)")
-    parser.add_argument("--count", type=int, default=16, help="images of each class (16)")
+    words = "indices, ranges (0-9), names, none, or all (default: all, or 16 of them where there are more)"
+    parser.add_argument("--classes", metavar="3,7", help=words)
+    parser.add_argument("--count", type=int, metavar="N", help="images of each class (16; 1 where 16 are chosen)")
     parser.add_argument("--out", default="samples", metavar="FOLDER", help="what is there already is kept (samples)")
     parser.add_argument("--format", default="png", choices=("png", "npz"), help="npz: also one file for the evaluator")
     parser.add_argument("--batch-size", type=int, default=16, help="images at a time on each device (16)")
@@ -35,6 +36,8 @@ def run(args: argparse.Namespace) -> int:
     chosen |= {"settings": options.settings_of(args), "compiled": args.compile, "npz": args.format == "npz"}
     sampled = sample_images(SampleRequest(source, **chosen))
     print(f"{sampled.folder}: {len(sampled.files)} images, {sampled.made}")
+    if sampled.classes:
+        print(sampled.classes)
     print(f"grid: {sampled.grid}")
     if sampled.npz is not None:
         print(f"npz: {sampled.npz}")

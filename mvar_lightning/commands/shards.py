@@ -84,7 +84,8 @@ def _check_workers(workers: int | None) -> None:
 
 def run_check(args: argparse.Namespace) -> int:
     """Print what is missing or damaged; 1 if anything is."""
-    from mvar_lightning.data.index import check, read_index
+    from mvar_lightning.data.check import check
+    from mvar_lightning.data.index import read_index
     from mvar_lightning.data.making.shards import cores
     from mvar_lightning.tools.console import progress
 

@@ -48,6 +48,11 @@ class TrainingData(lightning.LightningDataModule):
     def train_samples(self) -> int:
         """Samples of the training split."""
 
+    @property
+    @abstractmethod
+    def val_samples(self) -> int:
+        """Samples of the validation split."""
+
     @abstractmethod
     def check_model(self, tokenizer: MultiScaleTokenizer, tokenizer_hash: str | None = None) -> None:
         """Raise UserError unless batches are such as a model over this tokenizer takes; without the hash (its
@@ -102,6 +107,15 @@ class TrainingData(lightning.LightningDataModule):
             )
         limit = self.trainer.limit_train_batches if self.trainer is not None else None
         return min(batches, limit) if isinstance(limit, int) and limit > 0 else batches
+
+    def check_validation(self) -> None:
+        """Raise UserError where a process would have no image of the validation split, and Lightning none to count."""
+        processes = self.rank_and_world_size()[1]
+        if 0 < self.val_samples < processes:
+            raise UserError(
+                f"the validation split has {self.val_samples} images, fewer than the {processes} processes; take fewer "
+                "processes, or make the data with a larger --val-fraction"
+            )
 
     def stream_config(self) -> StreamConfig:
         return StreamConfig(self.batch_size, self.seed, *self.rank_and_world_size())
@@ -168,7 +182,8 @@ class ShardsDataModule(TrainingData):
         image_size: side S of the square images.
         batch_size: images a step on one process; a global batch is batch_size x processes x accumulation.
         num_workers: loading processes for each training process; 0 loads in the training process.
-        shuffle_buffer: encoded samples among which each worker draws; 1 keeps the order of the shards.
+        shuffle_buffer: encoded samples among which each worker draws; 1 keeps the order of the shards. A training split
+            that fits is permuted whole: each pass has every image once. Else an epoch may repeat some and lack others.
         epoch_samples: images that make an epoch over all processes; default all of the training split.
         resize_ratio: the shorter side becomes round(resize_ratio * image_size) before the crop (published 1.125).
         crop: training crop: `random`, `center` or `adm`.
@@ -279,6 +294,7 @@ class ShardsDataModule(TrainingData):
         return self.train_loader(stream)
 
     def val_dataloader(self) -> StreamLoader:
+        self.check_validation()
         return self.ordered_dataloader("val")
 
     def ordered_dataloader(self, split: str) -> StreamLoader:

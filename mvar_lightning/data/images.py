@@ -7,7 +7,10 @@ import io
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
-"""Formats that shards hold, and the suffix of each inside a shard."""
+"""Formats that are read and that shards hold, and the suffix of each inside a shard."""
+
+_CONTAINERS = {"MPO": "JPEG"}
+"""A JPEG with further ones behind it (portrait mode, drones): Pillow calls it by another name. The first one counts."""
 
 SUFFIXES = ("jpg", "jpeg", "png", "webp")
 """Suffixes that are read back."""
@@ -51,7 +54,7 @@ def open_image(data: bytes) -> Image.Image:
 def suffix_of(data: bytes) -> str:
     """jpg, png or webp by the content, since file names lie (ImageNet holds a PNG named .JPEG)."""
     with open_image(data) as image:
-        return FORMATS[str(image.format)]
+        return FORMATS[_CONTAINERS.get(str(image.format), str(image.format))]
 
 
 def decode_rgb(data: bytes, draft_side: int | None = None) -> Image.Image:
@@ -70,14 +73,24 @@ def decode_rgb(data: bytes, draft_side: int | None = None) -> Image.Image:
         if draft_side is not None:
             image.draft(None, (draft_side, draft_side))  # other formats than JPEG do nothing
         image.load()
-        drafted, turned = image.size != full, image.getexif().get(ORIENTATION, 1) >= 5
-        ImageOps.exif_transpose(image, in_place=True)  # the other way copies
+        drafted, orientation = image.size != full, _orientation(image)
+        if orientation > 1:
+            ImageOps.exif_transpose(image, in_place=True)  # the other way copies
         picture = to_rgb(image)
         if drafted:
-            picture.info[_FULL_SIZE] = full[::-1] if turned else full
+            picture.info[_FULL_SIZE] = full[::-1] if orientation >= 5 else full
         return picture
     except Exception as error:  # see open_image
         raise ImageError(f"damaged picture ({_reason(error)})") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 to 8; 1, upright, where EXIF says nothing that can be read: the picture may be sound nevertheless."""
+    try:
+        found = image.getexif().get(ORIENTATION)
+    except Exception:  # see open_image
+        return 1
+    return found if found in range(1, 9) else 1
 
 
 def full_size(image: Image.Image) -> tuple[int, int]:

@@ -6,22 +6,29 @@ an index is complete.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
-import tarfile
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from mvar_lightning.data.images import SUFFIXES, ImageError, decode_rgb
 from mvar_lightning.errors import UserError
 from mvar_lightning.tools.files import sha256_of
 
+T = TypeVar("T")
+
 INDEX_NAME = "index.json"
 FORMAT = "mvar-shards-1"
-CHECK = "run `mvar shards check` on its folder and make the shards anew"
+CHECK = "copy it again or make it anew (where there is an index.json, `mvar shards check` names all that is wrong)"
+MAX_INDEX = 1 << 28
+"""Bytes of an index; more is none."""
+
+LEAST_BYTES = 1024
+"""Of a sample in a shard: the headers of two members."""
+
 # A name is joined to the folder and opened, so it may neither leave the folder nor carry a scheme such as pipe:
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*\.tar")
 
@@ -37,10 +44,16 @@ class ShardInfo:
 
     @classmethod
     def from_json(cls, row: Any) -> ShardInfo:
-        shard = ShardInfo(str(row["name"]), int(row["samples"]), int(row["bytes"]), str(row["sha256"]))
-        if not _SAFE_NAME.fullmatch(shard.name) or shard.samples < 1:
-            raise ValueError(f"shard {shard.name!r} with {shard.samples} samples is not a shard of this folder")
+        """Raises KeyError, TypeError or ValueError where it is none."""
+        shard = cls(*(typed(row, name, kind) for name, kind in ENTRY))
+        if not _SAFE_NAME.fullmatch(shard.name) or not 1 <= shard.samples <= shard.bytes // LEAST_BYTES:
+            raise ValueError(
+                f"shard {shard.name!r} of {shard.samples} samples in {shard.bytes} bytes is not a shard of this folder"
+            )
         return shard
+
+
+ENTRY: tuple[tuple[str, type], ...] = (("name", str), ("samples", int), ("bytes", int), ("sha256", str))
 
 
 @dataclass(frozen=True)
@@ -79,23 +92,49 @@ class ShardIndex:
     @classmethod
     def from_json(cls, content: Any) -> ShardIndex:
         """Raises KeyError, TypeError or ValueError where the content is not an index."""
-        if content["format"] != FORMAT:
-            raise ValueError(f"format {content['format']!r} is not {FORMAT!r}")
-        names = tuple(str(name) for name in content["class_names"])
+        names = class_names_of(content, FORMAT)
         splits = {
-            name: SplitIndex(tuple(ShardInfo.from_json(row) for row in split["shards"]))
-            for name, split in content["splits"].items()
+            name: SplitIndex(tuple(ShardInfo.from_json(row) for row in typed(split, "shards", list)))
+            for name, split in typed(content, "splits", dict).items()
         }
-        if not names:
-            raise ValueError("no class names")
+        check_once(shard.name for split in splits.values() for shard in split.shards)
         return cls(names, splits)
+
+
+# What an index of ours may hold, of shards or of tokens. KeyError, TypeError and ValueError say that it is none.
+
+
+def typed(content: Any, name: str, kind: type) -> Any:
+    """An entry of an object, which must be of that very type (True is no number; a float may be whole)."""
+    value = content[name]
+    if type(value) is not kind and not (kind is float and type(value) is int):
+        raise TypeError(f"{name} {str(value)[:40]!r} is no {kind.__name__}")
+    return value
+
+
+def class_names_of(content: Any, form: str) -> tuple[str, ...]:
+    """The class names of an index of that format."""
+    if content["format"] != form:
+        raise ValueError(f"format {str(content['format'])[:40]!r} is not {form!r}")
+    names = typed(content, "class_names", list)
+    if not names or not all(type(name) is str for name in names):
+        raise ValueError("class_names are not a list of names")
+    return tuple(names)
+
+
+def check_once(names: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"{name} is listed twice")
+        seen.add(name)
 
 
 def read_index(folder: str | Path) -> ShardIndex:
     """Index of a shard folder. Raises UserError when the folder, the index or its content is missing or wrong."""
     path = Path(folder) / INDEX_NAME
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(_no_index(Path(folder))) from None
     except OSError as error:
@@ -105,15 +144,30 @@ def read_index(folder: str | Path) -> ShardIndex:
 
 def parse_index(content: bytes, where: str | Path, way_out: str) -> ShardIndex:
     """Raises UserError where the content is not an index; `way_out` says what to do."""
+    return parse(content, ShardIndex.from_json, f"shard index {where}", way_out)
+
+
+def read_bytes(path: Path) -> bytes:
+    """As far as an index may be long. Raises OSError, for what is no plain file, too."""
+    if not path.is_file() and path.exists():
+        raise OSError(errno.EINVAL, "not a plain file")
+    with path.open("rb") as file:
+        return file.read(MAX_INDEX + 1)
+
+
+def parse(content: bytes, make: Callable[[Any], T], what: str, way_out: str) -> T:
+    """What `make` makes of JSON. Raises UserError where it is no JSON, or none that `make` takes."""
     try:
-        return ShardIndex.from_json(json.loads(content))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"shard index {where}: not a valid index ({why_invalid(error)}); {way_out}") from None
+        if len(content) > MAX_INDEX:
+            raise ValueError(f"more than {MAX_INDEX} bytes")
+        return make(json.loads(content, parse_constant=_refuse))
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        reason = f"no entry {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
+        raise UserError(f"{what}: not a valid index ({reason}); {way_out}") from None
 
 
-def why_invalid(error: Exception) -> str:
-    """What a reader of JSON tripped over, in words."""
-    return f"no entry {error}" if isinstance(error, KeyError) else str(error)
+def _refuse(word: str) -> None:
+    raise ValueError(f"{word} is no number")
 
 
 def _no_index(folder: Path) -> str:
@@ -121,72 +175,11 @@ def _no_index(folder: Path) -> str:
         return f"data folder {folder}: does not exist; make it with `mvar shards make SRC {folder}`"
     if not folder.is_dir():
         return f"data folder {folder}: is a file; give the folder that `mvar shards make SRC DST` wrote"
+    if not os.access(folder, os.R_OK | os.X_OK):
+        return f"data folder {folder}: cannot be read (Permission denied)"
     if not any(folder.iterdir()):
         return f"data folder {folder}: is empty; fill it with `mvar shards make SRC {folder}`"
     return f"data folder {folder}: has no {INDEX_NAME}; if it holds images, run `mvar shards make {folder} DST`"
-
-
-def check(
-    folder: str | Path, workers: int = 1, decode: bool = False, progress: Callable[[int], None] | None = None
-) -> list[str]:
-    """Compare shards with the index: one line for each that is missing, damaged or not listed; empty when sound.
-
-    Args:
-        folder: what `mvar shards make` wrote.
-        workers: shards that are read at a time.
-        decode: also decode every image and label, and name those that cannot be.
-        progress: given the number of shards just checked.
-    """
-    folder = Path(folder)
-    index = read_index(folder)
-    listed = [shard for split in index.splits.values() for shard in split.shards]
-    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*.tar")}
-    problems = []
-    classes = index.num_classes if decode else None
-    with ThreadPoolExecutor(max(1, workers)) as pool:  # hashing and decoding let other threads run
-        for of_shard in pool.map(lambda shard: _problems(folder / shard.name, shard, classes), listed):
-            problems += of_shard
-            if progress is not None:
-                progress(1)
-    return problems + not_listed(found, {shard.name for shard in listed}, INDEX_NAME)
-
-
-def _problems(path: Path, shard: ShardInfo, classes: int | None) -> list[str]:
-    """What is wrong with a shard; its samples are decoded where the number of classes is given."""
-    try:
-        if problem := content_problem(shard, {shard.name: path}, INDEX_NAME):
-            return [problem]
-        samples = count_samples(path)
-        if samples != shard.samples:
-            return [f"{shard.name}: {samples} samples instead of {shard.samples}"]
-        return [] if classes is None else list(_undecodable(path, shard, classes))
-    except OSError as error:
-        return [f"{shard.name}: cannot be read ({error.strerror})"]
-
-
-def _undecodable(path: Path, shard: ShardInfo, classes: int) -> Iterator[str]:
-    with tarfile.open(path) as tar:
-        for member in tar:
-            suffix = member.name.rpartition(".")[2]
-            if suffix not in (*SUFFIXES, "cls") or (file := tar.extractfile(member)) is None:
-                continue
-            data = file.read()
-            if suffix == "cls" and not (data.isdigit() and int(data) < classes):
-                yield f"{shard.name}, {member.name}: label {data[:20]!r} is not one of {classes} classes"
-            elif suffix != "cls":
-                try:
-                    decode_rgb(data)
-                except ImageError as error:
-                    yield f"{shard.name}, {member.name}: {error}"
-
-
-def count_samples(path: Path) -> int:
-    """Labels in a tar file; -1 when it cannot be read to its end."""
-    try:
-        with tarfile.open(path) as tar:
-            return sum(member.name.endswith(".cls") for member in tar)
-    except (tarfile.TarError, OSError):
-        return -1
 
 
 # Whether files are what an index says of them; also for the parts of a token cache, which are two files each: `bytes`

@@ -357,6 +357,7 @@ class TokenShardsDataModule(TrainingData):
         return self.train_loader(TokenTrainStream(self.cache, config, batches, self.shuffle_window))
 
     def val_dataloader(self) -> StreamLoader:
+        self.check_validation()
         return StreamLoader(TokenValidationStream(self.cache, self.stream_config()), self.num_workers)
 
 

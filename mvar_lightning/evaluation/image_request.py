@@ -137,7 +137,7 @@ def open_generated(request: EvaluateImagesRequest, out: Path) -> Generated:
     names = ("count", "settings", "seed", "device", "precision", "batch_size", "devices")
     same = {name: getattr(request, name) for name in names}
     source = request.source.inside_run()
-    plan = plan_sampling(SampleRequest(source, out / "samples", **same))
+    plan = plan_sampling(SampleRequest(source, out / "samples", classes="all", **same))
     side, classes = plan.image_size, plan.num_classes
     identity = {**plan.identity, "classes": classes, "count": request.count, "seed": request.seed}
     images = FolderImages(plan.task.folder, [job.file for job in plan.jobs], identity, (side, side))

@@ -177,9 +177,9 @@ class ArchiveImages(ImageSource):
                 form: Any = np.lib.format
                 header = form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0
                 shape, fortran, dtype = header(stream)
-                if fortran or dtype.hasobject:
-                    raise ValueError("not plain rows of pixels")
-                return np.memmap(self.path, dtype, "r", stream.tell(), shape)
+                if dtype.hasobject:
+                    raise ValueError("pickled")
+                return np.memmap(self.path, dtype, "r", stream.tell(), shape, "F" if fortran else "C")
         except (TypeError, *DAMAGED) as error:  # TypeError: a header with another type among its words
             raise UserError(f"{self.path}: {_UNREADABLE}") from error
 

@@ -284,6 +284,11 @@ def explain(report: str, args: Sequence[str]) -> str:
         report: the text of the parser's error.
         args: what was parsed: ``--config FILE`` and overrides; the line says where the mistake stands.
     """
+    if "MAX_YAML_EXPANDED_NODES" in report:
+        return (
+            f"{source_of('', args)}: has more than 10000 entries; give many shards as a brace range "
+            "(train/{000000..012345}.tar) or as a list file (shards.txt, a name a line)"
+        )
     reader = _Reader()
     for line in report.splitlines():
         for pattern, read in READERS:

@@ -48,8 +48,9 @@ class SampleRequest:
     Args:
         source: of the model.
         out: folder of the images; those that are there already, made with the same settings, are kept.
-        classes: indices (-1 is "no class"), or text such as ``3,7``, ``0-9``, ``cat,dog``, ``none``; all if not given.
-        count: images of each class.
+        classes: indices (-1 is "no class"), or text such as ``3,7``, ``0-9``, ``cat,dog``, ``none``, ``all``;
+            all if not given, but of more than 16 only 16, evenly spread, so that a first look is not a day's work.
+        count: images of each class; if not given 16, and where 16 of more classes are chosen one.
         settings: how tokens are chosen.
         seed: another one gives other images.
         data: shard folder whose class names may stand in ``classes``.
@@ -68,7 +69,7 @@ class SampleRequest:
     source: Source
     out: str | Path = "samples"
     classes: str | Sequence[int] | None = None
-    count: int = 16
+    count: int | None = None
     settings: SamplingSettings = field(default_factory=SamplingSettings)
     seed: int = 0
     data: str | None = None
@@ -89,13 +90,15 @@ class SampleRequest:
 
 
 class SampledImages(NamedTuple):
-    """What `sample_images` leaves: files in ``folder``, the overview, the npz if wanted, and what it did in words."""
+    """What `sample_images` leaves: files in ``folder``, the overview, the npz if wanted, and what it did in words;
+    ``classes`` says which were chosen where the request leaves that open and there are many."""
 
     folder: Path
     files: list[str]
     grid: Path
     npz: Path | None
     made: str
+    classes: str = ""
 
 
 def sample_images(request: SampleRequest) -> SampledImages:
@@ -109,7 +112,7 @@ def sample_images(request: SampleRequest) -> SampledImages:
     claim_folder(folder, plan.identity)
     made = make_missing(plan.task, jobs, request.devices)
     npz = write_archive(folder, mixed(jobs)) if request.npz else None
-    return SampledImages(folder, [job.file for job in jobs], write_grid(folder, jobs), npz, made)
+    return SampledImages(folder, [job.file for job in jobs], write_grid(folder, jobs), npz, made, plan.classes)
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,7 @@ class SamplingPlan(NamedTuple):
     identity: dict[str, Any]
     num_classes: int
     image_size: int
+    classes: str = ""
 
 
 def plan_sampling(request: SampleRequest) -> SamplingPlan:
@@ -145,7 +149,13 @@ def plan_sampling(request: SampleRequest) -> SamplingPlan:
     task = replace(request, device=device.type, precision=choose_precision(request.precision, device))
     model, tokenizer = request.source.load(torch.device("cpu"))
     names = class_names(request.data, model.num_classes)
-    labels = class_indices(request.classes, model.num_classes, names)
+    labels, count, chosen = class_indices(request.classes, model.num_classes, names), request.count or 16, ""
+    if request.classes is None and len(labels) > GRID_CLASSES:
+        labels, count = labels[:: len(labels) // GRID_CLASSES][:GRID_CLASSES], request.count or 1
+        shown = ", ".join(map(str, labels[:3]))
+        chosen = (
+            f"{GRID_CLASSES} of {model.num_classes} classes ({shown}, ...); --classes 3,7 or --classes all for others"
+        )
     identity = {
         **task.settings.arguments(),
         "cfg": task.settings.guidance.cfg,
@@ -153,8 +163,8 @@ def plan_sampling(request: SampleRequest) -> SamplingPlan:
         "precision": task.precision,
         "weights": weights_hash(model, tokenizer),
     }
-    jobs = list_jobs(labels, request.count, request.seed)
-    return SamplingPlan(task, jobs, identity, model.num_classes, tokenizer.image_size)
+    jobs = list_jobs(labels, count, request.seed)
+    return SamplingPlan(task, jobs, identity, model.num_classes, tokenizer.image_size, chosen)
 
 
 def check_gpus(devices: int, device: torch.device) -> None:
@@ -177,17 +187,22 @@ def class_names(data: str | None, num_classes: int) -> Sequence[str]:
 
 
 def class_indices(classes: str | Sequence[int] | None, num_classes: int, names: Sequence[str] = ()) -> list[int]:
-    """Classes, each once, from indices or text such as ``3,7``, ``0-9``, ``cat,dog`` or ``none``; all where None.
+    """Classes, each once, from indices or text such as ``3,7``, ``0-9``, ``cat,dog``, ``none`` or
+    ``all``, which None means too. A whole number is an index, whatever classes are called.
 
     Raises:
         UserError: a class that the model does not have, or a name that is not known.
     """
-    if classes is None:
+    if classes is None or classes == "all":
         return list(range(num_classes))
     if not isinstance(classes, str):
         classes, names = ",".join("none" if label == NO_CLASS else str(label) for label in classes), ()
     indices: list[int] = []
     for part in map(str.strip, classes.split(",")):
+        if part.isdecimal() and part in names and names.index(part) != int(part):
+            raise UserError(
+                f"class {part!r}: an index, and the name of class {names.index(part)}; for indices leave ``data`` out"
+            )
         if part in names or part == "none":
             indices.append(names.index(part) if part in names else NO_CLASS)
             continue

@@ -5,16 +5,74 @@ Progress goes to standard error: a bar on a terminal, a line every so often else
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Protocol
+from contextlib import ExitStack, contextmanager
+from typing import Any, Protocol
 
 SECONDS_BETWEEN_LINES = 30.0
 
 TABLE_WIDTH = 160
 """Columns of text; a wider table breaks the lines in its cells."""
+
+
+class PatientFile(io.FileIO):
+    """A standard stream that never stops the work: once a write fails, the rest of what is said is dropped."""
+
+    failure = ""
+    """Why a write failed, unless the reader (`head`, a terminal that was closed) has just gone."""
+
+    def write(self, content: Any, /) -> int:
+        try:
+            return super().write(content) or 0
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                self.failure = str(error.strerror)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())  # for what child processes say, too
+            return memoryview(content).nbytes
+
+
+@contextmanager
+def patient_streams() -> Iterator[list[str]]:
+    """Put a `PatientFile` below this process's own standard output and error; at the end the list holds their failures.
+
+    Streams that somebody else has put in place (a test, a notebook) stay as they are.
+    """
+    failures: list[str] = []
+    with ExitStack() as at_the_end:
+        for name, number in (("stdout", 1), ("stderr", 2)):
+            stream = getattr(sys, name)
+            if stream is None:  # it was closed before we began: its number must not go to a file of ours
+                os.open(os.devnull, os.O_WRONLY)
+                continue
+            if not isinstance(stream, io.TextIOWrapper) or _number_of(stream) != number:
+                continue
+            stream.flush()
+            file = PatientFile(number, "w", closefd=False)
+            patient = io.TextIOWrapper(
+                io.BufferedWriter(file), stream.encoding, stream.errors, line_buffering=stream.line_buffering
+            )
+            setattr(sys, name, patient)
+            at_the_end.callback(setattr, sys, name, stream)
+            at_the_end.callback(_finish, patient, file, failures)
+        yield failures
+
+
+def _number_of(stream: io.TextIOWrapper) -> int:
+    try:
+        return stream.fileno()
+    except io.UnsupportedOperation:  # in memory
+        return -1
+
+
+def _finish(stream: io.TextIOWrapper, file: PatientFile, failures: list[str]) -> None:
+    stream.flush()
+    if file.failure:
+        failures.append(file.failure)
 
 
 class Bar(Protocol):

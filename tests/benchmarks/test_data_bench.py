@@ -18,7 +18,7 @@ from benchmarks.data import (
     synthetic_shards,
     trainer_rate,
 )
-from mvar_lightning.data.index import check
+from mvar_lightning.data.check import check
 from mvar_lightning.data.transforms import TOLERANCE
 from mvar_lightning.errors import UserError
 

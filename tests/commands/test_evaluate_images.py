@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +22,7 @@ from mvar_lightning.evaluation import features as judge
 from mvar_lightning.evaluation import image_request as evaluation_plan
 from mvar_lightning.evaluation.image_sources import FolderImages, ShardImages
 from mvar_lightning.metrics import FrechetDistance, StoredReference, TorchScriptFeatures
+from tests.faults.harness import completed
 
 Fails = Callable[..., str]
 FILES = ["features", "images.json", "images.md", "images.png", "samples", "samples.npz"]
@@ -354,8 +352,7 @@ def test_killed_twice_and_started_again(evaluated: Evaluated, workplace: Path) -
     start += ["--count", 4, "--batch-size", 7, "--out", "out"]
 
     def run(bomb: str) -> int:
-        command = [sys.executable, "-m", "mvar_lightning.cli", *map(str, start)]
-        return subprocess.run(command, env={**os.environ, "BOMB": bomb}, timeout=120, check=False).returncode
+        return completed(*start, env={"BOMB": bomb}).returncode
 
     assert run("to_png 40") == -signal.SIGKILL  # 14 of them are the trial's
     made = len(list(Path("out/samples").glob("0*.png")))  # batches of 7, each written by threads

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from mvar_lightning import load
 from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer import fingerprint
 from mvar_lightning.tools import processes
+from tests.faults.harness import as_here, completed, free_port, start
 
 Recipe = dict[str, Any]
 
@@ -59,25 +58,11 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
 
 
-def start(arguments: Sequence[str], **more: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, *arguments],
-        env=environment(**more),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        process_group=0,
-    )
-
-
-def finish(process: subprocess.Popen[str], seconds: float = 90) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=seconds)
-    return process.returncode, out, err
-
-
-def torchrun(**more: str) -> tuple[int, str, str]:
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
-    return finish(start([*launcher, *TRAIN], **more))
+def torchrun() -> tuple[int, str, str]:
+    options = ["--nproc-per-node", "2", "--master-port", free_port(), *TRAIN]
+    code = f"from torch.distributed.run import main; main({options!r})"
+    done = completed(code=code, env=environment())
+    return done.returncode, done.stdout, done.stderr
 
 
 def slurm(folder: Path, **more: str) -> list[tuple[int, str, str]]:
@@ -88,14 +73,9 @@ def slurm(folder: Path, **more: str) -> list[tuple[int, str, str]]:
     job = {"SLURM_JOB_ID": "1234", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}
     job |= {"SLURM_NODELIST": "127.0.0.1", "SLURM_NNODES": "1", "SLURM_NODEID": "0", "MASTER_PORT": free_port()}
     job |= {"PATH": f"{folder}:{os.environ['PATH']}", **more}
-    tasks = [start(TRAIN, **job, SLURM_PROCID=rank, SLURM_LOCALID=rank) for rank in ("0", "1")]
-    return [finish(task, seconds=60) for task in tasks]
-
-
-def free_port() -> str:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return str(found.getsockname()[1])
+    ranks = [as_here(environment(**job, SLURM_PROCID=rank, SLURM_LOCALID=rank)) for rank in ("0", "1")]
+    tasks = [start(*TRAIN[2:], env=rank, cwd=Path.cwd(), seconds=60) for rank in ranks]
+    return [(done.status, done.out, done.err) for done in (task.finish() for task in tasks)]
 
 
 def result() -> tuple[dict[Any, str], dict[str, torch.Tensor]]:
@@ -152,15 +132,13 @@ def test_a_killed_process_ends_the_others_in_one_line(rank: int, two: Recipe, tm
 
 @pytest.mark.slow
 def test_lightning_starts_the_second_process_and_stops_it_with_the_first(two: Recipe) -> None:
-    first = start(TRAIN, SABOTAGE="SIGTERM@4@0")
-    status, out, err = finish(first)
-    assert status == 130, err
-    assert f"mvar: runs/var: told to stop at step 5; the same command continues from {LAST}" in err
-    assert "Traceback" not in err
-    second = start([*TRAIN, "--fresh"])
-    status, out, err = finish(second)
-    assert status == 0, err
-    assert out.count("runs/var/metrics.json") == 1
+    stopped = completed(*TRAIN[2:], env=environment(SABOTAGE="SIGTERM@4@0"))
+    assert stopped.returncode == 130, stopped.stderr
+    assert f"mvar: runs/var: told to stop at step 5; the same command continues from {LAST}" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    done = completed(*TRAIN[2:], "--fresh", env=environment())
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("runs/var/metrics.json") == 1
 
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none"}

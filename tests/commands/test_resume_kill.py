@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import torch
 from sabotage import losses
 
 from mvar_lightning.cli import main
+from tests.faults.harness import completed
 
 Recipe = dict[str, Any]
 
@@ -40,23 +39,9 @@ def callback(path: str) -> Recipe:
 
 def command(*arguments: str, sabotage: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
     """`mvar` in a process group of its own."""
-    folder = Path(__file__).parents[1]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": f"{folder}:{folder.parent}",
-        "SABOTAGE": sabotage,
-        "CUDA_VISIBLE_DEVICES": "",
-        **environment,
-    }
-    return subprocess.run(
-        [sys.executable, "-m", "mvar_lightning.cli", *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        process_group=0,
-    )
+    tests = Path(__file__).parents[1]
+    paths = {"PYTHONPATH": str(tests), "CUDA_VISIBLE_DEVICES": ""}
+    return completed(*arguments, env={**paths, "SABOTAGE": sabotage, **environment})
 
 
 def result(folder: str) -> tuple[dict[Any, str], bytes]:

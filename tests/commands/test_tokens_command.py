@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import signal
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from mvar_lightning.data.index import ShardIndex, ShardInfo, SplitIndex, read_in
 from mvar_lightning.data.tokens.cache import check_cache, open_part, read_cache
 from mvar_lightning.data.tokens.making import Views
 from mvar_lightning.data.transforms import to_batch
+from tests.faults.harness import completed
 
 Make = Callable[..., int]
 
@@ -249,17 +249,11 @@ def test_help_needs_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def run_command(*given: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "mvar_lightning.cli", *map(str, given)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False, **options)
-
-
 @pytest.mark.slow
 def test_two_processes_write_the_bytes_of_one(make: Make, tokenizer: Path, shards: Path, tmp_path: Path) -> None:
     assert make("one", "--views", 2) == 0
     given = arguments(tokenizer, shards, tmp_path / "two", "--views", 2, "--devices", 2, "--accelerator", "cpu")
-    done = run_command(*given)
+    done = completed(*given)
     assert done.returncode == 0, done.stderr[-3000:]
     assert content_of(tmp_path / "two") == content_of(tmp_path / "one")
 
@@ -285,7 +279,7 @@ def test_killed_work_goes_on_with_the_same_command(make: Make, tokenizer: Path, 
     assert make("whole", "--views", 2) == 0
     (tmp_path / "killer.py").write_text(KILLER)
     given = arguments(tokenizer, shards, tmp_path / "c", "--views", 2, "--accelerator", "cpu")
-    killed = run_command("--import", "killer", *given, cwd=tmp_path)
+    killed = completed("--import", "killer", *given, cwd=tmp_path)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
     parts = {path: path.stat().st_mtime_ns for path in (tmp_path / "c" / "train").glob("0*.npy")}
     assert {path.name for path in parts} == {f"{n:06d}{kind}.npy" for n in (0, 1) for kind in ("", ".labels")}

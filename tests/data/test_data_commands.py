@@ -11,6 +11,7 @@ import pytest
 
 from mvar_lightning.commands import shards
 from mvar_lightning.data import index
+from mvar_lightning.data.check import check
 from mvar_lightning.errors import UserError
 from mvar_lightning.tools.console import Lines
 
@@ -77,15 +78,15 @@ def test_check_tells_labels_that_are_none_and_files_that_cannot_be_read(
 ):
     folder = numbered_shards()
     rewrite_shard(folder, "val/000000.tar", lambda name, data: (name, b"3" if name.endswith(".cls") else data))
-    assert index.check(folder) == []
-    problems = index.check(folder, decode=True)
+    assert check(folder) == []
+    problems = check(folder, decode=True)
     assert len(problems) == 3 and "label b'3' is not one of 3 classes" in problems[0]
 
     def broken(path):
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(index, "sha256_of", broken)
-    assert index.check(folder)[0] == "train/000000.tar: cannot be read (Input/output error)"
+    assert check(folder)[0] == "train/000000.tar: cannot be read (Input/output error)"
 
 
 def test_progress_without_a_terminal_is_a_line_every_so_often(capsys):

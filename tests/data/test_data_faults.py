@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from itertools import islice
 from pathlib import Path
@@ -18,6 +16,7 @@ from mvar_lightning.data.index import read_index
 from mvar_lightning.data.reading.loader import worker_death
 from mvar_lightning.data.reading.samples import ImageReader
 from mvar_lightning.errors import UserError
+from tests.faults.harness import completed
 
 
 @pytest.fixture
@@ -94,8 +93,7 @@ except UserError as error:
 @pytest.mark.slow
 def test_a_worker_killed_in_training_ends_the_run_within_seconds(numbered_shards):
     folder = numbered_shards()
-    command = [sys.executable, "-c", KILLED_IN_TRAINING, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = completed(code=KILLED_IN_TRAINING.replace("sys.argv[1]", repr(str(folder))))
     assert "told: a data loading process ended" in done.stdout, done.stderr[-2000:]
     assert done.returncode == 0
 

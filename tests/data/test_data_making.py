@@ -21,7 +21,8 @@ import pytest
 from PIL import Image
 
 from mvar_lightning.cli import main
-from mvar_lightning.data.index import check, read_index
+from mvar_lightning.data.check import check
+from mvar_lightning.data.index import read_index
 from mvar_lightning.data.making import shards
 from mvar_lightning.data.making import writer as chunks
 from mvar_lightning.data.making import writer as writing

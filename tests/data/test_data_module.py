@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from mvar_lightning import normalize
+from mvar_lightning.data.check import check
 from mvar_lightning.data.image_data import ShardsDataModule, run_data
-from mvar_lightning.data.index import check
 from mvar_lightning.data.making.embedded import digits, load_source
 from mvar_lightning.data.making.shards import ensure
 from mvar_lightning.errors import UserError

@@ -278,8 +278,9 @@ def test_pickles_are_never_read(numbered_shards, rewrite_shard, suffix):
         rewrite_shard(folder, f"val/00000{number}.tar", change)
     shard = read_index(folder).split("val").shards[0]
     (sample,) = read_shard(ShardPlace(str(folder)), shard, Faults(1000))
-    assert sample.image == b""
-    assert all_validation(folder, 1, 1) == []
+    assert sample.image == b"" and "has no picture" in sample.fault
+    with pytest.raises(UserError, match=r"not one sample of this split is usable, last .* has no picture"):
+        all_validation(folder, 1, 1)
 
 
 def test_pipe_commands_are_never_run(tmp_path):

@@ -174,7 +174,7 @@ def test_a_url_without_an_index_says_so(tmp_path, serve):
         index_at(server.url + "/")
     with pytest.raises(UserError, match="cannot be read"):
         index_at("http://127.0.0.1:9/nothing")
-    with pytest.raises(UserError, match="no gopen handler"):
+    with pytest.raises(UserError, match="of this kind are not opened"):
         index_at("ipfs://nothing")
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mvar_lightning import MultiScaleTokenizer, ShardsDataModule, TokenShardsDataModule, normalize
-from mvar_lightning.data.index import check
+from mvar_lightning.data.check import check
 from mvar_lightning.data.making.shards import ShardLimits, ShardsRequest, ensure, make_shards
 from mvar_lightning.data.reading.place import index_at
 from mvar_lightning.data.tokens.cache import open_part

@@ -10,16 +10,17 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
-import importlib
 import json
 import os
 import pkgutil
 import resource
+import select
 import signal
 import sys
 import threading
 import time
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -28,6 +29,14 @@ MEGABYTE = 2**20
 
 def import_all() -> None:
     """Whatever a command might import while it runs, so that no case pays for it."""
+    # all of multiprocessing, too: another user may not be allowed to read where Python is
+    import importlib.readers
+    import multiprocessing.managers
+    import multiprocessing.pool
+    import multiprocessing.popen_fork
+    import multiprocessing.shared_memory
+    import multiprocessing.synchronize  # noqa: F401
+
     import lightning.pytorch.cli  # noqa: F401
     import torch
     import webdataset  # noqa: F401
@@ -55,6 +64,7 @@ def become(request: dict[str, Any]) -> None:
     os.environ.update({key: value for key, value in request["env"].items() if value is not None})
     for key in (key for key, value in request["env"].items() if value is None):
         os.environ.pop(key, None)
+    sys.path[1:1] = filter(None, (request["env"].get("PYTHONPATH") or "").split(os.pathsep))
     os.chdir(request["cwd"])
     if request["delete_cwd"]:
         Path(request["cwd"]).rmdir()
@@ -83,45 +93,67 @@ def open_stream(name: str, number: int) -> int:
     return os.open(name, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
 
 
-def wait_for(pid: int, seconds: float) -> dict[str, Any]:
-    """The end of a case, at its own time or killed with all that it started when its time is over."""
-    start = time.monotonic()
-    timed_out = False
-    while True:
-        found, status, usage = os.wait4(pid, os.WNOHANG)
-        if found:
-            break
-        if not timed_out and time.monotonic() - start > seconds:
-            timed_out = True
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
-        time.sleep(0.003)
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # a worker that a killed case left
+@dataclass
+class Child:
+    """A case at work."""
+
+    pid: int
+    end: float
+    start: float
+    timed_out: bool = False
+
+
+def look_after(children: dict[int, Child], answers: IO[str]) -> None:
+    """Tell of the cases that have ended, and kill those whose time is over, with all that they started."""
+    for number, child in list(children.items()):
+        found, status, usage = os.wait4(child.pid, os.WNOHANG)
+        if not found:
+            if not child.timed_out and time.monotonic() > child.end:
+                child.timed_out = True
+                kill_group(child.pid)
+            continue
+        kill_group(child.pid)  # a worker that a killed case left
+        del children[number]
+        answer = {"status": os.waitstatus_to_exitcode(status), "peak_mb": usage.ru_maxrss / 1024}
+        answer |= {"timed_out": child.timed_out, "seconds": time.monotonic() - child.start}
+        answers.write(json.dumps({"number": number, **answer}) + "\n")
+        answers.flush()
+
+
+def kill_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
-    return {
-        "status": os.waitstatus_to_exitcode(status),
-        "timed_out": timed_out,
-        "seconds": time.monotonic() - start,
-        "peak_mb": usage.ru_maxrss / 1024,
-    }
 
 
-def serve(requests: IO[str], answers: IO[str]) -> dict[str, Any] | None:
+def serve(requests: int, answers: IO[str]) -> dict[str, Any] | None:
     """Fork for each request; returns the request in a child, None in the server when there are no more."""
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    answers.write(json.dumps({"ready": True, "own_mb": own}) + "\n")
+    answers.write(json.dumps({"number": -1, "own_mb": own}) + "\n")
     answers.flush()
-    for line in requests:
-        request: dict[str, Any] = json.loads(line)
-        pid = os.fork()
-        if pid == 0:
-            requests.close()
-            answers.close()
-            become(request)
-            return request
-        answers.write(json.dumps(wait_for(pid, request["seconds"])) + "\n")
-        answers.flush()
-    return None
+    children: dict[int, Child] = {}
+    rest = b""
+    while True:
+        look_after(children, answers)
+        if not select.select([requests], [], [], 0.003 if children else None)[0]:
+            continue
+        received = os.read(requests, 2**20)
+        if not received:
+            for child in children.values():
+                kill_group(child.pid)
+            return None
+        *lines, rest = (rest + received).split(b"\n")
+        for line in lines:
+            request: dict[str, Any] = json.loads(line)
+            pid = os.fork()
+            if pid == 0:
+                os.close(requests)
+                answers.close()
+                become(request)
+                return request
+            now = time.monotonic()
+            children[request["number"]] = Child(pid, now + request["seconds"], now)
+            answers.write(json.dumps({"number": request["number"], "pid": pid}) + "\n")
+            answers.flush()
 
 
 def renew_streams() -> None:
@@ -135,7 +167,7 @@ def renew_streams() -> None:
 
 
 def run(request: dict[str, Any]) -> int:
-    sys.argv = ["mvar", *request["argv"]]
+    sys.argv = [str(Path(sys.executable).with_name("mvar")), *request["argv"]]  # Lightning starts it again, for a rank
     if request["code"] is not None:
         exec(compile(request["code"], "<case>", "exec"), {"__name__": "__main__"})
         return 0
@@ -172,7 +204,7 @@ if __name__ == "__main__":
     gc.collect()
     gc.freeze()  # a child's collector would copy every page
     # private copies: what a library prints in between must not meet the answers
-    own_requests, own_answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
+    own_requests, own_answers = os.dup(0), os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     case = serve(own_requests, own_answers)
     if case is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from mvar_lightning.errors import UserError
 from mvar_lightning.metrics import FeatureExtractor, FrechetDistance, as_saved
+from tests.faults.harness import call, free_port, start
 
 
 class Projection(FeatureExtractor):
@@ -88,28 +91,23 @@ def test_extractor_stays_in_evaluation_mode() -> None:
     assert not extractor.train().training
 
 
-def _half(rank: int, port: int, answers: object) -> None:
+def _half(rank: int, port: str, folder: str) -> None:
     address = f"tcp://127.0.0.1:{port}"
     torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     distance = FrechetDistance(Projection())
     # the second rank holds fewer images: sums must be weighted by count
     distance.update(images(301, 1)[rank * 200 : 301 if rank else 200], real=True)
     distance.update(images(200, 2, power=1.5)[rank * 150 : 200 if rank else 150], real=False)
-    answers[rank] = distance.compute()  # type: ignore[index]
+    torch.save(distance.compute(), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_two_ranks_equal_one() -> None:
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with torch.multiprocessing.Manager() as manager:
-        answers = manager.dict()
-        torch.multiprocessing.spawn(_half, (port, answers), nprocs=2)
-        found = dict(answers)
+def test_two_ranks_equal_one(tmp_path: Path) -> None:
+    port = free_port()
+    for started in [start(code=call(_half, rank, port, str(tmp_path))) for rank in range(2)]:
+        assert started.finish().status == 0
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     whole = FrechetDistance(Projection())
     whole.update(images(301, 1), real=True)
     whole.update(images(200, 2, power=1.5), real=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import pickle
-import socket
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from mvar_lightning.metrics import (
     inception_score,
     precision_recall,
 )
+from tests.faults.harness import call, free_port, start
 
 
 def rows(count: int, features: int, seed: int, stretch: float = 1.0) -> Tensor:
@@ -257,7 +257,7 @@ def test_rounding_makes_no_covariance_invalid(tmp_path: Path) -> None:
     assert frechet_distance(again, alike) == pytest.approx(0, abs=1e-9)
 
 
-def _share(rank: int, port: int, folder: str) -> None:
+def _share(rank: int, port: str, folder: str) -> None:
     address = f"tcp://127.0.0.1:{port}"
     torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     sums = FeatureMoments(8)
@@ -269,10 +269,9 @@ def _share(rank: int, port: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_hold_the_moments_of_all_images(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_share, (port, str(tmp_path)), nprocs=2)
+    port = free_port()
+    for started in [start(code=call(_share, rank, port, str(tmp_path))) for rank in range(2)]:
+        assert started.finish().status == 0
     whole = moments_of(rows(301, 8, 1))
     for rank in range(2):
         found = StoredReference.load(tmp_path / f"{rank}.npz").features

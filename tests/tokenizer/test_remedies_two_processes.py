@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.faults.harness import script, start
+
 SCRIPT = Path(__file__).with_name("two_process_remedies.py")
 
 
 def run(folder: Path, processes: int) -> list[dict[str, Tensor]]:
     out, meeting = folder / f"{processes}.pt", folder / f"meeting{processes}"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     ranks = range(processes)
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(out), str(meeting), str(rank), str(processes)],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in ranks
-    ]
-    for process in started:
-        assert process.wait(timeout=300) == 0, process.communicate()[1][-3000:]
+    started = [start(code=script(SCRIPT, out, meeting, rank, processes), seconds=300) for rank in ranks]
+    for done in [process.finish() for process in started]:
+        assert done.status == 0, done.err[-3000:]
     return [torch.load(f"{out}.{rank}", weights_only=True) for rank in ranks]
 
 

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.faults.harness import script, start_ranks
+
 SCRIPT = Path(__file__).with_name("tokenizer_processes_run.py")
 
 
 def run(out: Path, processes: int) -> dict[str, Any]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, str(SCRIPT), str(out), str(processes)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    code = script(SCRIPT, out, processes)
+    for process in start_ranks(processes, code=code, seconds=600, env={"CUDA_VISIBLE_DEVICES": ""}):
+        done = process.finish()
+        assert done.status == 0, done.err[-3000:]
     return torch.load(out, weights_only=True)
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +9,16 @@ import pytest
 import torch
 from small_run import write_digits
 
+from tests.faults.harness import script, start_ranks
+
 SCRIPT = Path(__file__).with_name("two_process_run.py")
 
 
 def run(*arguments: object) -> dict[str, Any]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = 1 if arguments[3] == "one" else 2
+    for process in start_ranks(ranks, code=script(SCRIPT, *arguments), seconds=300, env={"CUDA_VISIBLE_DEVICES": ""}):
+        done = process.finish()
+        assert done.status == 0, done.err[-3000:]
     return torch.load(Path(str(arguments[2])), weights_only=True)
 
 

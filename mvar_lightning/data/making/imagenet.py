@@ -14,13 +14,15 @@ import re
 import tarfile
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO, NamedTuple, cast
 
-from mvar_lightning.data.images import SUFFIXES, is_image
+from mvar_lightning.data.images import is_image
+from mvar_lightning.data.making.folders import FolderScan
 from mvar_lightning.data.making.sources import Example, FileExamples, LazyExamples, Source, labeled, split_by_class
+from mvar_lightning.data.tar import TarDamage, TarReader
 from mvar_lightning.errors import UserError
 
 # What the validation images show: the files that say so all number or name the images, each in its own way. Labels
@@ -190,7 +192,8 @@ def scan_folder(
     kaggle = folder / "ILSVRC" / "Data" / "CLS-LOC"
     if kaggle.is_dir():
         return _scan_given_splits(kaggle, ground_truth, [folder, kaggle])
-    names = {path.name for path in _subfolders(folder)}
+    scan = FolderScan()
+    names = {path.name for path in scan.classes(folder)}
     if {"train", "val"} <= names <= {"train", "val", "test"}:  # test has no labels where there is a val; it is left out
         return _scan_given_splits(folder, ground_truth, [folder])
     # classes called `train` beside others would be splits taken for classes
@@ -201,62 +204,31 @@ def scan_folder(
         )
     if ground_truth is not None:
         raise UserError(f"``ground_truth``: is for ImageNet's validation images, and {folder} holds none in val/")
-    files = _files_by_class(folder)
-    return split_by_class(list(files.values()), tuple(files), val_fraction, seed, f"image folder {folder}")
+    files = scan.images_by_class(folder)
+    source = split_by_class(list(files.values()), tuple(files), val_fraction, seed, f"image folder {folder}")
+    return replace(source, notes=scan.notes)
 
 
 def _scan_given_splits(folder: Path, ground_truth: str | Path | None, beside: list[Path]) -> Source:
-    of_train = _files_by_class(folder / "train")
+    scan = FolderScan()
+    of_train = scan.images_by_class(folder / "train")
     names, train = tuple(of_train), labeled(list(of_train.values()))
-    if not _subfolders(folder / "val") and (flat := _images(folder / "val")):
+    if not scan.classes(folder / "val") and (flat := scan.images(folder / "val")):
         truth = find_ground_truth([*beside, folder / "val"], ground_truth)
         labels = truth.labels([Path(path).name for path in flat], names, folder / "val")
         rows = sorted(zip(labels, flat, strict=True))
-        return Source(names, train, FileExamples([path for _, path in rows], [label for label, _ in rows]))
+        return Source(names, train, FileExamples([path for _, path in rows], [label for label, _ in rows]), scan.notes)
     if ground_truth is not None:
         raise UserError(f"``ground_truth``: is not needed, {folder / 'val'} has a subfolder for each class")
-    of_val = _files_by_class(folder / "val")
+    of_val = scan.images_by_class(folder / "val")
     if unknown := sorted(set(of_val) - set(of_train)):
         raise UserError(f"class {unknown[0]!r}: is in {folder / 'val'} but not in {folder / 'train'}")
-    return Source(names, train, labeled([of_val.get(name, []) for name in names]))
-
-
-def _files_by_class(folder: Path) -> dict[str, list[str]]:
-    classes = _subfolders(folder)
-    if not classes:
-        hint = "it holds files only" if any(folder.iterdir()) else "it is empty"
-        raise UserError(f"image folder {folder}: no class folders ({hint}); put images into {folder}/CLASS/")
-    for path in classes:
-        if os.fsencode(path.name).decode("utf-8", "ignore") != path.name:
-            raise UserError(f"class folder {str(path)!r}: its name is no text that can be written; rename it")
-    files = {path.name: _images(path) for path in classes}
-    empty = [name for name, paths in files.items() if not paths]
-    if len(empty) == len(files):
-        raise UserError(f"image folder {folder}: no images in its class folders (looked for {', '.join(SUFFIXES)})")
-    if empty:
-        raise UserError(f"class folder {folder / empty[0]}: no images in it; add some or remove the folder")
-    return files
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted((path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."), key=lambda p: p.name)
-
-
-def _images(folder: Path) -> list[str]:
-    """All images below a folder, in an order that depends on their names alone."""
-    found = [
-        os.path.join(root, name)  # noqa: PTH118 (a million Path objects are a gigabyte)
-        for root, _, names in os.walk(folder)
-        for name in names
-        if name[0] != "." and is_image(name)
-    ]
-    return sorted(found, key=lambda path: path.replace(os.sep, "/"))
+    return Source(names, train, labeled([of_val.get(name, []) for name in names]), scan.notes)
 
 
 # The archives; nothing is unpacked.
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
-_BLOCK = tarfile.BLOCKSIZE
 
 
 class Member(NamedTuple):
@@ -331,7 +303,7 @@ def _train(path: Path) -> tuple[tuple[str, ...], TarExamples]:
         for archive in _whole(path):
             wnid = Path(archive.name).stem
             if WNID.fullmatch(wnid) and archive.name.endswith(".tar"):
-                inner = _members(path, inside, archive.start, archive.start + archive.size)
+                inner = _members(path, inside, (archive.start, archive.start + archive.size))
                 found[wnid] = sorted(member for member in inner if is_image(member.name))
     if not found:
         raise UserError(f"archive {path}: holds no tar files named by WordNet ids; give the archive as distributed")
@@ -350,37 +322,16 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def _whole(path: Path) -> Iterator[Member]:
-    """Files of an archive of its own, which must have its end mark: without it, it was cut between two files."""
+    """Files of an archive of its own."""
     with _open(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        last = Member("", 0, 0)
-        for last in _members(path, file, 0, size):
-            yield last
-    if last.start + last.size + _BLOCK > size:
-        raise UserError(f"archive {path}: is cut off (no end mark); compare its checksum, copy it again")
+        yield from _members(path, file)
 
 
-def _members(path: Path, file: IO[bytes], start: int, end: int) -> Iterator[Member]:
-    """Files of the tar file that lies at bytes `start` to `end` of an open file.
-
-    tarfile takes a header that it cannot read, and an end that comes too soon, for the end of the archive; here
-    they are errors. Raises UserError.
-    """
-    after = start
+def _members(path: Path, file: IO[bytes], inside: tuple[int, int] | None = None) -> Iterator[Member]:
+    """Files of an open archive, or of one that lies `inside` of it. Raises UserError."""
     try:
-        file.seek(start)
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            while after < end and (member := tar.next()) is not None and member.offset < end:
-                after = member.offset_data + (-(-member.size // _BLOCK) * _BLOCK if member.isfile() else 0)
-                if member.offset_data + member.size > end:
-                    raise tarfile.ReadError(f"{member.name} reaches beyond its end")
-                tar.members.clear()  # type: ignore[attr-defined]  # it keeps every header it has seen
-                if member.isfile():
-                    yield Member(member.name, member.offset_data, member.size)
-        file.seek(after)
-        if after < end and any(file.read(min(_BLOCK, end - after))):
-            raise tarfile.ReadError(f"no header at byte {after}")
-    except (OSError, tarfile.TarError) as error:
-        raise UserError(
-            f"archive {path}: is damaged or cut off ({error}); compare its checksum, copy it again"
-        ) from None
+        for member in TarReader(file, inside):
+            if member.isfile():
+                yield Member(member.name, member.offset_data, member.size)
+    except (TarDamage, OSError) as error:
+        raise UserError(f"archive {path}: {error}; compare its checksum, copy it again") from None

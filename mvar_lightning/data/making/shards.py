@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import math
 import os
 import random
@@ -32,6 +33,8 @@ from mvar_lightning.data.reading.place import index_at, is_url
 from mvar_lightning.errors import UserError
 from mvar_lightning.tools.console import Bar
 from mvar_lightning.tools.files import Lock, claim
+
+log = logging.getLogger(__name__)
 
 SKIPPED_NAME = "skipped.txt"
 
@@ -120,6 +123,8 @@ def make_shards(
     work = WorkFolder(request, _plan(source, request))
     images = len(source.train) + len(source.val)
     with work.opened(), show("images", images) if show is not None else nullcontext() as bar:
+        for note in source.notes:
+            (log.warning if bar is None else bar.say)(note)
         try:
             return _fill(work, source, request, bar)
         except WritingFailed as failure:

@@ -12,7 +12,7 @@ import random
 from abc import abstractmethod
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, overload
@@ -36,6 +36,8 @@ class Source:
     class_names: tuple[str, ...]
     train: Sequence[Example]
     val: Sequence[Example]
+    notes: tuple[str, ...] = ()
+    """What to tell the user: what was left out, and how classes are numbered."""
 
     def split(self, name: str) -> Sequence[Example]:
         return self.train if name == "train" else self.val
@@ -140,7 +142,8 @@ def read_list(path: str | Path, val_fraction: float = 0.1, seed: int = 0) -> Sou
     classes: dict[str, array[int]] = {}
     number_of: dict[str, int] = {}
     first_line: dict[str, int] = {}
-    for line in _lines(path):
+    once = _Once(path)
+    for line in filter(once.is_new, _lines(path)):
         first_line.setdefault(line.split, line.number)
         paths.setdefault(line.split, []).append(line.path)
         classes.setdefault(line.split, array("l")).append(number_of.setdefault(line.name, len(number_of)))
@@ -155,7 +158,8 @@ def read_list(path: str | Path, val_fraction: float = 0.1, seed: int = 0) -> Sou
         of_class: list[list[str]] = [[] for _ in names]
         for file, label in zip(examples[""].paths, examples[""].labels, strict=True):
             of_class[label].append(file)
-        return split_by_class([sorted(files) for files in of_class], names, val_fraction, seed, f"list {path}")
+        source = split_by_class([sorted(files) for files in of_class], names, val_fraction, seed, f"list {path}")
+        return replace(source, notes=once.notes)
     if "" in examples:
         raise UserError(f"list {path}, line {first_line['']}: has no split, other lines have; give all or none")
     for split in ("train", "val"):
@@ -163,7 +167,38 @@ def read_list(path: str | Path, val_fraction: float = 0.1, seed: int = 0) -> Sou
             raise UserError(f"list {path}: no line is of split {split}; leave the splits out or give both")
     if missing := sorted(set(examples["val"].labels) - set(examples["train"].labels)):
         raise UserError(f"list {path}: class {names[missing[0]]!r} has validation images but none for training")
-    return Source(names, examples["train"], examples["val"])
+    return Source(names, examples["train"], examples["val"], once.notes)
+
+
+class _Once:
+    """Tells the lines of images that a list has named before, which are left out: one could end in both splits."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.again = path, 0
+        self.named: dict[str, tuple[str, str]] = {}  # class and split of each image
+        self.kinds: dict[tuple[str, str], tuple[str, str]] = {}
+
+    def is_new(self, line: Line) -> bool:
+        """Raises UserError where the image was named with another class or split."""
+        kind = (line.name, line.split)
+        kind = self.kinds.setdefault(kind, kind)  # one object for all lines: a list may have a million
+        clean = os.path.normpath(line.path)
+        path = line.path if clean == line.path else clean
+        before = self.named.get(path)
+        if before is None:
+            self.named[path] = kind
+            return True
+        if before is not kind:
+            was, now = (" ".join(part for part in each if part) for each in (before, kind))
+            raise UserError(
+                f"list {self.path}, line {line.number}: image {line.path} is {now}, a line above says {was}; leave one"
+            )
+        self.again += 1
+        return False
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return (f"list {self.path}: {self.again} lines name an image again, which is taken once",) if self.again else ()
 
 
 def _lines(path: Path) -> Iterator[Line]:

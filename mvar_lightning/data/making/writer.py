@@ -15,12 +15,12 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from webdataset import TarWriter
 
 from mvar_lightning.data.images import ImageError, decode_rgb, suffix_of
-from mvar_lightning.data.index import INDEX_NAME, ShardInfo, content_problem
+from mvar_lightning.data.index import INDEX_NAME, ShardInfo, content_problem, parse, read_bytes, typed
 from mvar_lightning.data.making.sources import Example
 from mvar_lightning.data.transforms import resize_shorter
 from mvar_lightning.errors import UserError
@@ -154,11 +154,14 @@ class ChunkRecord:
     def read(cls, path: Path) -> ChunkRecord | None:
         """The record that `run_chunks` wrote, if there is one."""
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            shards = tuple(ShardInfo(**row) for row in content["shards"])
-            return cls(shards, tuple(content["skipped"]), int(content["taken"]))
-        except (OSError, ValueError, KeyError, TypeError):
+            return parse(read_bytes(path), cls._of, str(path), "")
+        except (OSError, UserError):
             return None
+
+    @classmethod
+    def _of(cls, content: Any) -> ChunkRecord:
+        shards = tuple(map(ShardInfo.from_json, typed(content, "shards", list)))
+        return cls(shards, tuple(map(str, typed(content, "skipped", list))), typed(content, "taken", int))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ A consumer is one worker of one rank; there are ranks x workers of them.
 Training: all consumers share one endless seeded row of shards (permutation after permutation); consumer c takes
 every shard at index c, c + consumers, ... and draws from a shuffle buffer. So every shard is read equally often,
 fewer shards than consumers are no problem, and what comes at batch n is a function of (seed, epoch, rank, workers).
+Neighboring passes mix in the buffer, so an epoch may hold a sample twice and lack another. A set that fits into the
+buffer is permuted whole instead, by all consumers alike: each pass holds every sample once.
 Validation: the samples lie in one row; consumer c takes the c-th of equal blocks, and opens only shards that it
 needs. Consumers differ by one sample at most and have equally many batches.
 """
@@ -150,27 +152,52 @@ class TrainStream(EpochStream):
         epoch, first = self.position.tolist()
         turn = (worker + first) % workers
         faults = Faults(len(self.shards))
-        raw = self._raw_samples(epoch, turn, workers, faults)
-        for number in range(turn, self.epoch_batches, workers):
-            slots = list(islice(raw, self.config.batch_size))
+        rows = self._whole_set if self._fits else self._streamed
+        numbers = range(turn, self.epoch_batches, workers)
+        for number, slots in zip(numbers, rows(epoch, turn, workers, faults), strict=False):
             if number >= first:
                 # of its own for each batch: crops do not depend on batches that a resumed run never decoded
                 rng = random.Random(f"{self.config.seed}/{epoch}/{self.config.rank}/{number}")
                 good = [sample for slot in slots for sample in _decoded(self.reader, slot, rng, faults)]
                 if not good:
-                    size, shard = len(slots), slots[0].shard
-                    raise UserError(f"shard {shard}: not one sample of a batch of {size} is readable; {CHECK}")
+                    raise UserError(
+                        f"not one sample of a batch of {len(slots)} is usable, last {faults.reason}; {CHECK}"
+                    )
                 # A damaged sample's slot is filled by the others in turn: batches keep their shape, and which samples
                 # come later does not depend on the damage.
                 yield self.reader.collate([good[index % len(good)] for index in range(len(slots))])
 
-    def _raw_samples(self, epoch: int, turn: int, workers: int, faults: Faults) -> Iterator[RawSample]:
+    @property
+    def _fits(self) -> bool:
+        """Whether the set fits into the buffer, and is to be shuffled at all."""
+        counts = [shard.samples for shard in self.shards]
+        return all(counts) and 1 < self.shuffle_buffer >= sum(counts)
+
+    def _streamed(self, epoch: int, turn: int, workers: int, faults: Faults) -> Iterator[list[RawSample]]:
+        """Batches of one consumer, from its shards through the buffer."""
         consumer, consumers = self.config.consumer(turn, workers)
         samples = _endless(self.reader, self._shard_row(epoch, consumer, consumers), faults)
-        if self.shuffle_buffer <= 1:
-            return samples
-        rng = random.Random(f"{self.config.seed}/{epoch}/{consumer}")
-        return iter(shuffle(self.shuffle_buffer, initial=max(1, self.shuffle_buffer // 2), rng=rng)(samples))
+        if self.shuffle_buffer > 1:
+            rng = random.Random(f"{self.config.seed}/{epoch}/{consumer}")
+            samples = iter(shuffle(self.shuffle_buffer, initial=max(1, self.shuffle_buffer // 2), rng=rng)(samples))
+        while True:
+            yield list(islice(samples, self.config.batch_size))
+
+    def _whole_set(self, epoch: int, turn: int, workers: int, faults: Faults) -> Iterator[list[RawSample]]:
+        """Batches of one consumer: its turns in one row of permutations of the set, the same for all."""
+        samples = [raw for shard in self.shards for raw in self.reader.read(shard, faults)]
+        if not samples:
+            raise UserError(f"shard {self.shards[0].name}: it and all others give no samples; {CHECK}")
+        size, current, order = self.config.batch_size, -1, samples
+        for number in count(turn, workers):
+            first = (number * self.config.world_size + self.config.rank) * size
+            slots = []
+            for place in range(first, first + size):
+                if place // len(samples) != current:
+                    current = place // len(samples)
+                    order = random.Random(f"{self.config.seed}/{epoch}/set {current}").sample(samples, len(samples))
+                slots.append(order[place % len(samples)])
+            yield slots
 
     def _shard_row(self, epoch: int, consumer: int, consumers: int) -> Iterator[ShardInfo]:
         """One consumer's shards. Each computes the whole row, from the seed alone, so none has to ask another."""
@@ -207,6 +234,13 @@ class ValidationStream(OnceStream):
                 waiting = next(samples, None)
             if good:
                 yield self.reader.collate(good)
+        if 0 < faults.samples == faults.seen and not self._any_usable():
+            raise UserError(f"not one sample of this split is usable, last {faults.reason}; {CHECK}")
+
+    def _any_usable(self) -> bool:
+        """Whether other consumers have what this one lacks."""
+        rng, faults = random.Random(0), Faults(len(self.shards))
+        return any(_decoded(self.reader, raw, rng, faults) for _, raw in self._from(0, self.samples, faults))
 
     def _from(self, first: int, end: int, faults: Faults) -> Iterator[tuple[int, RawSample]]:
         """(number, sample) for numbers first..end - 1, opening only the shards that hold them."""

@@ -1,7 +1,8 @@
 """Where shards lie: a folder, a URL, or names with brace ranges.
 
 Local files are opened here. URLs go through webdataset's openers, which run a program each (`curl` for http, https and
-sftp, `gsutil` for gs, `aws` for s3) and read its output. `pipe:` URLs run any command and are refused unless allowed.
+sftp, `gsutil` for gs, `aws` for s3) and read its output. `pipe:` URLs run any command and are refused unless allowed,
+and so are schemes that are not in `SCHEMES`.
 """
 
 from __future__ import annotations
@@ -9,30 +10,33 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import os
+import re
 import select
 import subprocess
-import tarfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import urlparse
 
 from braceexpand import braceexpand
-from webdataset.gopen import Pipe, gopen, gopen_schemes
+from webdataset.gopen import Pipe, gopen, gopen_schemes, rewrite_url
 
 from mvar_lightning.data.index import (
     CHECK,
     INDEX_NAME,
+    MAX_INDEX,
     ShardIndex,
     ShardInfo,
     SplitIndex,
-    count_samples,
     parse_index,
     presence_problem,
     read_index,
 )
+from mvar_lightning.data.tar import TarDamage, read_samples
 from mvar_lightning.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -72,8 +76,7 @@ class ShardPlace:
         where = self.location(shard.name)
         # by the root: a name in the index of a local folder is never taken for a URL
         if is_url(self.root or where):
-            refuse_pipe(where, self.allow_pipe)
-            return open_remote(where, shard.bytes)
+            return open_remote(where, shard.bytes, self.allow_pipe)
         try:
             return Path(where).open("rb")
         except OSError as error:
@@ -87,9 +90,23 @@ class ShardPlace:
         return presence_problem(shard, {shard.name: Path(where)})
 
 
-def refuse_pipe(url: str, allowed: bool) -> None:
-    if url.startswith("pipe:") and not allowed:
+SCHEMES = ("http", "https", "ftps", "sftp", "scp", "s3", "gs", "hf", "htgs", "ais")
+"""Addresses that are opened; and `pipe` where it is allowed. No others are."""
+
+
+def check_address(url: str, allow_pipe: bool) -> None:
+    """Judge an address as the opener will see it: `gopen` rewrites it (GOPEN_REWRITE), then drops spaces and the like
+    from what it takes for the scheme. Raises UserError."""
+    try:
+        seen = rewrite_url(url)
+        scheme = urlparse(seen).scheme
+    except (ValueError, re.error) as error:
+        raise UserError(f"shards {url!r}: are no address ({error})") from None
+    if scheme == "pipe" and not allow_pipe:
         raise UserError(f"shards {url}: runs a command; set data.allow_pipe to true if you trust the recipe")
+    if scheme not in (*SCHEMES, "pipe") or not seen.startswith(f"{scheme}:"):
+        known = ", ".join(f"{name}://" for name in SCHEMES)
+        raise UserError(f"shards {url!r}: addresses of this kind are not opened; give a local path, or one of {known}")
 
 
 def index_at(path: str | Path) -> ShardIndex:
@@ -106,7 +123,7 @@ def index_at(path: str | Path) -> ShardIndex:
     where = f"{path.rstrip('/')}/{INDEX_NAME}"
     try:
         with open_remote(where) as file:
-            content = file.read()
+            content = file.read(MAX_INDEX + 1)
     except (UserError, OSError) as error:
         problem = error if isinstance(error, UserError) else f"{where}: {error}"
         way_out = f"shards are read from a URL with the {INDEX_NAME} that `mvar shards make` wrote"
@@ -114,14 +131,42 @@ def index_at(path: str | Path) -> ShardIndex:
     return parse_index(content, where, "copy the shards anew")
 
 
+MOST_NAMES = 1_000_000
+_RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
+
+
 def expand(patterns: str | Sequence[str]) -> list[str]:
-    """Names of shards: `{000..127}` and `{a,b}` expanded. Raises UserError for braces that do not close."""
+    """Names of shards: `{000..127}` and `{a,b}` expanded, and the lines of list files (.txt, .lst; relative to them).
+
+    Raises UserError for braces that do not close, more than MOST_NAMES, and a list that cannot be read.
+    """
+    names: list[str] = []
+    for one in [patterns] if isinstance(patterns, str) else patterns:
+        if Path(one).suffix in (".txt", ".lst") and not is_url(one):
+            names += _listed(Path(one))
+        elif one.startswith("pipe:"):  # a command may hold braces of its own
+            names.append(one)
+        else:
+            names += _braces(one)
+    return names
+
+
+def _braces(pattern: str) -> list[str]:
+    if math.prod(abs(int(last[:12]) - int(first[:12])) + 1 for first, last in _RANGE.findall(pattern)) > MOST_NAMES:
+        raise UserError(f"shards {pattern}: are more than {MOST_NAMES} names; check the range")
     try:
-        given = [patterns] if isinstance(patterns, str) else list(patterns)
-        # a command may hold braces of its own
-        return [name for one in given for name in ([one] if one.startswith("pipe:") else braceexpand(one))]
+        return list(braceexpand(pattern))
     except ValueError:
-        raise UserError(f"shards {patterns}: a brace is not closed; write for example train/{{000..127}}.tar") from None
+        raise UserError(f"shards {pattern}: a brace is not closed; write for example train/{{000..127}}.tar") from None
+
+
+def _listed(path: Path) -> list[str]:
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no text in UTF-8"
+        raise UserError(f"list of shards {path}: cannot be read ({reason}); give one name a line") from None
+    return [line if is_url(line) else str(path.parent / line) for line in lines if line]
 
 
 def index_of_names(
@@ -145,24 +190,28 @@ def index_of_names(
 
 def _counted(place: ShardPlace, name: str, remote: bool) -> ShardInfo:
     if is_url(name):
-        refuse_pipe(name, place.allow_pipe)
-        return ShardInfo(name, _count_remote(place, name) if remote else UNKNOWN, UNKNOWN, "")
+        check_address(name, place.allow_pipe)
+        if remote:
+            log.info("counting the samples of %s; an %s beside the shards would spare that", name, INDEX_NAME)
+        return ShardInfo(name, _count(place, name) if remote else UNKNOWN, UNKNOWN, "")
     path = Path(name)
     if not path.is_file():
         raise UserError(f"shard {name}: missing; check the range, and the folder that it is relative to")
-    samples = count_samples(path)
-    if samples < 1:
-        raise UserError(f"shard {name}: not a tar file with KEY.cls labels; {CHECK}")
-    return ShardInfo(name, samples, path.stat().st_size, "")
+    return ShardInfo(name, _count(place, name), path.stat().st_size, "")
 
 
-def _count_remote(place: ShardPlace, name: str) -> int:
-    log.info("counting the samples of %s; an %s beside the shards would spare that", name, INDEX_NAME)
+def _count(place: ShardPlace, name: str) -> int:
+    """Samples of a shard that no index tells. Raises UserError where it is damaged, or none of them is whole."""
+    samples = broken = 0
     try:
-        with place.open(ShardInfo(name, UNKNOWN, UNKNOWN, "")) as file, tarfile.open(fileobj=file, mode="r|*") as tar:
-            return sum(member.name.endswith(".cls") for member in tar)
-    except (tarfile.TarError, OSError) as error:
-        raise UserError(f"shard {name}: cannot be counted ({error}); {CHECK}") from None
+        with place.open(ShardInfo(name, UNKNOWN, UNKNOWN, "")) as file:
+            for raw in read_samples(file, name, load=False):
+                samples, broken = samples + 1, broken + bool(raw.fault)
+    except TarDamage as damage:
+        raise UserError(f"shard {name}: {damage}; {CHECK}") from None
+    if broken == samples:
+        raise UserError(f"shard {name}: no usable sample, {raw.key} {raw.fault}; {CHECK}")
+    return samples
 
 
 # Bytes of a URL through webdataset's openers, and what they lack: a length that is checked, another try, a time
@@ -186,7 +235,8 @@ class RemoteFile(io.RawIOBase):
         OSError: when the transfer broke off for good.
     """
 
-    def __init__(self, url: str, expected: int = 0) -> None:
+    def __init__(self, url: str, expected: int = 0, allow_pipe: bool = False) -> None:
+        check_address(url, allow_pipe)
         self.url, self.expected = url, expected
         self.given = self._tries = 0
         self._pipe = self._open()
@@ -265,6 +315,6 @@ class RemoteFile(io.RawIOBase):
             self._pipe.close()
 
 
-def open_remote(url: str, expected: int = 0) -> IO[bytes]:
-    """The URL's bytes as a file. Reading raises as `RemoteFile` does."""
-    return io.BufferedReader(RemoteFile(url, expected), 1 << 18)
+def open_remote(url: str, expected: int = 0, allow_pipe: bool = False) -> IO[bytes]:
+    """The URL's bytes as a file. Raises UserError for an address that is not opened; reading, as `RemoteFile` does."""
+    return io.BufferedReader(RemoteFile(url, expected, allow_pipe), 1 << 18)

@@ -1,7 +1,6 @@
 """How samples of tar shards are read and decoded; which samples, and in which order, is `order`'s.
 
-webdataset reads the tar files. Nothing is handed to its decoders (which unpickle): members other than images and
-labels are never read.
+`tar` reads the shards; members other than images and labels are never read, and nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -15,26 +14,17 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_expander
 
-from mvar_lightning.data.images import SUFFIXES, SampleError, decode_rgb
+from mvar_lightning.data.images import SampleError, decode_rgb
 from mvar_lightning.data.index import CHECK, ShardInfo
 from mvar_lightning.data.reading.place import ShardPlace
+from mvar_lightning.data.tar import RawSample, TarDamage, label_of, read_samples
 from mvar_lightning.data.transforms import Transform, planes
 from mvar_lightning.errors import UserError
 
 log = logging.getLogger(__name__)
 
 Batch = dict[str, Tensor]
-
-
-class RawSample(NamedTuple):
-    """A sample as it lies in the shard, cheap to pass by undecoded: encoded image and label bytes."""
-
-    shard: str
-    key: str
-    image: bytes
-    label: bytes
 
 
 class Sample(NamedTuple):
@@ -59,10 +49,13 @@ class Faults:
         self.num_shards = num_shards
         self.seen = 0
         self.samples = 0
+        self.reason = ""
+        """Of the last sample."""
         self.shards: set[str] = set()
 
     def sample(self, shard: str, key: str, reason: str) -> None:
         self.samples += 1
+        self.reason = f"{key} of shard {shard}: {reason}"
         if self.samples <= NAMED or self.samples % 100 == 0:
             log.warning("skipped sample %s of shard %s: %s (%d skipped so far)", key, shard, reason, self.samples)
         if self.samples > max(MIN_SAMPLES, MAX_SHARE * self.seen):
@@ -108,7 +101,7 @@ class ImageReader:
         self.keeps = 0 < total_bytes <= limit
         self.room = 4 * limit
         self._samples: dict[str, list[RawSample]] = {}
-        self._pictures: dict[tuple[str, str], Image.Image] = {}
+        self._pictures: dict[tuple[str, int], Image.Image] = {}  # by the place in the shard: keys may come again
 
     def read(self, shard: ShardInfo, faults: Faults) -> Iterable[RawSample]:
         """Raw samples of a shard in order; damage goes to `faults`."""
@@ -125,7 +118,7 @@ class ImageReader:
 
     def picture(self, raw: RawSample) -> Image.Image:
         """The decoded picture, not to be changed in place. Raises ImageError."""
-        name = (raw.shard, raw.key)
+        name = (raw.shard, raw.number)
         if name in self._pictures:
             return self._pictures[name]
         picture = decode_rgb(raw.image, self.draft_side)
@@ -136,11 +129,10 @@ class ImageReader:
         return picture
 
     def label(self, raw: RawSample) -> int:
-        """Raises SampleError where it is no number, UserError where it is no class."""
-        try:
-            label = int(raw.label)
-        except ValueError:
-            raise SampleError(f"label {raw.label[:20]!r} is not a number") from None
+        """Raises SampleError where it is no number or the sample none, UserError where it is no class."""
+        if raw.fault:
+            raise SampleError(raw.fault)
+        label = label_of(raw.label)
         if not 0 <= label < self.num_classes:
             raise UserError(
                 f"shard {raw.shard}, sample {raw.key}: label {label} is outside 0..{self.num_classes - 1} "
@@ -158,24 +150,13 @@ class ImageReader:
 def read_shard(place: ShardPlace, shard: ShardInfo, faults: Faults) -> Iterator[RawSample]:
     """Samples of one tar file in order; what is damaged is counted, a vanished file is an error."""
 
-    def handler(error: Exception) -> bool:
-        reason = str(error.args[0]) if error.args else type(error).__name__
-        if isinstance(error, UserError):  # webdataset has added to its arguments
-            raise UserError(reason) from None
-        faults.shard(shard.name, reason)
-        return True
-
-    def is_ours(name: str) -> bool:
-        return (base_plus_ext(name)[1] or "").lower() in (*SUFFIXES, "cls")
-
     given = 0
     with place.open(shard) as file:
-        source = iter([{"url": shard.name, "stream": file}])
-        members = tar_file_expander(source, handler=handler, select_files=is_ours)
-        for member in group_by_keys(members, handler=handler):
-            # an incomplete sample stays in the row with empty bytes, which decoding reports as damaged
-            image = next((member[suffix] for suffix in SUFFIXES if suffix in member), b"")
-            given += 1
-            yield RawSample(shard.name, member["__key__"], image, member.get("cls", b""))
+        try:
+            for sample in read_samples(file, shard.name):
+                given += 1
+                yield sample
+        except TarDamage as damage:
+            faults.shard(shard.name, str(damage))
     if shard.samples and given != shard.samples:
         faults.shard(shard.name, f"{given} samples instead of {shard.samples}")

@@ -15,12 +15,23 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mvar_lightning.data.index import ShardInfo, content_problem, not_listed, why_invalid
+from mvar_lightning.data.index import (
+    ENTRY,
+    ShardInfo,
+    check_once,
+    class_names_of,
+    content_problem,
+    not_listed,
+    parse,
+    read_bytes,
+    typed,
+)
 from mvar_lightning.errors import UserError
 from mvar_lightning.tools.files import write
 
@@ -75,11 +86,15 @@ class CacheSettings:
     @classmethod
     def from_plain(cls, plain: Any) -> CacheSettings:
         """Raises KeyError, TypeError or ValueError where an entry is missing or of a wrong kind."""
-        values = {field.name: plain[field.name] for field in fields(cls)}
-        values["scales"] = tuple(int(side) for side in values["scales"])
-        for name in ("vocab_size", "image_size", "views", "batch_size"):
-            if not isinstance(values[name], int) or values[name] < 1:
-                raise ValueError(f"{name} {values[name]!r}")
+        kinds = {"tuple[int, ...]": list, "int": int, "float": float, "bool": bool, "str": str}
+        values = {field.name: typed(plain, field.name, kinds[str(field.type)]) for field in fields(cls)}
+        values["scales"] = tuple(values["scales"])
+        numbers = {name: (values[name],) for name in ("vocab_size", "code_dim", "image_size", "views", "batch_size")}
+        for name, given in (numbers | {"scales": values["scales"] or (0,)}).items():
+            if not all(type(number) is int and 1 <= number < 2**32 for number in given):
+                raise ValueError(f"{name} {str(given)[:40]}")
+        if not 0 < values["resize_ratio"] < 1000:
+            raise ValueError(f"resize_ratio {values['resize_ratio']}")
         return cls(**values)
 
 
@@ -92,8 +107,8 @@ class PartInfo(ShardInfo):
     @classmethod
     def from_plain(cls, plain: Any) -> PartInfo:
         """Raises KeyError, TypeError or ValueError where it is none."""
-        damaged = tuple(str(line) for line in plain["damaged"])
-        part = cls(str(plain["name"]), int(plain["samples"]), int(plain["bytes"]), str(plain["sha256"]), damaged)
+        damaged = typed(plain, "damaged", list)
+        part = cls(*(typed(plain, name, kind) for name, kind in ENTRY), tuple(map(str, damaged)))
         if not _SAFE_NAME.fullmatch(part.name) or part.samples < 0:
             raise ValueError(f"part {part.name!r} with {part.samples} samples")
         return part
@@ -144,20 +159,25 @@ def read_cache(folder: str | Path) -> TokenCache:
     folder = Path(folder)
     path = folder / INDEX_NAME
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
-            raise ValueError(f"format {content['format']!r} is not {FORMAT!r}")
-        parts = tuple(PartInfo.from_plain(part) for split in content["splits"].values() for part in split["parts"])
-        names = tuple(str(name) for name in content["class_names"])
-        return TokenCache(folder, CacheSettings.from_plain(content["settings"]), names, parts)
+        content = read_bytes(path)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(_no_index(folder)) from None
     except OSError as error:
         raise UserError(f"token cache {path}: cannot be read ({error.strerror})") from None
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"token cache {path}: not a valid index ({why_invalid(error)}); make it anew with {MAKE} NEW`"
-        ) from None
+    return parse(content, partial(_cache_of, folder), f"token cache {path}", f"make it anew with {MAKE} NEW`")
+
+
+def _cache_of(folder: Path, content: Any) -> TokenCache:
+    """Raises KeyError, TypeError or ValueError where the content is no index, or its numbers contradict one another."""
+    names, settings = class_names_of(content, FORMAT), CacheSettings.from_plain(content["settings"])
+    splits = typed(content, "splits", dict)
+    parts = tuple(PartInfo.from_plain(part) for split in splits.values() for part in typed(split, "parts", list))
+    check_once(part.name for part in parts)
+    for part in parts:
+        row = settings.views_of(part.name.split("/")[0]) * settings.num_tokens * settings.dtype.itemsize + 4
+        if part.samples * row > part.bytes:
+            raise ValueError(f"part {part.name} of {part.samples} samples does not fit in {part.bytes} bytes")
+    return TokenCache(folder, settings, names, parts)
 
 
 def _no_index(folder: Path) -> str:
@@ -187,10 +207,10 @@ def open_part(cache: TokenCache, part: PartInfo) -> tuple[np.ndarray, np.ndarray
     arrays = []
     for path, (dtype, shape) in zip(part_files(cache.folder, part.name).values(), wanted, strict=True):
         try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            array = np.lib.format.open_memmap(path, mode="r")
         except OSError as error:
             raise UserError(f"token cache: {path} cannot be opened ({error.strerror}); {REPAIR}") from None
-        except (ValueError, EOFError, SyntaxError):  # numpy's answers to a file that is none of its own, or cut off
+        except Exception:  # numpy's many answers to a file that is none of its own, or cut off
             raise UserError(f"token cache: {path} is cut off or no array file; {REPAIR}") from None
         if array.dtype != dtype or array.shape != shape:
             raise UserError(

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from mvar_lightning.data.images import SampleError
-from mvar_lightning.data.index import ShardIndex, ShardInfo, content_problem
+from mvar_lightning.data.index import ShardIndex, ShardInfo, content_problem, parse, read_bytes
 from mvar_lightning.data.reading.order import WorkerStream
 from mvar_lightning.data.reading.samples import Faults, ImageReader
 from mvar_lightning.data.tokens.cache import (
@@ -92,11 +92,12 @@ class TokenJob:
         if (self.folder / INDEX_NAME).is_file():
             return read_cache(self.folder).settings
         try:
-            return CacheSettings.from_plain(json.loads((self.folder / MAKING).read_text()))
+            content = read_bytes(self.folder / MAKING)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{self.folder / MAKING}: cannot be read ({error}); remove {self.folder}") from None
+        except OSError as error:
+            raise UserError(f"{self.folder / MAKING}: cannot be read ({error.strerror})") from None
+        return parse(content, CacheSettings.from_plain, str(self.folder / MAKING), f"remove {self.folder}")
 
     def _refuse(self, there: CacheSettings) -> None:
         ours, theirs = self.settings.to_plain(), there.to_plain()
@@ -148,6 +149,10 @@ class TokenJob:
             raise UserError(f"out {self.folder}: part {missing[0]} is missing; run the same command again")
         parts = tuple(records[task.part] for task in self.tasks)
         cache = TokenCache(self.folder, self.settings, self.class_names, parts)
+        for split in sorted({task.split for task in self.tasks}):
+            if not cache.samples(split):
+                lines = [line for part in parts if part.name.startswith(split) for line in part.damaged]
+                raise UserError(f"data: not one image of {split} can be read, first {lines[0]}; make the shards anew")
         with self._writing():
             write(self.folder / INDEX_NAME, cache.to_json(), durable=True)
             for part in parts:
@@ -164,8 +169,8 @@ class TokenJob:
         if (self.folder / INDEX_NAME).is_file():
             records = {part.name: part for part in read_cache(self.folder).parts}
         for path in self.folder.glob("*/[0-9]*.json"):
-            with contextlib.suppress(OSError, KeyError, TypeError, ValueError):  # else the part is made again
-                part = PartInfo.from_plain(json.loads(path.read_text()))
+            with contextlib.suppress(OSError, UserError):  # else the part is made again
+                part = parse(read_bytes(path), PartInfo.from_plain, str(path), "")
                 records[part.name] = part
         return records
 

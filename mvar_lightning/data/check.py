@@ -1,0 +1,101 @@
+"""`mvar shards check`: whether shards are what their index says, and hold samples that can be used."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from mvar_lightning.data.images import SampleError, decode_rgb
+from mvar_lightning.data.index import INDEX_NAME, ShardInfo, content_problem, not_listed, read_index
+from mvar_lightning.data.tar import RawSample, TarDamage, label_of, read_samples
+from mvar_lightning.errors import UserError
+
+WORTH_PROCESSES = 1 << 25
+"""Bytes of shards to decode from which on processes, which take half a second to start, are worth it."""
+
+
+def check(
+    folder: str | Path, workers: int = 1, decode: bool = False, progress: Callable[[int], None] | None = None
+) -> list[str]:
+    """Compare shards with the index: one line for each that is missing, damaged or not listed, and for each sample that
+    lacks a picture or a label, or has two; empty when sound.
+
+    Args:
+        folder: what `mvar shards make` wrote.
+        workers: shards that are read at a time.
+        decode: also decode every image and label, and name those that cannot be.
+        progress: given the number of shards just checked.
+
+    Raises:
+        UserError: there is no index, or a process was killed.
+    """
+    folder = Path(folder)
+    index = read_index(folder)
+    listed = [shard for split in index.splits.values() for shard in split.shards]
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*.tar")}
+    problems = []
+    of_shard = partial(_problems, folder, index.num_classes if decode else None)
+    try:
+        with _pool(workers, decode and sum(shard.bytes for shard in listed) >= WORTH_PROCESSES) as pool:
+            for found_there in pool.map(of_shard, listed):
+                problems += found_there
+                if progress is not None:
+                    progress(1)
+    except BrokenExecutor:
+        raise UserError(f"data folder {folder}: a process was killed (out of memory?); take one worker") from None
+    return problems + not_listed(found, {shard.name for shard in listed}, INDEX_NAME)
+
+
+@contextmanager
+def _pool(workers: int, processes: bool) -> Iterator[Executor]:
+    """Threads are enough for hashing; Pillow holds Python's lock for too much of its time."""
+    pool: Executor
+    if processes and workers > 1:
+        context = multiprocessing.get_context("forkserver")  # a fork would copy the threads of the bar
+        pool = ProcessPoolExecutor(workers, context, signal.signal, (signal.SIGINT, signal.SIG_IGN))
+    else:
+        pool = ThreadPoolExecutor(max(1, workers))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _problems(folder: Path, classes: int | None, shard: ShardInfo) -> list[str]:
+    """What is wrong with a shard; its samples are decoded where the number of classes is given."""
+    path = folder / shard.name
+    try:
+        if problem := content_problem(shard, {shard.name: path}, INDEX_NAME):
+            return [problem]
+        return list(_sample_problems(path, shard, classes))
+    except OSError as error:
+        return [f"{shard.name}: cannot be read ({error.strerror})"]
+
+
+def _sample_problems(path: Path, shard: ShardInfo, classes: int | None) -> Iterator[str]:
+    samples = 0
+    try:
+        with path.open("rb") as file:
+            for raw in read_samples(file, shard.name, load=classes is not None):
+                samples += 1
+                if problem := raw.fault or (_undecodable(raw, classes) if classes is not None else None):
+                    yield f"{shard.name}, {raw.key}: {problem}"
+    except TarDamage as damage:
+        yield f"{shard.name}: {damage}"
+    if samples != shard.samples:
+        yield f"{shard.name}: {samples} samples instead of {shard.samples}"
+
+
+def _undecodable(raw: RawSample, classes: int) -> str | None:
+    try:
+        if not 0 <= label_of(raw.label) < classes:
+            return f"label {raw.label[:20]!r} is not one of {classes} classes"
+        decode_rgb(raw.image)
+    except SampleError as error:
+        return str(error)
+    return None
