@@ -14,6 +14,9 @@ from typing import Any
 SEEDS = 2**32 - 1
 """The largest seed that numpy, and so Lightning, takes."""
 
+LONGEST = 120
+"""Characters of a value that a line shows."""
+
 LARGEST_MODEL = 100e9
 """Parameters; the largest published next-scale transformer has 2.3e9."""
 
@@ -219,4 +222,4 @@ def shown(value: Any) -> str:
         text = str(value)
     except ValueError:  # a number of thousands of digits
         return "of thousands of digits"
-    return text if len(text) <= 60 else f"{text[:60]}..."
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

@@ -23,7 +23,7 @@ from typing import Any
 
 from mvar_lightning import _ROOM_OF as ROOM_OF
 from mvar_lightning.errors import UserError
-from mvar_lightning.runs.bounds import object_of, out_of_bounds
+from mvar_lightning.runs.bounds import object_of, out_of_bounds, shown
 from mvar_lightning.runs.run import read_recipe
 
 PACKAGE = Path(__file__).parents[1]
@@ -57,13 +57,8 @@ def check_quickly(recipe: str | Path, overrides: Sequence[str] = ()) -> dict[str
 
 
 def check_values(recipe: dict[str, Any], arguments: Sequence[str], mistakes: Iterable[tuple[str, str]] = ()) -> None:
-    """Raise `UserError` for the first of some mistakes, else for the first number that is out of its bounds.
-
-    Args:
-        recipe: its sections as plain values, overrides included.
-        arguments: ``--config FILE`` and overrides; the line says where the mistake stands.
-        mistakes: name of a setting, and words.
-    """
+    """Raise `UserError` for the first of some mistakes (name of a setting, words), else for the first number of the
+    recipe's sections that is out of its bounds; by the arguments, the line says where it stands."""
     for name, mistake in chain(mistakes, out_of_bounds(recipe)):
         raise UserError(f"{source_of(name, arguments)}: {mistake}")
 
@@ -259,7 +254,7 @@ def source_of(name: str, args: Sequence[str]) -> str:
     """Where the mistake stands: an override that sets ``name`` or a part of it, else the recipe."""
     setters = [a for a in args if name and a.startswith("--") and f"{name}.".startswith(f"{setting_of(a)}.")]
     if setters:
-        return f"override {max(setters, key=lambda argument: len(setting_of(argument)))}"
+        return f"override {shown(max(setters, key=lambda argument: len(setting_of(argument))))}"
     following = dict(pairwise(args))
     return f"recipe {following['--config']}" if "--config" in following else "arguments"
 
@@ -297,7 +292,7 @@ def explain(report: str, args: Sequence[str]) -> str:
                     return f"{source_of(reader.name, args)}: {message}"
                 break  # the first form that fits is the line's
     lines = [line.strip() for line in report.splitlines() if line.strip()]
-    return f"{source_of('', args)}: {' '.join(lines[:3])} ({OPTIONS})"
+    return f"{source_of('', args)}: {' '.join(' '.join(lines[:3]).split())[:1000]} ({OPTIONS})"
 
 
 @dataclass
@@ -321,7 +316,7 @@ class _Reader:
         self.base, self.tried = path, []
 
     def value(self, text: str) -> str:
-        return f"{self.name} {text}: must be {_kinds(self.tried)}" if self.tried else ""
+        return f"{self.name} {shown(text)}: must be {_kinds(self.tried)}" if self.tried else ""
 
     def wrong_value(self, kind: str, text: str) -> str:
         self.tried.append(kind)

@@ -37,6 +37,11 @@ PLACES = {
 }
 """Phases of a run, and a function that is called in each."""
 
+ONE = [(phase, ("signal.SIGINT", "signal.SIGTERM")[index % 2]) for index, phase in enumerate(PLACES)]
+OTHER = [(phase, ("signal.SIGTERM", "signal.SIGINT")[index % 2]) for index, phase in enumerate(PLACES)]
+CASES = [*ONE, *(pytest.param(*case, marks=pytest.mark.slow) for case in OTHER)]
+"""Every phase with one signal in the fast tests, with both in the slow ones."""
+
 
 @pytest.fixture
 def recipe(tmp_path: Path, tokenizer: Path, shards: Path) -> Callable[..., Path]:
@@ -55,8 +60,7 @@ def recipe(tmp_path: Path, tokenizer: Path, shards: Path) -> Callable[..., Path]
     return write
 
 
-@pytest.mark.parametrize("number", ["signal.SIGINT", "signal.SIGTERM"])
-@pytest.mark.parametrize("phase", PLACES)
+@pytest.mark.parametrize(("phase", "number"), CASES)
 def test_a_run_that_is_stopped_says_what_and_how_to_go_on(
     phase: str, number: str, recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
