@@ -170,7 +170,11 @@ def out_of_bounds(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             if table is NEXT_SCALE:
                 yield from _too_large(arguments)
     for section, table in (("trainer", TRAINER), ("checkpoint", CHECKPOINT)):
-        if isinstance(settings := recipe.get(section), Mapping):
+        settings = recipe.get(section, {})
+        if not isinstance(settings, Mapping | str):  # text names a file of settings
+            words = f"must be settings such as {section}: {{{next(iter(table))}: 1}}; leave it out for the defaults"
+            yield section, f"{section} {shown(settings)}: {words}"
+        if isinstance(settings, Mapping):
             yield from _outside(f"{section}.", settings, table)
             precision = settings.get("precision")
             if ours and str(precision) in OTHER_WEIGHTS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -191,3 +192,61 @@ def test_a_recipe_that_is_no_text_or_no_recipe_is_one_line(content: bytes, tmp_p
         answer = ask(*command, cwd=tmp_path, seconds=10)
         assert answer.status == 2 and broken_promise(answer) is None, answer.err
         assert "r.yaml" in answer.line and answer.seconds < 5
+
+
+# Numbers, and all that a recipe builds, before anything is trained
+
+NUMBERS = (
+    "--model.cfg=.nan",
+    "--model.top_p=0",
+    "--model.top_k=-1",
+    "--model.width=0",
+    "--model.heads=-4",
+    "--model.heads=3",
+    "--model.depth=1000000",
+    "--model.drop_path=2",
+    "--model.base_lr=.nan",
+    "--model.label_drop=1.5",
+    "--data.num_classes=0",
+    "--data.shuffle_buffer=-1",
+    "--data.shuffle_buffer=1000000000000",
+    "--seed_everything=-1",
+    "--seed_everything=4294967296",
+    "--trainer.accumulate_grad_batches=0",
+    "--trainer.devices=-3",
+    "--trainer.precision=bf16-true",
+    "--trainer.precision=16-true",
+    "--trainer.precision=64-true",
+    "--ckpt_path=last.ckpt",
+)
+LATER = (
+    "--model.scale_groups=[[9]]",
+    "--model.backend=foo",
+    "--trainer.accelerator=quantum",
+    "--trainer.callbacks+={class_path: mvar_lightning.callbacks.SampleMetrics, init_args: {num_images: -1}}",
+    "--data.crop=oval",
+)
+
+
+@pytest.mark.parametrize("override", [*NUMBERS, *(pytest.param(each, marks=pytest.mark.slow) for each in LATER)])
+def test_a_recipe_is_judged_before_anything_is_made_or_trained(override: str, tmp_path: Path) -> None:
+    """Of numbers without torch; what only objects know, once they are made, before the tokenizer is trained."""
+    os.symlink(TESTS.parent / "recipes", tmp_path / "recipes")
+    answer = ask("train", "recipes/var/digits.yaml", override, cwd=tmp_path, seconds=30)
+    assert answer.status == 2 and broken_promise(answer) is None, answer.err
+    assert (
+        override in NUMBERS[-1:]
+        or override.partition("=")[0].rpartition(".")[2].strip("+-") in answer.line
+        or ("num_images" in answer.line)
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["recipes"]
+
+
+@pytest.mark.parametrize("section", ["modle: {}", "modle:", "model:", "data:", "trainer: 3"])
+def test_a_misspelt_or_empty_section_is_one_line(section: str, tmp_path: Path) -> None:
+    text = (TESTS.parent / "recipes/var/digits.yaml").read_text()
+    content = {**yaml.safe_load(text), **yaml.safe_load(section)}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(content))
+    answer = ask("train", "r.yaml", cwd=tmp_path, seconds=30)
+    assert answer.status == 2 and broken_promise(answer) is None, answer.err
+    assert section.partition(":")[0] in answer.line or "tokenizer_recipe" in answer.line

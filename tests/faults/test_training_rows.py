@@ -159,3 +159,12 @@ def test_a_tokenizers_module_is_loaded_from_its_checkpoint_alone(shards: Path, t
     assert all(torch.equal(tensor, made.state_dict()[name]) for name, tensor in found.state_dict().items())
     with pytest.raises(UserError, match="holds a tokenizer alone"):
         VARModule.load_from_checkpoint(tmp_path / "last.ckpt")
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true"])
+def test_weights_that_are_not_float32_are_one_line(
+    precision: Any, tokenizer: Path, shards: Path, tmp_path: Path
+) -> None:
+    run = trainer(tmp_path, max_steps=1, limit_val_batches=0, precision=precision)
+    with pytest.raises(UserError, match=f"trainer.precision {precision}: the frozen tokenizer needs float32 weights"):
+        run.fit(module_of(tokenizer), data_module(shards))
