@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -231,18 +230,15 @@ LATER = (
 @pytest.mark.parametrize("override", [*NUMBERS, *(pytest.param(each, marks=pytest.mark.slow) for each in LATER)])
 def test_a_recipe_is_judged_before_anything_is_made_or_trained(override: str, tmp_path: Path) -> None:
     """Of numbers without torch; what only objects know, once they are made, before the tokenizer is trained."""
-    os.symlink(TESTS.parent / "recipes", tmp_path / "recipes")
+    (tmp_path / "recipes").symlink_to(TESTS.parent / "recipes")
     answer = ask("train", "recipes/var/digits.yaml", override, cwd=tmp_path, seconds=30)
     assert answer.status == 2 and broken_promise(answer) is None, answer.err
-    assert (
-        override in NUMBERS[-1:]
-        or override.partition("=")[0].rpartition(".")[2].strip("+-") in answer.line
-        or ("num_images" in answer.line)
-    )
+    named = override.partition("=")[0].rpartition(".")[2].strip("+-").replace("callbacks", "num_images")
+    assert named.replace("_", "-") in answer.line.replace("_", "-")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["recipes"]
 
 
-@pytest.mark.parametrize("section", ["modle: {}", "modle:", "model:", "data:", "trainer: 3"])
+@pytest.mark.parametrize("section", ["modle: {}", "modle:", "model:", "data:", "trainer:", "trainer: 3"])
 def test_a_misspelt_or_empty_section_is_one_line(section: str, tmp_path: Path) -> None:
     text = (TESTS.parent / "recipes/var/digits.yaml").read_text()
     content = {**yaml.safe_load(text), **yaml.safe_load(section)}
