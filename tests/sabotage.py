@@ -16,6 +16,8 @@ from typing import Any
 import lightning as L
 from torch import Tensor
 
+from mvar_lightning.metrics import FeatureExtractor
+
 
 class LossLog(L.Callback):
     """Appends "epoch batch loss rank" for every batch, and "epoch val loss rank", to a file that survives a kill."""
@@ -36,6 +38,16 @@ class LossLog(L.Callback):
         self.write(trainer, "val", float(trainer.callback_metrics["val/loss"]).hex())
 
 
+class Colors(FeatureExtractor):
+    """Mean of each color: features that take no training."""
+
+    def __init__(self) -> None:
+        super().__init__("colors", 3)
+
+    def extract(self, image_B3HW: Tensor) -> Tensor:
+        return image_B3HW.mean(dim=(2, 3))
+
+
 class Sabotage(L.Callback):
     """Harms the run as the environment says, once."""
 
@@ -47,9 +59,12 @@ class Sabotage(L.Callback):
     ) -> None:
         self.act(trainer, "validation:")
 
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.act(trainer, "end:")
+
     def act(self, trainer: L.Trainer, where: str) -> None:
         order = os.environ.get("SABOTAGE", "")
-        if not order or not order.startswith(where) or (not where and order.startswith("validation:")):
+        if not order.startswith(where) or (not where and order.startswith(("validation:", "end:"))) or not order:
             return
         what, step, *rank = order.removeprefix(where).split("@")
         if trainer.global_step != int(step) or (rank and trainer.global_rank != int(rank[0])):

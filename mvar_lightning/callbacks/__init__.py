@@ -5,7 +5,13 @@ from __future__ import annotations
 from mvar_lightning.callbacks.ema import EMA
 from mvar_lightning.callbacks.last_checkpoint import LastCheckpoint
 from mvar_lightning.callbacks.metrics import ReconstructionMetrics, SampleMetrics
-from mvar_lightning.callbacks.monitors import GradientNorm, NonFiniteLossGuard, Throughput, WritableRunFolder
+from mvar_lightning.callbacks.monitors import (
+    GradientNorm,
+    NonFiniteLossGuard,
+    ProgressLines,
+    Throughput,
+    WritableRunFolder,
+)
 from mvar_lightning.callbacks.run_pictures import (
     AttentionMaskPicture,
     CoarseToFine,
@@ -21,6 +27,7 @@ __all__ = [
     "GradientNorm",
     "LastCheckpoint",
     "NonFiniteLossGuard",
+    "ProgressLines",
     "ReconstructionGrid",
     "ReconstructionMetrics",
     "ReconstructionStrips",

@@ -56,6 +56,8 @@ class LastCheckpoint(Checkpoint):
         self.every_minutes = every_minutes
         self.last_model_path = ""
         self.seconds = 0.0
+        self.metrics: dict[str, float] = {}
+        """The last values of all that was logged, also before a run was taken up again, as of the last `_save`."""
         self._signals = StopSignals()
         self._before_validation = False
         self._step_before = 0
@@ -117,6 +119,7 @@ class LastCheckpoint(Checkpoint):
         """All ranks write together and, if rank zero cannot, end together."""
         if is_rehearsal(trainer):
             return
+        self.keep_metrics(trainer)
         path = run_folder(trainer) / "checkpoints" / "last.ckpt"
         problem = None
         try:
@@ -136,10 +139,14 @@ class LastCheckpoint(Checkpoint):
         now = time.monotonic()
         self.seconds += now - self._counted_at
         self._counted_at = now
-        return {"seconds": self.seconds}
+        return {"seconds": self.seconds, "metrics": dict(self.metrics)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.seconds = float(state_dict["seconds"])
+        self.seconds, self.metrics = float(state_dict["seconds"]), dict(state_dict.get("metrics", {}))
+
+    def keep_metrics(self, trainer: pl.Trainer) -> None:
+        """Take note of what was logged last; Lightning forgets it where `fit` or `validate` begins."""
+        self.metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
+import sys
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -18,6 +21,7 @@ from mvar_lightning.callbacks.base import is_rehearsal, run_folder
 from mvar_lightning.compat import logs_now
 from mvar_lightning.errors import UserError
 from mvar_lightning.tools.compute import peak_memory
+from mvar_lightning.tools.console import SECONDS_BETWEEN_LINES
 from mvar_lightning.training.manual_steps import last_checkpoint
 
 
@@ -81,6 +85,75 @@ class Throughput(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._run.steps:
             self.latest = self._run.means() | peak_memory(pl_module.device)
+
+
+class ProgressLines(pl.Callback):
+    """Where nobody watches a bar (a SLURM job, ``| tee``): now and then a line on standard error with epoch, step,
+    loss, learning rate, images a second and the time left. Rank zero alone; where standard error is gone, silently.
+
+    Args:
+        seconds: between two lines. An instance in a recipe takes the place of the one that every run has.
+    """
+
+    def __init__(self, seconds: float = SECONDS_BETWEEN_LINES) -> None:
+        self.seconds = seconds
+        self._speaks = False
+        self._batches = self._images = 0
+        self._begun = self._last = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        first = next(each for each in cast(Any, trainer).callbacks if isinstance(each, ProgressLines))
+        self._speaks = trainer.is_global_zero and first is self and not is_terminal(sys.stdout)
+        self._begun = self._last = time.monotonic()
+        self._batches = self._images = 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._batches += 1
+        self._images += batch_size_of(batch) * trainer.world_size
+        now = time.monotonic()
+        if self._speaks and now - self._last >= self.seconds:
+            self._last = now
+            seconds = max(now - self._begun, 1e-9)
+            epochs = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
+            loss = float(trainer.callback_metrics.get("train/loss", math.nan))
+            rate = trainer.optimizers[0].param_groups[0]["lr"]
+            left = _left(trainer, batch_idx + 1, self._batches / seconds)
+            self._say(
+                f"epoch {trainer.current_epoch + 1}{epochs}, step {trainer.global_step:,}: loss {loss:.4g}, "
+                f"learning rate {rate:.3g}, {self._images / seconds:,.1f} images a second, {left} left"
+            )
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        if self._speaks and time.monotonic() - self._last >= self.seconds and not trainer.sanity_checking:
+            self._last = time.monotonic()
+            place = f"epoch {trainer.current_epoch + 1}, step {trainer.global_step:,}"
+            self._say(f"{place}: validating, batch {args[2] + 1:,}")
+
+    def _say(self, line: str) -> None:
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or never there
+            print(line, file=sys.stderr, flush=True)
+
+
+def _left(trainer: pl.Trainer, batches: int, per_second: float) -> str:
+    """Until the end of the run at this speed, after so many batches of the epoch."""
+    of_epoch, epochs = trainer.num_training_batches, trainer.max_epochs or -1
+    left = of_epoch * (epochs - trainer.current_epoch) - batches if epochs > 0 else math.inf
+    if trainer.max_steps > 0:
+        left = min(left, (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches)
+    if math.isinf(left):
+        return "no end"
+    minutes = int(left / per_second / 60 + 0.5)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
+
+
+def is_terminal(stream: Any) -> bool:
+    """Whether somebody watches; False of a stream that is closed or none."""
+    try:
+        return bool(stream.isatty())
+    except (AttributeError, ValueError):
+        return False
 
 
 @dataclass

@@ -20,7 +20,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from mvar_lightning import callbacks
 from mvar_lightning.compat import expect_unused_parameters
 from mvar_lightning.errors import UserError
-from mvar_lightning.runs.recipe_check import explain
+from mvar_lightning.runs.bounds import object_of
+from mvar_lightning.runs.recipe_check import check_values, explain
 from mvar_lightning.tools.compute import keep_freed_memory
 from mvar_lightning.training import TokenizerModule
 
@@ -56,7 +57,7 @@ class SuiteCLI(LightningCLI):
     """
 
     def __init__(self, args: Sequence[str], run_folder: Path) -> None:
-        self.run_folder = run_folder
+        self.run_folder, self.arguments = run_folder, list(args)
         for message in NOISE:
             warnings.filterwarnings("ignore", message=message)
         log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
@@ -116,10 +117,48 @@ class SuiteCLI(LightningCLI):
 
 
 class RecipeCheck(SuiteCLI):
-    """Parses recipe and overrides and builds nothing: finds most mistakes before a tokenizer is trained."""
+    """Parses recipe and overrides and judges their values: finds mistakes before anything is made or trained.
+
+    Raises:
+        UserError: what the parser refuses, or a number out of its bounds.
+    """
 
     def instantiate_classes(self) -> None:
         """Not here."""
+        check_values(self.config.as_dict(), self.arguments)
+
+    @property
+    def tokenizer_recipe(self) -> str | None:
+        """Overrides included."""
+        return self.config.get("tokenizer_recipe")
+
+    def build(self, tokenizer: RecipeCheck) -> None:
+        """Make trainer, callbacks, data and, without memory for weights, the model over a tokenizer that is still to be
+        trained by its own recipe. Raises `UserError` for what any of them refuses."""
+        (path, settings), (_, sizes) = (object_of(check.config.model.as_dict()) for check in (self, tokenizer))
+        recipe = self.config.as_dict()
+        made_of(recipe["data"])
+        self.config_init = {
+            "trainer": {name: made_of(value) for name, value in recipe["trainer"].items()},
+            "checkpoint": callbacks.LastCheckpoint(**recipe["checkpoint"]),
+        }
+        self.instantiate_trainer()
+        module = import_class(path)
+        if hasattr(module, "check_settings"):
+            module.check_settings(sizes, {name: made_of(value) for name, value in settings.items()})
+
+
+def made_of(value: Any) -> Any:
+    """What an argument of a recipe stands for: an object where it names a class."""
+    if isinstance(value, list):
+        return [made_of(each) for each in value]
+    path, arguments = object_of(value)
+    return import_class(path)(**{name: made_of(argument) for name, argument in arguments.items()}) if path else value
+
+
+def import_class(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
 
 
 def trainer_defaults(run_folder: Path) -> dict[str, Any]:
@@ -138,5 +177,6 @@ def trainer_defaults(run_folder: Path) -> dict[str, Any]:
             callbacks.Throughput(),
             callbacks.GradientNorm(),
             callbacks.NonFiniteLossGuard(),
+            callbacks.ProgressLines(),
         ],
     }

@@ -10,19 +10,20 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from inspect import signature
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
 from mvar_lightning import _ROOM_OF as ROOM_OF
 from mvar_lightning.errors import UserError
+from mvar_lightning.runs.bounds import object_of, out_of_bounds, shown
 from mvar_lightning.runs.run import read_recipe
 
 PACKAGE = Path(__file__).parents[1]
@@ -39,19 +40,40 @@ OPTIONS = "`mvar fit --options` lists all"
 
 
 def check_quickly(recipe: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """What a recipe says; loads torch only where an attention strategy, history or block design has to be made.
+    """What a recipe says, judged with its overrides; loads torch only where an object of an axis has to be made.
 
     Raises:
-        UserError: no such file, not YAML, an unknown section or setting, or arguments that such an object refuses.
+        UserError: no such file, not YAML, an unknown section or setting, a number out of its bounds, arguments that
+            such an object refuses, or recipes of tokenizers that lead back to one another.
     """
     content = read_recipe(Path(recipe))
     if not all(map(_is_plain, overrides)):  # another recipe, values after a space, another class: the parser judges
         return content
     merged = _merged(content, overrides)
-    for name, mistake in _mistakes(merged, overrides):
-        raise UserError(f"{source_of(name, ['--config', str(recipe), *overrides])}: {mistake}")
+    check_values(merged, ["--config", str(recipe), *overrides], _mistakes(merged, overrides))
+    _check_tokenizers(Path(recipe), merged)
     _check_axes(merged)
     return content
+
+
+def check_values(recipe: dict[str, Any], arguments: Sequence[str], mistakes: Iterable[tuple[str, str]] = ()) -> None:
+    """Raise `UserError` for the first of some mistakes (name of a setting, words), else for the first number of the
+    recipe's sections that is out of its bounds; by the arguments, the line says where it stands."""
+    for name, mistake in chain(mistakes, out_of_bounds(recipe)):
+        raise UserError(f"{source_of(name, arguments)}: {mistake}")
+
+
+def _check_tokenizers(recipe: Path, merged: dict[str, Any]) -> None:
+    """Recipes that name one another as the tokenizer's would be trained without an end."""
+    seen, content = [recipe.resolve()], merged
+    while isinstance(name := content.get("tokenizer_recipe"), str) and Path(name).is_file():
+        if Path(name).resolve() in seen:
+            raise UserError(
+                f"recipe {recipe}: tokenizer_recipe {name} leads back to a recipe that waits for it; name one that "
+                "trains a tokenizer, such as recipes/tokenizer/digits.yaml, or null"
+            )
+        seen.append(Path(name).resolve())
+        content = read_recipe(Path(name))
 
 
 def _is_plain(override: str) -> bool:
@@ -83,20 +105,12 @@ def _mistakes(merged: dict[str, Any], overrides: Sequence[str]) -> Iterator[tupl
 
 def _unknown_settings(name: str, node: Any) -> Iterator[tuple[str, str]]:
     """Of an object given by class and arguments, and of the objects among its arguments."""
-    path, arguments = _object(node)
+    path, arguments = object_of(node)
     known = _settings(path) if path else None
     for key, value in arguments.items():
         if known is not None and key not in known:
             yield f"{name}.{key}", not_a_setting(f"{name}.{key}", path, known)
         yield from _unknown_settings(f"{name}.{key}", value)
-
-
-def _object(node: Any) -> tuple[str, dict[str, Any]]:
-    """Class path and arguments, both empty where a value is no object."""
-    if not isinstance(node, dict) or not isinstance(path := node.get("class_path"), str):
-        return "", {}
-    arguments = node.get("init_args")
-    return path, arguments if isinstance(arguments, dict) else {}
 
 
 def _merged(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -109,7 +123,10 @@ def _merged(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]
         if override.startswith("--") and sign and not name.endswith("+"):
             try:
                 value = yaml.safe_load(text)
-            except yaml.YAMLError:
+            except (
+                yaml.YAMLError,
+                ValueError,
+            ):  # ValueError: a date such as 2026-13-01, thousands of digits
                 value = text
             _set(merged, name.split("."), value)
     return merged
@@ -184,9 +201,9 @@ def _parsed(file: Path) -> ast.Module:
 
 
 def _check_axes(merged: dict[str, Any]) -> None:
-    _, arguments = _object(merged.get("model"))
+    _, arguments = object_of(merged.get("model"))
     for value in arguments.values():
-        path, settings = _object(value)
+        path, settings = object_of(value)
         name = path.rpartition(".")[2]
         if ROOM_OF.get(name) not in AXES or path not in (name, f"mvar_lightning.{name}"):
             continue
@@ -211,7 +228,7 @@ def _scales(merged: dict[str, Any], arguments: dict[str, Any]) -> list[int] | No
             return json.loads(record.read_text(encoding="utf-8"))["tokenizer"]["scales"]
     if not isinstance(recipe := merged.get("tokenizer_recipe"), str) or not Path(recipe).is_file():
         return None
-    return _object(read_recipe(Path(recipe)).get("model"))[1].get("scales")
+    return object_of(read_recipe(Path(recipe)).get("model"))[1].get("scales")
 
 
 # The words of a mistake.
@@ -228,6 +245,8 @@ def not_a_section(name: str) -> str:
 
 def no_setting(name: str) -> str:
     """Of an override that names no section."""
+    if name in ("ckpt_path", "ckpt-path"):
+        return "a run goes on from its folder by itself; from another checkpoint goes `mvar fit --ckpt-path FILE`"
     return f"{name} is no setting (overrides look like --model.depth=8; {OPTIONS})"
 
 
@@ -235,7 +254,7 @@ def source_of(name: str, args: Sequence[str]) -> str:
     """Where the mistake stands: an override that sets ``name`` or a part of it, else the recipe."""
     setters = [a for a in args if name and a.startswith("--") and f"{name}.".startswith(f"{setting_of(a)}.")]
     if setters:
-        return f"override {max(setters, key=lambda argument: len(setting_of(argument)))}"
+        return f"override {shown(max(setters, key=lambda argument: len(setting_of(argument))))}"
     following = dict(pairwise(args))
     return f"recipe {following['--config']}" if "--config" in following else "arguments"
 
@@ -273,7 +292,7 @@ def explain(report: str, args: Sequence[str]) -> str:
                     return f"{source_of(reader.name, args)}: {message}"
                 break  # the first form that fits is the line's
     lines = [line.strip() for line in report.splitlines() if line.strip()]
-    return f"{source_of('', args)}: {' '.join(lines[:3])} ({OPTIONS})"
+    return f"{source_of('', args)}: {' '.join(' '.join(lines[:3]).split())[:1000]} ({OPTIONS})"
 
 
 @dataclass
@@ -297,7 +316,7 @@ class _Reader:
         self.base, self.tried = path, []
 
     def value(self, text: str) -> str:
-        return f"{self.name} {text}: must be {_kinds(self.tried)}" if self.tried else ""
+        return f"{self.name} {shown(text)}: must be {_kinds(self.tried)}" if self.tried else ""
 
     def wrong_value(self, kind: str, text: str) -> str:
         self.tried.append(kind)

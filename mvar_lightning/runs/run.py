@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mvar_lightning.errors import UserError
-from mvar_lightning.tools.files import Lock, check_claim, claim
+from mvar_lightning.tools.files import Lock, check_claim, read_json, write_json
 from mvar_lightning.tools.processes import is_lost_process, is_main, started_by_lightning
 
 if TYPE_CHECKING:
@@ -30,13 +30,26 @@ RUNS = Path("runs")
 DAMAGED = "cannot be read ({error}); remove it and run again"
 """What is said of a file of a run that is no JSON."""
 
+
+REPORTED = ("steps", "seconds", "parameters", "peak_memory_bytes")
+"""Numbers of every report."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A run was interrupted or told to stop; the message says which, and how to go on."""
+
+
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 
 
 def check_there(recipe: Path) -> None:
     """Raise `UserError` where there is no such file."""
-    if not recipe.is_file():
-        raise UserError(f"recipe {recipe}: no such file; see the folder recipes/ for those that ship")
+    try:
+        if recipe.is_file():
+            return
+    except (OSError, ValueError) as error:  # a folder that may not be entered, a name that no file can have
+        raise UserError(f"recipe {recipe}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    raise UserError(f"recipe {recipe}: no such file; see the folder recipes/ for those that ship")
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -45,9 +58,13 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
     check_there(path)
     try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise UserError(f"recipe {path}: not valid YAML ({' '.join(str(error).split())})") from error
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"recipe {path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"recipe {path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2026-13-01
+        raise UserError(f"recipe {path}: not valid YAML ({' '.join(str(error).split())[:300]})") from error
     if not isinstance(content, dict):
         raise UserError(f"recipe {path}: must be a mapping with trainer, model and data")
     try:
@@ -100,9 +117,33 @@ class Run:
         return ["--config", str(self.recipe), *self.overrides]
 
     def identity(self) -> dict[str, Any]:
-        """What must be the same for this folder to be continued or reused: what the recipe says, not its comments."""
-        content = json.dumps(read_recipe(self.recipe), sort_keys=True)
-        return {"recipe_sha256": hashlib.sha256(content.encode()).hexdigest(), "overrides": list(self.overrides)}
+        """What must be the same for this folder to be continued or reused: what the recipe says, not its comments; of
+        what it takes from elsewhere (``${oc.env:LR}``), the value."""
+        content = read_recipe(self.recipe)
+        identity = {"recipe_sha256": _digest(content), "overrides": list(self.overrides)}
+        texts = [content, *(override.partition("=")[2] for override in self.overrides)]
+        if "${" in json.dumps(texts, default=str):
+            identity["resolved_sha256"] = _digest([_resolved(text) for text in texts])
+        return identity
+
+    def is_known(self) -> bool:
+        """Whether the folder is this run's; False where it is nobody's. Raises `UserError` for another's."""
+        identity = self.identity()
+        if "resolved_sha256" in identity and self.stamp.exists():
+            known = read_json(self.stamp, DAMAGED)
+            if isinstance(known, dict) and "recipe_sha256" in known and "resolved_sha256" not in known:
+                del identity["resolved_sha256"]  # of a version that did not look
+        return check_claim(self.stamp, identity, self._refusal)
+
+    def report(self) -> dict[str, Any]:
+        """What the finished run reported. Raises `UserError` where ``metrics.json`` is no report."""
+        found = read_json(self.metrics_file, DAMAGED)
+        numbers = found.get("metrics") if isinstance(found, dict) else None
+        if isinstance(numbers, dict) and "steps" in found:
+            values = [*numbers.values(), *(found.get(name, 0) for name in REPORTED)]
+            if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+                return {**dict.fromkeys(REPORTED, 0), **found}
+        raise UserError(f"{self.metrics_file}: is no report of a run; remove it and run again")
 
     def check(self) -> None:
         """Refuse a folder that cannot be written, is another run's or in use, leaving nothing behind.
@@ -116,21 +157,40 @@ class Run:
             pass
         self._remove(new)
         self.lock.check()
-        check_claim(self.stamp, self.identity(), self._refusal)
+        self.is_known()
 
     def claim(self) -> None:
         """Make the folder this run's, or check that it is. Raises `UserError` as `check`."""
         if not is_main():
             return
         with self._writing():
-            claim(self.stamp, self.identity(), self._refusal)
+            if not self.is_known():
+                write_json(self.stamp, self.identity())
+            self.sweep()
         self.check()
 
-    def _refusal(self, *setting: Any) -> str:
+    def _refusal(self, setting: str, *values: Any) -> str:
+        if setting == "resolved_sha256":
+            return (
+                f"run folder {self.folder} belongs to a run with other values for what {self.recipe} takes from the "
+                "environment; set them as they were, or name another folder with ``run_folder``"
+            )
         return (
             f"run folder {self.folder} belongs to another version of {self.recipe} or other overrides; "
             "remove it, or train anew with ``fresh`` (make train FRESH=1), or name another with ``run_folder``"
         )
+
+    def sweep(self) -> None:
+        """Remove what killed processes left in the folder: files and weights that were being written."""
+        for left in [*self.folder.glob(".partial-*"), *self.folder.glob("checkpoints/.partial-*")]:
+            with suppress(OSError):
+                left.unlink()
+        for left in [*self.folder.glob(".aside-*"), *self.folder.glob(".writable.*")]:
+            if (left / "old").exists() and not self.model_folder.exists():
+                continue  # weights that were being replaced, the only ones now
+            shutil.rmtree(left, ignore_errors=True)
+            with suppress(OSError):
+                left.unlink()
 
     def forget(self) -> None:
         """Remove the folder of an earlier run. Raises `UserError` where it is no run's folder."""
@@ -177,7 +237,7 @@ class Run:
             if started_by_lightning():
                 raise SystemExit(0) from stop  # with another status the first process would be killed from behind
             why = str(stop) if isinstance(stop.code, str) else "interrupted"
-            raise KeyboardInterrupt(f"{self.folder}: {why}; {self._way_on()}") from stop
+            raise Stopped(f"{self.folder}: {why}; {self.way_on()}") from stop
         except Exception as error:
             if trainer.global_step == 0:
                 self._remove(new)
@@ -193,13 +253,14 @@ class Run:
             reason = re.sub(r"^\[\S+:\d+\] ", "", str(error).strip().splitlines()[0])[:160]  # not where in whose source
             return (
                 f"{self.folder}: another process of this run has ended, so this one ends too ({reason}); "
-                f"its own message tells why (none: it was killed, often for memory); {self._way_on()}"
+                f"its own message tells why (none: it was killed, often for memory); {self.way_on()}"
             )
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-            return f"{self.folder}: {error.strerror} ({error.filename or 'while writing'}); {self._way_on()}"
+            return f"{self.folder}: {error.strerror} ({error.filename or 'while writing'}); {self.way_on()}"
         return ""
 
-    def _way_on(self) -> str:
+    def way_on(self) -> str:
+        """How to go on with a run that has ended early."""
         if self.last_checkpoint.is_file():
             return f"the same command continues from {self.last_checkpoint}"
         return "there is no checkpoint yet, the same command starts anew"
@@ -216,6 +277,25 @@ class Run:
         with suppress(OSError):
             for parent in new[1:]:
                 parent.rmdir()
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _resolved(content: Any) -> Any:
+    """A recipe, or the text of an override, with its interpolations resolved as the parser does; where they cannot be,
+    as it is: the parser says so."""
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        value = yaml.safe_load(content) if isinstance(content, str) else content
+        whole = isinstance(value, dict | list)
+        return OmegaConf.to_container(OmegaConf.create(value), resolve=True) if whole else value
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError):
+        return content
 
 
 def run_of(recipe: str | Path, overrides: Sequence[str], folder: str | Path | None = None) -> Run:

@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 
 from mvar_lightning.errors import UserError
 from mvar_lightning.runs.recipe_check import check_quickly
-from mvar_lightning.runs.run import DAMAGED, RUNS, Run, run_of
+from mvar_lightning.runs.run import RUNS, Run, run_of
 from mvar_lightning.runs.sweep_results import Column, Sweep, SweepResults, read_run, write_results
-from mvar_lightning.tools.files import read_json
 
 STOPPED = (130, -signal.SIGINT, -signal.SIGTERM)
 """Exit statuses of a run that was told to stop."""
@@ -54,8 +53,10 @@ class PlannedRun(NamedTuple):
 
     def is_finished(self) -> bool:
         """Whether the folder holds a finished run of the same recipe and overrides."""
-        stamp = self.run.stamp
-        return self.run.metrics_file.is_file() and stamp.is_file() and read_json(stamp, DAMAGED) == self.run.identity()
+        try:
+            return self.run.metrics_file.is_file() and self.run.is_known()
+        except UserError:
+            return False
 
 
 def run_sweep(request: SweepRequest) -> SweepResults:

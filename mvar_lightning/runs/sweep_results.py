@@ -17,9 +17,9 @@ from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 from mvar_lightning.errors import UserError
-from mvar_lightning.runs.run import DAMAGED, Run
+from mvar_lightning.runs.run import Run
 from mvar_lightning.tools.console import print_table, table_of
-from mvar_lightning.tools.files import read_json, write, write_json
+from mvar_lightning.tools.files import write, write_json
 
 MEASURES = ("last", "fall")
 REDUCTIONS: dict[str, Callable[..., float]] = {"min": min, "max": max}
@@ -338,10 +338,7 @@ def read_curves(folder: str | Path) -> dict[str, Curve]:
 
 def read_run(variant: str, seed: int, run: Run) -> SweepRun:
     """What a finished run reported and logged. Raises `UserError` where its ``metrics.json`` is no report."""
-    report = read_json(run.metrics_file, DAMAGED)
-    if not isinstance(report, dict) or not isinstance(report.get("metrics"), dict) or "steps" not in report:
-        raise UserError(f"{run.metrics_file}: is no report of a run; remove it and sweep again")
-    return SweepRun(variant, seed, report, read_curves(run.folder / "tensorboard"))
+    return SweepRun(variant, seed, run.report(), read_curves(run.folder / "tensorboard"))
 
 
 def write_results(results: SweepResults, out: Path) -> None:

@@ -7,15 +7,19 @@ the recipe has been looked at.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from mvar_lightning.errors import UserError
-from mvar_lightning.runs.recipe_check import check_quickly
-from mvar_lightning.runs.run import DAMAGED, Run, run_of
+from mvar_lightning.runs.recipe_check import check_quickly, setting_of
+from mvar_lightning.runs.run import Run, Stopped, run_of
 from mvar_lightning.tools.console import print_table
-from mvar_lightning.tools.files import read_json, write_json
+from mvar_lightning.tools.files import write_json
 from mvar_lightning.tools.processes import check_number, is_main, launched, wait_until_visible
 from mvar_lightning.tools.tensors import read_torch
 
@@ -27,6 +31,12 @@ SHOWN = ("val/", "codebook/usage")
 
 MACHINES = ("--trainer.accelerator=", "--trainer.devices=", "--trainer.num_nodes=", "--trainer.strategy=ddp")
 """Overrides that a tokenizer's recipe needs as well when a launcher has started the processes."""
+
+DATA = tuple(f"--data.{name}=" for name in ("path", "train_shards", "val_shards", "num_classes", "allow_pipe"))
+"""Those that it always needs: they say which images."""
+
+GIVEN = {"model.tokenizer", "model.init_args.tokenizer"}
+"""Overrides with which no tokenizer is trained."""
 
 
 def train(
@@ -45,35 +55,83 @@ def train(
 
     Raises:
         UserError: a wrong recipe or override, missing data, or a folder of another run.
+        KeyboardInterrupt: the run was interrupted or told to stop.
     """
-    content = check_quickly(recipe, overrides)
+    check_quickly(recipe, overrides)
     run = run_of(recipe, overrides, run_folder)
-    if run.metrics_file.exists() and not fresh:
-        run.check()
-        if is_main():
-            print(f"{run.folder}: already trained (train anew with --fresh)")
-        return run
-    from mvar_lightning.runs.recipe import RecipeCheck
-
-    RecipeCheck(run.arguments, run.folder)
-    if fresh:
-        run.forget()
-    run.check()
-    trained_here = _train_tokenizer(run, content.get("tokenizer_recipe"))
-    extra = [f"--model.tokenizer={trained_here}"] if trained_here is not None else []
-    _fit(run, extra, None if fresh or not run.last_checkpoint.is_file() else run.last_checkpoint)
+    with stoppable(run):
+        _train(run, fresh)
     return run
 
 
-def _train_tokenizer(run: Run, tokenizer_recipe: str | None) -> Path | None:
-    """Folder of a tokenizer trained for this run, or None where the recipe names none or it is given."""
-    if tokenizer_recipe is None or any(o.startswith("--model.tokenizer=") for o in run.overrides):
+def _train(run: Run, fresh: bool) -> None:
+    if run.metrics_file.exists() and not fresh:
+        run.check()
+        if is_main():
+            run.report()
+            print(f"{run.folder}: already trained (train anew with --fresh)")
+        return
+    from mvar_lightning.runs.recipe import RecipeCheck
+
+    check = RecipeCheck(run.arguments, run.folder)
+    tokenizer = _tokenizer_run(run, check.tokenizer_recipe)
+    if tokenizer is not None and not tokenizer.metrics_file.exists():
+        check.build(RecipeCheck(tokenizer.arguments, tokenizer.folder))
+    if fresh:
+        run.forget()
+    run.check()
+    trained_here = None if tokenizer is None else _train_tokenizer(tokenizer)
+    extra = [f"--model.tokenizer={trained_here}"] if trained_here is not None else []
+    _fit(run, extra, None if fresh or not run.last_checkpoint.is_file() else run.last_checkpoint)
+
+
+@contextmanager
+def stoppable(run: Run) -> Iterator[None]:
+    """Ctrl-C, and SIGTERM the same way, end a run with words in every phase; where a trainer trains, `LastCheckpoint`
+    takes SIGTERM over and keeps the run's place first.
+
+    Raises:
+        Stopped: with the run's folder and how to go on.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt("told to stop")
+
+    ours = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, stop) if ours else None
+    try:
+        yield
+    except Stopped:
+        raise
+    except KeyboardInterrupt as error:
+        raise Stopped(f"{run.folder}: {str(error) or 'interrupted'}; {run.way_on()}") from error
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _tokenizer_run(run: Run, recipe: str | None) -> Run | None:
+    """The run of this one's tokenizer, or None where the recipe names none or it is given."""
+    if recipe is None or GIVEN.intersection(map(setting_of, run.overrides)):
         return None
-    overrides = [override for override in run.overrides if override.startswith("--data.path=")]
-    if launched() and not run_of(tokenizer_recipe, overrides).metrics_file.exists():
+    overrides = [override for override in run.overrides if override.startswith(DATA)]
+    found = run_of(recipe, overrides)
+    if launched() and not found.metrics_file.exists():
         # all processes that a launcher started train it, so its trainer must hear of them too
         overrides += [override for override in run.overrides if override.startswith(MACHINES)]
-    return train(tokenizer_recipe, overrides).model_folder
+        found = run_of(recipe, overrides)
+    return found
+
+
+def _train_tokenizer(run: Run) -> Path:
+    """Folder of the tokenizer. A mistake says that it is its recipe's, which few of the overrides reach."""
+    try:
+        return train(run.recipe, run.overrides).model_folder
+    except UserError as error:
+        raise UserError(
+            f"tokenizer_recipe {run.recipe} (overrides other than those of its data's place do not reach it; train it "
+            f"by itself with others, and give --model.tokenizer={run.folder}): {error.marked}"
+        ) from error
 
 
 def _fit(run: Run, extra: list[str], checkpoint: Path | None) -> None:
@@ -96,8 +154,11 @@ def _fit(run: Run, extra: list[str], checkpoint: Path | None) -> None:
     with run.started(trainer):
         run.claim()
         trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+        kept = _last_checkpoint(trainer)
+        kept.keep_metrics(trainer)
         if validated[-1:] != [trainer.global_step]:  # the report is about the final weights
             trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
+            kept.keep_metrics(trainer)
         model = getattr(cli.model, "model", None)
         model = None if model is None else gathered(model)  # sharded weights need all ranks for that
         if trainer.is_global_zero:
@@ -126,10 +187,15 @@ def run_stage(
     if checkpoint is not None and not Path(checkpoint).is_file():
         raise UserError(f"checkpoint {checkpoint}: no such file")
     check_quickly(recipe, overrides)
+    run = run_of(recipe, overrides, run_folder)
+    with stoppable(run):
+        _run_stage(stage, run, checkpoint)
+
+
+def _run_stage(stage: str, run: Run, checkpoint: str | Path | None) -> None:
     from mvar_lightning.checkpoints.folder import open_checkpoint
     from mvar_lightning.runs.recipe import SuiteCLI
 
-    run = run_of(recipe, overrides, run_folder)
     cli = SuiteCLI(run.arguments, run.folder)
     if stage != "fit" and checkpoint is None and getattr(cli.model, "init_from", None) is None:
         raise UserError(f"mvar {stage}: no weights; name a checkpoint with ``ckpt_path`` or set model.init_from")
@@ -158,13 +224,12 @@ def write_report(run: Run, cli: SuiteCLI) -> None:
 
     The seconds are those of training with its validations, over all the times that the run was taken up again.
     """
-    from mvar_lightning.callbacks import LastCheckpoint
     from mvar_lightning.tools.compute import peak_memory_bytes
 
     module: Any = cli.model
     trainer: Any = cli.trainer
-    latest: dict[str, float] = {}
-    seconds = sum(c.state_dict()["seconds"] for c in trainer.callbacks if isinstance(c, LastCheckpoint))
+    kept = _last_checkpoint(trainer)
+    latest = dict(kept.metrics)
     for callback in trainer.callbacks:
         latest |= getattr(callback, "latest", {})
     core = getattr(module, "model", module.tokenizer)
@@ -172,11 +237,11 @@ def write_report(run: Run, cli: SuiteCLI) -> None:
         "recipe": str(run.recipe),
         "overrides": list(run.overrides),
         "steps": trainer.global_step,
-        "seconds": round(seconds, 1),
+        "seconds": round(kept.state_dict()["seconds"], 1),
         "parameters": sum(parameter.numel() for parameter in core.parameters()),
         "seconds_per_step": latest.get("speed/step_seconds"),
         "peak_memory_bytes": peak_memory_bytes(trainer.strategy.root_device),
-        "metrics": {name: float(value) for name, value in sorted(trainer.callback_metrics.items())},
+        "metrics": dict(sorted(kept.metrics.items())),
     }
     if hasattr(module, "model"):
         report["attention"] = repr(core.strategy)
@@ -186,9 +251,16 @@ def write_report(run: Run, cli: SuiteCLI) -> None:
     write_json(run.metrics_file, report)
 
 
+def _last_checkpoint(trainer: Any) -> Any:
+    """The callback of every run."""
+    from mvar_lightning.callbacks import LastCheckpoint
+
+    return next(callback for callback in trainer.callbacks if isinstance(callback, LastCheckpoint))
+
+
 def print_report(run: Run) -> None:
     """The table at the end of `mvar train`."""
-    report = read_json(run.metrics_file, DAMAGED)
+    report = run.report()
     shown = {name: value for name, value in report["metrics"].items() if name.startswith(SHOWN)}
     rows = [
         ("steps", f"{report['steps']:,} in {report['seconds']:.0f} s"),

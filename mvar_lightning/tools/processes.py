@@ -40,12 +40,17 @@ LOST = (
 
 def global_rank() -> int:
     """This process's number among those of the run; 0 where there is only one."""
-    if "RANK" in os.environ:
+    if under_torchrun():
         return int(os.environ["RANK"])
     if under_slurm():
         return int(os.environ["SLURM_PROCID"])
     # Lightning's own launcher: its first process has no LOCAL_RANK, or 0, and node 0
     return int(os.environ.get("LOCAL_RANK", "0")) + int(os.environ.get("NODE_RANK", "0"))
+
+
+def under_torchrun() -> bool:
+    """Whether torchrun started this process: Lightning's and torch's rule. A RANK alone was left by something else."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def under_slurm() -> bool:
@@ -59,12 +64,12 @@ def is_main() -> bool:
 
 def started_by_lightning() -> bool:
     """Whether this is a further process that Lightning started from the first one, with the same command line."""
-    return "RANK" not in os.environ and not under_slurm() and not is_main()
+    return not under_torchrun() and not under_slurm() and not is_main()
 
 
 def launched() -> int | None:
     """How many processes torchrun or SLURM have started; None where Lightning is to start them."""
-    if "RANK" in os.environ:  # torchrun, also where it runs within SLURM
+    if under_torchrun():  # also where it runs within SLURM
         return int(os.environ.get("WORLD_SIZE", "1"))
     return int(os.environ["SLURM_NTASKS"]) if under_slurm() else None
 

@@ -109,6 +109,14 @@ def gathered(model: NextScaleTransformer) -> NextScaleTransformer:
     return fill(on_meta(lambda: NextScaleTransformer.from_config(model.config)), state, "the sharded model")
 
 
+def has_trainer(module: L.LightningModule) -> bool:
+    """Whether a module is at work in a trainer, and not made of a checkpoint for its own sake."""
+    try:
+        return module.trainer is not None
+    except RuntimeError:  # Lightning's word for it
+        return False
+
+
 def log_means(module: L.LightningModule, named: Mapping[str, Tensor], images: int) -> None:
     """Log means over an epoch's images, whatever share of them each process has.
 

@@ -7,6 +7,8 @@ B batch, L tokens of the pyramid, Z code dim, HW pixels.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from inspect import signature
 from typing import Any
 from zlib import crc32
 
@@ -18,22 +20,28 @@ from torch import Tensor
 
 from mvar_lightning.attention import AdjacentAttention, AttentionStrategy, FullAttention, SpatialAttention
 from mvar_lightning.checkpoints import load_initial_weights, load_tokenizer
-from mvar_lightning.checkpoints.folder import Record, unwrap_names
+from mvar_lightning.checkpoints.assign import on_meta
+from mvar_lightning.checkpoints.folder import Record, open_checkpoint, unwrap_names
 from mvar_lightning.compat import lets_clip
 from mvar_lightning.data.image_data import named, run_data
 from mvar_lightning.errors import UserError
 from mvar_lightning.metrics.quality import CodebookUsage
 from mvar_lightning.sampling import Generated, generate
-from mvar_lightning.tokenizer import fingerprint
+from mvar_lightning.tokenizer import MultiScaleTokenizer, fingerprint
 from mvar_lightning.tools.drawing import normalize
-from mvar_lightning.training.distributed import log_means, seed_batch, shard_where_asked
+from mvar_lightning.training.distributed import has_trainer, log_means, seed_batch, shard_where_asked
+from mvar_lightning.training.manual_steps import window_of
 from mvar_lightning.training.optimizers import HeldLine, ScheduledAdamW, parameter_groups
 from mvar_lightning.training.scale_groups import ScaleGroups, kept_of_token, loss_of_groups
 from mvar_lightning.training.token_loss import TokenLoss, token_loss
 from mvar_lightning.transformer import acceleration
 from mvar_lightning.transformer.blocks import BlockDesign, LlamaBlocks, VARBlocks
 from mvar_lightning.transformer.history import History, NoHistory, SlidingWindowHistory
-from mvar_lightning.transformer.transformer import NextScaleTransformer
+from mvar_lightning.transformer.transformer import NextScaleTransformer, axes_of
+
+SCHEDULE = ("base_lr", "betas", "weight_decay", "weight_decay_end", "warmup", "final_lr_ratio")
+PLAIN_SETTINGS = (*SCHEDULE, "cfg", "top_k", "top_p")
+"""Settings that a checkpoint keeps beside the architecture, for a module that is made of it."""
 
 
 class NextScaleModule(L.LightningModule):
@@ -131,6 +139,26 @@ class NextScaleModule(L.LightningModule):
         self.cfg, self.top_k, self.top_p = cfg, top_k, top_p
         self.usage = CodebookUsage(self.tokenizer.pyramid, self.tokenizer.vocab_size)
 
+    @classmethod
+    def check_settings(cls, tokenizer: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+        """Whether a module can be made over a tokenizer that is still to be trained; takes no memory for weights.
+
+        Args:
+            tokenizer: arguments of its module.
+            settings: arguments of this one, with objects on the axes.
+
+        Raises:
+            UserError: sizes, an attention strategy or scale groups that do not fit.
+        """
+        of_tokenizer = signature(MultiScaleTokenizer).parameters.keys() & tokenizer
+        made = on_meta(lambda: MultiScaleTokenizer(**{name: tokenizer[name] for name in of_tokenizer}))
+        own = {name: settings[name] for name in signature(NextScaleTransformer).parameters.keys() & settings}
+        axes = {"attention": cls.default_attention, "history": cls.default_history, "blocks": cls.default_blocks}
+        own |= {name: own.get(name) or axis for name, axis in axes.items()}
+        own |= {"vocab_size": made.vocab_size, "code_dim": made.code_dim, "num_classes": 1}
+        model = on_meta(lambda: NextScaleTransformer(made.pyramid.sides, **own))
+        ScaleGroups.read(settings.get("scale_groups"), settings.get("scale_cycle"), model.backend.plan)
+
     def train(self, mode: bool = True) -> NextScaleModule:
         """The tokenizer stays in evaluation mode, whatever the trainer asks for."""
         super().train(mode)
@@ -139,6 +167,11 @@ class NextScaleModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         run_data(self.trainer).check_model(self.tokenizer, self.tokenizer_hash)
+        if self.trainer.precision not in ("32-true", "bf16-mixed", "16-mixed"):
+            raise UserError(
+                f"trainer.precision {self.trainer.precision}: the frozen tokenizer needs float32 weights; take "
+                "32-true, bf16-mixed or 16-mixed"
+            )
         if self.scale_groups.splits_steps and self.trainer.precision == "16-mixed":
             raise UserError("scale_groups: go with precision 32-true or bf16-mixed, not 16-mixed with its loss scaling")
         if len(self.scale_groups.groups) > 1 and self.scale_groups.target is None:
@@ -147,7 +180,8 @@ class NextScaleModule(L.LightningModule):
 
     def configure_model(self) -> None:
         """Under `FullySharded` the transformer is divided over the processes; the frozen tokenizer stays whole."""
-        shard_where_asked(self.model, self.trainer.strategy)
+        if has_trainer(self):
+            shard_where_asked(self.model, self.trainer.strategy)
 
     @torch.no_grad()
     def tokens(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -186,10 +220,12 @@ class NextScaleModule(L.LightningModule):
         if self.scale_groups.splits_steps and batch_idx % self.trainer.accumulate_grad_batches == 0:
             self.trainer.optimizers[0].zero_grad()  # Lightning's own comes after this step's first backward passes
         groups, accumulated = self.scale_groups.at(self.global_step), self.trainer.accumulate_grad_batches
-        loss, figures = loss_of_groups(self.model, x_BLZ, batch["label"], idx_BL, groups, accumulated)
+        size = window_of(self.trainer, batch_idx, accumulated).size
+        loss, figures = loss_of_groups(self.model, x_BLZ, batch["label"], idx_BL, groups, size)
         self.log_dict(figures.named("train/"))
         self.log("loss", figures.loss, prog_bar=True, logger=False)
-        return loss
+        # Lightning divides by the usual number of batches, also where an epoch's last step has fewer
+        return loss if size == accumulated else loss * (accumulated / size)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         if not self.scale_groups.splits_steps:
@@ -234,7 +270,8 @@ class NextScaleModule(L.LightningModule):
         )
         lets_clip(optimizer)
         schedule = HeldLine(int(steps), round(self.warmup * steps), self.final_lr_ratio)
-        scheduler = ScheduledAdamW(optimizer, schedule, (self.weight_decay, self.weight_decay_end))
+        decay = self.weight_decay, self.weight_decay_end
+        scheduler = ScheduledAdamW(optimizer, schedule, decay, images=self.global_batch_size())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def global_batch_size(self) -> int:
@@ -253,6 +290,22 @@ class NextScaleModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._record().write_into(checkpoint)
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {name: getattr(self, name) for name in PLAIN_SETTINGS}
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **settings: Any) -> Any:
+        """The module of a checkpoint: sizes, axes and the tokenizer are those in it. Other settings, such as
+        ``backend`` and ``scale_groups``, are the defaults; ``settings`` replace any. Nothing is unpickled.
+
+        Raises:
+            UserError: as `load`; or a checkpoint of a tokenizer.
+        """
+        opened = open_checkpoint(checkpoint_path)
+        if opened.record.model is None:
+            raise UserError(f"{checkpoint_path}: holds a tokenizer alone; load it with TokenizerModule")
+        own = {**axes_of(opened.record.model), "tokenizer": str(checkpoint_path)}
+        del own["scales"]  # the tokenizer's
+        return super().load_from_checkpoint(checkpoint_path, *args, **{"weights_only": True, **own, **settings})
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._record().check_resumed(checkpoint)

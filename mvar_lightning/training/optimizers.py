@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -40,15 +40,15 @@ class Schedule(ABC):
     warmup_steps: int
     final_ratio: float
 
-    def factor(self, step: int) -> float:
+    def factor(self, step: float) -> float:
         """At a step counted from 0."""
         return self.warmup(step) if step < self.warmup_steps else self.shape(step - self.warmup_steps)
 
     @abstractmethod
-    def warmup(self, step: int) -> float: ...
+    def warmup(self, step: float) -> float: ...
 
     @abstractmethod
-    def shape(self, step: int) -> float:
+    def shape(self, step: float) -> float:
         """At a step counted from the end of the warm-up."""
 
 
@@ -57,10 +57,10 @@ class HeldLine(Schedule):
 
     start, hold = 0.005, 0.05
 
-    def warmup(self, step: int) -> float:
+    def warmup(self, step: float) -> float:
         return self.start + (1 - self.start) * step / self.warmup_steps
 
-    def shape(self, step: int) -> float:
+    def shape(self, step: float) -> float:
         passed = min(1.0, step / max(1, self.total_steps - 1 - self.warmup_steps))
         if passed < self.hold:
             return 1.0
@@ -70,10 +70,10 @@ class HeldLine(Schedule):
 class HalfCosine(Schedule):
     """The tokenizer's: from 1 / warmup_steps to the peak, then half a cosine."""
 
-    def warmup(self, step: int) -> float:
+    def warmup(self, step: float) -> float:
         return (step + 1) / self.warmup_steps
 
-    def shape(self, step: int) -> float:
+    def shape(self, step: float) -> float:
         return half_cosine(1.0, self.final_ratio, step / max(1.0, self.total_steps - self.warmup_steps))
 
 
@@ -90,25 +90,59 @@ class ScheduledAdamW(LRScheduler):
         schedule: of the learning rate.
         weight_decay: first and last, with half a cosine over the whole run in between, as VAR can train; each group has
             its share of it as ``decay_scale``. None leaves the groups' own.
+        images: of one step over all processes, where it is known.
     """
 
     def __init__(
-        self, optimizer: Optimizer, schedule: Schedule, weight_decay: tuple[float, float] | None = None
+        self,
+        optimizer: Optimizer,
+        schedule: Schedule,
+        weight_decay: tuple[float, float] | None = None,
+        images: int | None = None,
     ) -> None:
         self.schedule, self.weight_decay = schedule, weight_decay
+        self.images, self.total_steps = images, schedule.total_steps
+        self.moved = 0.0
+        """Steps that the curves are ahead of the count: what a checkpoint has done counts by its images."""
         super().__init__(optimizer)
+        self._of_recipe = [{key: group[key] for key in group if key != "params"} for group in optimizer.param_groups]
 
     def get_lr(self) -> list[float | Tensor]:
+        step = self.last_epoch + self.moved
         if self.weight_decay is not None:
-            passed = self.last_epoch / max(1, self.schedule.total_steps - 1)
+            passed = step / max(1, self.schedule.total_steps - 1)
             for group in self.optimizer.param_groups:
                 group["weight_decay"] = half_cosine(*self.weight_decay, passed) * group["decay_scale"]
-        factor = self.schedule.factor(self.last_epoch)
+        factor = self.schedule.factor(step)
         return [base * factor for base in self.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values only: the curves themselves come from the recipe."""
-        return {key: value for key, value in super().state_dict().items() if key not in ("schedule", "weight_decay")}
+        left_out = ("schedule", "weight_decay", "_of_recipe")
+        return {key: value for key, value in super().state_dict().items() if key not in left_out}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the place on the curves; the curves, their peak and all settings of the optimizer (whose state is
+        loaded before) stay the recipe's. With another number of images a step that place is moved to where as many
+        images have been seen, unless the run's length is given in steps. Another peak is told.
+        """
+        own = {name: getattr(self, name) for name in ("base_lrs", "images", "total_steps")}
+        super().load_state_dict(state_dict)
+        theirs = {name: state_dict.get(name, value) for name, value in own.items()}
+        vars(self).update(own)
+        counted = bool(theirs["images"] and own["images"]) and theirs["total_steps"] != own["total_steps"]
+        if counted and theirs["images"] != own["images"]:
+            self.moved = (self.last_epoch + self.moved) * theirs["images"] / own["images"] - self.last_epoch
+        for group, settings in zip(self.optimizer.param_groups, self._of_recipe, strict=True):
+            group.update(settings)
+        self._last_lr = self.get_lr()
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = rate
+        if theirs["base_lrs"] != own["base_lrs"]:
+            rank_zero_info(
+                f"learning rate: the peak of the checkpoint was {theirs['base_lrs'][0]:.4g}, this run's is "
+                f"{own['base_lrs'][0]:.4g}, as its recipe and its global batch give it"
+            )
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
@@ -147,8 +181,11 @@ class TokenizerAdamW:
         if not 0 <= self.warmup < 1:
             raise UserError(f"warmup {self.warmup}: the share of steps with a rising learning rate must be in [0, 1)")
 
-    def optimizer(self, parameters: Iterable[nn.Parameter], steps: float, name: str | None = None) -> dict[str, Any]:
-        """With its schedule, as Lightning takes them; ``name`` is the learning rate's in the log.
+    def optimizer(
+        self, parameters: Iterable[nn.Parameter], steps: float, images: int | None, name: str | None = None
+    ) -> dict[str, Any]:
+        """With its schedule, as Lightning takes them; ``images`` are those of a step, ``name`` is the learning rate's
+        in the log.
 
         Only convolution weights decay: no biases, norms and codes.
         """
@@ -158,15 +195,20 @@ class TokenizerAdamW:
         groups = [{"params": params, "weight_decay": decay} for params, decay in pairs if params]
         optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, fused=True)
         warmup_steps = 0 if math.isinf(steps) else round(self.warmup * steps)
-        scheduler = ScheduledAdamW(optimizer, HalfCosine(steps, warmup_steps, self.final_lr_ratio))
+        schedule = HalfCosine(steps, warmup_steps, self.final_lr_ratio)
+        scheduler = ScheduledAdamW(optimizer, schedule, images=images)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": name}}
 
 
 def tokenizer_optimizers(
-    tokenizer: MultiScaleTokenizer, adversarial: AdversarialLoss | None, settings: TokenizerAdamW, steps: float
+    tokenizer: MultiScaleTokenizer,
+    adversarial: AdversarialLoss | None,
+    settings: TokenizerAdamW,
+    steps: float,
+    images: int | None = None,
 ) -> OptimizerLRScheduler:
     """As Lightning takes them: the tokenizer's, and after it the discriminator's over the steps from its start on."""
-    ours = settings.optimizer(tokenizer.parameters(), steps)
+    ours = settings.optimizer(tokenizer.parameters(), steps, images)
     if adversarial is None:
         return cast(OptimizerLRScheduler, ours)
     adversarial.plan(steps)
@@ -176,5 +218,5 @@ def tokenizer_optimizers(
             "it never starts; train longer or set an earlier start"
         )
     own = replace(settings, lr=adversarial.lr or settings.lr, betas=adversarial.betas, weight_decay=0.0)
-    theirs = own.optimizer(adversarial.discriminator.parameters(), max(1, steps - start), "lr-discriminator")
+    theirs = own.optimizer(adversarial.discriminator.parameters(), max(1, steps - start), images, "lr-discriminator")
     return cast(OptimizerLRScheduler, (ours, theirs))

@@ -152,7 +152,7 @@ def loss_of_groups(
 
     Args:
         x_BLZ, label_B: as in `NextScaleTransformer.forward`.
-        accumulated: batches of an optimizer step; the caller divides what is returned by it, as Lightning does.
+        accumulated: batches of this optimizer step; the caller divides what is returned by it.
 
     Returns:
         The loss, a sum over the groups' tokens divided by B x L, with the gradient that is left; and the figures.

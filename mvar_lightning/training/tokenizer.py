@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
 from mvar_lightning.checkpoints import load_tokenizer
-from mvar_lightning.checkpoints.folder import Record, is_released, unwrap_names
+from mvar_lightning.checkpoints.folder import Record, is_released, open_checkpoint, unwrap_names
 from mvar_lightning.checkpoints.official import import_tokenizer
 from mvar_lightning.data.image_data import named, run_data
 from mvar_lightning.errors import UserError
@@ -32,7 +32,7 @@ from mvar_lightning.tokenizer.losses import EntropyLoss, L1Loss, L2Loss, LossPar
 from mvar_lightning.tokenizer.quantizer import FIRST_KEPT, check_scale_dropout, draw_kept_scales
 from mvar_lightning.tokenizer.tokenizer import TRAINING_ONLY, MultiScaleTokenizer, TokenizerOutput, fingerprint_of
 from mvar_lightning.tools.drawing import normalize
-from mvar_lightning.training.distributed import log_means, seed_batch, seed_of_batch
+from mvar_lightning.training.distributed import has_trainer, log_means, seed_batch, seed_of_batch
 from mvar_lightning.training.manual_steps import as_list, check_finite, check_weights, warn_of_poor_data, window_of
 from mvar_lightning.training.optimizers import TokenizerAdamW, tokenizer_optimizers
 
@@ -289,7 +289,9 @@ class TokenizerModule(L.LightningModule):
             # Lightning's own number knows no accumulation
             steps = math.ceil(batches / self.accumulate_grad_batches) * max(epochs or 1, 1)
             steps = steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
-        return tokenizer_optimizers(self.tokenizer, self.adversarial, self.settings, steps)
+        batch = run_data(trainer).batch_size
+        images = None if batch is None else batch * trainer.world_size * self.accumulate_grad_batches
+        return tokenizer_optimizers(self.tokenizer, self.adversarial, self.settings, steps, images)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_weights(checkpoint)
@@ -297,11 +299,20 @@ class TokenizerModule(L.LightningModule):
         state = {key.removeprefix("tokenizer."): tensor for key, tensor in checkpoint["state_dict"].items()}
         Record(self.tokenizer.config, fingerprint_of(self.tokenizer, state)).write_into(checkpoint)
 
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **settings: Any) -> Any:
+        """The module of a checkpoint with its tokenizer; losses, discriminator and other settings are the defaults,
+        remedies none, unless they are given. Nothing is unpickled. Raises `UserError` as `load`."""
+        opened = open_checkpoint(checkpoint_path)
+        opened.tokenizer()  # whole, or refused: what else is in the file may be there or not
+        own = {**opened.record.tokenizer, "remedies": [], "weights_only": True, "strict": False}
+        return super().load_from_checkpoint(checkpoint_path, *args, **{**own, **settings})
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         unwrap_names(checkpoint)
         # another set of optimizers is refused before any weight is touched
         theirs = any(key.startswith("adversarial.") for key in checkpoint["state_dict"])
-        if theirs != (self.adversarial is not None):
+        if has_trainer(self) and theirs != (self.adversarial is not None):
             raise UserError(
                 f"this checkpoint was written {'with' if theirs else 'without'} a discriminator, this run is "
                 f"{'without' if theirs else 'with'} one: keep model.adversarial as it was, or start a new run with "

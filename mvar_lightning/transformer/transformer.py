@@ -147,10 +147,7 @@ class NextScaleTransformer(nn.Module):
     @classmethod
     def from_config(cls, config: dict[str, Any], **overrides: Any) -> NextScaleTransformer:
         """Build from `config`; ``overrides`` replace constructor arguments (a backend, an attention strategy)."""
-        arguments = dict(config)
-        for name, axis in (("attention", AttentionStrategy), ("history", History), ("blocks", BlockDesign)):
-            arguments[name] = axis.from_config(arguments[name])
-        return cls(**{**arguments, **overrides})
+        return cls(**{**axes_of(config), **overrides})
 
     def mask(self) -> Tensor:
         """The strategy's boolean (L, L) mask, for plots."""
@@ -331,3 +328,9 @@ def without_decay(model: nn.Module) -> set[str]:
         if hasattr(module, "no_weight_decay")
         for name in module.no_weight_decay()
     }
+
+
+def axes_of(config: dict[str, Any]) -> dict[str, Any]:
+    """Constructor arguments of a transformer's `config`: plain values, and an object on each axis."""
+    axes = {"attention": AttentionStrategy, "history": History, "blocks": BlockDesign}
+    return {**config, **{name: axis.from_config(config[name]) for name, axis in axes.items()}}

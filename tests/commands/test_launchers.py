@@ -141,11 +141,14 @@ def test_lightning_starts_the_second_process_and_stops_it_with_the_first(two: Re
     assert done.stdout.count("runs/var/metrics.json") == 1
 
 
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "none"}
 LAUNCHED = (
     ({}, 0, False),
-    ({"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}, 3, False),
+    ({**TORCHRUN, "RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}, 3, False),
+    ({"RANK": "3"}, 0, False),  # left in the environment by something else
     ({"SLURM_NTASKS": "4", "SLURM_PROCID": "2", "SLURM_JOB_NAME": "train"}, 2, False),
-    ({"RANK": "3", "WORLD_SIZE": "4", "SLURM_NTASKS": "2", "SLURM_PROCID": "1"}, 3, False),  # torchrun in SLURM
+    ({**TORCHRUN, "RANK": "3", "WORLD_SIZE": "4", "SLURM_NTASKS": "2", "SLURM_PROCID": "1"}, 3, False),  # in SLURM
+    ({"RANK": "3", "SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "train"}, 0, False),  # exported to srun
     ({"SLURM_NTASKS": "4", "SLURM_PROCID": "2", "SLURM_JOB_NAME": "bash"}, 0, False),  # a shell in an allocation
     ({"LOCAL_RANK": "0", "NODE_RANK": "0"}, 0, False),
     ({"LOCAL_RANK": "1", "NODE_RANK": "0"}, 1, True),
@@ -156,14 +159,15 @@ LAUNCHED = (
 def test_ranks_and_numbers_of_processes(
     given: dict[str, str], rank: int, by_lightning: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_JOB_NAME"):
+    launchers = ("LOCAL_RANK", "NODE_RANK", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_JOB_NAME", *TORCHRUN)
+    for name in ("RANK", "WORLD_SIZE", *launchers):
         monkeypatch.delenv(name, raising=False)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     assert processes.global_rank() == rank and processes.is_main() == (rank == 0)
     assert processes.started_by_lightning() == by_lightning
     processes.check_number(4)
-    if "RANK" in given or given.get("SLURM_JOB_NAME") == "train":
+    if TORCHRUN.keys() <= given.keys() or given.get("SLURM_JOB_NAME") == "train":
         with pytest.raises(UserError, match=r"num_nodes is 1, but 4 processes were started; make them agree"):
             processes.check_number(1)
 
