@@ -54,6 +54,22 @@ torch.jit.trace(features, torch.rand(2, 3, 8, 8)).save("features.ts")
 """
 
 
+CUT_SHORT = """
+import os, signal, sys
+left = 2
+def watch(event, arguments):
+    global left
+    if event == "os.rename" and str(arguments[1]).endswith("last.ckpt"):
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(watch)
+from mvar_lightning.cli import main
+main(["train", "recipes/long.yaml"])
+"""
+"""A run of two epochs that ends in its second: its checkpoint is that of the first."""
+
+
 def color(label: int, number: int) -> tuple[int, int, int]:
     """The color of a picture: red or blue by its class, green by its number."""
     return (200, 10 * number, 30) if label == 0 else (30, 10 * number, 200)
@@ -142,6 +158,7 @@ def make(folder: Path, harness: Harness) -> Path:
     for number, (label, name) in enumerate(enumerate(CLASSES)):
         Image.new("RGB", (16, 16), color(label, number)).save(folder / f"{name}.png")
     write_yaml(folder / "recipes/var.yaml", var_recipe())
+    write_yaml(folder / "recipes/long.yaml", var_recipe(epochs=2))
     write_yaml(folder / "recipes/tok.yaml", tokenizer_recipe())
     write_yaml(folder / "recipes/sweep.yaml", sweep_file())
 
@@ -180,5 +197,8 @@ def make(folder: Path, harness: Harness) -> Path:
     )
     run("train", "recipes/tok.yaml")
     run("train", "recipes/var.yaml")
+    cut = harness.ask(cwd=folder, code=CUT_SHORT, seconds=120)
+    if cut.status != -9 or not (folder / "runs/long/checkpoints/last.ckpt").exists():
+        raise RuntimeError(f"the run was not cut short: {cut.err}")
     (folder / "whole").touch()
     return folder

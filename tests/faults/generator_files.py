@@ -36,6 +36,8 @@ EVALUATE = (
 TOKENS = "tokens make --checkpoint tok --data shards --out out --resize-ratio 1.0 --num-workers 0"
 TRAIN = "train recipes/var.yaml"
 RECIPE = "recipes/var.yaml tok shards"
+LONG, GO_ON = "recipes/long.yaml runs/long tok shards", "train recipes/long.yaml"
+"""A run that was cut short in its second epoch."""
 
 # target, what is damaged how, assets, commands that read it
 TARGETS: tuple[tuple[str, tuple[str, ...], str, tuple[str, ...]], ...] = (
@@ -66,10 +68,10 @@ TARGETS: tuple[tuple[str, tuple[str, ...], str, tuple[str, ...]], ...] = (
         (IMPORT.format("official/var.safetensors", "official/var_tok.pth"),),
     ),
     (
-        "runs/var/checkpoints/last.ckpt",
+        "runs/long/checkpoints/last.ckpt",
         BINARY,
-        RECIPE + " runs/var",
-        (TRAIN + " --run-folder runs/var --trainer.max_epochs=2", "info runs/var/checkpoints/last.ckpt"),
+        LONG,
+        (GO_ON, "info runs/long/checkpoints/last.ckpt"),
     ),
     ("shards/index.json", TEXT, RECIPE, ("shards check shards", TOKENS, TRAIN)),
     ("shards/train/000000.tar", BINARY, RECIPE, ("shards check shards", TOKENS)),

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .assets import SIDE, color
-from .fault import EITHER, REFUSED, RIGHT, Fault, Step, fault, put, set_json
-from .generator_files import EVALUATE
+from .assets import SIDE, color, var_recipe, write_yaml
+from .fault import EITHER, REFUSED, RIGHT, Fault, Step, fault, put, says, set_json
+from .generator_files import EVALUATE, TRAIN
 
 # --- tars --------------------------------------------------------------------------------------------------------------
 
@@ -162,6 +162,9 @@ WRONG_TARS: dict[str, tuple[Callable[[], bytes], str]] = {
 }  # fmt: skip
 
 
+UNREADABLE = {"label-word", "label-float", "label-empty", "label-binary", "label-huge", "all-images-bad"}
+
+
 def tars(rng: random.Random) -> list[Fault]:
     made = []
     ordinary = put("train.tar", tar(samples()))
@@ -183,6 +186,7 @@ def tars(rng: random.Random) -> list[Fault]:
         )
     for name, (data, want) in WRONG_TARS.items():
         odd = put("odd.tar", data())
+        skipped = name in UNREADABLE  # up to ten are left out and named
         made.append(
             fault(
                 "tars",
@@ -193,8 +197,8 @@ def tars(rng: random.Random) -> list[Fault]:
                 ordinary,
                 odd,
                 code=LOAD.format(name="odd.tar"),
-                want=want,
-                check=loaded(8),
+                want=EITHER if skipped else want,
+                check=says(r"odd\.tar") if skipped else None if name == "doubled" else loaded(8),
                 names="odd",
             )
         )
@@ -440,7 +444,8 @@ def token_parts() -> list[Fault]:
                 "reading",
                 f"part-{name}",
                 "cache tok recipes",
-                cache_train(),
+                TRAIN,
+                from_cache,
                 rewrite("cache/train/000001.npy", change),
                 mend,
                 want=EITHER if name == "fortran" else REFUSED,
@@ -460,7 +465,8 @@ def token_parts() -> list[Fault]:
                 "reading",
                 f"labels-{name}",
                 "cache tok recipes",
-                cache_train(),
+                TRAIN,
+                from_cache,
                 rewrite("cache/train/000001.labels.npy", change),
                 mend,
                 names="000001|cache|label",
@@ -469,8 +475,11 @@ def token_parts() -> list[Fault]:
     return made
 
 
-def cache_train() -> str:
-    return "train recipes/var.yaml --data=mvar_lightning.TokenShards --data.path=cache --data.batch_size=4 --data.num_workers=0"
+def from_cache(folder: Path) -> None:
+    """The recipe trains on the token cache."""
+    arguments = {"path": "cache", "batch_size": 4, "num_workers": 0}
+    data = {"class_path": "mvar_lightning.TokenShards", "init_args": arguments}
+    write_yaml(folder / "recipes/var.yaml", {**var_recipe(), "data": data})
 
 
 def rewrite(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Step:

@@ -113,7 +113,7 @@ VALID: dict[str, tuple[Callable[[], bytes], tuple[int, ...]]] = {
     "animated.png": (lambda: frames("PNG"), ORANGE),
     "trailing.png": (lambda: encoded(flat(), "PNG") + b"\0" * 500, ORANGE),
     "prompt.png": (lambda: noted("a cat, best quality " * 50), ORANGE),
-    "long-note.png": (lambda: noted("a" * 3 * 2**20), ORANGE),
+    "long-note.png": (lambda: noted("a" * 2**16), ORANGE),
     "dpi.png": (lambda: encoded(flat(), "PNG", dpi=(0, 0)), ORANGE),
     "gray.jpg": (lambda: encoded(flat(value=GRAY, mode="L"), "JPEG"), (GRAY,) * 3),
     "cmyk.jpg": (lambda: encoded(flat(value=(0, 0, 0, 155), mode="CMYK"), "JPEG", quality=95), (100, 100, 100)),

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .fault import EITHER, REFUSED, RIGHT, Fault, Step, fault, has_files
-from .generator_files import IMPORT, RECIPE, TRAIN
+from .generator_files import GO_ON, IMPORT, LONG
 from .generator_places import OFFICIAL
 
 State = dict[str, Any]
@@ -85,8 +85,8 @@ STATES: dict[str, tuple[Callable[[State], Any], str]] = {
     "bool": (set_first(lambda t: t > 0), REFUSED),
     "sparse": (set_first(lambda t: t.to_sparse()), EITHER),
     "meta": (set_first(lambda t: t.to("meta")), REFUSED),
-    "not-finite": (set_first(lambda t: t * float("nan")), REFUSED),
-    "one-infinite": (set_first(lambda t: torch.where(t == t.max(), torch.inf, t)), REFUSED),
+    "not-finite": (set_first(lambda t: t * float("nan")), EITHER),
+    "one-infinite": (set_first(lambda t: torch.where(t == t.max(), torch.inf, t)), EITHER),
     "object": (lambda s: {**s, "config": Odd()}, REFUSED),
     "number-keys": (lambda s: dict(enumerate(s.values())), REFUSED),
     "mixed-keys": (lambda s: {**s, 3: torch.zeros(1)}, REFUSED),
@@ -157,7 +157,7 @@ def states(rng: random.Random) -> list[Fault]:
                     argv,
                     safetensors(name, act, {"format": "pt", "made": "elsewhere"} if slug == "metadata" else None),
                     want=want,
-                    names=name.split("/")[1].replace(".", r"\."),
+                    names=name.split("/")[1].replace(".", r"\.") + r"|\bvar\b",
                 )
             )
     return made + checkpoints(rng)
@@ -165,7 +165,7 @@ def states(rng: random.Random) -> list[Fault]:
 
 def checkpoint(change: Callable[[State], Any]) -> Step:
     def step(folder: Path) -> None:
-        path = folder / "runs/var/checkpoints/last.ckpt"
+        path = folder / "runs/long/checkpoints/last.ckpt"
         content = torch.load(path, weights_only=False)
         changed = change(content)
         torch.save(content if changed is None else changed, path)
@@ -209,7 +209,6 @@ def checkpoints(rng: random.Random) -> list[Fault]:
         "list": lambda c: [c],
         "weights-alone": lambda c: c["state_dict"],
     }
-    on = TRAIN + " --run-folder runs/var --trainer.max_epochs=2"
     made = []
     for slug, change in changes.items():
         strict = slug in (
@@ -229,12 +228,12 @@ def checkpoints(rng: random.Random) -> list[Fault]:
                 "states",
                 "resuming",
                 f"ckpt-{slug}",
-                RECIPE + " runs/var",
-                on,
+                LONG,
+                GO_ON,
                 checkpoint(change),
                 want=REFUSED if strict else EITHER,
-                names="last|ckpt|checkpoint|runs/var",
-                may_change=() if strict else ("runs/var/*",),
+                names="last|ckpt|checkpoint|runs/long",
+                may_change=() if strict else ("runs/long/*",),
             )
         )
         if rng.random() < 0.4:
@@ -243,8 +242,8 @@ def checkpoints(rng: random.Random) -> list[Fault]:
                     "states",
                     "reading",
                     f"ckpt-{slug}",
-                    "runs/var",
-                    "sample --checkpoint runs/var/checkpoints/last.ckpt --count 1 --out out",
+                    "runs/long",
+                    "sample --checkpoint runs/long/checkpoints/last.ckpt --count 1 --out out",
                     checkpoint(change),
                     want=REFUSED
                     if slug

@@ -170,7 +170,7 @@ SECTIONS: dict[str, tuple[str, str]] = {
     "plugin-typo": (with_trainer(plugins=["slrum"]), REFUSED),
     "default-root": (with_trainer(default_root_dir="elsewhere"), EITHER),
 }  # fmt: skip
-PATHS = r"recipes/var\.yaml|model|data|trainer|callback|override|depth|shards"
+PATHS = r"recipes/var\.yaml|EMA|model|data|trainer|callback|override|depth|shards"
 
 
 def recipes(rng: random.Random) -> list[Fault]:
@@ -265,7 +265,7 @@ def sweeps() -> list[Fault]:
             put("recipes/sweep.yaml", text),
             want=want,
             names=names,
-            settings={"seconds": 20},
+            settings={"seconds": 45},
         )
         for name, (text, want) in texts.items()
     ]
@@ -333,6 +333,15 @@ FLAGS: tuple[tuple[str, str, str, str, str], ...] = (
 )  # fmt: skip
 
 
+SAID_AS = {
+    "val-fraction": "fraction",
+    "classes": "class",
+    "class": "class",
+    "mb-per-shard": "mb|MB",
+    "progressive-images": "images",
+}
+
+
 def flags(rng: random.Random) -> list[Fault]:
     made = []
     for template, flag, assets, right, maybe in FLAGS:
@@ -349,7 +358,7 @@ def flags(rng: random.Random) -> list[Fault]:
                     assets,
                     words,
                     want=want,
-                    names=flag,
+                    names=SAID_AS.get(flag, flag.replace("-", "[-_ ]")),
                     settings={"seconds": 15},
                 )
             )
