@@ -390,6 +390,8 @@ def run(fault: Fault, harness: Harness, assets: Path, folder: Path) -> tuple[str
 
 def whole_already(fault: Fault, harness: Harness, assets: Path, folder: Path, first: Answer) -> bool:
     """The first run has finished its work, so that the second may be refused."""
+    if not fault.same_as:
+        return first.status == 0
     return first.status == 0 or differs_from_undisturbed(fault, harness, assets, folder) is None
 
 
