@@ -55,7 +55,7 @@ ENVIRONMENTS: dict[str, tuple[dict[str, str | None], str]] = {
     "no-user": ({"USER": None, "LOGNAME": None}, RIGHT),
     "num-nodes": ({"NODE_RANK": "1"}, EITHER),
     "group-rank": ({"GROUP_RANK": "x"}, EITHER),
-    "jsonargparse-debug": ({"JSONARGPARSE_DEBUG": "0"}, RIGHT),
+    "jsonargparse-warnings": ({"PYTHONWARNINGS": "default"}, RIGHT),
     "jsonargparse-env": ({"JSONARGPARSE_DEFAULT_ENV": "true", "MVAR_DEPTH": "9"}, RIGHT),
     "traceback-empty": ({"MVAR_TRACEBACK": ""}, RIGHT),
 }  # fmt: skip
