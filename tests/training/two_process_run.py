@@ -26,7 +26,7 @@ from mvar_lightning.training import FullySharded
 from mvar_lightning.training.distributed import gathered
 
 GLOBAL_BATCH, ACCUMULATED, STEPS, EPOCHS = 8, 2, 2, 2
-BATCHES = STEPS * ACCUMULATED - 1  # the last step of an epoch has one batch
+BATCHES = STEPS * ACCUMULATED
 
 
 class Images(L.LightningDataModule):
