@@ -206,7 +206,7 @@ DAMAGED = (
 
 def _moments(found: dict[str, Any], mean: str, covariance: str, images: int | None) -> Moments:
     mean_F, covariance_FF = (torch.from_numpy(_numbers(found, name)) for name in (mean, covariance))
-    if max(float(mean_F.abs().max()), float(covariance_FF.abs().max())) > LARGEST_MOMENT:
+    if max((float(part.abs().max()) for part in (mean_F, covariance_FF) if part.numel()), default=0) > LARGEST_MOMENT:
         raise UserError(f"{mean} or {covariance} beyond {LARGEST_MOMENT:g}: are no moments of features")
     return Moments(mean_F, covariance_FF, images)
 
