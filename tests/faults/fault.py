@@ -321,7 +321,7 @@ def not_whole(path: Path) -> str | None:
 
 def harmed(before: dict[str, str], after: dict[str, str], folder: Path, may_change: Iterable[str]) -> str | None:
     """An earlier file that is gone or changed, or a new one that is not whole."""
-    allowed = [*may_change, "*.lock", "*/tensorboard/*"]
+    allowed = [*may_change, "*.lock", "*/tensorboard/*", "*/.partial-*"]  # what a killed process left may be swept
     for name, content in before.items():
         if after.get(name) != content and not any(fnmatch.fnmatch(name, pattern) for pattern in allowed):
             return f"{name} was {'changed' if name in after else 'removed'}"
