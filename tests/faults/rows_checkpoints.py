@@ -115,7 +115,9 @@ m.save({value!r}, model, tok)
 tell(0)
 """
         case.script(code)
-        answer = case.ask("sample", "--checkpoint", value, "--classes", 0, "--count", 1, "--device", "cpu")
+        answer = case.ask(
+            "sample", "--checkpoint", value, "--classes", 0, "--count", 1, "--device", "cpu", "--out", f"o-{value}"
+        )
         reasons.append(mistake(answer, "nan|infinit|finite", what=value))
     return first(*reasons)
 

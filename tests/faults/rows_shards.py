@@ -9,6 +9,7 @@ import re
 import tarfile
 import threading
 from pathlib import Path
+from typing import ClassVar
 
 import yaml
 
@@ -169,6 +170,7 @@ def _(case: Case) -> str | None:
     large["data"]["init_args"]["batch_size"] = 32
     write_yaml(case.folder / "recipes/tok.yaml", large)
     recipe = {**var_recipe(), "tokenizer_recipe": "recipes/tok.yaml"}
+    recipe["model"]["init_args"]["tokenizer"] = "runs/tok/model"
     write_yaml(case.folder / "recipes/var.yaml", recipe)
     answer = case.ask("train", "recipes/var.yaml", "--data.batch_size=4")
     return None if answer.status == 0 else mistake(answer, "tok.yaml")
@@ -209,7 +211,7 @@ class Breaks(http.server.BaseHTTPRequestHandler):
     """Serves a folder; the first transfer of each file breaks after half of it."""
 
     folder = Path()
-    asked: list[tuple[str, str | None]] = []
+    asked: ClassVar[list[tuple[str, str | None]]] = []
 
     def do_GET(self) -> None:
         data = (self.folder / self.path.lstrip("/")).read_bytes() if (self.folder / self.path[1:]).is_file() else b""

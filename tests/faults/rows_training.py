@@ -106,14 +106,12 @@ def _(case: Case) -> str | None:
     return mistake(case.ask("train", "recipes/var.yaml", seconds=8), "var.yaml")
 
 
-@row(
-    "recipe-judged-late", "mistakes of sampling settings and of a strategy in a recipe whose tokenizer is to be trained"
-)
+@row("recipe-judged-late", "mistakes of sampling settings and of a strategy where the tokenizer is to be trained")
 def _(case: Case) -> str | None:
     case.take("shards")
     write_yaml(case.folder / "recipes/tok.yaml", tokenizer_recipe())
     recipe = {**var_recipe(), "tokenizer_recipe": "recipes/tok.yaml"}
-    recipe["model"]["init_args"].pop("tokenizer")
+    recipe["model"]["init_args"]["tokenizer"] = "runs/tok/model"
     strategy = {"class_path": "SpatialAttention", "init_args": {"kernel_size": 4}}
     reasons = []
     for name, value in (("cfg", float("nan")), ("top_p", 0), ("top_k", -1), ("attention", strategy)):
@@ -122,7 +120,7 @@ def _(case: Case) -> str | None:
         write_yaml(case.folder / f"recipes/{name}.yaml", changed)
         answer = case.ask("train", f"recipes/{name}.yaml", seconds=30)
         late = "told after the tokenizer's training" if (case.folder / "runs/tok/model").exists() else None
-        reasons.append(mistake(answer, what=name) or (f"{name}: {late}" if late else None))
+        reasons.append(mistake(answer, name, what=name) or (f"{name}: {late}" if late else None))
         case.ask(code="import shutil; shutil.rmtree('runs', ignore_errors=True)")
     return first(*reasons)
 
