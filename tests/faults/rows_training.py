@@ -216,8 +216,8 @@ def _(case: Case) -> str | None:
 def _(case: Case) -> str | None:
     case.take("tok", "shards")
     write_yaml(case.folder / "recipes/var.yaml", var_recipe())
-    answer = case.ask("train", "recipes/var.yaml", *SHORT, env={"RANK": "1"})
-    run = case.folder / "runs/var"
+    answer = case.ask("train", "recipes/var.yaml", "--run-folder", "run", *SHORT, env={"RANK": "1"})
+    run = case.folder / "run"
     missing = [name for name in ("run.json", "metrics.json") if not (run / name).exists()]
     return result(answer) or (f"status 0 and no {' and no '.join(missing)}" if missing else None)
 
