@@ -6,6 +6,7 @@ N images, HW pixels.
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mvar_lightning.checkpoints.source import NO_CLASS
+from mvar_lightning.errors import UserError
 from mvar_lightning.evaluation.image_request import (
     EvaluateImagesRequest,
     Generated,
@@ -93,6 +95,7 @@ def prepare_evaluation(request: EvaluateImagesRequest) -> Evaluation:
     check_folder(out, "``out``")
     if request.save_moments is not None:
         check_folder(Path(request.save_moments).parent, "``save_moments``")
+        _check_nothing_lost(Path(request.save_moments))
     generated = open_generated(request, out)
     real = open_real(request, generated.source)
     extractor = request.open_extractor(generated.source.size, device)
@@ -290,3 +293,14 @@ class Evaluation:
         chosen = [jobs[row * classes // shown * count + index].file for row in range(shown) for index in range(each)]
         images = FolderImages(task.folder, chosen, {}, self.generated.source.size)
         return next(images.read(0, len(chosen))), each if each > 1 else 0
+
+
+def _check_nothing_lost(moments: Path) -> None:
+    """Raises `UserError` where a file stands that holds images: the moments would take their place."""
+    try:
+        with zipfile.ZipFile(moments) as archive:
+            images = "arr_0.npy" in archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return
+    if images:
+        raise UserError(f"``save_moments`` {moments}: holds images, which would be lost; choose another name")

@@ -112,12 +112,27 @@ def _train(request: SweepRequest, run: Run) -> bool:
     imports = [word for module in request.modules for word in ("--import", module)]
     fresh = ["--fresh"] if request.fresh else []
     command = ["train", str(run.recipe), "--run-folder", str(run.folder), *fresh, *run.overrides]
-    status = subprocess.run([sys.executable, "-m", "mvar_lightning.cli", *imports, *command], check=False).returncode
+    status = _wait([sys.executable, "-m", "mvar_lightning.cli", *imports, *command])
     if status in STOPPED:
         raise KeyboardInterrupt(f"sweep: stopped in {run.folder}; the same command goes on")
     if status:
         print(f"sweep: the run {run.folder} failed (see above)", file=sys.stderr)
     return status == 0
+
+
+def _wait(command: Sequence[str]) -> int:
+    """Exit status of a command. A stop that reaches the sweep alone (`kill`) is passed on, and the run's end awaited,
+    for it keeps its place then; Ctrl-C has reached both, and a run that ends by it in two seconds is not told again."""
+    with subprocess.Popen(command) as child:
+        try:
+            return child.wait()
+        except KeyboardInterrupt:
+            try:
+                child.wait(2)
+            except subprocess.TimeoutExpired:
+                child.terminate()
+                child.wait()
+            raise
 
 
 # What the file says.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -189,7 +188,7 @@ def test_only_keeps_the_finished_runs_of_other_variants(
     path = write(tmp_path, recipe="recipe.yaml", seeds=[0], curves=[], variants={"a": None, "b": None, "c": None})
     trained: list[str] = []
 
-    def train(command: list[str], check: bool) -> subprocess.CompletedProcess[bytes]:
+    def train(command: list[str]) -> int:
         folder = Path(command[command.index("--run-folder") + 1])
         trained.append(folder.parent.name)
         overrides = command[command.index("--run-folder") + 2 :]
@@ -198,9 +197,9 @@ def test_only_keeps_the_finished_runs_of_other_variants(
             made.forget()
         made.claim()
         made.metrics_file.write_text(json.dumps({"steps": 3, "metrics": {"val/loss": 1.5, "use_1": 0.5}}))
-        return subprocess.CompletedProcess([], 0)
+        return 0
 
-    monkeypatch.setattr(subprocess, "run", train)
+    monkeypatch.setattr("mvar_lightning.runs.sweep._wait", train)
     assert main(["sweep", str(path), "--out", "out", "--only", "a", "b"]) == 0
     if stale:
         Path("recipe.yaml").write_text("model: {depth: 2}")

@@ -11,12 +11,13 @@ import math
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -73,8 +74,10 @@ def read_idx(folder: Path, class_names: tuple[str, ...] = ()) -> Source:
     Raises:
         UserError: a file is missing, cut short, of another format or not of images and labels.
     """
-    found = {_known_name(path.name): partial(load_idx, path) for path in find_idx(folder)}
-    return _source(found, f"folder {folder}", class_names, (0.1, 0))
+    where = f"folder {folder}"
+    plain = {path.name.removesuffix(".gz"): path for path in reversed(find_idx(folder))}  # packed and not: one file
+    found = {name: partial(load_idx, plain[file]) for name, file in _known_names(plain, where).items()}
+    return _source(found, where, class_names, (0.1, 0))
 
 
 def load_idx(path: Path) -> NDArray[Any]:
@@ -119,17 +122,52 @@ def read_arrays(path: Path, val_fraction: float = 0.1, seed: int = 0) -> Source:
             if "images" not in path.name or not labels.is_file():
                 raise UserError(f"{where}: name it ...images.npy, and put its labels beside it as ...labels.npy")
             loaded = {"images": np.load(images, mmap_mode="r"), "labels": np.load(labels)}
+            if any(isinstance(array, NpzFile) for array in loaded.values()):
+                raise UserError(f"{where}: it or its labels are an npz; name it so")
             return _source(
                 {name: partial(_same, array) for name, array in loaded.items()}, where, (), (val_fraction, seed)
             )
-        with np.load(path) as archive:
-            names = tuple(map(str, archive["class_names"])) if "class_names" in archive.files else ()
-            known = {_known_name(name): partial(archive.__getitem__, name) for name in archive.files}
-            return _source(known, where, names, (val_fraction, seed))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        opened = np.load(path)
+        if not isinstance(opened, NpzFile):
+            raise UserError(f"{where}: is one array; name it ...images.npy, and put its labels beside it")
+        with opened as archive:
+            names = _class_names(archive["class_names"], where) if "class_names" in archive.files else ()
+            known = _known_names(archive.files, where)
+            loads = {name: partial(archive.__getitem__, found) for name, found in known.items()}
+            return _source(loads, where, names, (val_fraction, seed))
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+        RuntimeError,
+        MemoryError,
+    ) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{where}: cannot be read ({error})") from None
+        raise UserError(f"{where}: cannot be read ({error})") from None  # RuntimeError: a zip with a password
+
+
+def _class_names(names: NDArray[Any], where: str) -> tuple[str, ...]:
+    """Texts, or bytes as some writers have them. Raises `UserError` for others and for a name that comes twice."""
+    if names.ndim != 1:
+        raise UserError(f"{where}, class_names: have {names.ndim} dimensions; give a list of names")
+    texts = tuple(name.decode("utf-8") if isinstance(name, bytes) else str(name) for name in names.tolist())
+    if twice := [name for number, name in enumerate(texts) if not name or name in texts[:number]]:
+        raise UserError(f"{where}, class_names: {twice[0]!r} is empty or comes twice; give each class a name")
+    return texts
+
+
+def _known_names(names: Iterable[str], where: str) -> dict[str, str]:
+    """What is there by its known name. Raises `UserError` where two are the same, of which one would be lost."""
+    found: dict[str, str] = {}
+    for name in names:
+        if (known := _known_name(name)) in found:
+            raise UserError(f"{where}: {found[known]} and {name} could both be the {known}; leave one of them there")
+        found[known] = name
+    return found
 
 
 def _same(array: NDArray[Any]) -> NDArray[Any]:
@@ -208,6 +246,8 @@ def _images(arrays: Mapping[str, Load], split: str, where: str) -> Images:
         raise UserError(f"{where}, {split}labels: are {labels.dtype} of {shape}; give a whole number for each image")
     if len(labels) != len(pixels):
         raise UserError(f"{where}: {len(pixels):,} {split}images and {len(labels):,} {split}labels do not match")
+    if labels.max() > np.iinfo(np.int64).max:
+        raise UserError(f"{where}, {split}labels: go up to {labels.max()}; number the classes from 0")
     return Images(pixels if pixels.ndim == 4 else pixels[..., None], labels.astype(np.int64))
 
 

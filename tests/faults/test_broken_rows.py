@@ -1,0 +1,136 @@
+"""Rows of a hostile user: arrays of other writers, stops that reach a sweep alone, names given twice."""
+
+from __future__ import annotations
+
+import io
+import signal
+import struct
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mvar_lightning.data.making.embedded import load_source
+from mvar_lightning.data.making.sources import Source
+from mvar_lightning.errors import UserError
+
+from .harness import Answer, ask, broken_promise, start
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)
+LABELS = np.arange(24) % 2
+
+
+def shards_of(folder: Path, **arrays: object) -> Source:
+    """The source that an npz of these arrays is."""
+    np.savez(folder / "set.npz", **arrays)  # type: ignore[arg-type]
+    return load_source(str(folder / "set.npz"), 0.1, 0, None)
+
+
+def refused(answer: Answer, *words: str) -> None:
+    assert broken_promise(answer) is None and answer.status == 2, answer.err
+    assert all(word in answer.line for word in words), answer.line
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"data": PIXELS[::-1]}, "images and data could both be the images"),
+        ({"label_names": np.array(["cat", "dog"])}, "labels and label_names could both be the labels"),
+        ({"class_names": np.array(["a", "a"])}, "'a' is empty or comes twice"),
+        ({"class_names": np.array("cat")}, "0 dimensions"),
+        ({"labels": LABELS.astype(np.uint64) + np.uint64(2**63)}, "number the classes from 0"),
+    ],
+)
+def test_arrays_of_two_meanings_are_refused(tmp_path: Path, changes: dict[str, object], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        shards_of(tmp_path, **{"images": PIXELS, "labels": LABELS, **changes})
+
+
+def test_class_names_of_bytes_are_text(tmp_path: Path) -> None:
+    made = shards_of(tmp_path, images=PIXELS, labels=LABELS, class_names=np.array([b"cat", b"dog"]))
+    assert made.class_names == ("cat", "dog")
+
+
+def test_idx_files_of_two_sets_are_not_mixed(tmp_path: Path) -> None:
+    """EMNIST comes as six sets in one folder."""
+
+    def idx(array: np.ndarray) -> bytes:
+        sizes = b"".join(struct.pack(">I", size) for size in array.shape)
+        return b"\0\0\x08" + bytes([array.ndim]) + sizes + array.tobytes()
+
+    for family in ("balanced", "letters"):
+        for split in ("train", "test"):
+            (tmp_path / f"emnist-{family}-{split}-images-idx3-ubyte").write_bytes(idx(PIXELS[..., 0]))
+            (tmp_path / f"emnist-{family}-{split}-labels-idx1-ubyte").write_bytes(idx(LABELS.astype(np.uint8)))
+    with pytest.raises(UserError, match=r"emnist-\w+-train-.* could both be the train_"):
+        load_source(str(tmp_path), 0.1, 0, None)
+
+
+def test_arrays_under_the_name_of_the_other_kind(tmp_path: Path) -> None:
+    with (tmp_path / "set.npz").open("wb") as file:
+        np.save(file, PIXELS)
+    refused(ask("shards", "make", "set.npz", "out", cwd=tmp_path), "is one array", "labels beside it")
+    with (tmp_path / "images.npy").open("wb") as file:
+        np.savez(file, images=PIXELS)
+    np.save(tmp_path / "labels.npy", LABELS)
+    refused(ask("shards", "make", "images.npy", "out", cwd=tmp_path), "npz")
+
+
+def test_arrays_that_cannot_be_unpacked(tmp_path: Path) -> None:
+    """A zip with a password, and a size in a header that no memory holds."""
+    np.savez(tmp_path / "set.npz", images=PIXELS, labels=LABELS)
+    content = bytearray((tmp_path / "set.npz").read_bytes())
+    for mark, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        at = -1
+        while (at := content.find(mark, at + 1)) >= 0:
+            content[at + flags] |= 1
+    (tmp_path / "locked.npz").write_bytes(content)
+    refused(ask("shards", "make", "locked.npz", "out", cwd=tmp_path), "locked.npz", "encrypted")
+    header = io.BytesIO()
+    about = {"descr": "|u1", "fortran_order": False, "shape": (9_999_999, 1000, 1000, 3)}
+    np.lib.format.write_array_header_1_0(header, about)
+    labels = io.BytesIO()
+    np.save(labels, LABELS)
+    with zipfile.ZipFile(tmp_path / "vast.npz", "w") as archive:
+        archive.writestr("images.npy", header.getvalue())
+        archive.writestr("labels.npy", labels.getvalue())
+    refused(ask("shards", "make", "vast.npz", "out", cwd=tmp_path, memory_mb=2000), "vast.npz", "cannot be read")
+
+
+SLOW_TO_STOP = """#!/bin/sh
+trap 'sleep 1; touch saved; exit 130' TERM
+touch started
+while :; do sleep 0.05; done
+"""
+"""Stands for a run that keeps its place when it is told to stop."""
+
+
+STOPPED_SWEEP = """
+from mvar_lightning.cli import terminable
+from mvar_lightning.runs import sweep
+with terminable():
+    sweep._wait(["./run"])
+"""
+
+
+def test_a_stop_of_the_sweep_reaches_its_run(tmp_path: Path) -> None:
+    """`kill` tells the sweep alone: the run must hear of it, and have the time to save."""
+    (tmp_path / "run").write_text(SLOW_TO_STOP)
+    (tmp_path / "run").chmod(0o755)
+    begun = start(code=STOPPED_SWEEP, cwd=tmp_path, seconds=30)
+    while not (tmp_path / "started").exists() and not begun.ended():
+        time.sleep(0.02)
+    begun.send(signal.SIGTERM)
+    assert "KeyboardInterrupt" in begun.finish().err
+    assert (tmp_path / "saved").exists()
+
+
+def test_moments_do_not_take_the_place_of_images(tmp_path: Path) -> None:
+    for name in ("ours", "theirs"):
+        np.savez(tmp_path / f"{name}.npz", arr_0=PIXELS)
+    before = (tmp_path / "theirs.npz").read_bytes()
+    command = "evaluate images --images ours.npz --reference theirs.npz --features f.ts --out out --save-moments"
+    refused(ask(*command.split(), "theirs.npz", cwd=tmp_path), "theirs.npz", "holds images")
+    assert (tmp_path / "theirs.npz").read_bytes() == before
