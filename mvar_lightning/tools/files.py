@@ -171,6 +171,8 @@ def writing_folder(target: Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _sweep(target)
+        if aside.exists():  # in a container, the killed process before often had this one's number
+            shutil.rmtree(aside)
         aside.mkdir()
         yield aside
         if before.exists() and target.exists():
