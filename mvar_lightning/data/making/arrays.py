@@ -9,7 +9,6 @@ import gzip
 import io
 import math
 import re
-import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -22,6 +21,7 @@ from PIL import Image
 
 from mvar_lightning.data.making.sources import Example, FileExamples, LazyExamples, Source, split_by_class
 from mvar_lightning.errors import UserError
+from mvar_lightning.tools.files import in_a_line
 
 ARRAY_SUFFIXES = (".npz", ".npy")
 
@@ -37,6 +37,8 @@ IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test", "t10k")}
 """What files and arrays of a split are called."""
+
+_IDX_NAME = re.compile(r".+[-.]idx\d(-[^.]+)?(\.gz)?")
 
 IMAGES, LABELS = ("images", "image", "x", "data"), ("labels", "label", "y", "targets")
 
@@ -58,9 +60,10 @@ def fashion() -> Source:
 
 def find_idx(folder: Path) -> list[Path]:
     """The IDX files of a folder, gzip or not, in the order of their names."""
-    if not folder.is_dir():
+    try:
+        return sorted(path for path in folder.iterdir() if _IDX_NAME.fullmatch(path.name) and path.is_file())
+    except OSError:  # no folder, or none that may be read: who looks for images there says so
         return []
-    return sorted(path for path in folder.iterdir() if "-idx" in path.name and path.suffix in ("", ".gz"))
 
 
 def read_idx(folder: Path, class_names: tuple[str, ...] = ()) -> Source:
@@ -122,14 +125,17 @@ def read_arrays(path: Path, val_fraction: float = 0.1, seed: int = 0) -> Source:
             return _source(
                 {name: partial(_same, array) for name, array in loaded.items()}, where, (), (val_fraction, seed)
             )
-        with np.load(path) as archive:
+        archive = np.load(path)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise UserError(f"{where}: is a single array; name it ...images.npy, with its labels beside it")
+        with archive:
             names = tuple(map(str, archive["class_names"])) if "class_names" in archive.files else ()
             known = {_known_name(name): partial(archive.__getitem__, name) for name in archive.files}
             return _source(known, where, names, (val_fraction, seed))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{where}: cannot be read ({error})") from None
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # a damaged archive or header makes numpy and zipfile fail in any way
+        raise UserError(f"{where}: cannot be read ({in_a_line(error)})") from None
 
 
 def _same(array: NDArray[Any]) -> NDArray[Any]:
