@@ -241,7 +241,7 @@ def listed(seeds: Sequence[int] | Tensor | int | None) -> Sequence[int] | None:
 def repeated(label_B: Tensor | Sequence[int] | int, images: int) -> Tensor | Sequence[int]:
     """One label, of whatever library's kind of number, for as many images; several as they are."""
     labels: Any = label_B.item() if isinstance(label_B, (Tensor, np.ndarray)) and label_B.ndim == 0 else label_B
-    return [labels] * images if isinstance(labels, numbers.Number) else labels
+    return [int(labels)] * images if isinstance(labels, int | np.integer) else labels
 
 
 def check_labels(label_B: Tensor | Sequence[int], model: NextScaleTransformer) -> Tensor:
