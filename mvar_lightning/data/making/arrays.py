@@ -87,22 +87,25 @@ def load_idx(path: Path) -> NDArray[Any]:
         UserError: wrong magic number, more or fewer bytes than its sizes say, unreadable.
     """
     try:
-        content = path.read_bytes()
-        if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
+        with path.open("rb") as plain:
+            packed = plain.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if packed else path.open("rb") as file:
+            magic = file.read(4)
+            kind, dimensions = (magic[2], magic[3]) if len(magic) == 4 else (0, 0)
+            if magic[:2] != b"\0\0" or kind not in IDX_TYPES or not 1 <= dimensions <= 4:
+                raise UserError(f"{path}: is no IDX file (its first four bytes are {magic.hex(' ')})")
+            lengths = file.read(4 * dimensions)
+            sizes = [int.from_bytes(lengths[at : at + 4], "big") for at in range(0, len(lengths), 4)]
+            expected = math.prod(sizes) * np.dtype(IDX_TYPES[kind]).itemsize
+            content = bytearray()
+            # one byte more than are due, so that longer files are seen; never what a damaged header dreams of
+            while len(content) <= expected and (piece := file.read(min(2**20, expected + 1 - len(content)))):
+                content += piece
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
-    kind, dimensions = (content[2], content[3]) if len(content) >= 4 else (0, 0)
-    if content[:2] != b"\0\0" or kind not in IDX_TYPES or not 1 <= dimensions <= 4:
-        raise UserError(f"{path}: is no IDX file (its first four bytes are {content[:4].hex(' ')})")
-    start = 4 + 4 * dimensions
-    sizes = [int.from_bytes(content[at : at + 4], "big") for at in range(4, start, 4)]
-    expected = start + math.prod(sizes) * np.dtype(IDX_TYPES[kind]).itemsize
-    if len(content) != expected:
-        raise UserError(
-            f"{path}: {len(content):,} bytes where {expected:,} are due for {sizes}; it is cut short or damaged"
-        )
-    return np.frombuffer(content, IDX_TYPES[kind], offset=start).reshape(sizes)
+    if len(lengths) < 4 * dimensions or len(content) != expected:
+        raise UserError(f"{path}: {expected:,} bytes are due for {sizes}, others are there; it is cut short or damaged")
+    return np.frombuffer(content, IDX_TYPES[kind]).reshape(sizes)
 
 
 def read_arrays(path: Path, val_fraction: float = 0.1, seed: int = 0) -> Source:
@@ -132,8 +135,10 @@ def read_arrays(path: Path, val_fraction: float = 0.1, seed: int = 0) -> Source:
             names = tuple(map(str, archive["class_names"])) if "class_names" in archive.files else ()
             known = {_known_name(name): partial(archive.__getitem__, name) for name in archive.files}
             return _source(known, where, names, (val_fraction, seed))
-    except (UserError, MemoryError):
+    except UserError:
         raise
+    except MemoryError as error:
+        raise UserError(f"{where}: does not fit into memory, or its headers are damaged ({error})") from None
     except Exception as error:  # a damaged archive or header makes numpy and zipfile fail in any way
         raise UserError(f"{where}: cannot be read ({in_a_line(error)})") from None
 
