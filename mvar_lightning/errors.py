@@ -65,6 +65,9 @@ def _is_a(value: Any, kind: Any) -> bool:
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         return any(_is_a(value, one) for one in inner)
+    if origin is tuple and Ellipsis not in inner:
+        same = isinstance(value, (list, tuple)) and len(value) == len(inner)
+        return same and all(map(_is_a, value, inner))
     if origin in (list, tuple, Sequence):
         return isinstance(value, (list, tuple)) and all(_is_a(each, inner[0]) for each in value)
     if kind is NoneType:
@@ -72,4 +75,7 @@ def _is_a(value: Any, kind: Any) -> bool:
     if kind in (int, float):
         number = isinstance(value, (int, kind)) and not isinstance(value, bool)
         return number and -(2**63) < value < 2**63 and math.isfinite(value)
-    return isinstance(value, kind) if isinstance(kind, type) else True
+    try:
+        return isinstance(value, kind) if isinstance(kind, type) else True
+    except TypeError:  # Any, protocols: nothing to compare with
+        return True

@@ -119,7 +119,8 @@ class ProgressLines(pl.Callback):
             epochs = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
             loss = float(trainer.callback_metrics.get("train/loss", math.nan))
             rate = trainer.optimizers[0].param_groups[0]["lr"]
-            left = _left(trainer, batch_idx + 1, self._batches / seconds)
+            batches_of_step = getattr(pl_module, "accumulate_grad_batches", trainer.accumulate_grad_batches)
+            left = _left(trainer, batch_idx + 1, batches_of_step, self._batches / seconds)
             self._say(
                 f"epoch {trainer.current_epoch + 1}{epochs}, step {trainer.global_step:,}: loss {loss:.4g}, "
                 f"learning rate {rate:.3g}, {self._images / seconds:,.1f} images a second, {left} left"
@@ -136,12 +137,12 @@ class ProgressLines(pl.Callback):
             print(line, file=sys.stderr, flush=True)
 
 
-def _left(trainer: pl.Trainer, batches: int, per_second: float) -> str:
+def _left(trainer: pl.Trainer, batches: int, batches_of_step: int, per_second: float) -> str:
     """Until the end of the run at this speed, after so many batches of the epoch."""
     of_epoch, epochs = trainer.num_training_batches, trainer.max_epochs or -1
     left = of_epoch * (epochs - trainer.current_epoch) - batches if epochs > 0 else math.inf
     if trainer.max_steps > 0:
-        left = min(left, (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches)
+        left = min(left, (trainer.max_steps - trainer.global_step) * batches_of_step)
     if math.isinf(left):
         return "no end"
     minutes = int(left / per_second / 60 + 0.5)

@@ -22,8 +22,11 @@ SHOWN = 5
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-WRAPPERS = ("_orig_mod", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module")
-"""What ``torch.compile``, Fabric, FSDP, activation checkpointing and DDP put into the names of parameters."""
+WRAPPERS = ("_orig_mod", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""What ``torch.compile``, Fabric, FSDP and activation checkpointing put into the names of parameters."""
+
+DDP = "module."
+"""What DDP puts before them; further inside it is somebody's own name."""
 
 
 def on_meta(build: Callable[[], M], most: int | None = None) -> M:
@@ -55,9 +58,13 @@ def on_meta(build: Callable[[], M], most: int | None = None) -> M:
 
 def plain_names(state: Mapping[str, T], source: str) -> dict[str, T]:
     """The same without what wrappers add to names. Raises `UserError` where two names become one."""
-    plain = {".".join(part for part in key.split(".") if part not in WRAPPERS): value for key, value in state.items()}
+    plain = {
+        ".".join(part for part in key.split(".") if part not in WRAPPERS).removeprefix(DDP): value
+        for key, value in state.items()
+    }
     if len(plain) != len(state):
-        raise UserError(f"{source}: some names in it differ by a wrapper's prefix alone ({', '.join(WRAPPERS)})")
+        known = ", ".join((*WRAPPERS, DDP[:-1]))
+        raise UserError(f"{source}: some names in it differ by a wrapper's prefix alone ({known})")
     return plain
 
 

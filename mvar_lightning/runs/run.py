@@ -183,10 +183,8 @@ class Run:
 
     def sweep(self) -> None:
         """Remove what killed processes left in the folder: files and weights that were being written."""
-        for left in [*self.folder.glob(".partial-*"), *self.folder.glob("checkpoints/.partial-*")]:
-            with suppress(OSError):
-                left.unlink()
-        for left in [*self.folder.glob(".aside-*"), *self.folder.glob(".writable.*")]:
+        names = (".partial-*", "checkpoints/.partial-*", ".aside-*", ".writable.*")
+        for left in [path for name in names for path in self.folder.glob(name)]:
             if (left / "old").exists() and not self.model_folder.exists():
                 continue  # weights that were being replaced, the only ones now
             shutil.rmtree(left, ignore_errors=True)

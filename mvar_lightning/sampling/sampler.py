@@ -39,8 +39,7 @@ LOGITS_AT_ONCE = 2**28
 """So many logits (1 GiB in float32) are held at a time, unless somebody looks at those of all images."""
 
 DECODED_PIXELS = 2**18
-"""By default so many pixels are decoded at a time, four images of 256: the decoder's activations, not the model, would
-peak otherwise (some 2 kB a pixel in bf16)."""
+"""Decoded at a time by default, four images of 256: else the decoder, some 2 kB a pixel in bf16, would be the peak."""
 
 
 @dataclass(frozen=True)
@@ -242,8 +241,7 @@ def listed(seeds: Sequence[int] | Tensor | int | None) -> Sequence[int] | None:
 def repeated(label_B: Tensor | Sequence[int] | int, images: int) -> Tensor | Sequence[int]:
     """One label, of whatever library's kind of number, for as many images; several as they are."""
     labels: Any = label_B.item() if isinstance(label_B, (Tensor, np.ndarray)) and label_B.ndim == 0 else label_B
-    alone = isinstance(labels, numbers.Number)
-    return [labels] * images if alone else labels
+    return [int(labels)] * images if isinstance(labels, int | np.integer) else labels
 
 
 def check_labels(label_B: Tensor | Sequence[int], model: NextScaleTransformer) -> Tensor:
@@ -271,7 +269,6 @@ def check_labels(label_B: Tensor | Sequence[int], model: NextScaleTransformer) -
 
 
 # Top-k, top-p and the draw of a token from what is left (VAR's `sample_with_top_k_top_p_`).
-#
 # Both filters come to one threshold for each token: what lies below it goes. The threshold needs a sort of the k
 # largest logits only, and the draw itself runs in the order of the vocabulary, so that two almost equal logits which
 # swap places under another batch size move no boundary of the distribution.

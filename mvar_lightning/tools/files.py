@@ -171,6 +171,8 @@ def writing_folder(target: Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _sweep(target)
+        if aside.exists():  # in a container, the killed process before often had this one's number
+            shutil.rmtree(aside)
         aside.mkdir()
         yield aside
         if before.exists() and target.exists():
@@ -230,14 +232,24 @@ def _sync(path: Path) -> None:
 def _sweep(target: Path) -> None:
     """Remove what processes that are gone left of this file or folder."""
     for left in target.parent.glob(f".partial-*-{glob.escape(_tail(target))}"):
-        with suppress(ValueError, PermissionError):  # not ours, or the process of somebody else
-            try:
-                os.kill(int(left.name.split("-")[1]), 0)
-            except ProcessLookupError:
-                if left.is_dir():
-                    shutil.rmtree(left, ignore_errors=True)
-                else:
-                    left.unlink(missing_ok=True)
+        pid = left.name.split("-")[1]
+        if not pid.isdecimal() or is_alive(int(pid)):
+            continue
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine is at work; somebody else's may be."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 def check_folder(folder: Path, option: str = "``out``") -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
+import random
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -191,3 +193,28 @@ def test_every_type_of_idx(kind: int, dtype: str, tmp_path: Path) -> None:
     array = np.arange(6).reshape(2, 3).astype(dtype)
     (tmp_path / "x-idx2").write_bytes(idx(array, kind))
     assert (load_idx(tmp_path / "x-idx2") == array).all()
+
+
+def test_class_folders_whose_names_look_like_idx_files(tmp_path: Path) -> None:
+    for name in ("a-idx", "b-idx1"):
+        (tmp_path / name).mkdir()
+        for number in range(12):
+            Image.new("RGB", (8, 8)).save(tmp_path / name / f"{number}.png")
+    assert load_source(tmp_path).class_names == ("a-idx", "b-idx1")
+
+
+def test_damaged_npz_files_are_one_line(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=pixels(20, 8, 8), labels=LABELS)
+    content, rng = (tmp_path / "a.npz").read_bytes(), random.Random(0)
+    directory = content.index(b"PK\1\2")
+    for start in (0, directory):  # also: another version, another compression
+        for _ in range(150):
+            damaged = bytearray(content)
+            damaged[rng.randrange(start, min(start + 300, len(content)))] = rng.randrange(256)
+            (tmp_path / "b.npz").write_bytes(damaged)
+            with contextlib.suppress(UserError):
+                load_source(tmp_path / "b.npz")
+    np.save(tmp_path / "c.npy", pixels(20, 8, 8))
+    (tmp_path / "c.npy").rename(tmp_path / "c.npz")
+    with pytest.raises(UserError, match="single array"):
+        load_source(tmp_path / "c.npz")

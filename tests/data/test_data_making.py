@@ -313,25 +313,21 @@ def test_several_processes_tell_the_first_unreadable_image_and_a_killed_process(
         Path(order[place]).write_bytes(b"no picture")
     with pytest.raises(UserError, match=f"{Path(order[3]).name}: not a readable"):
         make_shards(ShardsRequest(source, out, ShardLimits(5), workers=3, resume=True))
-    Path(order[3]).unlink()
-    os.mkfifo(order[3])  # whoever opens it waits
-    waiting = threading.Thread(target=kill_writers, args=(1.0,))
+    for place, data in zip((17, 3), good, strict=True):
+        Path(order[place]).write_bytes(data)
+    waiting = threading.Thread(target=kill_a_writer)
     waiting.start()
     with pytest.raises(UserError, match=r"a writing process was killed .*what is finished is kept"):
         make_shards(ShardsRequest(source, out, ShardLimits(5), workers=2, resume=True))
     waiting.join()
-    Path(order[3]).unlink()
-    for place, data in zip((17, 3), good, strict=True):
-        Path(order[place]).write_bytes(data)
     make_shards(ShardsRequest(source, out, ShardLimits(5), workers=2, resume=True))
     assert contents(out) == expected
 
 
-def kill_writers(seconds: float) -> None:
-    """Kill a writing process of this one, once there are some for so long."""
+def kill_a_writer() -> None:
+    """As soon as there is one, long before it has done anything: it imports for a second."""
     while not (writers := multiprocessing.active_children()):
-        time.sleep(0.01)
-    time.sleep(seconds)
+        time.sleep(0.001)
     os.kill(writers[0].pid, signal.SIGKILL)
 
 

@@ -71,7 +71,7 @@ def test_idx_files_of_two_sets_are_not_mixed(tmp_path: Path) -> None:
 def test_arrays_under_the_name_of_the_other_kind(tmp_path: Path) -> None:
     with (tmp_path / "set.npz").open("wb") as file:
         np.save(file, PIXELS)
-    refused(ask("shards", "make", "set.npz", "out", cwd=tmp_path), "is one array", "labels beside it")
+    refused(ask("shards", "make", "set.npz", "out", cwd=tmp_path), "is a single array", "labels beside it")
     with (tmp_path / "images.npy").open("wb") as file:
         np.savez(file, images=PIXELS)
     np.save(tmp_path / "labels.npy", LABELS)
@@ -96,7 +96,7 @@ def test_arrays_that_cannot_be_unpacked(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "vast.npz", "w") as archive:
         archive.writestr("images.npy", header.getvalue())
         archive.writestr("labels.npy", labels.getvalue())
-    refused(ask("shards", "make", "vast.npz", "out", cwd=tmp_path, memory_mb=2000), "vast.npz", "cannot be read")
+    refused(ask("shards", "make", "vast.npz", "out", cwd=tmp_path, memory_mb=2000), "vast.npz", "fit into memory")
 
 
 SLOW_TO_STOP = """#!/bin/sh

@@ -15,6 +15,7 @@ from PIL import Image
 
 from mvar_lightning import ShardsDataModule
 from mvar_lightning.data.index import read_index
+from mvar_lightning.data.reading.place import expand
 from mvar_lightning.errors import UserError
 from tests.faults.harness import ask, broken_promise
 
@@ -300,6 +301,12 @@ def test_many_names_of_shards(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", samples(2))
     (tmp_path / "shards.txt").write_text("a.tar\n\na.tar\n")
     assert module_of(tmp_path / "shards.txt").train_samples == 4
+
+
+@pytest.mark.parametrize("pattern", ["{0..9999999}.tar", "{a,b}" * 40 + ".tar"])
+def test_names_beyond_number_are_not_even_listed(pattern: str) -> None:
+    with pytest.raises(UserError, match="more than 1000000 names"):
+        expand(pattern)
 
 
 # -- addresses

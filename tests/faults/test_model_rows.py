@@ -16,8 +16,9 @@ from torch import nn
 
 from mvar_lightning.attention import SpatialAttention, backends, choose_backend
 from mvar_lightning.checkpoints import export_official, import_official, load, save
+from mvar_lightning.checkpoints.assign import plain_names
 from mvar_lightning.checkpoints.folder import open_checkpoint
-from mvar_lightning.errors import UserError
+from mvar_lightning.errors import UserError, check_types
 from mvar_lightning.pyramid import ScalePyramid
 from mvar_lightning.sampling import filter_logits, generate
 from mvar_lightning.tokenizer import MultiScaleTokenizer
@@ -133,8 +134,10 @@ def test_a_link_to_a_folder_stays_one(pair: Any, folder: Path) -> None:
     assert link.is_symlink() and load(folder)[0] is None
 
 
-def test_what_a_killed_save_left_is_swept(pair: Any, folder: Path) -> None:
-    left = folder.parent / ".partial-4194305-model"  # larger than any process' number
+@pytest.mark.parametrize("number", [4194305, os.getpid()], ids=["larger than any", "this one's"])
+def test_what_a_killed_save_left_is_swept(number: int, pair: Any, folder: Path) -> None:
+    """In a container, process after process has the same number."""
+    left = folder.parent / f".partial-{number}-model"
     left.mkdir()
     (left / "model.safetensors").write_bytes(b"half")
     save(folder, *pair)
@@ -321,6 +324,23 @@ def test_names_of_wrappers_are_read(prefix: str, pair: Any, tmp_path: Path) -> N
         state = torch.load(tmp_path / name)
         torch.save({prefix + key: tensor for key, tensor in state.items()}, tmp_path / name)
     assert same(import_official(tmp_path / "m.pth", tmp_path / "t.pth", "var", SCALES)[0], model)
+
+
+def test_names_that_are_no_wrappers_stay() -> None:
+    own = {"blocks.0.module.weight": 1, "blocks.0.weight": 2}
+    assert plain_names({f"module._orig_mod.{name}": value for name, value in own.items()}, "x") == own
+
+
+class Annotated:
+    def __init__(self, anything: Any = None, pair: tuple[int, str] = (1, "a"), many: tuple[int, ...] = ()) -> None: ...
+
+
+def test_arguments_of_an_axis_of_ones_own_are_compared_with_their_types() -> None:
+    init = Annotated.__init__
+    check_types(init, {"anything": [1], "pair": [1, "a"], "many": [1, 2, 3]})
+    for wrong in ({"pair": ["a", 1]}, {"pair": [1]}, {"many": [1, "a"]}):
+        with pytest.raises(UserError, match="must be tuple"):
+            check_types(init, wrong)
 
 
 @pytest.mark.parametrize("index", ["999999999", "9" * 5000])

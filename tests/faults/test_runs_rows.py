@@ -134,6 +134,8 @@ def test_what_killed_processes_left_is_swept(recipe: Recipe, write: Callable[...
     left = [folder / ".partial-1-metrics.json", folder / "checkpoints/.partial-1-last.ckpt", folder / ".writable.1"]
     for file in left:
         file.touch()
+    left.append(folder / ".partial-1-model")  # weights: a folder
+    left[-1].mkdir()
     assert train(tmp_path, str(write(recipe))).status == 0
     assert not [path for path in [*left, folder / ".aside-abc"] if path.exists()]
 

@@ -6,12 +6,15 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import yaml
 from faults.harness import ask
 from small_run import MODEL_SIZES
+
+from mvar_lightning.callbacks import monitors
 
 Recipe = dict[str, Any]
 
@@ -85,6 +88,11 @@ def test_a_run_without_a_terminal_says_how_far_it_is(recipe: Callable[..., Path]
     form = r"epoch 1/1, step (\d): loss \d\S+, learning rate \d\S+, [\d,.]+ images a second, 0 min left"
     assert re.findall(form, answer.err) == ["1", "2", "3", "4", "5", "6"], answer.err
     assert "epoch 1, step 6: validating, batch 1" in answer.err
+
+
+def test_the_time_left_counts_the_batches_of_a_step() -> None:
+    trainer = SimpleNamespace(max_epochs=-1, max_steps=700, global_step=100, current_epoch=0, num_training_batches=5)
+    assert monitors._left(cast(Any, trainer), batches=1, batches_of_step=4, per_second=1.0) == "40 min"
 
 
 @pytest.mark.parametrize("streams", [{"stdout": "closed", "stderr": "closed"}, {"stderr": "full"}])

@@ -54,7 +54,10 @@ def test_files_orders_and_hashes_are_the_same(name: str, now: dict[str, Any]) ->
     before, after = BEFORE[name]["exact"], now[name]["exact"]
     assert sorted(after) == sorted(before)
     for part in before:
-        assert after[part] == before[part], part
+        found = after[part]
+        if isinstance(found, dict) and "tokenizer_hash" in found:
+            found = {key: value for key, value in found.items() if key != "crc32"}  # checksums came later
+        assert found == before[part], part
 
 
 @pytest.mark.parametrize("name", with_part("tokens"))

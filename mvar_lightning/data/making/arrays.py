@@ -9,7 +9,6 @@ import gzip
 import io
 import math
 import re
-import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -23,6 +22,7 @@ from PIL import Image
 
 from mvar_lightning.data.making.sources import Example, FileExamples, LazyExamples, Source, split_by_class
 from mvar_lightning.errors import UserError
+from mvar_lightning.tools.files import in_a_line
 
 ARRAY_SUFFIXES = (".npz", ".npy")
 
@@ -38,6 +38,8 @@ IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test", "t10k")}
 """What files and arrays of a split are called."""
+
+_IDX_NAME = re.compile(r".+[-.]idx\d(-[^.]+)?(\.gz)?")
 
 IMAGES, LABELS = ("images", "image", "x", "data"), ("labels", "label", "y", "targets")
 
@@ -59,9 +61,10 @@ def fashion() -> Source:
 
 def find_idx(folder: Path) -> list[Path]:
     """The IDX files of a folder, gzip or not, in the order of their names."""
-    if not folder.is_dir():
+    try:
+        return sorted(path for path in folder.iterdir() if _IDX_NAME.fullmatch(path.name) and path.is_file())
+    except OSError:  # no folder, or none that may be read: who looks for images there says so
         return []
-    return sorted(path for path in folder.iterdir() if "-idx" in path.name and path.suffix in ("", ".gz"))
 
 
 def read_idx(folder: Path, class_names: tuple[str, ...] = ()) -> Source:
@@ -87,22 +90,25 @@ def load_idx(path: Path) -> NDArray[Any]:
         UserError: wrong magic number, more or fewer bytes than its sizes say, unreadable.
     """
     try:
-        content = path.read_bytes()
-        if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
+        with path.open("rb") as plain:
+            packed = plain.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if packed else path.open("rb") as file:
+            magic = file.read(4)
+            kind, dimensions = (magic[2], magic[3]) if len(magic) == 4 else (0, 0)
+            if magic[:2] != b"\0\0" or kind not in IDX_TYPES or not 1 <= dimensions <= 4:
+                raise UserError(f"{path}: is no IDX file (its first four bytes are {magic.hex(' ')})")
+            lengths = file.read(4 * dimensions)
+            sizes = [int.from_bytes(lengths[at : at + 4], "big") for at in range(0, len(lengths), 4)]
+            expected = math.prod(sizes) * np.dtype(IDX_TYPES[kind]).itemsize
+            content = bytearray()
+            # one byte more than are due, so that longer files are seen; never what a damaged header dreams of
+            while len(content) <= expected and (piece := file.read(min(2**20, expected + 1 - len(content)))):
+                content += piece
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
-    kind, dimensions = (content[2], content[3]) if len(content) >= 4 else (0, 0)
-    if content[:2] != b"\0\0" or kind not in IDX_TYPES or not 1 <= dimensions <= 4:
-        raise UserError(f"{path}: is no IDX file (its first four bytes are {content[:4].hex(' ')})")
-    start = 4 + 4 * dimensions
-    sizes = [int.from_bytes(content[at : at + 4], "big") for at in range(4, start, 4)]
-    expected = start + math.prod(sizes) * np.dtype(IDX_TYPES[kind]).itemsize
-    if len(content) != expected:
-        raise UserError(
-            f"{path}: {len(content):,} bytes where {expected:,} are due for {sizes}; it is cut short or damaged"
-        )
-    return np.frombuffer(content, IDX_TYPES[kind], offset=start).reshape(sizes)
+    if len(lengths) < 4 * dimensions or len(content) != expected:
+        raise UserError(f"{path}: {expected:,} bytes are due for {sizes}, others are there; it is cut short or damaged")
+    return np.frombuffer(content, IDX_TYPES[kind]).reshape(sizes)
 
 
 def read_arrays(path: Path, val_fraction: float = 0.1, seed: int = 0) -> Source:
@@ -127,27 +133,20 @@ def read_arrays(path: Path, val_fraction: float = 0.1, seed: int = 0) -> Source:
             return _source(
                 {name: partial(_same, array) for name, array in loaded.items()}, where, (), (val_fraction, seed)
             )
-        opened = np.load(path)
-        if not isinstance(opened, NpzFile):
-            raise UserError(f"{where}: is one array; name it ...images.npy, and put its labels beside it")
-        with opened as archive:
+        archive = np.load(path)
+        if not isinstance(archive, NpzFile):
+            raise UserError(f"{where}: is a single array; name it ...images.npy, with its labels beside it")
+        with archive:
             names = _class_names(archive["class_names"], where) if "class_names" in archive.files else ()
             known = _known_names(archive.files, where)
             loads = {name: partial(archive.__getitem__, found) for name, found in known.items()}
             return _source(loads, where, names, (val_fraction, seed))
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-        RuntimeError,
-        MemoryError,
-    ) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{where}: cannot be read ({error})") from None  # RuntimeError: a zip with a password
+    except UserError:
+        raise
+    except MemoryError as error:
+        raise UserError(f"{where}: does not fit into memory, or its headers are damaged ({error})") from None
+    except Exception as error:  # a damaged archive or header makes numpy and zipfile fail in any way
+        raise UserError(f"{where}: cannot be read ({in_a_line(error)})") from None
 
 
 def _class_names(names: NDArray[Any], where: str) -> tuple[str, ...]:

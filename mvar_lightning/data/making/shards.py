@@ -11,6 +11,7 @@ record; once all are there the shards get their numbers, the index is written, a
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import logging
 import math
@@ -32,7 +33,7 @@ from mvar_lightning.data.making.writer import Chunk, ChunkRecord, ChunkWriter, W
 from mvar_lightning.data.reading.place import index_at, is_url
 from mvar_lightning.errors import UserError
 from mvar_lightning.tools.console import Bar
-from mvar_lightning.tools.files import Lock, claim
+from mvar_lightning.tools.files import Lock, claim, is_alive
 
 log = logging.getLogger(__name__)
 
@@ -283,7 +284,8 @@ class WorkFolder:
             if self.keep:
                 self.path.mkdir(exist_ok=True)
             else:
-                self.path = Path(tempfile.mkdtemp(prefix=f"{self.path.name}-", dir=destination.parent))
+                self._sweep()
+                self.path = Path(tempfile.mkdtemp(prefix=f"{self.path.name}-{os.getpid()}-", dir=destination.parent))
             lock = Lock(self.path / "lock", f"destination {destination}: another process is making it ({self.path})")
             lock.take()
         try:
@@ -296,6 +298,13 @@ class WorkFolder:
             if not self.keep:
                 shutil.rmtree(self.path, ignore_errors=True)
             lock.release()
+
+    def _sweep(self) -> None:
+        """Remove the folders of killed processes; others may be at the same destination now."""
+        for left in self.destination.parent.glob(f"{glob.escape(self.path.name)}-*"):
+            pid = left.name.removeprefix(f"{self.path.name}-").partition("-")[0]
+            if pid == str(os.getpid()) or not (pid.isdecimal() and is_alive(int(pid))):
+                shutil.rmtree(left, ignore_errors=True)
 
     @property
     def kept(self) -> str:

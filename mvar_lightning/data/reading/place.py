@@ -18,6 +18,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlparse
@@ -155,9 +156,12 @@ def _braces(pattern: str) -> list[str]:
     if math.prod(abs(int(last[:12]) - int(first[:12])) + 1 for first, last in _RANGE.findall(pattern)) > MOST_NAMES:
         raise UserError(f"shards {pattern}: are more than {MOST_NAMES} names; check the range")
     try:
-        return list(braceexpand(pattern))
+        names = list(islice(braceexpand(pattern), MOST_NAMES + 1))
     except ValueError:
         raise UserError(f"shards {pattern}: a brace is not closed; write for example train/{{000..127}}.tar") from None
+    if len(names) > MOST_NAMES:  # lists such as {a,b}{a,b} multiply
+        raise UserError(f"shards {pattern}: are more than {MOST_NAMES} names; check the lists in braces")
+    return names
 
 
 def _listed(path: Path) -> list[str]:
