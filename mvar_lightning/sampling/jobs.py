@@ -39,6 +39,8 @@ from mvar_lightning.transformer.acceleration import prepare
 
 SETTINGS_FILE, GRID_FILE, ARCHIVE_FILE = "sampling.json", "grid.png", "samples.npz"
 GRID_CLASSES, GRID_COLUMNS = 16, 16
+MOST_IMAGES = 10_000_000
+"""In one folder: a thousand classes, ten thousand images of each."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,8 @@ def plan_sampling(request: SampleRequest) -> SamplingPlan:
         "precision": task.precision,
         "weights": weights_hash(model, tokenizer),
     }
+    if (images := len(labels) * count) > MOST_IMAGES:
+        raise UserError(f"``count`` {count}: makes {images:,} images; one folder takes {MOST_IMAGES:,}")
     jobs = list_jobs(labels, count, request.seed)
     return SamplingPlan(task, jobs, identity, model.num_classes, tokenizer.image_size, chosen)
 

@@ -222,6 +222,13 @@ def test_all_classes_where_they_are_asked_for(many_classes: Path, tmp_path: Path
     assert answer.status == 0 and len(list((tmp_path / "samples").glob("0*.png"))) == MANY
 
 
+def test_more_images_than_a_folder_takes(many_classes: Path, tmp_path: Path) -> None:
+    given = ("--classes", 0, "--count", 10**12, "--device", "cpu")
+    one_line(
+        ask("sample", "--checkpoint", many_classes, *given, cwd=tmp_path, seconds=20), "--count", "one folder takes"
+    )
+
+
 def test_a_number_is_an_index_whatever_classes_are_called() -> None:
     names = [str(number) for number in range(12)]
     assert class_indices("10", 12, names) == [10] and class_indices("10-11", 12, names) == [10, 11]

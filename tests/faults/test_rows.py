@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.faults.assets import make
 from tests.faults.harness import PROJECT, shared
 from tests.faults.rows import answer_of
 from tests.faults.rows_kit import ROWS, Row
@@ -21,11 +19,6 @@ RIGHT_THEN: dict[str, str] = {}
 PENDING: dict[str, str] = {"server-breaks-once": "ranges belong to the package's own issue"}
 """Rows whose mend belongs to other work."""
 MISSING_NAME = re.compile(r"ImportError|ModuleNotFoundError|cannot import name|module '.*' has no attribute")
-
-
-@pytest.fixture(scope="module")
-def assets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    return make(tmp_path_factory.mktemp("rows") / "assets", shared())
 
 
 @pytest.mark.slow
