@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
+from signal import SIG_IGN, SIGINT, signal
 
 from mvar_lightning.data.images import SampleError, decode_rgb
 from mvar_lightning.data.index import INDEX_NAME, ShardInfo, content_problem, not_listed, read_index
 from mvar_lightning.data.tar import RawSample, TarDamage, label_of, read_samples
+from mvar_lightning.errors import UserError
 
 
 def check(
@@ -33,12 +37,29 @@ def check(
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*.tar")}
     problems = []
     of_shard = partial(_problems, folder, index.num_classes if decode else None)
-    with ThreadPoolExecutor(max(1, workers)) as pool:  # hashing and decoding let other threads run
-        for found_there in pool.map(of_shard, listed):
-            problems += found_there
-            if progress is not None:
-                progress(1)
+    samples = sum(shard.samples for shard in listed) if decode else 0
+    try:
+        with _pool(max(1, workers), samples) as pool:
+            for found_there in pool.map(of_shard, listed):
+                problems += found_there
+                if progress is not None:
+                    progress(1)
+    except BrokenProcessPool:
+        raise UserError(f"{folder}: a checking process was killed, often for memory; give fewer ``workers``") from None
     return problems + not_listed(found, {shard.name for shard in listed}, INDEX_NAME)
+
+
+WORTH_PROCESSES = 1000
+"""Samples to decode: fewer are done before processes have started."""
+
+
+def _pool(workers: int, samples: int) -> Executor:
+    """Hashing lets other threads run; decoding a JPEG holds Python's lock (Pillow 12), so it wants processes."""
+    if workers == 1 or samples < WORTH_PROCESSES:
+        return ThreadPoolExecutor(workers)
+    context = get_context("forkserver")  # a fork of this process would copy the bar's thread and locks
+    context.set_forkserver_preload([__name__])
+    return ProcessPoolExecutor(workers, context, signal, (SIGINT, SIG_IGN))  # Ctrl-C is this process's matter
 
 
 def _problems(folder: Path, classes: int | None, shard: ShardInfo) -> list[str]:
