@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,8 +82,7 @@ def test_what_the_runs_answer_is_looked_at(
     monkeypatch.setattr("mvar_lightning.runs.sweep.check_runs", lambda runs: None)
 
     def answer(status: int) -> None:
-        finished = subprocess.CompletedProcess[bytes]([], status)
-        monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: finished)
+        monkeypatch.setattr("mvar_lightning.runs.sweep._wait", lambda command: status)
 
     answer(130)
     assert main(["sweep", path]) == 130, "Ctrl-C is meant for the whole sweep"
