@@ -150,7 +150,6 @@ def terminable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield
         return
-    os.register_at_fork(after_in_child=_leave_sigterm_alone)
     signal.signal(signal.SIGTERM, _stop)
     try:
         yield
@@ -167,6 +166,8 @@ def _leave_sigterm_alone() -> None:
     if signal.getsignal(signal.SIGTERM) is _stop:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
+
+os.register_at_fork(after_in_child=_leave_sigterm_alone)  # here, as `main` may run often in one process
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
-from signal import SIG_IGN, SIGINT, signal
 
 from mvar_lightning.data.images import SampleError, decode_rgb
 from mvar_lightning.data.index import INDEX_NAME, ShardInfo, content_problem, not_listed, read_index
 from mvar_lightning.data.tar import RawSample, TarDamage, label_of, read_samples
 from mvar_lightning.errors import UserError
+from mvar_lightning.tools.processes import process_pool
 
 
 def check(
@@ -57,9 +56,7 @@ def _pool(workers: int, samples: int) -> Executor:
     """Hashing lets other threads run; decoding a JPEG holds Python's lock (Pillow 12), so it wants processes."""
     if workers == 1 or samples < WORTH_PROCESSES:
         return ThreadPoolExecutor(workers)
-    context = get_context("forkserver")  # a fork of this process would copy the bar's thread and locks
-    context.set_forkserver_preload([__name__])
-    return ProcessPoolExecutor(workers, context, signal, (SIGINT, SIG_IGN))  # Ctrl-C is this process's matter
+    return process_pool(workers, __name__)
 
 
 def _problems(folder: Path, classes: int | None, shard: ShardInfo) -> list[str]:

@@ -18,7 +18,6 @@ from mvar_lightning.runs.run import Run, Stopped, run_of
 from mvar_lightning.tools.console import print_table
 from mvar_lightning.tools.files import write_json
 from mvar_lightning.tools.processes import check_number, is_main, launched, wait_until_visible
-from mvar_lightning.tools.tensors import read_torch
 
 if TYPE_CHECKING:
     from mvar_lightning.runs.recipe import SuiteCLI
@@ -133,9 +132,10 @@ def _fit(run: Run, extra: list[str], checkpoint: Path | None) -> None:
     trainer: Any = cli.trainer
     check_number(trainer.world_size)
     if checkpoint is not None:
-        open_checkpoint(checkpoint).check_resumable()  # a damaged one is told in one line
+        opened = open_checkpoint(checkpoint)  # a damaged one is told in one line
+        opened.check_resumable()
         if is_main():
-            at = read_torch(checkpoint, whole=False)
+            at = opened.training
             print(f"{run.folder}: continuing from {checkpoint} (epoch {at['epoch']}, step {at['global_step']})")
     validated: list[int] = []
     trainer.callbacks.append(LambdaCallback(on_validation_end=lambda trainer, _: validated.append(trainer.global_step)))

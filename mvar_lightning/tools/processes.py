@@ -7,10 +7,15 @@ torch is imported only by what needs it: a command asks for its rank before it k
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import cache
+from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -189,6 +194,26 @@ def _mean() -> Any:
 
 
 # Work shared among processes of one machine: every N-th item to each, on its own GPU or its share of the cores.
+
+
+def process_pool(workers: int, module: str) -> ProcessPoolExecutor:
+    """Processes that have a module imported and work for this one alone: they end with it, however it ends."""
+    context = multiprocessing.get_context("forkserver")  # a fork of this process would copy the bar's thread and locks
+    context.set_forkserver_preload([module])
+    return ProcessPoolExecutor(workers, context, _begin)
+
+
+def _begin() -> None:
+    """In such a process: Ctrl-C is the parent's to handle, and nobody works on when the parent was killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int, end: Callable[[int], None] = os._exit) -> None:
+    wait_for([sentinel])
+    end(1)
 
 
 Work = Callable[[Sequence[Any], int, Callable[[Any], None]], None]

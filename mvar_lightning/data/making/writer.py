@@ -5,15 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
-from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +20,7 @@ from mvar_lightning.data.making.sources import Example
 from mvar_lightning.data.transforms import resize_shorter
 from mvar_lightning.errors import UserError
 from mvar_lightning.tools.files import write
+from mvar_lightning.tools.processes import process_pool
 
 
 @dataclass(frozen=True)
@@ -227,9 +223,7 @@ def _in_processes(chunks: Sequence[Chunk], writer: ChunkWriter, workers: int) ->
 
     After a failure the chunks before it are finished, so that the failure raised is the first in order.
     """
-    context = multiprocessing.get_context("forkserver")  # a fork of this process would copy the bar's thread and locks
-    context.set_forkserver_preload([writer.__class__.__module__])
-    pool = ProcessPoolExecutor(workers, context, _begin)
+    pool = process_pool(workers, writer.__class__.__module__)
     ahead = iter(range(len(chunks)))
     running: dict[Future[ChunkRecord], int] = {}
     failures: dict[int, BaseException] = {}
@@ -254,16 +248,3 @@ def _in_processes(chunks: Sequence[Chunk], writer: ChunkWriter, workers: int) ->
             raise failures[min(failures)]
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _begin() -> None:
-    """In a writing process: Ctrl-C is the parent's to handle, and nobody writes on when the parent was killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-
-
-def _end_with(sentinel: int, end: Callable[[int], None] = os._exit) -> None:
-    wait_for([sentinel])
-    end(1)
