@@ -123,10 +123,7 @@ def _merged(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]
         if override.startswith("--") and sign and not name.endswith("+"):
             try:
                 value = yaml.safe_load(text)
-            except (
-                yaml.YAMLError,
-                ValueError,
-            ):  # ValueError: a date such as 2026-13-01, thousands of digits
+            except (yaml.YAMLError, ValueError):  # the latter: a date such as 2026-13-01, thousands of digits
                 value = text
             _set(merged, name.split("."), value)
     return merged

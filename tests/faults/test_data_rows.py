@@ -18,31 +18,13 @@ from mvar_lightning.data.index import read_index
 from mvar_lightning.data.reading.place import expand
 from mvar_lightning.errors import UserError
 from tests.faults.harness import ask, broken_promise
-
-Members = list[tuple[str, bytes | tarfile.TarInfo]]
+from tests.faults.rows_kit import Members, link, write_tar
 
 
 def picture(gray: int = 0, form: str = "PNG", side: int = 8, **options) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (side, side), (gray, gray, gray)).save(buffer, form, **options)
     return buffer.getvalue()
-
-
-def write_tar(path: Path, members: Members) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name) if isinstance(data, bytes) else data
-            info.name = name
-            info.size = len(data) if isinstance(data, bytes) else info.size
-            tar.addfile(info, io.BytesIO(data) if isinstance(data, bytes) else None)
-    return path
-
-
-def link(to: str, kind: bytes = tarfile.LNKTYPE) -> tarfile.TarInfo:
-    info = tarfile.TarInfo()
-    info.type, info.linkname = kind, to
-    return info
 
 
 def samples(count: int, first: int = 0, gray: int = 0) -> Members:
