@@ -1,0 +1,32 @@
+"""Processes that work for one process end with it, however it ends."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+KILLED = """
+import os, signal
+from mvar_lightning.tools.processes import process_pool
+print(process_pool(1, "json").submit(os.getpid).result(), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def works(pid: int) -> bool:
+    """Whether a process is there and not only waits to be buried."""
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_a_worker_ends_with_a_process_that_was_killed(tmp_path: Path) -> None:
+    with (tmp_path / "said").open("w") as said:  # no pipe: the worker would hold it open
+        done = subprocess.run([sys.executable, "-c", KILLED], stdout=said, check=False, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    worker, deadline = int((tmp_path / "said").read_text()), time.monotonic() + 10
+    while works(worker) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not works(worker)
