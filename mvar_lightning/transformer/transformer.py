@@ -204,9 +204,11 @@ class NextScaleTransformer(nn.Module):
     def features(self, inputs: Inputs, scales: range) -> Tensor:
         """`transform` before its last product, (B, l, C): what a loss in chunks reads."""
         x_BlC = _to_compute_dtype(inputs.x_BlC)
+        self.backend.prepare(x_BlC.device)
         for block, whole_modulation in zip(self._blocks, inputs.modulations, strict=True):
-            # outside of what is compiled or computed again: one variant for all rates, and one draw
-            modulation = block.drop_path(whole_modulation)
+            # outside of what is compiled or computed again: one variant for all rates, and one draw; cast as in
+            # sampling: the float32 offset of a shared modulation would make the residual stream float32
+            modulation = _to_compute_dtype(block.drop_path(whole_modulation))
             if self.checkpoint_activations and torch.is_grad_enabled():
                 x_BlC = checkpoint(block, x_BlC, modulation, scales, use_reentrant=False)
             else:
