@@ -32,6 +32,19 @@ def allow_recompiles(limit: int) -> None:
     config.recompile_limit = max(config.recompile_limit, limit)
 
 
+def compile_whole_under_ddp() -> None:
+    """Let the compiler take a function as one graph inside a `DistributedDataParallel`: ``optimize_ddp`` off (2.0 and
+    later).
+
+    It splits graphs where DDP's buckets end, for a model that is compiled as a whole. A block is smaller than a bucket,
+    and its parameters' hooks fire between blocks anyway; split, each would be three graphs.
+    """
+    import torch
+
+    config: Any = torch._dynamo.config
+    config.optimize_ddp = False
+
+
 def constant_when_compiled(function: F) -> F:
     """Mark a function whose result the compiler takes as it is when it traces.
 

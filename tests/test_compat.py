@@ -44,6 +44,12 @@ def test_the_limit_of_recompiles_rises_and_never_falls(monkeypatch: pytest.Monke
         torch._dynamo.config.recompile_limit = before
 
 
+def test_blocks_are_compiled_whole_under_ddp() -> None:
+    with torch._dynamo.config.patch(optimize_ddp=True):
+        compat.compile_whole_under_ddp()
+        assert torch._dynamo.config.optimize_ddp is False
+
+
 def test_a_function_is_marked_as_torch_marks_it() -> None:
     def ours() -> int:
         return 1

@@ -23,7 +23,7 @@ from mvar_lightning.errors import UserError
 from mvar_lightning.pyramid import ScalePyramid
 from mvar_lightning.sampling.guidance import GuidanceSchedule, GuidedRows, LinearGuidance, as_schedule
 from mvar_lightning.tokenizer import MultiScaleTokenizer, check_pair
-from mvar_lightning.tools.compute import evaluating
+from mvar_lightning.tools.compute import evaluating, exact_float32
 from mvar_lightning.transformer import NextScaleTransformer
 
 Replace = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -197,7 +197,7 @@ def choose(
     temperature = max(0.27 * (1 - 0.95 * ratio), 0.005)
     filtered_BlV = filter_logits(logits_BlV / settings.temperature, *filters)
     noisy_BlV = filtered_BlV * (1 + ratio) + noise.gumbel(scale, tokenizer.vocab_size)
-    with torch.autocast(logits_BlV.device.type, enabled=False):
+    with exact_float32(logits_BlV.device):
         return idx_Bl, (noisy_BlV / temperature).softmax(dim=-1) @ tokenizer.quantizer.codebook.weight.float()
 
 

@@ -4,7 +4,7 @@ Scale after scale, coarse to fine: shrink the rest of the latent to the scale's 
 position, enlarge the codes to the full map, blend them with a convolution (phi), add the result to ``f_hat`` and
 subtract it from the rest.
 
-Everything here computes in float32, outside autocast: residuals of residuals do not survive half precision.
+Everything here computes in IEEE float32, outside autocast and TF32: residuals of residuals do not survive less.
 
 Shapes: B batch, L all tokens, l tokens of one scale, K scales, V vocabulary, Z code dim, s side of a scale's map (s and
 t of a resized one), hw latent map. Public methods take and give channel-first maps (BZhw); inside, maps are
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from mvar_lightning.errors import UserError
 from mvar_lightning.pyramid import ScalePyramid
 from mvar_lightning.tokenizer.nearest import NearestCode, code_metric
-from mvar_lightning.tools.compute import table
+from mvar_lightning.tools.compute import exact_float32, table
 
 
 # Resizing between the maps of the pyramid as two small matrix products. Area averaging and bicubic interpolation are
@@ -192,7 +192,7 @@ class MultiScaleQuantizer(nn.Module):
             kept_scales_B: where given, image b's f_hat ends with its first ``kept_scales_B[b]`` scales, and its loss is
                 the mean over these. Tokens and residuals are those of all scales.
         """
-        with torch.autocast(f_BZhw.device.type, enabled=False):
+        with exact_float32(f_BZhw.device):
             f_BhwZ = self._channel_last(f_BZhw)
             target_BhwZ = f_BhwZ.detach()
             keep_KB = self._keep(kept_scales_B, len(f_BhwZ), f_BhwZ.device)
@@ -212,7 +212,7 @@ class MultiScaleQuantizer(nn.Module):
     @torch.no_grad()
     def encode(self, f_BZhw: Tensor) -> Tensor:
         """Token pyramid of a latent map: int64 (B, L), coarse to fine."""
-        with torch.autocast(f_BZhw.device.type, enabled=False):
+        with exact_float32(f_BZhw.device):
             return torch.cat([idx_Bl for idx_Bl, _, _ in self._residual_steps(self._channel_last(f_BZhw))], dim=1)
 
     def f_hat(self, idx_BL: Tensor) -> Tensor:
@@ -240,12 +240,12 @@ class MultiScaleQuantizer(nn.Module):
 
     def accumulate(self, f_hat_BZhw: Tensor, codes_BlZ: Tensor, scale: int) -> Tensor:
         """Add one scale's codes (or mixtures of codes) to the quantized latent; gives a new map."""
-        with torch.autocast(f_hat_BZhw.device.type, enabled=False):
+        with exact_float32(f_hat_BZhw.device):
             return f_hat_BZhw + _channel_first(self._contribution(codes_BlZ.float(), scale))
 
     def next_input(self, f_hat_BZhw: Tensor, scale: int) -> Tensor:
         """What the transformer reads for ``scale``: f_hat averaged down to its map, (B, l, Z) float32."""
-        with torch.autocast(f_hat_BZhw.device.type, enabled=False):
+        with exact_float32(f_hat_BZhw.device):
             return self._rows(self._channel_last(f_hat_BZhw), scale)
 
     def teacher_input(self, idx_BL: Tensor) -> Tensor:
