@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from mvar_lightning.errors import UserError
 from mvar_lightning.pyramid import ScalePyramid
 from mvar_lightning.tokenizer.nearest import NearestCode, code_metric
-from mvar_lightning.tools.compute import exact_float32, table
+from mvar_lightning.tools.compute import exact_float32, runs_behind, table
 
 
 # Resizing between the maps of the pyramid as two small matrix products. Area averaging and bicubic interpolation are
@@ -81,7 +81,10 @@ def draw_kept_scales(
         return None
     dropped_B = torch.rand(batch, generator=generator) < probability
     fewer_B = torch.randint(first, num_scales, (batch,), generator=generator)
-    return torch.where(dropped_B, fewer_B, num_scales).to(device)
+    kept_B = torch.where(dropped_B, fewer_B, num_scales)
+    if device is not None and device.type == "cuda":
+        return kept_B.pin_memory().to(device, non_blocking=True)
+    return kept_B.to(device)
 
 
 class QuantizerOutput(NamedTuple):
@@ -282,7 +285,9 @@ class MultiScaleQuantizer(nn.Module):
         kept_B = kept_scales_B.to(device)
         if kept_B.shape != (batch,) or kept_B.is_floating_point():
             raise UserError(f"kept_scales_B of shape {tuple(kept_B.shape)}, {kept_B.dtype}: give int64 ({batch},)")
-        if batch and not 1 <= int(kept_B.min()) <= int(kept_B.max()) <= num_scales:
+        # where the numbers are on a GPU, looking at them would make every step wait
+        asked = batch and not runs_behind(kept_B.device)
+        if asked and not 1 <= int(kept_B.min()) <= int(kept_B.max()) <= num_scales:
             raise UserError(f"kept_scales_B {kept_B.tolist()}: each image keeps 1 to {num_scales} scales")
         scale_K1 = torch.arange(num_scales, device=device).unsqueeze(1)
         return list((scale_K1 < kept_B) * (num_scales / kept_B))

@@ -131,6 +131,11 @@ def choose_precision(name: str, device: torch.device) -> str:
     return name if name != "auto" else "bf16" if device.type == "cuda" else "32"
 
 
+def runs_behind(device: torch.device) -> bool:
+    """Whether reading a number back makes the host wait for the device; no training step should, but where it logs."""
+    return device.type != "cpu"
+
+
 def computing(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """A context in which the model computes in ``precision``."""
     set_precision_policy(device)  # a process that others started has chosen no device

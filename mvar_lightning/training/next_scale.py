@@ -190,7 +190,13 @@ class NextScaleModule(L.LightningModule):
         """Token indices (B, L) and transformer inputs (B, L - first, Z) of a batch; float32 in any precision."""
         # tokens must be those of the cache and of sampling: a rounded residual has another nearest code
         with torch.autocast(batch["label"].device.type, enabled=False):
-            idx_BL = batch["tokens"] if "tokens" in batch else self.tokenizer.encode(normalize(batch["image"]).float())
+            if "tokens" in batch:
+                idx_BL = batch["tokens"]
+            elif batch["image"].is_floating_point():
+                idx_BL = self.tokenizer.encode(normalize(batch["image"]).float())
+            else:  # bytes are finite; asking, as `encode` does, would make every step wait for the device
+                latent_BZhw = self.tokenizer.latent(normalize(batch["image"]).float())
+                idx_BL = self.tokenizer.quantizer.encode(latent_BZhw)
             return idx_BL, self.tokenizer.teacher_input(idx_BL)
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[TokenLoss, Tensor]:

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from mvar_lightning.attention import AttentionStrategy, FullAttention, KVCache, choose_backend
 from mvar_lightning.errors import UserError
 from mvar_lightning.pyramid import ScalePyramid
-from mvar_lightning.tools.compute import exact_float32
+from mvar_lightning.tools.compute import exact_float32, runs_behind
 from mvar_lightning.transformer.blocks import AdaLNBlock, BlockDesign, ModulatedHead, VARBlocks
 from mvar_lightning.transformer.history import History, HistoryState, NoHistory
 
@@ -284,7 +284,7 @@ class NextScaleTransformer(nn.Module):
     def _check_labels(self, label_B: Tensor, images: int) -> None:
         if tuple(label_B.shape) != (images,):
             raise UserError(f"labels of shape {tuple(label_B.shape)}: {images} teacher inputs need ({images},)")
-        if label_B.is_meta or (self.training and label_B.device.type != "cpu") or not images:
+        if label_B.is_meta or (self.training and runs_behind(label_B.device)) or not images:
             return
         for label in (int(label_B.min()), int(label_B.max())):
             if not 0 <= label <= self.num_classes:
