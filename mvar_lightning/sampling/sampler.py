@@ -352,7 +352,8 @@ def sample_tokens(
 
 
 # One random generator for each image, so that image i depends on its seed alone: not on the batch size, the order, the
-# number of processes or the device. Numbers are drawn on the CPU and moved.
+# number of processes or the device. Numbers are drawn on the CPU and moved; Gumbel noise alone, a number for every code
+# of every token, is drawn where it is needed, and so depends on the kind of device, too.
 
 
 class ImageNoise:
@@ -378,8 +379,13 @@ class ImageNoise:
     def gumbel(self, scale: int, vocab_size: int) -> Tensor:
         """Gumbel noise for the tokens of ``scale``, float32 (B, l, V); to be asked for in the order of the scales."""
         shape = (self.pyramid.tokens_of(scale), vocab_size)
-        exponential = [torch.empty(shape, device="cpu").exponential_(generator=g) for g in self._generators]
-        return torch.stack(exponential).to(self.device).log_().neg_()
+        if self.device.type == "cpu":
+            exponential = [torch.empty(shape, device="cpu").exponential_(generator=g) for g in self._generators]
+        else:  # millions of numbers a scale: drawn there, from a seed that the image's own generator gives
+            seeds = [int(torch.randint(2**62, (), generator=g, device="cpu")) for g in self._generators]
+            own = [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
+            exponential = [torch.empty(shape, device=self.device).exponential_(generator=g) for g in own]
+        return torch.stack(exponential).log_().neg_()
 
 
 def check_seeds(seeds: Sequence[int] | Tensor | int | None, batch: int) -> list[int]:

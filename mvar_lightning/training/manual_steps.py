@@ -16,14 +16,22 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
-from mvar_lightning.compat import logs_now
+from mvar_lightning.compat import logs_now, refresh_bar_where_logged
 from mvar_lightning.data.image_data import run_data
 from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer import MultiScaleTokenizer
-from mvar_lightning.tools.compute import runs_behind
+from mvar_lightning.tools.compute import runs_behind, set_precision_policy
 from mvar_lightning.tools.processes import sum_over_ranks
 
 log = logging.getLogger(__name__)
+
+
+def compute_as_agreed(trainer: L.Trainer) -> None:
+    """At the start of a run: the policy of precision, and a bar that does not make a GPU's steps wait."""
+    device = trainer.strategy.root_device
+    set_precision_policy(device)
+    if runs_behind(device):
+        refresh_bar_where_logged(trainer)
 
 
 def as_list(one_or_many: Any) -> list[Any]:

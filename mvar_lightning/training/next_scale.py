@@ -28,10 +28,9 @@ from mvar_lightning.errors import UserError
 from mvar_lightning.metrics.quality import CodebookUsage
 from mvar_lightning.sampling import Generated, generate
 from mvar_lightning.tokenizer import MultiScaleTokenizer, fingerprint
-from mvar_lightning.tools.compute import set_precision_policy
 from mvar_lightning.tools.drawing import normalize
 from mvar_lightning.training.distributed import has_trainer, log_means, seed_batch, shard_where_asked
-from mvar_lightning.training.manual_steps import window_of
+from mvar_lightning.training.manual_steps import compute_as_agreed, window_of
 from mvar_lightning.training.optimizers import HeldLine, ScheduledAdamW, parameter_groups
 from mvar_lightning.training.scale_groups import ScaleGroups, kept_of_token, loss_of_groups
 from mvar_lightning.training.token_loss import TokenLoss, evaluated_token_loss, token_loss
@@ -167,7 +166,7 @@ class NextScaleModule(L.LightningModule):
         return self
 
     def setup(self, stage: str) -> None:
-        set_precision_policy(self.trainer.strategy.root_device)
+        compute_as_agreed(self.trainer)
         run_data(self.trainer).check_model(self.tokenizer, self.tokenizer_hash)
         if self.trainer.precision not in ("32-true", "bf16-mixed", "16-mixed"):
             raise UserError(

@@ -31,7 +31,6 @@ from mvar_lightning.tokenizer.codebook import CodebookRemedy, DataDependentInit,
 from mvar_lightning.tokenizer.losses import EntropyLoss, L1Loss, L2Loss, LossPart, QuantizerLoss, WeightedLoss
 from mvar_lightning.tokenizer.quantizer import FIRST_KEPT, check_scale_dropout, draw_kept_scales
 from mvar_lightning.tokenizer.tokenizer import TRAINING_ONLY, MultiScaleTokenizer, TokenizerOutput, fingerprint_of
-from mvar_lightning.tools.compute import set_precision_policy
 from mvar_lightning.tools.drawing import normalize
 from mvar_lightning.training.distributed import has_trainer, log_means, seed_batch, seed_of_batch
 from mvar_lightning.training.manual_steps import (
@@ -39,6 +38,7 @@ from mvar_lightning.training.manual_steps import (
     as_list,
     check_finite,
     check_weights,
+    compute_as_agreed,
     warn_of_poor_data,
     window_of,
 )
@@ -157,7 +157,7 @@ class TokenizerModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         size = self.tokenizer.image_size
-        set_precision_policy(self.trainer.strategy.root_device)
+        compute_as_agreed(self.trainer)
         run_data(self.trainer).check_model(self.tokenizer)
         if self.init_from is not None and not self._started:
             start_from(self.tokenizer, self.init_from)
