@@ -100,6 +100,20 @@ def onednn_linear_times(x: Tensor, weight: Tensor, bias: Tensor | None, factor: 
 # Lightning (2.6)
 
 
+def said_by_lightning(error: Exception) -> str:
+    """In one line, a mistake in a recipe that Lightning finds only when it works: an error that its own code (the
+    module of the innermost frame) raises. Of any other error nothing."""
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    module = "" if last is None else str(last.tb_frame.f_globals.get("__name__"))
+    raised = isinstance(error, (ValueError, TypeError, RuntimeError)) and module.startswith("lightning.")
+    named = isinstance(error, MisconfigurationException) or "loading state_dict" in str(error)
+    return f"Lightning: {' '.join(str(error).split())[:500]}" if raised or named else ""
+
+
 def lets_clip(optimizer: Any) -> None:
     """Tell Lightning that a fused optimizer needs no loss scale, so that gradients may be clipped under bf16-mixed.
 

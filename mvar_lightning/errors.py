@@ -35,8 +35,14 @@ class UserError(ValueError):
 def check_counts(**counts: int | None) -> None:
     """Raise `UserError` for a number below 1; None was not given."""
     for name, count in counts.items():
-        if count is not None and count < 1:
+        if count is not None and (not isinstance(count, int) or count < 1):
             raise UserError(f"``{name}`` {count}: must be at least 1")
+
+
+def check_kind(name: str, value: object, kinds: type | tuple[type, ...], words: str) -> None:
+    """Raise `UserError` where an argument from Python is another thing altogether; ``words`` say what to give."""
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        raise UserError(f"``{name}``: is a {type(value).__name__}; give {words}")
 
 
 def check_types(function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:

@@ -6,12 +6,14 @@ Where a checkpoint is asked for, a run's folder stands for the ``model/`` in it.
 
 from __future__ import annotations
 
+import errno
+import os
 import reprlib
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from mvar_lightning.checkpoints.assign import M, check_fit, fill, on_meta, plain_names, shapes_of
-from mvar_lightning.errors import UserError, check_types
+from mvar_lightning.errors import UserError, check_kind, check_types
 from mvar_lightning.tokenizer import MultiScaleTokenizer, check_pair, fingerprint
-from mvar_lightning.tools.files import in_a_line, kind_of, read_json, standing, write_json, writing_folder
+from mvar_lightning.tools.files import in_a_line, kind_of, read_json, standing, told, write_json, writing_folder
 from mvar_lightning.tools.tensors import read_safetensors, read_torch, safetensors_shapes, write_tensors
 from mvar_lightning.transformer import NextScaleTransformer
 
@@ -29,6 +31,10 @@ CONFIG, MODEL, TOKENIZER = "config.json", "model.safetensors", "tokenizer.safete
 
 IN_RUN = "model"
 """Where a run's folder keeps its weights."""
+
+TRAINING = {"loops": dict, "optimizer_states": list, "lr_schedulers": list, "callbacks": dict, "epoch": int}
+TRAINING |= {"global_step": int, "pytorch-lightning_version": str}
+"""What Lightning goes on from, in its checkpoints."""
 
 SLACK = 1000
 """So many weights more than a file's are built and told by name; no time is lost by them."""
@@ -45,15 +51,21 @@ class Opened:
     record: Record
     parts: Mapping[str, Path | dict[str, Tensor]]
     checksums: Mapping[str, str] = field(default_factory=dict)
-    trains_on: bool = False
-    """Whether the state of training is in it."""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """What else is in it: the state of training."""
 
     def check_resumable(self) -> None:
-        """Raise `UserError` where weights are all that is there."""
-        if not self.trains_on:
+        """Raise `UserError` where weights are all that is there, or what Lightning goes on from is something else."""
+        if not self.training.keys() >= {"optimizer_states", "lr_schedulers", "loops"}:
             raise UserError(
                 f"{self.source}: holds weights alone, no run can go on from it; start a new one with model.init_from"
             )
+        kinds = TRAINING | dict.fromkeys(("tokenizer", *(["model"] if self.record.model else [])), dict)
+        for name, kind in kinds.items():
+            if not isinstance(value := self.parts.get(name) or self.training.get(name), kind):
+                raise UserError(f"{self.source}: its {name} is {reprlib.repr(value)}; take an earlier checkpoint")
+        if not (version := self.training["pytorch-lightning_version"])[:1].isdecimal():
+            raise UserError(f"{self.source}: its pytorch-lightning_version is {version!r}; take an earlier checkpoint")
 
     def shapes(self, part: str) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor of a part, by name; of a folder's from the file's header alone."""
@@ -130,7 +142,9 @@ def save(path: str | Path, model: NextScaleTransformer | None, tokenizer: MultiS
         UserError: model and tokenizer do not fit together, ``path`` holds something else, or it cannot be written: an
             earlier checkpoint is then left as it was.
     """
+    check_kind("path", path, (str, PathLike), "a folder")
     path = Path(path)
+    check_kind("tokenizer", tokenizer, MultiScaleTokenizer, "a MultiScaleTokenizer")
     if model is not None:
         check_pair(model, tokenizer)
     record = Record(tokenizer.config, fingerprint(tokenizer), None if model is None else model.config)
@@ -143,19 +157,6 @@ def save(path: str | Path, model: NextScaleTransformer | None, tokenizer: MultiS
                 write_tensors(folder / name, plain_names(module.state_dict(), name))
                 checksums[name] = crc32_of(folder / name)
             write_json(folder / CONFIG, {"library": LIBRARY, **record.as_plain(), "crc32": checksums})
-
-
-@contextmanager
-def told(*paths: Path) -> Iterator[None]:
-    """Say in one line why files cannot be written: a full disk, a read-only one, no rights, a file in the way."""
-    try:
-        yield
-    except OSError as error:
-        names = " and ".join(map(str, paths))
-        reason = error.strerror or in_a_line(error)
-        raise UserError(
-            f"{names}: cannot be written ({reason}); nothing was changed; make room or choose another place"
-        ) from error
 
 
 def crc32_of(path: Path) -> str:
@@ -204,6 +205,7 @@ def open_checkpoint(path: str | Path, whole: bool = True) -> Opened:
     Raises:
         UserError: there is none, or it is damaged.
     """
+    check_kind("path", path, (str, PathLike), "a folder or a file")
     path = standing(Path(path))
     kind = kind_of(path)
     if kind is None:
@@ -257,7 +259,7 @@ def _open_lightning(path: Path, whole: bool) -> Opened:
         raise UserError(f"{path}: its 'state_dict' holds something else than names and tensors")
     state = plain_names(state, str(path))
     parts = {part: _part(state, part) for part in ("tokenizer", "model")}
-    return Opened(str(path), record, parts, trains_on={"optimizer_states", "lr_schedulers", "loops"} <= content.keys())
+    return Opened(str(path), record, parts, training={name: content[name] for name in content if name != "state_dict"})
 
 
 def unwrap_names(checkpoint: dict[str, Any]) -> None:
@@ -276,6 +278,8 @@ def _check_target(path: Path) -> None:
     kind = kind_of(path)
     if kind not in (None, "folder"):
         raise UserError(f"{path}: is a {kind}; give a folder for the checkpoint")
+    if kind == "folder" and not os.access(path, os.W_OK):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))  # renames would pass over a protected one
     if kind == "folder" and any(path.iterdir()):
         if kind_of(path / CONFIG) != "file":
             raise UserError(f"{path}: holds something else than a checkpoint; give a new or empty folder")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mvar_lightning.attention import AdjacentAttention, FullAttention, SpatialAttention
 from mvar_lightning.checkpoints.assign import check_fit, fill, on_meta, plain_names, shapes_of
-from mvar_lightning.checkpoints.folder import is_part, told
+from mvar_lightning.checkpoints.folder import is_part
 from mvar_lightning.checkpoints.official_names import (
     MARKOV_VAR_KEYS,
     VAR_KEYS,
@@ -37,10 +37,10 @@ from mvar_lightning.checkpoints.official_sizes import (
     transformer_arguments,
     vocab_size_of,
 )
-from mvar_lightning.errors import UserError
+from mvar_lightning.errors import UserError, check_kind
 from mvar_lightning.pyramid import ScalePyramid
 from mvar_lightning.tokenizer import MultiScaleTokenizer
-from mvar_lightning.tools.files import kind_of, writing
+from mvar_lightning.tools.files import kind_of, told, writing
 from mvar_lightning.tools.tensors import read_safetensors, read_torch, write_tensors
 from mvar_lightning.transformer import LlamaBlocks, NextScaleTransformer, NoHistory, SlidingWindowHistory, VARBlocks
 
@@ -70,6 +70,7 @@ def import_official(
         UserError: a file that cannot be read or holds code, is of another architecture, has names missing, unexpected
             or of a wrong shape, or scales that do not fit the weights.
     """
+    check_kind("patch_nums", patch_nums or (), Sequence, "side lengths such as (1, 2, 3)")
     if architecture not in ARCHITECTURES:
         raise UserError(f"architecture {architecture!r}: must be one of {', '.join(ARCHITECTURES)}")
     state = read_state(model_path, MODEL_PLACES)

@@ -158,15 +158,15 @@ def run_data(trainer: Any) -> TrainingData | OtherData:
     return module if isinstance(module, TrainingData) else OtherData(module)
 
 
-def named(batch: Any) -> Any:
+def named(batch: Any, needed: str) -> Any:
     """A batch as the modules read it: pairs (images, labels) of other data by name.
 
     Raises:
-        UserError: neither such a pair nor a dict with ``label`` and ``image`` or ``tokens``.
+        UserError: neither such a pair nor a dict with what is ``needed``, and images or tokens.
     """
     if isinstance(batch, (list, tuple)) and len(batch) == 2:
         batch = {"image": batch[0], "label": batch[1]}
-    if not isinstance(batch, dict) or "label" not in batch or not {"image", "tokens"} & batch.keys():
+    if not isinstance(batch, dict) or needed not in batch or not {"image", "tokens"} & batch.keys():
         found = sorted(map(str, batch)) if isinstance(batch, dict) else type(batch).__name__
         raise UserError(f"batch {found}: give a dict with image (or tokens) and label, or a pair (images, labels)")
     return batch

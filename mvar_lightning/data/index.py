@@ -98,6 +98,8 @@ class ShardIndex:
             for name, split in typed(content, "splits", dict).items()
         }
         check_once(shard.name for split in splits.values() for shard in split.shards)
+        if "train" in splits and not splits["train"].shards:
+            raise ValueError("split train has no shards")
         return cls(names, splits)
 
 

@@ -117,6 +117,8 @@ class ReconstructRequest:
             raise UserError(
                 f"``images`` {self.images}: counts images of ``data``; leave it out, or give ``data`` SHARDS"
             )
+        if out.resolve() in [Path(file).resolve() for file in self.files]:
+            raise UserError(f"``out`` {self.out}: is one of the images; give another name")
         check_counts(images=self.images)
         check_folder(out.parent, "``out``")
 

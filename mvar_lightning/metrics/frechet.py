@@ -5,6 +5,8 @@ B batch, F features, R rank of a covariance, HW pixels.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
@@ -33,7 +35,10 @@ def frechet_distance(one: Moments, other: Moments) -> float:
     traces = one.covariance_FF.trace() + other.covariance_FF.trace()
     # the roots need not be symmetric: R1^T R2 and the product of symmetric roots have the same singular values
     overlap = torch.linalg.svdvals(_root(one).T @ _root(other)).sum()
-    return max(float(apart + traces - 2 * overlap), 0.0)
+    distance = float(apart + traces - 2 * overlap)
+    if not math.isfinite(distance):
+        raise UserError("Frechet distance: is not finite; one side's moments are damaged or no features' of images")
+    return max(distance, 0.0)
 
 
 def _root(moments: Moments) -> Tensor:

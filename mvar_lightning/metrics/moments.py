@@ -185,6 +185,9 @@ class StoredReference:
         return cls(features, spatial, str(found["extractor"]) if "extractor" in found else None, rows_NF)
 
 
+LARGEST_MOMENT = 1e100
+"""Far from any feature's, and its square is still a float64."""
+
 _STORED = ("mu", "sigma", "mu_s", "sigma_s", "images", "extractor", "features")
 
 DAMAGED = (
@@ -203,6 +206,8 @@ DAMAGED = (
 
 def _moments(found: dict[str, Any], mean: str, covariance: str, images: int | None) -> Moments:
     mean_F, covariance_FF = (torch.from_numpy(_numbers(found, name)) for name in (mean, covariance))
+    if max((float(part.abs().max()) for part in (mean_F, covariance_FF) if part.numel()), default=0) > LARGEST_MOMENT:
+        raise UserError(f"{mean} or {covariance} beyond {LARGEST_MOMENT:g}: are no moments of features")
     return Moments(mean_F, covariance_FF, images)
 
 

@@ -98,6 +98,8 @@ class SuiteCLI(LightningCLI):
             mistake: BaseException | None = error
             while mistake is not None and not isinstance(mistake, UserError):
                 mistake = mistake.__cause__ or mistake.__context__
+            if mistake is None and "Does not validate against" in str(error):  # the parser's own, found late
+                raise UserError(explain(str(error), self.arguments)) from error
             if mistake is None:
                 raise
             raise UserError(mistake.marked) from error
@@ -111,7 +113,7 @@ class SuiteCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         try:
             trainer = super().instantiate_trainer(**kwargs)
-        except (MisconfigurationException, ValueError) as error:
+        except (MisconfigurationException, ValueError, TypeError) as error:
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the recipe names no other
             trainer.strategy.checkpoint_io = callbacks.last_checkpoint.DurableCheckpointIO()

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mvar_lightning.compat import said_by_lightning
 from mvar_lightning.errors import UserError
 from mvar_lightning.tools.files import Lock, check_claim, read_json, write_json
 from mvar_lightning.tools.processes import is_lost_process, is_main, started_by_lightning
@@ -248,7 +249,7 @@ class Run:
             lock.release()
 
     def _of_machines(self, error: Exception) -> str:
-        """What happened to the machines rather than to the program, in one line; else nothing."""
+        """What happened to the machines, or what Lightning refuses, in one line; nothing for bugs of ours."""
         if is_lost_process(error):
             reason = re.sub(r"^\[\S+:\d+\] ", "", str(error).strip().splitlines()[0])[:160]  # not where in whose source
             return (
@@ -257,7 +258,7 @@ class Run:
             )
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             return f"{self.folder}: {error.strerror} ({error.filename or 'while writing'}); {self.way_on()}"
-        return ""
+        return said_by_lightning(error)
 
     def way_on(self) -> str:
         """How to go on with a run that has ended early."""
@@ -300,6 +301,7 @@ def _resolved(content: Any) -> Any:
 
 def run_of(recipe: str | Path, overrides: Sequence[str], folder: str | Path | None = None) -> Run:
     """The run of a recipe with these overrides, in its usual place unless a folder is given."""
+    is_main()  # a rank in the environment that is no number is told before Lightning trips over it
     recipe = Path(recipe)
     if folder == "":
         raise UserError("run folder '': the name is empty; give a folder, or leave the option out")

@@ -7,12 +7,9 @@ the recipe has been looked at.
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from mvar_lightning.errors import UserError
@@ -87,27 +84,18 @@ def _train(run: Run, fresh: bool) -> None:
 
 @contextmanager
 def stoppable(run: Run) -> Iterator[None]:
-    """Ctrl-C, and SIGTERM the same way, end a run with words in every phase; where a trainer trains, `LastCheckpoint`
-    takes SIGTERM over and keeps the run's place first.
+    """An interrupt (Ctrl-C and, on the command line, SIGTERM) ends a run with words in every phase; where a trainer
+    trains, `LastCheckpoint` takes SIGTERM over and keeps the run's place first.
 
     Raises:
         Stopped: with the run's folder and how to go on.
     """
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt("told to stop")
-
-    ours = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, stop) if ours else None
     try:
         yield
     except Stopped:
         raise
     except KeyboardInterrupt as error:
-        raise Stopped(f"{run.folder}: {str(error) or 'interrupted'}; {run.way_on()}") from error
-    finally:
-        if ours:
-            signal.signal(signal.SIGTERM, before)
+        raise Stopped(f"{run.folder}: interrupted; {run.way_on()}") from error
 
 
 def _tokenizer_run(run: Run, recipe: str | None) -> Run | None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from mvar_lightning.checkpoints.source import Source
 from mvar_lightning.data.images import ImageError, decode_rgb
 from mvar_lightning.data.transforms import center_crop, resize_shorter, to_batch
-from mvar_lightning.errors import UserError, check_counts
+from mvar_lightning.errors import UserError, check_counts, check_kind
 from mvar_lightning.pyramid import ScalePyramid
 from mvar_lightning.sampling.guidance import GuidanceSchedule, as_schedule
 from mvar_lightning.sampling.jobs import class_indices, class_names, list_jobs
@@ -84,6 +84,8 @@ def edit(
         UserError: as for `generate`; a mask or image of the wrong size.
     """
     check_together(model, tokenizer)
+    for name, tensor in (("image_B3HW", image_B3HW), ("mask_BHW", mask_BHW)):
+        check_kind(name, tensor, Tensor, "a tensor")
     settings = SamplingSettings(as_schedule(cfg), top_k, top_p, temperature, more_smooth)
     images = max(len(image_B3HW), len(listed(seeds) or [0]), len(repeated(label_B, 1)))
     label_B = check_labels(repeated(label_B, images), model)

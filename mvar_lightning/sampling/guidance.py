@@ -9,13 +9,14 @@ Z code dim.
 from __future__ import annotations
 
 import math
+import numbers
 from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
 
 from mvar_lightning.axis import AxisMember
-from mvar_lightning.errors import UserError
+from mvar_lightning.errors import UserError, check_kind
 from mvar_lightning.transformer import NextScaleTransformer
 
 
@@ -84,7 +85,10 @@ class CutoffGuidance(GuidanceSchedule):
 
 def as_schedule(cfg: float | GuidanceSchedule | None) -> GuidanceSchedule:
     """A number is the published linear schedule; None and 0 switch guidance off."""
-    return cfg if isinstance(cfg, GuidanceSchedule) else LinearGuidance(0.0 if cfg is None else cfg)
+    if isinstance(cfg, GuidanceSchedule):
+        return cfg
+    check_kind("cfg", 0.0 if cfg is None else cfg, numbers.Real, "a number or a schedule such as ConstantGuidance(1.5)")
+    return LinearGuidance(cfg or 0.0)
 
 
 def unconditional_scales(strengths: list[float], crosses_scales: bool) -> range:

@@ -322,6 +322,8 @@ def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
     def refusal(name: str, theirs: Any, ours: Any) -> str:
         return f"``out`` {folder}: holds images with {name} {theirs}, these have {ours}; choose another ``out`` folder"
 
+    if (folder / GRID_FILE).exists() and not (folder / SETTINGS_FILE).exists():
+        raise UserError(f"``out`` {folder}: holds a {GRID_FILE} of something else; choose another folder")
     try:
         claim(folder / SETTINGS_FILE, settings, refusal)
     except OSError as error:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mvar_lightning.errors import UserError
+from mvar_lightning.errors import UserError, check_kind
 from mvar_lightning.pyramid import ScalePyramid
 from mvar_lightning.sampling.guidance import GuidanceSchedule, GuidedRows, LinearGuidance, as_schedule
 from mvar_lightning.tokenizer import MultiScaleTokenizer, check_pair
@@ -279,6 +279,9 @@ def check_labels(label_B: Tensor | Sequence[int], model: NextScaleTransformer) -
 
 def check_filters(top_k: int | None, top_p: float | None, temperature: float = 1.0) -> None:
     """Raise `UserError` for values that mean nothing."""
+    for name, value in (("top_k", top_k), ("top_p", top_p), ("temperature", temperature)):
+        if value is not None or name == "temperature":
+            check_kind(name, value, numbers.Real, "a number")
     if top_k is not None and (isinstance(top_k, bool) or top_k != int(top_k) or top_k < 1):
         raise UserError(f"top_k {top_k}: must be a whole number of at least 1 (1 is greedy), or None to switch it off")
     if top_p is not None and not 0 < top_p <= 1:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from mvar_lightning.errors import UserError
+from mvar_lightning.errors import UserError, check_kind
 from mvar_lightning.pyramid import ScalePyramid
 from mvar_lightning.tokenizer.autoencoder import Decoder, Encoder, conv3x3
 from mvar_lightning.tokenizer.nearest import CodeMetric
@@ -132,6 +132,7 @@ class MultiScaleTokenizer(nn.Module):
         Raises:
             UserError: the images are not floats of shape (B, 3, image_size, image_size).
         """
+        check_kind("image_B3HW", image_B3HW, Tensor, "a tensor")
         size = self.image_size
         if image_B3HW.ndim != 4 or image_B3HW.shape[1:] != (3, size, size):
             raise UserError(
@@ -194,6 +195,7 @@ class MultiScaleTokenizer(nn.Module):
         return [self.decode_latent(f_hat_BZhw) for f_hat_BZhw in self.quantizer.f_hats(idx_BL)]
 
     def _check_tokens(self, idx_BL: Tensor, look_at_values: bool = True) -> None:
+        check_kind("idx_BL", idx_BL, Tensor, "a tensor")
         if idx_BL.ndim != 2 or idx_BL.shape[1] != self.pyramid.num_tokens:
             raise UserError(
                 f"tokens of shape {tuple(idx_BL.shape)}: scales {self.pyramid} need (B, {self.pyramid.num_tokens})"
@@ -217,7 +219,10 @@ class SpeaksTokens(Protocol):
 
 
 def check_pair(model: SpeaksTokens, tokenizer: MultiScaleTokenizer) -> None:
-    """Raise `UserError` where the tokenizer is not of the kind that the model was made for."""
+    """Raise `UserError` where the tokenizer is not of the kind that the model was made for, or the two are swapped."""
+    check_kind("tokenizer", tokenizer, MultiScaleTokenizer, "a MultiScaleTokenizer")
+    if isinstance(model, MultiScaleTokenizer):
+        raise UserError("``model``: is a tokenizer; give the transformer first, then its tokenizer")
     for name, ours, theirs in (
         ("scales", list(model.pyramid.sides), list(tokenizer.pyramid.sides)),
         ("vocab_size", model.vocab_size, tokenizer.vocab_size),

@@ -54,7 +54,7 @@ def patient_streams() -> Iterator[list[str]]:
             stream.flush()
             file = PatientFile(number, "w", closefd=False)
             patient = io.TextIOWrapper(
-                io.BufferedWriter(file), stream.encoding, stream.errors, line_buffering=stream.line_buffering
+                io.BufferedWriter(file), stream.encoding, "backslashreplace", line_buffering=stream.line_buffering
             )
             setattr(sys, name, patient)
             at_the_end.callback(setattr, sys, name, stream)

@@ -368,3 +368,16 @@ def claim(note: Path, settings: Mapping[str, Any], refuse: Refuse) -> None:
     if not check_claim(note, settings, refuse):
         note.parent.mkdir(parents=True, exist_ok=True)
         write_json(note, settings)
+
+
+@contextmanager
+def told(*paths: Path) -> Iterator[None]:
+    """Say in one line why files cannot be written: a full disk, a read-only one, no rights, a file in the way."""
+    try:
+        yield
+    except OSError as error:
+        names = " and ".join(map(str, paths))
+        reason = error.strerror or in_a_line(error)
+        raise UserError(
+            f"{names}: cannot be written ({reason}); nothing was changed; make room or choose another place"
+        ) from error

@@ -41,11 +41,18 @@ LOST = (
 def global_rank() -> int:
     """This process's number among those of the run; 0 where there is only one."""
     if under_torchrun():
-        return int(os.environ["RANK"])
+        return _number("RANK")
     if under_slurm():
-        return int(os.environ["SLURM_PROCID"])
+        return _number("SLURM_PROCID")
     # Lightning's own launcher: its first process has no LOCAL_RANK, or 0, and node 0
-    return int(os.environ.get("LOCAL_RANK", "0")) + int(os.environ.get("NODE_RANK", "0"))
+    return _number("LOCAL_RANK") + _number("NODE_RANK")
+
+
+def _number(variable: str, missing: str = "0") -> int:
+    try:
+        return int(os.environ.get(variable, missing))
+    except ValueError:
+        raise UserError(f"environment: {variable} is {os.environ[variable]!r}, no number; unset {variable}") from None
 
 
 def under_torchrun() -> bool:
@@ -70,8 +77,8 @@ def started_by_lightning() -> bool:
 def launched() -> int | None:
     """How many processes torchrun or SLURM have started; None where Lightning is to start them."""
     if under_torchrun():  # also where it runs within SLURM
-        return int(os.environ.get("WORLD_SIZE", "1"))
-    return int(os.environ["SLURM_NTASKS"]) if under_slurm() else None
+        return _number("WORLD_SIZE", "1")
+    return _number("SLURM_NTASKS") if under_slurm() else None
 
 
 def check_number(trainer_processes: int) -> None:

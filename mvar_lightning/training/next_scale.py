@@ -232,7 +232,7 @@ class NextScaleModule(L.LightningModule):
         seed_batch(self, batch_idx)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        batch = named(batch)
+        batch = named(batch, "label")
         idx_BL, x_BLZ = self.tokens(batch)
         if self.scale_groups.splits_steps and batch_idx % self.trainer.accumulate_grad_batches == 0:
             self.trainer.optimizers[0].zero_grad()  # Lightning's own comes after this step's first backward passes
@@ -249,7 +249,7 @@ class NextScaleModule(L.LightningModule):
             super().optimizer_zero_grad(epoch, batch_idx, optimizer)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        batch = named(batch)
+        batch = named(batch, "label")
         result, predicted_BL = self._evaluated(batch)
         self.usage.update(predicted_BL)
         log_means(self, result.named("val/"), images=len(batch["label"]))
@@ -262,13 +262,13 @@ class NextScaleModule(L.LightningModule):
         self.usage.reset()
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        batch = named(batch)
+        batch = named(batch, "label")
         result, _ = self._evaluated(batch)
         log_means(self, result.named("test/"), images=len(batch["label"]))
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Generated:
         """Images of a batch's classes, each with a seed of its own."""
-        label_B, place = named(batch)["label"], f"{batch_idx}/{self.global_rank}"
+        label_B, place = named(batch, "label")["label"], f"{batch_idx}/{self.global_rank}"
         return self.generate(label_B, [crc32(f"{place}/{i}".encode()) for i in range(len(label_B))])
 
     def generate(self, label_B: Tensor, seeds: list[int]) -> Generated:

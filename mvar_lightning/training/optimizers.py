@@ -131,13 +131,18 @@ class ScheduledAdamW(LRScheduler):
         theirs = {name: state_dict.get(name, value) for name, value in own.items()}
         vars(self).update(own)
         counted = bool(theirs["images"] and own["images"]) and theirs["total_steps"] != own["total_steps"]
-        if counted and theirs["images"] != own["images"]:
+        moved = counted and theirs["images"] != own["images"]
+        if moved:
             self.moved = (self.last_epoch + self.moved) * theirs["images"] / own["images"] - self.last_epoch
+        new = moved or theirs["base_lrs"] != own["base_lrs"]
+        # else the step at hand keeps what its schedule gave it when it was saved
+        kept = () if new else ("lr", "weight_decay") if self.weight_decay is not None else ("lr",)
         for group, settings in zip(self.optimizer.param_groups, self._of_recipe, strict=True):
-            group.update(settings)
-        self._last_lr = self.get_lr()
-        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
-            group["lr"] = rate
+            group.update({name: value for name, value in settings.items() if name not in kept})
+        if new:
+            self._last_lr = self.get_lr()
+            for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+                group["lr"] = rate
         if theirs["base_lrs"] != own["base_lrs"]:
             rank_zero_info(
                 f"learning rate: the peak of the checkpoint was {theirs['base_lrs'][0]:.4g}, this run's is "

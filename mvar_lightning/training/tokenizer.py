@@ -180,7 +180,7 @@ class TokenizerModule(L.LightningModule):
         seed_batch(self, batch_idx)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        image_B3HW = normalize(named(batch)["image"])
+        image_B3HW = normalize(named(batch, "image")["image"])
         window = window_of(self.trainer, batch_idx, self.accumulate_grad_batches)
         if not self._data_checked:
             self._data_checked = True
@@ -204,7 +204,7 @@ class TokenizerModule(L.LightningModule):
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Reconstructions of a batch's images, (B, 3, H, W) in [-1, 1]."""
-        return self.tokenizer.decode(self.tokenizer.encode(normalize(named(batch)["image"])))
+        return self.tokenizer.decode(self.tokenizer.encode(normalize(named(batch, "image")["image"])))
 
     def _reconstruct(self, image_B3HW: Tensor, batch_idx: int) -> TokenizerOutput:
         ours = as_list(self.optimizers())[0].optimizer
@@ -270,7 +270,7 @@ class TokenizerModule(L.LightningModule):
             metric.reset()
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        image_B3HW = normalize(named(batch)["image"])
+        image_B3HW = normalize(named(batch, "image")["image"])
         output = self.tokenizer(image_B3HW)
         total, terms = self.loss(output, image_B3HW)
         check_finite({f"val/{name}": term for name, term in terms.items()}, self.trainer)

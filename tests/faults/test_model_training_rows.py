@@ -65,7 +65,7 @@ def test_predict_gives_images_of_our_own_data(place: Path) -> None:
 @pytest.mark.parametrize("batch", [[1], torch.zeros(2), {"image": 1}, (1, 2, 3), {"label": 1}])
 def test_batches_of_another_kind(batch: Any) -> None:
     with pytest.raises(UserError, match=r"batch .*give a dict with image"):
-        named(batch)
+        named(batch, "label")
 
 
 @pytest.fixture(scope="module")

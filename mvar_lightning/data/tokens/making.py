@@ -75,7 +75,8 @@ class TokenJob:
         """
         folder = self.folder
         is_ours = any((folder / name).exists() for name in (INDEX_NAME, MAKING, LOCK))
-        if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not is_ours)):
+        is_ours = is_ours or (folder.is_dir() and all(each.name.startswith(".partial-") for each in folder.iterdir()))
+        if folder.exists() and not is_ours:
             raise UserError(f"out {folder}: holds something else than a token cache; give a new or empty folder")
         # not `tools.files.claim`: a note of other settings is replaced as long as no part lies there, and in a finished
         # cache the index is the note
@@ -83,10 +84,11 @@ class TokenJob:
         if there is not None and there != self.settings and self._records():
             self._refuse(there)
         with self._writing():
-            for split in ("train", "val"):
-                (folder / split).mkdir(parents=True, exist_ok=True)
-            if there != self.settings:
+            folder.mkdir(parents=True, exist_ok=True)
+            if there != self.settings:  # first: killed after it, the folder is known
                 write_json(folder / MAKING, self.settings.to_plain(), durable=True)
+            for split in ("train", "val"):
+                (folder / split).mkdir(exist_ok=True)
 
     def _settings_there(self) -> CacheSettings | None:
         if (self.folder / INDEX_NAME).is_file():

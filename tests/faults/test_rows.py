@@ -1,0 +1,56 @@
+"""Every row of faults: right today, and wrong on the old commit for a reason that is the row's own."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.assets import make
+from tests.faults.harness import PROJECT, shared
+from tests.faults.rows import answer_of
+from tests.faults.rows_kit import ROWS, Row
+
+OLD = Path(__file__).with_name("rows_a16be38.jsonl")
+RIGHT_THEN: dict[str, str] = {}
+"""Rows that the old commit answers rightly here, and why."""
+PENDING: dict[str, str] = {}
+"""Rows whose mend belongs to other work."""
+MISSING_NAME = re.compile(r"ImportError|ModuleNotFoundError|cannot import name|module '.*' has no attribute")
+
+
+@pytest.fixture(scope="module")
+def assets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    return make(tmp_path_factory.mktemp("rows") / "assets", shared())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
+def test_a_row_is_right(row: Row, assets: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    place = tmp_path_factory.mktemp("row")
+    for folder in (place, *place.parents[:2]):
+        folder.chmod(0o755)
+    told = answer_of(row, PROJECT, shared(), assets, place / "case")
+    if told["right"] is None:
+        pytest.skip(told["reason"])
+    if row.id in PENDING:
+        assert not told["right"], "no longer pending"
+        pytest.xfail(PENDING[row.id])
+    assert told["right"], told["reason"]
+
+
+def old() -> dict[str, dict[str, Any]]:
+    return {line["id"]: line for line in map(json.loads, OLD.read_text().splitlines())}
+
+
+def test_the_old_commit_was_wrong_in_every_row() -> None:
+    lines = old()
+    assert list(lines) == [row.id for row in ROWS]
+    assert {name for name, line in lines.items() if line["right"]} == RIGHT_THEN.keys()
+    for name, line in lines.items():
+        assert line["right"] or line["reason"], name
+        assert not MISSING_NAME.search(line["reason"] or ""), line
