@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import multiprocessing
 import time
 import traceback
@@ -70,10 +71,10 @@ class Results:
     ) -> None:
         """One figure. ``most`` and ``least`` are the bounds outside of which the part has failed; what stands beside it
         (a goal, a published figure) judges nothing."""
-        sound = value is not None and value == value  # NaN is not
-        good = sound and (most is None or value <= most) and (least is None or value >= least)
+        lowest, highest = -math.inf if least is None else least, math.inf if most is None else most
+        good = value is not None and lowest <= value <= highest  # NaN is not
         row = {"part": self.part, "what": what, "value": value, "unit": unit, "most": most, "least": least}
-        self.write({**row, "good": good or (most is None and least is None and sound), **beside})
+        self.write({**row, "good": good, **beside})
 
     def write(self, row: Row) -> None:
         line = json.dumps({**row, "device": self.device, "date": now()})
@@ -113,9 +114,8 @@ def _has_gpu() -> bool:
 
 def _run_part(part: Part, folder: Path, small: bool) -> None:
     # a forked process needs no imports; where CUDA is used it must be a fresh one
-    process = multiprocessing.get_context("fork" if small else "spawn").Process(
-        target=_part, args=(part.name, folder, small)
-    )
+    context: Any = multiprocessing.get_context("fork" if small else "spawn")
+    process = context.Process(target=_part, args=(part.name, folder, small))
     begun = time.perf_counter()
     process.start()
     process.join(part.seconds)

@@ -39,7 +39,7 @@ OURS_ALONE = ("step",)
 """Parts that no reference runs: its step is in its trainer, with data, logging and schedule."""
 
 TRAINING = {"train", "groups", "step"}
-SMALL = ScalePyramid([1, 2, 3, 8])
+SMALL = ScalePyramid([1, 2, 4])
 SMALL_TOKENIZER: dict[str, Any] = dict(channels=16, channel_multipliers=[1, 2], norm_groups=4)
 AXES: dict[str, Callable[[], dict[str, Any]]] = {
     "var": lambda: dict(attention=FullAttention(), history=NoHistory(), blocks=VARBlocks()),

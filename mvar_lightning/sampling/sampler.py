@@ -382,12 +382,11 @@ class ImageNoise:
     def gumbel(self, scale: int, vocab_size: int) -> Tensor:
         """Gumbel noise for the tokens of ``scale``, float32 (B, l, V); to be asked for in the order of the scales."""
         shape = (self.pyramid.tokens_of(scale), vocab_size)
-        if self.device.type == "cpu":
-            exponential = [torch.empty(shape, device="cpu").exponential_(generator=g) for g in self._generators]
-        else:  # millions of numbers a scale: drawn there, from a seed that the image's own generator gives
-            seeds = [int(torch.randint(2**62, (), generator=g, device="cpu")) for g in self._generators]
+        own = self._generators
+        if self.device.type != "cpu":  # millions of numbers: drawn there, from a seed that the image's generator gives
+            seeds = [int(torch.randint(2**62, (), generator=g, device="cpu")) for g in own]
             own = [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
-            exponential = [torch.empty(shape, device=self.device).exponential_(generator=g) for g in own]
+        exponential = [torch.empty(shape, device=self.device).exponential_(generator=g) for g in own]
         return torch.stack(exponential).log_().neg_()
 
 
