@@ -32,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_data(members.add_parser("data", help="what the data path can feed: decoding, loader, a no-op model, memory"))
     _add_attention(members.add_parser("attention", help="attention for each scale alone against attention with a mask"))
     _add_quantizer(members.add_parser("quantizer", help="the quantizer against its straightforward form"))
+    _add_gpu(members.add_parser("gpu", help="the ten-minute call: what the suite does on a GPU, part by part"))
     _add_tokens(members.add_parser("tokens", help="what a token cache can feed"))
     return parser
 
@@ -67,6 +68,13 @@ def _add_quantizer(member: argparse.ArgumentParser) -> None:
     member.add_argument("--repeats", type=int, default=15, metavar="N", help="of each side (15)")
     add_out(member, "quantizer")
     member.set_defaults(run=partial(_run_member, "quantizer"))
+
+
+def _add_gpu(member: argparse.ArgumentParser) -> None:
+    names = ("attention", "tokens", "graphs", "step", "sample", "fit", "pytest")
+    member.add_argument("--out", type=Path, required=True, metavar="DIR", help="results; a second call goes on there")
+    member.add_argument("--parts", nargs="+", choices=names, metavar="PART", help=f"{' '.join(names)} (all)")
+    member.set_defaults(run=partial(_run_member, "gpu"))
 
 
 def _add_tokens(member: argparse.ArgumentParser) -> None:

@@ -22,6 +22,7 @@ import torch
 
 from benchmarks.flops import MIB, attention_block_gflops, cache_mib, transformer_tflops
 from benchmarks.sides import SIDES, Case, Ours, Side, Theirs
+from mvar_lightning.tools.compute import set_precision_policy
 from mvar_lightning.training.scale_groups import KeptForBackward
 from mvar_lightning.transformer.blocks import LlamaBlocks
 
@@ -181,5 +182,4 @@ def _agreement(sides: dict[str, Side], case: Case) -> dict[str, Any]:
 def settle(case: Case) -> None:
     if case.threads:
         torch.set_num_threads(case.threads)
-    if case.device == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # as the references do
+    set_precision_policy(torch.device(case.device))  # as ours run; the references take TF32 too

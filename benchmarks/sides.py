@@ -39,6 +39,8 @@ OURS_ALONE = ("step",)
 """Parts that no reference runs: its step is in its trainer, with data, logging and schedule."""
 
 TRAINING = {"train", "groups", "step"}
+SMALL = ScalePyramid([1, 2, 4])
+SMALL_TOKENIZER: dict[str, Any] = dict(channels=16, channel_multipliers=[1, 2], norm_groups=4)
 AXES: dict[str, Callable[[], dict[str, Any]]] = {
     "var": lambda: dict(attention=FullAttention(), history=NoHistory(), blocks=VARBlocks()),
     "mvar": lambda: dict(attention=SpatialAttention(7, 2), history=NoHistory(), blocks=VARBlocks()),
@@ -60,6 +62,7 @@ class Case:
         compiled: compile our blocks.
         graphs: sample from CUDA graphs of the scales, where the strategy keeps no cache.
         parts: what is measured (`Side.run`); ``groups`` is for strategies that allow it.
+        small: a few tokens and a small tokenizer, to show that it runs.
     """
 
     architecture: str
@@ -74,10 +77,11 @@ class Case:
     compiled: bool = False
     graphs: bool = False
     parts: tuple[str, ...] = field(default=("sample", "decode", "train"))
+    small: bool = False
 
     @property
     def pyramid(self) -> ScalePyramid:
-        return ScalePyramid(PUBLISHED_SIDES[self.image_size])
+        return SMALL if self.small else ScalePyramid(PUBLISHED_SIDES[self.image_size])
 
     @property
     def plan(self) -> AttentionPlan:
@@ -300,7 +304,7 @@ def _random_pair(case: Case) -> tuple[NextScaleTransformer, MultiScaleTokenizer]
     sizes: dict[str, Any] = {"vocab_size": 4096, "code_dim": 32, "num_classes": 1000, "depth": case.depth}
     sides = case.pyramid.sides
     model = NextScaleTransformer(sides, **sizes, gamma_init=0.5, **AXES[case.architecture]())
-    return model, MultiScaleTokenizer(sides)
+    return model, MultiScaleTokenizer(sides, **(SMALL_TOKENIZER if case.small else {}))
 
 
 def _imported_pair(case: Case, reference: Reference) -> tuple[NextScaleTransformer, MultiScaleTokenizer]:

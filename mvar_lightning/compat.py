@@ -32,6 +32,19 @@ def allow_recompiles(limit: int) -> None:
     config.recompile_limit = max(config.recompile_limit, limit)
 
 
+def compile_whole_under_ddp() -> None:
+    """Let the compiler take a function as one graph inside a `DistributedDataParallel`: ``optimize_ddp`` off (2.0 and
+    later).
+
+    It splits graphs where DDP's buckets end, for a model that is compiled as a whole. A block is smaller than a bucket,
+    and its parameters' hooks fire between blocks anyway; split, each would be three graphs.
+    """
+    import torch
+
+    config: Any = torch._dynamo.config
+    config.optimize_ddp = False
+
+
 def constant_when_compiled(function: F) -> F:
     """Mark a function whose result the compiler takes as it is when it traces.
 
@@ -118,9 +131,25 @@ def expect_unused_parameters(strategy: Any) -> None:
     strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
 
 
+def share_gradients_with_buckets(strategy: Any) -> None:
+    """Let DDP's buckets be the gradients' own memory, unless the recipe says otherwise: 4 bytes a parameter less, and
+    no copies. ``DDPStrategy._ddp_kwargs``, as above."""
+    strategy._ddp_kwargs.setdefault("gradient_as_bucket_view", True)
+
+
 def logs_now(trainer: Any) -> bool:
     """Whether the logger takes values of this step, as Lightning's own monitors ask: ``_logger_connector``."""
     return bool(trainer._logger_connector.should_update_logs)
+
+
+def refresh_bar_where_logged(trainer: Any) -> None:
+    """Let tqdm's bar, if it would show every step's loss, show those that are logged: reading one waits for the device.
+
+    ``TQDMProgressBar._refresh_rate``, whose public name can only be read, and which a recipe may have set.
+    """
+    bar = trainer.progress_bar_callback
+    if getattr(bar, "_refresh_rate", None) == 1:
+        bar._refresh_rate = max(1, trainer.log_every_n_steps)
 
 
 def epoch_ends_here(trainer: Any) -> bool:

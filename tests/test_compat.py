@@ -9,6 +9,7 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from small_run import data_module, trainer
 from torch import Tensor, nn
@@ -42,6 +43,12 @@ def test_the_limit_of_recompiles_rises_and_never_falls(monkeypatch: pytest.Monke
         assert torch._dynamo.config.recompile_limit == before + 5
     finally:
         torch._dynamo.config.recompile_limit = before
+
+
+def test_blocks_are_compiled_whole_under_ddp() -> None:
+    with torch._dynamo.config.patch(optimize_ddp=True):
+        compat.compile_whole_under_ddp()
+        assert torch._dynamo.config.optimize_ddp is False
 
 
 def test_a_function_is_marked_as_torch_marks_it() -> None:
@@ -104,6 +111,10 @@ def test_ddp_is_told_to_expect_unused_parameters() -> None:
         compat.expect_unused_parameters(strategy)
     assert plain._ddp_kwargs == {"find_unused_parameters": True}
     assert decided._ddp_kwargs == {"find_unused_parameters": False}
+    decided._ddp_kwargs["gradient_as_bucket_view"] = False
+    for strategy, expected in ((plain, True), (decided, False)):
+        compat.share_gradients_with_buckets(strategy)
+        assert strategy._ddp_kwargs["gradient_as_bucket_view"] is expected
 
 
 def test_a_callback_sees_when_values_are_logged_and_when_an_epoch_ends(shards: Path, tmp_path: Path) -> None:
@@ -129,3 +140,11 @@ def test_the_processes_of_a_loader_end() -> None:
     assert worker.is_alive()
     compat.end_workers(loader)
     assert loader._iterator is None and not worker.is_alive()
+
+
+def test_tqdms_bar_is_refreshed_where_values_are_logged(tmp_path: Path) -> None:
+    for rate, expected in ((1, 7), (3, 3)):
+        bar = TQDMProgressBar(refresh_rate=rate)
+        run = trainer(tmp_path, bar, enable_progress_bar=True, log_every_n_steps=7)
+        compat.refresh_bar_where_logged(run)
+        assert bar.refresh_rate == expected, "1 is the default; another rate is a recipe's own"

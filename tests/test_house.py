@@ -67,7 +67,7 @@ DEPTH, WHOLE_DEPTH = 6, 16
 
 TOOLS = {"files", "tensors", "processes", "compute", "console", "drawing", "plots"}
 FILES, FILE_LINES, FUNCTION_LINES = 138, 400, 60
-LINES = 24_600
+LINES = 25_300
 """The plan says 20,000; what was reached (22,087), and why not more, is in docs/log.md. What was right for wrong input
 (judging files, recipes and shards before work begins) added the rest."""
 REACHED = {"sample": 32, "evaluate images": 70, "train": 43}

@@ -10,6 +10,7 @@ B batch, H heads, l tokens of the query scales, S tokens of the keys, D head dim
 from __future__ import annotations
 
 import importlib.util
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
 
+NATTEN_FROM = 0, 21, 6
+"""The first NATTEN whose kernels are taken."""
+
+
 class AttentionBackend(ABC):
     """Computes attention under one strategy on one pyramid.
 
@@ -46,6 +51,10 @@ class AttentionBackend(ABC):
     @abstractmethod
     def __call__(self, q_BHlD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, scales: range, softmax_scale: float) -> Tensor:
         """Attention output (B, H, l, D) of the queries of ``scales``; the keys end with the last of them."""
+
+    def prepare(self, device: torch.device) -> None:
+        """Make what a call on ``device`` reads and a compiler cannot trace; called before blocks run."""
+        return
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.strategy!r})"
@@ -109,10 +118,11 @@ class _Ranges(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        whole = grads[0].new_zeros(ctx.shape)
+        # summed in float32: a coarse key has a gradient from every later scale, and half precision would round each sum
+        whole = grads[0].new_zeros(ctx.shape, dtype=torch.promote_types(grads[0].dtype, torch.float32))
         for (start, stop), grad in zip(ctx.ranges, grads, strict=True):
             whole[:, :, start:stop] += grad
-        return whole, None
+        return whole.to(grads[0].dtype), None
 
 
 class NattenBackend(PerScaleBackend):
@@ -128,15 +138,17 @@ class NattenBackend(PerScaleBackend):
             raise UserError("backend natten: the package natten is not installed (make natten); or use per_scale")
         if need_kernels and not natten_has_kernels():
             raise UserError(
-                "backend natten: this natten was built without CUDA kernels and could not train; "
+                "backend natten: this natten was built without CUDA kernels, or is older than "
+                f"{'.'.join(map(str, NATTEN_FROM))}; "
                 "install a prebuilt wheel from natten.org for your torch and CUDA, or use per_scale"
             )
         import natten
 
-        self._na2d = natten.na2d
+        self._na2d, self._on_gpu = natten.na2d, need_kernels
 
     def read(self, read: ScaleRead, q: Tensor, k: Tensor, v: Tensor, softmax_scale: float) -> Tensor:
-        if read.kernel_size is None:
+        # its kernels are CUDA's: a model that was moved to the CPU goes on there
+        if read.kernel_size is None or (q.device.type == "cpu" and self._on_gpu):
             return super().read(read, q, k, v, softmax_scale)
         grid = (read.side, read.side)
         q, k, v = (t.transpose(1, 2).unflatten(1, grid).contiguous() for t in (q, k, v))
@@ -156,11 +168,18 @@ class FlexBackend(PerScaleBackend):
         super().__init__(strategy, pyramid)
         if not forward_only and not torch.cuda.is_available():
             raise UserError("backend flex: FlexAttention has no backward on a CPU; use per_scale or auto")
+        self._masks: dict[str, BlockMask] = {}
+
+    def prepare(self, device: torch.device) -> None:
+        # inside a compiled block the mask must be there: making it would break the graph
+        self._masks.setdefault(str(device), _flex_block_mask(self.strategy, self.pyramid, device))
 
     def __call__(self, q_BHlD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, scales: range, softmax_scale: float) -> Tensor:
         if len(scales) < self.pyramid.num_scales:
             return super().__call__(q_BHlD, k_BHSD, v_BHSD, scales, softmax_scale)
-        block_mask = _flex_block_mask(self.strategy, self.pyramid, q_BHlD.device)
+        if not torch.compiler.is_compiling():
+            self.prepare(q_BHlD.device)
+        block_mask = self._masks[str(q_BHlD.device)]
         flex_attention = _flex_attention(q_BHlD.device.type)
         return flex_attention(q_BHlD, k_BHSD, v_BHSD, block_mask=block_mask, scale=softmax_scale)
 
@@ -197,7 +216,15 @@ def natten_has_kernels() -> bool:
         return False
     import natten
 
-    return bool(getattr(natten, "HAS_LIBNATTEN", False))
+    # before 0.21.6 gradients of its Hopper kernels could be wrong
+    new_enough = _version(natten.__version__) >= NATTEN_FROM
+    return new_enough and bool(getattr(natten, "HAS_LIBNATTEN", False))
+
+
+def _version(text: str) -> tuple[int, ...]:
+    """The leading numbers of a version, such as (0, 21, 6) of 0.21.6+torch2110cu130."""
+    numbers = (re.match(r"\d+", part) for part in text.split("+")[0].split(".")[:3])
+    return tuple(int(number[0]) for number in numbers if number)
 
 
 @table(maxsize=64)
@@ -211,12 +238,21 @@ def _strategy_mask(strategy: AttentionStrategy, pyramid: ScalePyramid, device: t
 
 
 @lru_cache(maxsize=2)
-def _flex_attention(device_type: str) -> Callable[..., Tensor]:
+def _compiled_flex(device_type: str) -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
     # only the compiled form is fused; on a CPU the plain form is the one that always runs
     chosen: Any = torch.compile(flex_attention, dynamic=False) if device_type == "cuda" else flex_attention
     return chosen
+
+
+def _flex_attention(device_type: str) -> Callable[..., Tensor]:
+    """The fused form: the plain one inside a graph that is compiled as a whole."""
+    if torch.compiler.is_compiling():
+        from torch.nn.attention.flex_attention import flex_attention
+
+        return flex_attention
+    return _compiled_flex(device_type)
 
 
 @lru_cache(maxsize=8)
@@ -226,19 +262,24 @@ def _flex_block_mask(strategy: AttentionStrategy, pyramid: ScalePyramid, device:
     plan = strategy.plan(pyramid)
     with torch.inference_mode(False), torch.device("cpu"):
         scale_L, yx_L2 = pyramid.scale_of_tokens(), pyramid.coordinates()
-        begin = torch.tensor([plan.keys_of(scale).start for scale in range(len(pyramid))])[scale_L].to(device)
-        end = torch.tensor([plan.keys_of(scale).stop for scale in range(len(pyramid))])[scale_L].to(device)
-        # a dense scale is a window as large as the pyramid's largest map
-        kernels = [read.kernel_size or pyramid.last_side for read in plan.reads]
+        begin_L = torch.tensor([plan.keys_of(scale).start for scale in range(len(pyramid))])[scale_L].to(device)
+        end_L = torch.tensor([plan.keys_of(scale).stop for scale in range(len(pyramid))])[scale_L].to(device)
+        # a dense scale is a window as large as its map, on whose other scales' keys it makes no demand
+        sides = [read.kernel_size or pyramid.last_side for read in plan.reads]
         starts = [window_starts(read.side, read.kernel_size or read.side) for read in plan.reads]
-        start_L2 = torch.stack([starts[k][yx] for k, yx in zip(scale_L.tolist(), yx_L2, strict=True)]).to(device)
-        kernel_L = torch.tensor(kernels)[scale_L].to(device)
-        yx_L2 = yx_L2.to(device)
+        first_L2 = torch.stack([starts[k][yx] for k, yx in zip(scale_L.tolist(), yx_L2, strict=True)])
+        stop_L2 = (first_L2 + torch.tensor(sides)[scale_L][:, None]).to(device)
+        first_L2, yx_L2 = first_L2.to(device), yx_L2.to(device)
+        windows = any(read.kernel_size is not None for read in plan.reads)
 
+        # bounds compared directly: tests of a difference came out wrong in the backward pass on Hopper under CUDA 13
+        # (attention-gym 408, 412)
         def visible(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
-            offset_y, offset_x = yx_L2[kv, 0] - start_L2[q, 0], yx_L2[kv, 1] - start_L2[q, 1]
-            in_window = (offset_y >= 0) & (offset_y < kernel_L[q]) & (offset_x >= 0) & (offset_x < kernel_L[q])
-            return (kv >= begin[q]) & (kv < end[q]) & in_window
+            in_range = (kv >= begin_L[q]) & (kv < end_L[q])
+            if not windows:
+                return in_range
+            in_rows = (yx_L2[kv, 0] >= first_L2[q, 0]) & (yx_L2[kv, 0] < stop_L2[q, 0])
+            return in_range & in_rows & (yx_L2[kv, 1] >= first_L2[q, 1]) & (yx_L2[kv, 1] < stop_L2[q, 1])
 
         length = pyramid.num_tokens
         return create_block_mask(visible, None, None, length, length, device=str(device))

@@ -101,6 +101,10 @@ class KVCache:
             first = max(self._held.first_scale, self._plan.cache_start(scale))
             self._held.first_scale, self._held.tokens = first, kept + self._plan.pyramid.tokens_of(scale)
 
+    def forgets(self, scale: int) -> bool:
+        """Whether adding ``scale`` moves what is kept: then no rows may add theirs twice."""
+        return self._plan.is_cached(scale) and _forgotten(self._plan, self._held, scale)[0] > 0
+
     def rows(self, rows: slice) -> KVCache:
         """A view of some rows: what they add is added here."""
         view = copy(self)

@@ -25,8 +25,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from mvar_lightning.callbacks.base import is_rehearsal, run_folder
-from mvar_lightning.compat import epoch_ends_here
+from mvar_lightning.compat import epoch_ends_here, logs_now
 from mvar_lightning.errors import UserError
+from mvar_lightning.tools.compute import runs_behind
 from mvar_lightning.tools.files import write
 
 VALIDATION = "epoch_loop.val_loop.batch_progress"
@@ -89,6 +90,8 @@ class LastCheckpoint(Checkpoint):
         self._steps_since += 1
         if epoch_ends_here(trainer):
             return  # what follows writes a checkpoint, too
+        if trainer.world_size > 1 and runs_behind(pl_module.device) and not logs_now(trainer):
+            return  # the vote waits for the device: there it is taken where values are logged, which waits anyway
         wish = agreed(trainer, max(self._signals.wish, Wish.SAVE if self._due() else Wish.GO_ON))
         if wish >= Wish.SAVE:
             self._save(trainer)

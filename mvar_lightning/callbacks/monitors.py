@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from mvar_lightning.callbacks.base import is_rehearsal, run_folder
 from mvar_lightning.compat import logs_now
 from mvar_lightning.errors import UserError
-from mvar_lightning.tools.compute import peak_memory
+from mvar_lightning.tools.compute import peak_memory, runs_behind
 from mvar_lightning.tools.console import SECONDS_BETWEEN_LINES
 from mvar_lightning.training.manual_steps import last_checkpoint
 
@@ -212,13 +212,13 @@ NEVER = torch.iinfo(torch.int64).max
 class NonFiniteLossGuard(pl.Callback):
     """Stops the run at a loss that is NaN or infinite, before its gradient is taken; no checkpoint is written after it.
 
-    On a GPU looking at a loss waits for the device. With ``every_n_steps`` above 1 the first bad step is only noted on
-    the device, looked at every so many steps and before each checkpoint, so that no checkpoint holds weights that
-    have seen it.
+    On a GPU looking at a loss waits for the device. With ``every_n_steps`` above 1 the first bad step of any process is
+    only noted on the devices, looked at every so many steps and before each checkpoint, so that no checkpoint holds
+    weights that have seen it. None looks at every step on a CPU, elsewhere where values are logged.
     """
 
-    def __init__(self, every_n_steps: int = 1) -> None:
-        if every_n_steps < 1:
+    def __init__(self, every_n_steps: int | None = None) -> None:
+        if every_n_steps is not None and every_n_steps < 1:
             raise UserError(f"every_n_steps {every_n_steps}: must be at least 1; remove the guard to switch it off")
         self.every_n_steps = every_n_steps
         self._first_bad: Tensor | None = None
@@ -231,8 +231,11 @@ class NonFiniteLossGuard(pl.Callback):
         # no `if` on the loss itself: reading it would make every step wait for the device
         bad = ~loss.detach().isfinite().all()
         step = torch.where(bad, trainer.global_step, NEVER)
-        self._first_bad = torch.minimum(self._first_bad, step)
-        if trainer.global_step % self.every_n_steps == 0:
+        # all ranks stop together, else the healthy ones would wait for the sick one's gradients
+        first_bad = trainer.strategy.reduce(torch.minimum(self._first_bad, step), reduce_op="min")
+        self._first_bad = cast(Tensor, first_bad)
+        often = max(1, cast(Any, trainer).log_every_n_steps) if runs_behind(loss.device) else 1
+        if trainer.global_step % (self.every_n_steps or often) == 0:
             self._check(trainer)
 
     def on_save_checkpoint(
@@ -244,8 +247,7 @@ class NonFiniteLossGuard(pl.Callback):
 
     def _check(self, trainer: pl.Trainer) -> None:
         assert self._first_bad is not None
-        # all ranks stop together, else the healthy ones would wait for the sick one's gradients
-        step = int(trainer.strategy.reduce(self._first_bad, reduce_op="min"))
+        step = int(self._first_bad)
         if step != NEVER:
             self._stop(trainer, step)
 

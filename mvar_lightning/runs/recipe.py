@@ -18,7 +18,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mvar_lightning import callbacks
-from mvar_lightning.compat import expect_unused_parameters
+from mvar_lightning.compat import expect_unused_parameters, share_gradients_with_buckets
 from mvar_lightning.errors import UserError
 from mvar_lightning.runs.bounds import object_of
 from mvar_lightning.runs.recipe_check import check_values, explain
@@ -104,6 +104,8 @@ class SuiteCLI(LightningCLI):
                 raise
             raise UserError(mistake.marked) from error
         strategy: Any = self.trainer.strategy
+        if isinstance(strategy, DDPStrategy):
+            share_gradients_with_buckets(strategy)
         if isinstance(strategy, DDPStrategy) and isinstance(self.model, TokenizerModule):
             # a discriminator and a generator in turn, and of n shared phi maybe not all: each backward has its own
             expect_unused_parameters(strategy)

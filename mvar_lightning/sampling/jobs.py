@@ -291,11 +291,14 @@ def make_images(task: SampleRequest, jobs: Sequence[Job], rank: int, send: Calla
     start = time.perf_counter()
     with PictureWriter(to_png) as writer:
         for first in range(0, len(jobs), task.batch_size):
-            batch = jobs[first : first + task.batch_size]
-            labels, seeds = [job.label for job in batch], [job.seed for job in batch]
+            batch = list(jobs[first : first + task.batch_size])
+            # a last, smaller batch would be compiled or recorded anew: fill it up with one of its images
+            filled = first > 0 and (task.compiled or task.graphs)
+            asked = batch + batch[:1] * (task.batch_size - len(batch)) if filled else batch
+            labels, seeds = [job.label for job in asked], [job.seed for job in asked]
             with computing(task.precision, device):
                 image_B3HW = generate(model, tokenizer, labels, seeds=seeds, **task.settings.arguments()).images
-            writer.add(zip(image_B3HW.cpu(), [task.folder / job.file for job in batch], strict=True))
+            writer.add(zip(image_B3HW[: len(batch)].cpu(), [task.folder / job.file for job in batch], strict=True))
             if first + len(batch) == len(jobs):
                 writer.wait()
             send(Report(rank, len(batch), time.perf_counter() - start, peak_memory_bytes(device)))

@@ -23,7 +23,7 @@ from mvar_lightning.errors import UserError, check_kind
 from mvar_lightning.pyramid import ScalePyramid
 from mvar_lightning.sampling.guidance import GuidanceSchedule, GuidedRows, LinearGuidance, as_schedule
 from mvar_lightning.tokenizer import MultiScaleTokenizer, check_pair
-from mvar_lightning.tools.compute import evaluating
+from mvar_lightning.tools.compute import evaluating, exact_float32
 from mvar_lightning.transformer import NextScaleTransformer
 
 Replace = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -196,7 +196,7 @@ def choose(
     temperature = max(0.27 * (1 - 0.95 * ratio), 0.005)
     filtered_BlV = filter_logits(logits_BlV / settings.temperature, *filters)
     noisy_BlV = filtered_BlV * (1 + ratio) + noise.gumbel(scale, tokenizer.vocab_size)
-    with torch.autocast(logits_BlV.device.type, enabled=False):
+    with exact_float32(logits_BlV.device):
         return idx_Bl, (noisy_BlV / temperature).softmax(dim=-1) @ tokenizer.quantizer.codebook.weight.float()
 
 
@@ -352,7 +352,8 @@ def sample_tokens(
 
 
 # One random generator for each image, so that image i depends on its seed alone: not on the batch size, the order, the
-# number of processes or the device. Numbers are drawn on the CPU and moved.
+# number of processes or the device. Numbers are drawn on the CPU and moved; Gumbel noise alone, a number for every code
+# of every token, is drawn where it is needed, and so depends on the kind of device, too.
 
 
 class ImageNoise:
@@ -378,8 +379,12 @@ class ImageNoise:
     def gumbel(self, scale: int, vocab_size: int) -> Tensor:
         """Gumbel noise for the tokens of ``scale``, float32 (B, l, V); to be asked for in the order of the scales."""
         shape = (self.pyramid.tokens_of(scale), vocab_size)
-        exponential = [torch.empty(shape, device="cpu").exponential_(generator=g) for g in self._generators]
-        return torch.stack(exponential).to(self.device).log_().neg_()
+        own = self._generators
+        if self.device.type != "cpu":  # millions of numbers: drawn there, from a seed that the image's generator gives
+            seeds = [int(torch.randint(2**62, (), generator=g, device="cpu")) for g in own]
+            own = [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
+        exponential = [torch.empty(shape, device=self.device).exponential_(generator=g) for g in own]
+        return torch.stack(exponential).log_().neg_()
 
 
 def check_seeds(seeds: Sequence[int] | Tensor | int | None, batch: int) -> list[int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from abc import ABC
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -109,6 +110,11 @@ def take_replaced_codes(module: nn.Module) -> Iterator[tuple[str, list[int]]]:
             yield f"{name}.codebook.weight".removeprefix("."), index
 
 
+def without_waiting(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on ``device``; a GPU takes it when it comes to it."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
 class DataDependentInit(CodebookRemedy):
     """Before the first steps, makes codes of the residuals that the first images leave at every scale.
 
@@ -128,15 +134,26 @@ class DataDependentInit(CodebookRemedy):
             raise UserError(f"DataDependentInit: iterations {iterations}: must be 0 or more")
         self.batches, self.iterations = batches, iterations
         self.done = nn.Buffer(torch.tensor(False))
+        self._known_done = False
         self._latents: list[Tensor] = []
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._known_done = False
 
     @torch.no_grad()
     def before_step(
         self, tokenizer: MultiScaleTokenizer, image_B3HW: Tensor, optimizer: Optimizer | None = None
     ) -> None:
-        if self.done:
+        # the buffer is on the device, and reading it would make every step wait: once it is set that is remembered
+        if self._known_done or self.done:
+            self._known_done = True
             return
-        latent_NZhw = gather_rows(tokenizer.latent(image_B3HW).float())
+        device = image_B3HW.device.type
+        # what autocast would keep of the weights here, without a gradient, it would give to the step's own pass
+        # (torch 2.11, pytorch 165068)
+        with torch.autocast(device, enabled=torch.is_autocast_enabled(device), cache_enabled=False):
+            latent_NZhw = gather_rows(tokenizer.latent(image_B3HW).float())
         if not torch.isfinite(latent_NZhw).all():
             raise UserError(
                 "DataDependentInit: the latents of the first images are not finite; check the images for NaN"
@@ -145,7 +162,8 @@ class DataDependentInit(CodebookRemedy):
         if len(self._latents) < self.batches:
             return
         latent_NZhw, self._latents = torch.cat(self._latents), []
-        codes_nZ = self._choose(tokenizer, latent_NZhw)
+        with torch.autocast(latent_NZhw.device.type, cache_enabled=False, enabled=False):
+            codes_nZ = self._choose(tokenizer, latent_NZhw)
         if missing := tokenizer.vocab_size - len(codes_nZ):
             message = (
                 f"DataDependentInit: {len(latent_NZhw)} images left only {len(codes_nZ)} different residuals for "
@@ -157,6 +175,7 @@ class DataDependentInit(CodebookRemedy):
         # on a GPU the sums of k-means differ in rounding from process to process
         take_from_first(tokenizer.quantizer.codebook.weight)
         self.done.fill_(True)
+        self._known_done = True
 
     def after_fit(self) -> None:
         if not self.done:
@@ -208,6 +227,7 @@ class DeadCodeRestart(CodebookRemedy):
         self.rows, self.rows_per_image = rows, rows_per_image
         self._warned = False
         self.steps = nn.Buffer(torch.tensor(0))
+        self._step: int | None = None
 
     def attach(self, tokenizer: MultiScaleTokenizer) -> None:
         K, like = tokenizer.pyramid.num_scales, tokenizer.quantizer.codebook.weight
@@ -215,14 +235,19 @@ class DeadCodeRestart(CodebookRemedy):
         self.reservoir_KRZ = nn.Buffer(torch.zeros(K, self.rows, tokenizer.code_dim, device=like.device))
         self.filled_K = nn.Buffer(torch.zeros(K, dtype=torch.int64, device=like.device))
 
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._step = None
+
     @torch.no_grad()
     def between_batches(self, tokenizer: MultiScaleTokenizer, output: TokenizerOutput) -> None:
         self._count(tokenizer, output.idx_BL)
 
     @torch.no_grad()
     def after_step(self, tokenizer: MultiScaleTokenizer, output: TokenizerOutput, optimizer: Optimizer) -> None:
+        # counted beside the buffer, which is on the device: reading it would make every step wait
+        step = self._step = (int(self.steps) if self._step is None else self._step) + 1
         self.steps.add_(1)
-        step = int(self.steps)
         self._count(tokenizer, output.idx_BL)
         self._remember(output, step)
         if step % self.every == 0:
@@ -234,7 +259,8 @@ class DeadCodeRestart(CodebookRemedy):
         """Hits of all processes at once: DDP copies the buffers of rank zero to the others."""
         new_KV = torch.zeros_like(self.hits_KV)
         for new_V, idx_Bl in zip(new_KV, tokenizer.pyramid.split(idx_BL), strict=True):
-            new_V += torch.bincount(idx_Bl.flatten(), minlength=len(new_V))
+            idx_N = idx_Bl.flatten()
+            new_V.scatter_add_(0, idx_N, torch.ones_like(idx_N, dtype=new_V.dtype))  # `bincount` waits for the device
         self.hits_KV.add_(sum_over_ranks(new_KV))
 
     def _remember(self, output: TokenizerOutput, step: int) -> None:
@@ -242,7 +268,7 @@ class DeadCodeRestart(CodebookRemedy):
         for scale, rows_BlZ in enumerate(output.residuals_BlZ):
             generator = shared_generator(step, scale)
             chosen = torch.randperm(rows_BlZ.shape[1], generator=generator)[: self.rows_per_image]
-            new_NZ = gather_rows(rows_BlZ[:, chosen.to(rows_BlZ.device)].flatten(0, 1))[-self.rows :]
+            new_NZ = gather_rows(rows_BlZ[:, without_waiting(chosen, rows_BlZ.device)].flatten(0, 1))[-self.rows :]
             # a ring: new rows go where the oldest are
             index_N = (self.filled_K[scale] + torch.arange(len(new_NZ), device=new_NZ.device)) % self.rows
             old_NZ = self.reservoir_KRZ[scale, index_N]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer.tokenizer import TokenizerOutput
+from mvar_lightning.tools.compute import exact_float32
 from mvar_lightning.tools.processes import mean_over_ranks
 
 
@@ -110,7 +111,7 @@ class EntropyLoss(LossPart):
         self.temperature, self.diversity, self.max_rows = temperature, diversity, max_rows
 
     def forward(self, output: TokenizerOutput, image_B3HW: Tensor) -> Tensor:
-        with torch.autocast(image_B3HW.device.type, enabled=False):
+        with exact_float32(image_B3HW.device):
             terms = [self._scale(rows_BlZ.flatten(0, 1).float(), output) for rows_BlZ in output.residuals_BlZ]
         return torch.stack(terms).mean()
 

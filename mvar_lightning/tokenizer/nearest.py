@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mvar_lightning.errors import UserError
+from mvar_lightning.tools.compute import exact_float32
 
 BLOCK = 64
 SCORES_PER_CHUNK, SCORES_PER_CHUNK_ACCELERATOR = 2**19, 2**26
@@ -89,7 +90,8 @@ class NearestCode:
     def __call__(self, rows_NZ: Tensor) -> Tensor:
         """Index of the nearest code of every row, int64 of shape (N,)."""
         chunks = rows_NZ.detach().split(self.rows_per_chunk)
-        return torch.cat([self._search(chunk_nZ) for chunk_nZ in chunks])
+        with exact_float32(rows_NZ.device):
+            return torch.cat([self._search(chunk_nZ) for chunk_nZ in chunks])
 
     def _search(self, rows_nZ: Tensor) -> Tensor:
         scores_nbS = torch.addmm(self.bias_V, rows_nZ, self.weight_ZV).unflatten(1, (-1, BLOCK))

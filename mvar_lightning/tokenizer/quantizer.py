@@ -4,7 +4,7 @@ Scale after scale, coarse to fine: shrink the rest of the latent to the scale's 
 position, enlarge the codes to the full map, blend them with a convolution (phi), add the result to ``f_hat`` and
 subtract it from the rest.
 
-Everything here computes in float32, outside autocast: residuals of residuals do not survive half precision.
+Everything here computes in IEEE float32, outside autocast and TF32: residuals of residuals do not survive less.
 
 Shapes: B batch, L all tokens, l tokens of one scale, K scales, V vocabulary, Z code dim, s side of a scale's map (s and
 t of a resized one), hw latent map. Public methods take and give channel-first maps (BZhw); inside, maps are
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from mvar_lightning.errors import UserError
 from mvar_lightning.pyramid import ScalePyramid
 from mvar_lightning.tokenizer.nearest import NearestCode, code_metric
-from mvar_lightning.tools.compute import table
+from mvar_lightning.tools.compute import exact_float32, runs_behind, table
 
 
 # Resizing between the maps of the pyramid as two small matrix products. Area averaging and bicubic interpolation are
@@ -81,7 +81,10 @@ def draw_kept_scales(
         return None
     dropped_B = torch.rand(batch, generator=generator) < probability
     fewer_B = torch.randint(first, num_scales, (batch,), generator=generator)
-    return torch.where(dropped_B, fewer_B, num_scales).to(device)
+    kept_B = torch.where(dropped_B, fewer_B, num_scales)
+    if device is not None and device.type == "cuda":
+        return kept_B.pin_memory().to(device, non_blocking=True)
+    return kept_B.to(device)
 
 
 class QuantizerOutput(NamedTuple):
@@ -192,7 +195,7 @@ class MultiScaleQuantizer(nn.Module):
             kept_scales_B: where given, image b's f_hat ends with its first ``kept_scales_B[b]`` scales, and its loss is
                 the mean over these. Tokens and residuals are those of all scales.
         """
-        with torch.autocast(f_BZhw.device.type, enabled=False):
+        with exact_float32(f_BZhw.device):
             f_BhwZ = self._channel_last(f_BZhw)
             target_BhwZ = f_BhwZ.detach()
             keep_KB = self._keep(kept_scales_B, len(f_BhwZ), f_BhwZ.device)
@@ -212,7 +215,7 @@ class MultiScaleQuantizer(nn.Module):
     @torch.no_grad()
     def encode(self, f_BZhw: Tensor) -> Tensor:
         """Token pyramid of a latent map: int64 (B, L), coarse to fine."""
-        with torch.autocast(f_BZhw.device.type, enabled=False):
+        with exact_float32(f_BZhw.device):
             return torch.cat([idx_Bl for idx_Bl, _, _ in self._residual_steps(self._channel_last(f_BZhw))], dim=1)
 
     def f_hat(self, idx_BL: Tensor) -> Tensor:
@@ -240,12 +243,12 @@ class MultiScaleQuantizer(nn.Module):
 
     def accumulate(self, f_hat_BZhw: Tensor, codes_BlZ: Tensor, scale: int) -> Tensor:
         """Add one scale's codes (or mixtures of codes) to the quantized latent; gives a new map."""
-        with torch.autocast(f_hat_BZhw.device.type, enabled=False):
+        with exact_float32(f_hat_BZhw.device):
             return f_hat_BZhw + _channel_first(self._contribution(codes_BlZ.float(), scale))
 
     def next_input(self, f_hat_BZhw: Tensor, scale: int) -> Tensor:
         """What the transformer reads for ``scale``: f_hat averaged down to its map, (B, l, Z) float32."""
-        with torch.autocast(f_hat_BZhw.device.type, enabled=False):
+        with exact_float32(f_hat_BZhw.device):
             return self._rows(self._channel_last(f_hat_BZhw), scale)
 
     def teacher_input(self, idx_BL: Tensor) -> Tensor:
@@ -282,7 +285,9 @@ class MultiScaleQuantizer(nn.Module):
         kept_B = kept_scales_B.to(device)
         if kept_B.shape != (batch,) or kept_B.is_floating_point():
             raise UserError(f"kept_scales_B of shape {tuple(kept_B.shape)}, {kept_B.dtype}: give int64 ({batch},)")
-        if batch and not 1 <= int(kept_B.min()) <= int(kept_B.max()) <= num_scales:
+        # where the numbers are on a GPU, looking at them would make every step wait
+        asked = batch and not runs_behind(kept_B.device)
+        if asked and not 1 <= int(kept_B.min()) <= int(kept_B.max()) <= num_scales:
             raise UserError(f"kept_scales_B {kept_B.tolist()}: each image keeps 1 to {num_scales} scales")
         scale_K1 = torch.arange(num_scales, device=device).unsqueeze(1)
         return list((scale_K1 < kept_B) * (num_scales / kept_B))

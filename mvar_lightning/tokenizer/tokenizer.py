@@ -20,6 +20,7 @@ from mvar_lightning.pyramid import ScalePyramid
 from mvar_lightning.tokenizer.autoencoder import Decoder, Encoder, conv3x3
 from mvar_lightning.tokenizer.nearest import CodeMetric
 from mvar_lightning.tokenizer.quantizer import MultiScaleQuantizer
+from mvar_lightning.tools.compute import runs_behind
 
 
 class TokenizerOutput(NamedTuple):
@@ -180,7 +181,7 @@ class MultiScaleTokenizer(nn.Module):
             UserError: as ``decode``; of indices out of range on a CPU alone. A training step would wait for a GPU to
                 tell, and there the lookup of the codes fails.
         """
-        self._check_tokens(idx_BL, look_at_values=idx_BL.device.type == "cpu")
+        self._check_tokens(idx_BL, look_at_values=not runs_behind(idx_BL.device))
         return self.quantizer.teacher_input(idx_BL)
 
     @torch.no_grad()

@@ -81,12 +81,49 @@ def keep_freed_memory() -> bool:
     return setting is not None and all(setting(name, NEVER) for name in (TRIM_THRESHOLD, MMAP_THRESHOLD))
 
 
+# One policy of precision, for training, sampling, evaluation and benchmarks alike (the table is in docs/speed.md). On a
+# GPU float32 products and convolutions are TF32, but for those in `exact_float32`; on a CPU nothing changes.
+
+
+def set_precision_policy(device: torch.device) -> None:
+    """Take the suite's policy for a process that computes on ``device``."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+        pinned = os.environ.get("MVAR_CUDNN_ATTENTION")  # its plans are of one shape each: measured, then chosen here
+        if pinned is not None:
+            torch.backends.cuda.enable_cudnn_sdp(pinned == "1")
+
+
+@contextlib.contextmanager
+def exact_float32(device: torch.device) -> Iterator[None]:
+    """IEEE float32, without autocast and without TF32: for tokens, what they are made of and what is made of them.
+
+    Whoever reads a token must find the code that was nearest: a residual rounded to TF32 has another one in 1 to 3% of
+    all places. Of the calling thread's forward pass; a backward pass runs under the policy.
+    """
+    with torch.autocast(device.type, enabled=False):
+        if device.type != "cuda":
+            yield
+            return
+        before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before[0])
+            torch.backends.cudnn.allow_tf32 = before[1]
+
+
 def choose_device(name: str) -> torch.device:
-    """The device called ``name``. Raises `UserError` for a GPU that is not there."""
+    """The device called ``name``, under the policy of precision. Raises `UserError` for a GPU that is not there."""
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise UserError("``device`` cuda: there is no usable GPU here; use ``device`` cpu")
-    return torch.device("cuda" if available and name != "cpu" else "cpu")
+    device = torch.device("cuda" if available and name != "cpu" else "cpu")
+    set_precision_policy(device)
+    return device
 
 
 def choose_precision(name: str, device: torch.device) -> str:
@@ -94,8 +131,14 @@ def choose_precision(name: str, device: torch.device) -> str:
     return name if name != "auto" else "bf16" if device.type == "cuda" else "32"
 
 
+def runs_behind(device: torch.device) -> bool:
+    """Whether reading a number back makes the host wait for the device; no training step should, but where it logs."""
+    return device.type != "cpu"
+
+
 def computing(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """A context in which the model computes in ``precision``."""
+    set_precision_policy(device)  # a process that others started has chosen no device
     return contextlib.nullcontext() if precision == "32" else torch.autocast(device.type, dtype=torch.bfloat16)
 
 

@@ -9,19 +9,29 @@ from __future__ import annotations
 import logging
 import math
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, NoReturn, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
+from mvar_lightning.compat import logs_now, refresh_bar_where_logged
 from mvar_lightning.data.image_data import run_data
 from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer import MultiScaleTokenizer
+from mvar_lightning.tools.compute import runs_behind, set_precision_policy
 from mvar_lightning.tools.processes import sum_over_ranks
 
 log = logging.getLogger(__name__)
+
+
+def compute_as_agreed(trainer: L.Trainer) -> None:
+    """At the start of a run: the policy of precision, and a bar that does not make a GPU's steps wait."""
+    device = trainer.strategy.root_device
+    set_precision_policy(device)
+    if runs_behind(device):
+        refresh_bar_where_logged(trainer)
 
 
 def as_list(one_or_many: Any) -> list[Any]:
@@ -53,12 +63,48 @@ def check_finite(terms: dict[str, Tensor], trainer: L.Trainer) -> None:
     if not bad.any():
         return
     index = int(bad.nonzero()[0])
-    name, value = list(terms)[index], values[index].item()
+    _refuse(list(terms)[index], values[index].item(), trainer.global_step, trainer)
+
+
+def _refuse(name: str, value: float, step: int, trainer: L.Trainer) -> NoReturn:
     found = str(value) if not math.isfinite(value) else "not finite on another process"
     raise UserError(
-        f"loss term {name!r} is {found} at step {trainer.global_step}; {last_checkpoint(trainer)}; "
+        f"loss term {name!r} is {found} at step {step}; {last_checkpoint(trainer)}; "
         "check the images for NaN, lower lr, or give the term a smaller weight"
     )
+
+
+class FiniteTerms:
+    """`check_finite` of a training run that no step waits for: on a device the first bad term is only noted, and read
+    where values are logged and before a checkpoint is written."""
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._first: Tensor | None = None  # step, index and value of the first bad term; no step is -1
+
+    def note(self, terms: dict[str, Tensor], trainer: L.Trainer) -> None:
+        """Look at a batch's terms: on a CPU at once. All processes must call this together."""
+        if not runs_behind(next(iter(terms.values())).device):
+            check_finite(terms, trainer)
+            return
+        if list(terms) != self._names:
+            self.read(trainer)
+            self._names = list(terms)
+        values = torch.stack([term.detach().float() for term in terms.values()])
+        bad = sum_over_ranks((~values.isfinite()).float())
+        index = bad.argmax()
+        value = values.gather(0, index[None])[0]
+        now = torch.stack([torch.full_like(value, trainer.global_step), index.float(), value]).double()
+        first = torch.full_like(now, -1) if self._first is None else self._first
+        self._first = torch.where((bad.sum() > 0) & (first[0] < 0), now, first)
+        if logs_now(trainer):
+            self.read(trainer)
+
+    def read(self, trainer: L.Trainer) -> None:
+        """Raise `UserError` where a term was not finite."""
+        step, index, value = (-1.0, 0.0, 0.0) if self._first is None else self._first.tolist()
+        if step >= 0:
+            _refuse(self._names[int(index)], value, int(step), trainer)
 
 
 def last_checkpoint(trainer: L.Trainer) -> str:

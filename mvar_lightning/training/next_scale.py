@@ -30,10 +30,10 @@ from mvar_lightning.sampling import Generated, generate
 from mvar_lightning.tokenizer import MultiScaleTokenizer, fingerprint
 from mvar_lightning.tools.drawing import normalize
 from mvar_lightning.training.distributed import has_trainer, log_means, seed_batch, shard_where_asked
-from mvar_lightning.training.manual_steps import window_of
+from mvar_lightning.training.manual_steps import compute_as_agreed, window_of
 from mvar_lightning.training.optimizers import HeldLine, ScheduledAdamW, parameter_groups
 from mvar_lightning.training.scale_groups import ScaleGroups, kept_of_token, loss_of_groups
-from mvar_lightning.training.token_loss import TokenLoss, token_loss
+from mvar_lightning.training.token_loss import TokenLoss, evaluated_token_loss, token_loss
 from mvar_lightning.transformer import acceleration
 from mvar_lightning.transformer.blocks import BlockDesign, LlamaBlocks, VARBlocks
 from mvar_lightning.transformer.history import History, NoHistory, SlidingWindowHistory
@@ -166,6 +166,7 @@ class NextScaleModule(L.LightningModule):
         return self
 
     def setup(self, stage: str) -> None:
+        compute_as_agreed(self.trainer)
         run_data(self.trainer).check_model(self.tokenizer, self.tokenizer_hash)
         if self.trainer.precision not in ("32-true", "bf16-mixed", "16-mixed"):
             raise UserError(
@@ -188,7 +189,13 @@ class NextScaleModule(L.LightningModule):
         """Token indices (B, L) and transformer inputs (B, L - first, Z) of a batch; float32 in any precision."""
         # tokens must be those of the cache and of sampling: a rounded residual has another nearest code
         with torch.autocast(batch["label"].device.type, enabled=False):
-            idx_BL = batch["tokens"] if "tokens" in batch else self.tokenizer.encode(normalize(batch["image"]).float())
+            if "tokens" in batch:
+                idx_BL = batch["tokens"]
+            elif batch["image"].is_floating_point():
+                idx_BL = self.tokenizer.encode(normalize(batch["image"]).float())
+            else:  # bytes are finite; asking, as `encode` does, would make every step wait for the device
+                latent_BZhw = self.tokenizer.latent(normalize(batch["image"]).float())
+                idx_BL = self.tokenizer.quantizer.encode(latent_BZhw)
             return idx_BL, self.tokenizer.teacher_input(idx_BL)
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[TokenLoss, Tensor]:
@@ -196,6 +203,16 @@ class NextScaleModule(L.LightningModule):
         idx_BL, x_BLZ = self.tokens(batch)
         logits_BLV = self.model(x_BLZ, batch["label"])
         return token_loss(logits_BLV, idx_BL, self.model.pyramid), logits_BLV
+
+    def _evaluated(self, batch: dict[str, Tensor]) -> tuple[TokenLoss, Tensor]:
+        """Loss of a batch and the predicted tokens (B, L); at no time are there logits of all tokens."""
+        idx_BL, x_BLZ = self.tokens(batch)
+        label_B, images = batch["label"], len(idx_BL)
+        if self.model.equal_rows and 0 < images < (size := self._batch_size()):
+            # compiled blocks would be compiled anew for a last, smaller batch: fill it up with its first image
+            x_BLZ, label_B = (torch.cat([x, x[:1].expand(size - images, *x.shape[1:])]) for x in (x_BLZ, label_B))
+        h_BLC = self.model.features(self.model.inputs(x_BLZ, label_B), range(self.model.pyramid.num_scales))[:images]
+        return evaluated_token_loss(h_BLC, self.model.head.classify, idx_BL, self.model.pyramid)
 
     def on_train_start(self) -> None:
         """Scale groups of a given size: now the device, the precision and the batch are known."""
@@ -233,8 +250,8 @@ class NextScaleModule(L.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         batch = named(batch, "label")
-        result, logits_BLV = self(batch)
-        self.usage.update(logits_BLV.argmax(dim=-1))
+        result, predicted_BL = self._evaluated(batch)
+        self.usage.update(predicted_BL)
         log_means(self, result.named("val/"), images=len(batch["label"]))
 
     def on_validation_epoch_end(self) -> None:
@@ -246,7 +263,7 @@ class NextScaleModule(L.LightningModule):
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         batch = named(batch, "label")
-        result, _ = self(batch)
+        result, _ = self._evaluated(batch)
         log_means(self, result.named("test/"), images=len(batch["label"]))
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Generated:

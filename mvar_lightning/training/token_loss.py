@@ -5,7 +5,7 @@ B batch, l tokens of some scales, K scales, V vocabulary, C width, N = B l token
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,29 @@ def token_loss(logits_BlV: Tensor, idx_Bl: Tensor, pyramid: ScalePyramid, scales
     with torch.no_grad():
         correct_Bl = (logits_BlV.argmax(dim=-1) == idx_Bl).float()
     return _by_scale(loss_Bl.mean(), loss_Bl.detach(), correct_Bl, pyramid, scales)
+
+
+@torch.no_grad()
+def evaluated_token_loss(
+    h_BLC: Tensor,
+    classify: Callable[[Tensor], Tensor],
+    idx_BL: Tensor,
+    pyramid: ScalePyramid,
+    tokens_at_once: int = 4096,
+) -> tuple[TokenLoss, Tensor]:
+    """`token_loss` and the most likely codes (B, L), without gradient and without ever holding all logits.
+
+    ``classify`` makes logits (n, V) of what the classifier reads, ``h_BLC``.
+    """
+    losses, predictions = [], []
+    chunks = zip(h_BLC.flatten(0, 1).split(tokens_at_once), idx_BL.flatten().split(tokens_at_once), strict=True)
+    for h_nC, idx_n in chunks:
+        logits_nV = classify(h_nC)
+        losses.append(F.cross_entropy(logits_nV, idx_n, reduction="none"))
+        predictions.append(logits_nV.argmax(dim=-1))
+    loss_BL, predicted_BL = torch.cat(losses).view_as(idx_BL), torch.cat(predictions).view_as(idx_BL)
+    correct_BL = (predicted_BL == idx_BL).float()
+    return _by_scale(loss_BL.mean(), loss_BL, correct_BL, pyramid, None), predicted_BL
 
 
 def chunked_token_loss(

@@ -33,7 +33,15 @@ from mvar_lightning.tokenizer.quantizer import FIRST_KEPT, check_scale_dropout, 
 from mvar_lightning.tokenizer.tokenizer import TRAINING_ONLY, MultiScaleTokenizer, TokenizerOutput, fingerprint_of
 from mvar_lightning.tools.drawing import normalize
 from mvar_lightning.training.distributed import has_trainer, log_means, seed_batch, seed_of_batch
-from mvar_lightning.training.manual_steps import as_list, check_finite, check_weights, warn_of_poor_data, window_of
+from mvar_lightning.training.manual_steps import (
+    FiniteTerms,
+    as_list,
+    check_finite,
+    check_weights,
+    compute_as_agreed,
+    warn_of_poor_data,
+    window_of,
+)
 from mvar_lightning.training.optimizers import TokenizerAdamW, tokenizer_optimizers
 
 log = logging.getLogger(__name__)
@@ -123,6 +131,7 @@ class TokenizerModule(L.LightningModule):
         for remedy in self.remedies:
             remedy.attach(self.tokenizer)
         self.init_from, self._started, self._data_checked = init_from, False, False
+        self._finite = FiniteTerms()
         self.scale_dropout, self.scale_dropout_keeps = scale_dropout, scale_dropout_keeps
         self.accumulate_grad_batches, self.gradient_clip_val = accumulate_grad_batches, gradient_clip_val
         self.psnr = PeakSignalNoiseRatio(data_range=1.0)
@@ -148,6 +157,7 @@ class TokenizerModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         size = self.tokenizer.image_size
+        compute_as_agreed(self.trainer)
         run_data(self.trainer).check_model(self.tokenizer)
         if self.init_from is not None and not self._started:
             start_from(self.tokenizer, self.init_from)
@@ -177,7 +187,7 @@ class TokenizerModule(L.LightningModule):
             warn_of_poor_data(self.trainer, self.tokenizer, image_B3HW)
         output = self._reconstruct(image_B3HW, batch_idx)
         loss, discriminator_loss, terms = self._losses(output, image_B3HW)
-        check_finite({**terms, "loss": loss}, self.trainer)
+        self._finite.note({**terms, "loss": loss}, self.trainer)
         self.log("train/loss", loss.detach(), prog_bar=True)
         self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()})
         # one pass for both losses, so that DDP reduces once (see `AdversarialLoss`), and only where the window closes
@@ -294,6 +304,8 @@ class TokenizerModule(L.LightningModule):
         return tokenizer_optimizers(self.tokenizer, self.adversarial, self.settings, steps, images)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if has_trainer(self):
+            self._finite.read(self.trainer)
         check_weights(checkpoint)
         # the hash of the weights in the file: with averaging on they are not the ones in training
         state = {key.removeprefix("tokenizer."): tensor for key, tensor in checkpoint["state_dict"].items()}

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mvar_lightning.compat import allow_recompiles, copy_each
+from mvar_lightning.compat import allow_recompiles, compile_whole_under_ddp, copy_each
 from mvar_lightning.errors import UserError
 from mvar_lightning.transformer.transformer import NextScaleTransformer, SamplingState
 
@@ -34,10 +34,12 @@ class RecordOnGPU:
     """`Record` by CUDA graphs that share one pool of memory."""
 
     def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
+        # a stream of its own for warm-up and recording: cuBLAS keeps a workspace for each stream, and that of torch's
+        # common capture stream is freed when another recording ends that used it (pytorch 193402)
+        self._pool, self._aside = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
 
     def __call__(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        current, aside = torch.cuda.current_stream(), self._aside
         # a recording must not meet what is done once: warm up, on a stream aside as torch's recording asks for
         aside.wait_stream(current)
         with torch.cuda.stream(aside):
@@ -45,7 +47,8 @@ class RecordOnGPU:
                 run()
         current.wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # other threads (loaders that pin memory, loggers) may go on meanwhile
+        with torch.cuda.graph(graph, pool=self._pool, stream=aside, capture_error_mode="thread_local"):
             result = run()
         return graph.replay, result
 
@@ -112,6 +115,7 @@ def record_scales(model: NextScaleTransformer, record: Record | None = None) -> 
             raise UserError("CUDA graphs: the model is on no GPU; leave them out, or move it there first")
         record = RecordOnGPU()
     model.replay_rows = ScaleGraphs(model, record)
+    model.equal_rows = True
     return model
 
 
@@ -130,6 +134,8 @@ def compile_blocks(model: NextScaleTransformer, **options: Any) -> NextScaleTran
     """
     needed = SHAPES_OF_A_SCALE * model.pyramid.num_scales
     allow_recompiles(needed)
+    compile_whole_under_ddp()
+    model.equal_rows = True
     for block in model.blocks:
         block.compile(**{"dynamic": False, **options})
     return model

@@ -11,10 +11,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mvar_lightning.attention import AttentionBackend, LayerCache
 from mvar_lightning.axis import AxisMember
@@ -62,11 +64,10 @@ class SelfAttention(nn.Module):
         v_BlHD = v_Bl1HD.squeeze(2)
         if self.log_scale is not None:
             # of length exp(log_scale) and 1, in one pass over both; in float32: half precision overflows here (NaN)
-            qk_Bl2HD = qk_Bl2HD.float()
-            q_length_H1 = self.log_scale[:, :, 0].clamp_max(MAX_LOG_SCALE).exp()
+            q_length_H1 = self.log_scale[:, :, 0].float().clamp_max(MAX_LOG_SCALE).exp()
             length_2H1 = torch.stack([q_length_H1, torch.ones_like(q_length_H1)])
-            norm_Bl2H1 = torch.linalg.vector_norm(qk_Bl2HD, dim=-1, keepdim=True)
-            qk_Bl2HD = qk_Bl2HD * (length_2H1 / norm_Bl2H1.clamp_min(NORM_FLOOR))
+            lengthened = _of_length if qk_Bl2HD.dtype == torch.float32 else _HalfOfLength.apply
+            qk_Bl2HD = lengthened(qk_Bl2HD, length_2H1)
         if self.rotation is not None:
             qk_Bl2HD = self.rotation(qk_Bl2HD, scales)
         q, k = qk_Bl2HD.to(v_BlHD.dtype).transpose(1, 3).unbind(2)  # two of (B, H, l, D)
@@ -75,6 +76,53 @@ class SelfAttention(nn.Module):
             k, v = cache.extend(k, v, scales.start)
         out = self.backend(q, k, v, scales, self.softmax_scale)
         return self.proj(out.transpose(1, 2).flatten(2))
+
+
+def _of_length(x_Bl2HD: Tensor, length_2H1: Tensor) -> Tensor:
+    norm_Bl2H1 = torch.linalg.vector_norm(x_Bl2HD, dim=-1, keepdim=True)
+    return x_Bl2HD * (length_2H1 / norm_Bl2H1.clamp_min(NORM_FLOOR))
+
+
+class _HalfOfLength(torch.autograd.Function):
+    """`_of_length` in float32 of half-precision vectors. Kept for the backward pass are the vectors as they came, a
+    part of what the values keep anyway, and not their float32 copy: 8 bytes a token and channel."""
+
+    @staticmethod
+    def forward(ctx: Any, x_Bl2HD: Tensor, length_2H1: Tensor) -> Tensor:
+        ctx.save_for_backward(x_Bl2HD, length_2H1)
+        return _of_length(x_Bl2HD.float(), length_2H1)
+
+    @staticmethod
+    def backward(ctx: Any, grad_Bl2HD: Tensor) -> tuple[Tensor, Tensor]:
+        half_Bl2HD, length_2H1 = ctx.saved_tensors
+        x, grad = half_Bl2HD.float(), grad_Bl2HD.float()
+        norm_Bl2H1 = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        inverse = 1 / norm_Bl2H1.clamp_min(NORM_FLOOR)
+        unit = x * inverse
+        along_Bl2H1 = (grad * unit).sum(dim=-1, keepdim=True)
+        # a change along the vector changes nothing, unless it is too short to be normalized
+        across = grad - unit * torch.where(norm_Bl2H1 >= NORM_FLOOR, along_Bl2H1, 0.0)
+        return (across * (length_2H1 * inverse)).to(half_Bl2HD.dtype), along_Bl2H1.sum(dim=(0, 1))
+
+
+def modulated(norm: nn.Module, x_BlC: Tensor, scale_B1C: Tensor, shift_B1C: Tensor) -> Tensor:
+    """norm(x) (1 + scale) + shift, in the precision of x.
+
+    CUDA's autocast would take norms and `addcmul` to float32 and keep both results for the backward pass. Kernels of
+    norms compute in float32 inside, whatever they read. A gain joins the scale, in float32, for each image once.
+    """
+    if x_BlC.dtype == torch.float32 and scale_B1C.dtype == torch.float32:
+        return torch.addcmul(shift_B1C, norm(x_BlC), 1 + scale_B1C)
+    with torch.autocast(x_BlC.device.type, enabled=False):
+        factor_B1C = 1 + scale_B1C.float()
+        width = x_BlC.shape[-1:]
+        if isinstance(norm, nn.RMSNorm):
+            factor_B1C = factor_B1C if norm.weight is None else factor_B1C * norm.weight.float()
+            normed_BlC = F.rms_norm(x_BlC, width, None, norm.eps)
+        else:
+            assert isinstance(norm, nn.LayerNorm) and norm.weight is None, "a norm with weights: join them here"
+            normed_BlC = F.layer_norm(x_BlC, width, None, None, norm.eps)
+        return torch.addcmul(shift_B1C.to(x_BlC.dtype), normed_BlC, factor_B1C.to(x_BlC.dtype))
 
 
 class GeluMLP(nn.Module):
@@ -86,7 +134,9 @@ class GeluMLP(nn.Module):
         self.down = Linear(hidden, width)
 
     def forward(self, x_BlC: Tensor) -> Tensor:
-        return self.down(activated_linear(self.up, x_BlC, "gelu"))
+        if not _activates_again(x_BlC):
+            return self.down(activated_linear(self.up, x_BlC, "gelu"))
+        return _kept_as_inputs(lambda h: self.down(F.gelu(h, approximate="tanh")), self.up(x_BlC))
 
 
 class SwiGLU(nn.Module):
@@ -99,7 +149,20 @@ class SwiGLU(nn.Module):
         self.down = Linear(hidden, width, bias=False)
 
     def forward(self, x_BlC: Tensor) -> Tensor:
-        return self.down(multiplied_linear(self.up, x_BlC, activated_linear(self.gate, x_BlC, "swish")))
+        if not _activates_again(x_BlC):
+            return self.down(multiplied_linear(self.up, x_BlC, activated_linear(self.gate, x_BlC, "swish")))
+        return _kept_as_inputs(lambda gate, h: self.down(F.silu(gate) * h), self.gate(x_BlC), self.up(x_BlC))
+
+
+def _activates_again(x_BlC: Tensor) -> bool:
+    """Whether a compiled block in half precision makes the MLP's activations again in its backward pass, where they
+    fuse with what reads them, instead of keeping them: a sixth of what a block keeps."""
+    return torch.compiler.is_compiling() and torch.is_grad_enabled() and x_BlC.dtype != torch.float32
+
+
+def _kept_as_inputs(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    result: Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+    return result
 
 
 class Modulation(nn.Module):
@@ -211,9 +274,9 @@ class AdaLNBlock(nn.Module):
 
     def forward(self, x_BlC: Tensor, modulation_B16C: Tensor, scales: range, cache: LayerCache | None = None) -> Tensor:
         gate1, gate2, scale1, scale2, shift1, shift2 = modulation_B16C.unbind(2)
-        attended_BlC = self.attention(torch.addcmul(shift1, self.norm(x_BlC), 1 + scale1), scales, cache)
+        attended_BlC = self.attention(modulated(self.norm, x_BlC, scale1, shift1), scales, cache)
         x_BlC = torch.addcmul(x_BlC, attended_BlC, gate1)
-        mixed_BlC = self.mlp(torch.addcmul(shift2, self.norm(x_BlC), 1 + scale2))
+        mixed_BlC = self.mlp(modulated(self.norm, x_BlC, scale2, shift2))
         return torch.addcmul(x_BlC, mixed_BlC, gate2)
 
 

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from mvar_lightning.attention import AttentionStrategy, FullAttention, KVCache, choose_backend
 from mvar_lightning.errors import UserError
 from mvar_lightning.pyramid import ScalePyramid
+from mvar_lightning.tools.compute import exact_float32, runs_behind
 from mvar_lightning.transformer.blocks import AdaLNBlock, BlockDesign, ModulatedHead, VARBlocks
 from mvar_lightning.transformer.history import History, HistoryState, NoHistory
 
@@ -113,6 +114,8 @@ class NextScaleTransformer(nn.Module):
         self.drop_path = 0.1 * depth / 24 if drop_path is None else drop_path
         self.checkpoint_activations = checkpoint_activations
         self.replay_rows: Callable[[SamplingState, int, Tensor], Tensor] | None = None  # set by `record_scales`
+        self.equal_rows = False
+        """Whether all calls of the blocks at a scale have equally many rows: other numbers are compiled or recorded."""
         self.strategy = attention or FullAttention()
         self.history_design = history or NoHistory()
         self.block_design = blocks or VARBlocks()
@@ -190,7 +193,7 @@ class NextScaleTransformer(nn.Module):
                 f"teacher input of shape {tuple(x_BLZ.shape)}: scales {self.pyramid} and code dim {self.code_dim} "
                 f"need (B, {expected}, {self.code_dim})"
             )
-        with torch.autocast(x_BLZ.device.type, enabled=False):
+        with exact_float32(x_BLZ.device):
             words_BlC = self.word_embedding(x_BLZ.to(self.word_embedding.weight.dtype))
             words_by_scale = words_BlC.split([n * n for n in self.pyramid.sides[1:]], dim=1)
             later = self.history(words_by_scale, class_BC)
@@ -204,9 +207,11 @@ class NextScaleTransformer(nn.Module):
     def features(self, inputs: Inputs, scales: range) -> Tensor:
         """`transform` before its last product, (B, l, C): what a loss in chunks reads."""
         x_BlC = _to_compute_dtype(inputs.x_BlC)
+        self.backend.prepare(x_BlC.device)
         for block, whole_modulation in zip(self._blocks, inputs.modulations, strict=True):
-            # outside of what is compiled or computed again: one variant for all rates, and one draw
-            modulation = block.drop_path(whole_modulation)
+            # outside of what is compiled or computed again: one variant for all rates, and one draw; cast as in
+            # sampling: the float32 offset of a shared modulation would make the residual stream float32
+            modulation = _to_compute_dtype(block.drop_path(whole_modulation))
             if self.checkpoint_activations and torch.is_grad_enabled():
                 x_BlC = checkpoint(block, x_BlC, modulation, scales, use_reentrant=False)
             else:
@@ -242,17 +247,22 @@ class NextScaleTransformer(nn.Module):
         Rows do not see each other, so a scale of many tokens runs `TOKENS_AT_ONCE` of them at a time.
         """
         x_RlC = _to_compute_dtype(self.step_input(state, scale, x_BlZ))
-        at_once = max(1, TOKENS_AT_ONCE // x_RlC.shape[1])
-        chunks = [slice(start, start + at_once) for start in range(0, len(x_RlC), at_once)]
+        at_once = min(len(x_RlC), max(1, TOKENS_AT_ONCE // x_RlC.shape[1]))
+        starts = range(0, len(x_RlC), at_once)
         # the cache moves on only after the last chunk: until then every one adds its rows at the same tokens
-        run = self.replay_rows or self.run_rows
-        done = [run(state.rows(rows), scale, x_RlC[rows]) for rows in chunks]
+        run, done = self.replay_rows or self.run_rows, []
+        equal = self.equal_rows and not state.cache.forgets(scale)
+        for start in starts:
+            # where all must be equally many, a last, smaller chunk runs some rows before it again
+            first = min(start, len(x_RlC) - at_once) if equal else start
+            rows = slice(first, start + at_once)
+            done.append(run(state.rows(rows), scale, x_RlC[rows])[start - first :])
         state.cache.advance(scale)
         return done[0] if len(done) == 1 else torch.cat(done)
 
     def step_input(self, state: SamplingState, scale: int, x_BlZ: Tensor | None) -> Tensor:
         """What enters the blocks at one scale, (R, l, C): words with their history, or the class, and positions."""
-        with torch.autocast(state.class_RC.device.type, enabled=False):
+        with exact_float32(state.class_RC.device):
             if x_BlZ is None:
                 assert scale == 0, "only the first scale has no input"
                 x_RlC = state.class_RC[:, None].expand(-1, self.pyramid.first_tokens, -1)
@@ -274,7 +284,7 @@ class NextScaleTransformer(nn.Module):
     def _check_labels(self, label_B: Tensor, images: int) -> None:
         if tuple(label_B.shape) != (images,):
             raise UserError(f"labels of shape {tuple(label_B.shape)}: {images} teacher inputs need ({images},)")
-        if label_B.is_meta or (self.training and label_B.device.type != "cpu") or not images:
+        if label_B.is_meta or (self.training and runs_behind(label_B.device)) or not images:
             return
         for label in (int(label_B.min()), int(label_B.max())):
             if not 0 <= label <= self.num_classes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -133,3 +134,24 @@ def test_on_a_gpu(axes: dict[str, Any]) -> None:
     record_scales(model)
     for case, tokens in zip(cases, expected, strict=True):
         assert torch.equal(sampled(model, tokenizer, *case), tokens), case
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
+def test_two_recordings_in_bf16_live_and_one_goes(compiled: bool) -> None:
+    """A recording that another one's end took the workspace from replays other numbers (pytorch 193402)."""
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        model, tokenizer = (part.cuda() for part in pair(AXES[0]))
+        if compiled:
+            scale_graphs.compile_blocks(model)
+        expected = sampled(model, tokenizer, 4, 1.5)
+        record_scales(model)
+        assert torch.equal(sampled(model, tokenizer, 4, 1.5), expected)
+        other, other_tokenizer = (part.cuda() for part in pair(AXES[1]))
+        record_scales(other)
+        sampled(other, other_tokenizer, 4, 1.5)
+        del other, other_tokenizer
+        gc.collect()
+        torch.cuda.empty_cache()
+        for _ in range(20):
+            assert torch.equal(sampled(model, tokenizer, 4, 1.5), expected)

@@ -29,7 +29,7 @@ from mvar_lightning.data.tokens.cache import CacheSettings, TokenCache
 from mvar_lightning.data.tokens.making import Rows, TokenJob, Views, ViewStream, content_hash
 from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer import MultiScaleTokenizer, fingerprint
-from mvar_lightning.tools.compute import evaluating
+from mvar_lightning.tools.compute import evaluating, exact_float32
 from mvar_lightning.tools.console import Bar, progress
 from mvar_lightning.tools.drawing import normalize
 
@@ -187,7 +187,8 @@ def encode(tokenizer: MultiScaleTokenizer, precision: str, pixels_N3SS: Tensor) 
     device = next(tokenizer.parameters()).device
     image_B3HW = normalize(pixels_N3SS.to(device))
     if precision == "32-true":
-        idx_BL = tokenizer.encode(image_B3HW)
+        with exact_float32(device):  # the encoder's convolutions too: a cache is what every machine would make
+            idx_BL = tokenizer.encode(image_B3HW)
     else:
         with torch.autocast(device.type, torch.bfloat16):
             latent_BZhw = tokenizer.latent(image_B3HW)

@@ -1,0 +1,45 @@
+"""FSDP2 that gathers in bf16 trains as autocast alone does, on one process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.nn import functional as F
+
+from mvar_lightning import NextScaleTransformer
+from mvar_lightning.training.distributed import FullySharded, shard_where_asked
+
+
+def gradients(model: NextScaleTransformer) -> tuple[float, dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    x_BLZ, label_B = torch.randn(2, 13, 4, generator=generator), torch.tensor([0, 1])
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = F.cross_entropy(model(x_BLZ, label_B).flatten(0, 1), torch.arange(28) % 12)
+    loss.backward()
+    whole: Any = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return float(loss), {name: getattr(g, "full_tensor", lambda g=g: g)() for name, g in whole.items()}
+
+
+def test_weights_gathered_in_bf16_have_the_gradients_of_autocast(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = dict(vocab_size=12, code_dim=4, num_classes=3, depth=2, width=32, heads=2, gamma_init=1.0)
+    plain = NextScaleTransformer([1, 2, 3], **sizes, drop_path=0.0, label_drop=0.0).train()
+    torch.nn.init.normal_(plain.head.linear.weight, std=0.1)
+    sharded = NextScaleTransformer.from_config(plain.config).train()
+    sharded.load_state_dict(plain.state_dict())
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        strategy = FullySharded(gather_in_bf16=True)
+        strategy._device_mesh = {"data_parallel": init_device_mesh("cpu", (1,))}
+        shard_where_asked(sharded, strategy)
+        (loss, ours), (expected, theirs) = gradients(sharded), gradients(plain)
+        assert abs(loss - expected) < 0.02 * expected and ours.keys() == theirs.keys()
+        assert all(p.dtype == torch.float32 for p in sharded.parameters())
+        for name, gradient in theirs.items():
+            assert (ours[name] - gradient).norm() <= 0.08 * gradient.norm() + 1e-6, name
+    finally:
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,96 @@
+"""No step of a training run reads a number back from its device, but where it logs: on a GPU each would wait.
+
+Reading is counted as the operator that `.item()`, `int`, `float` and `bool` come to; the suite is told that its device
+runs behind, as a GPU does.
+"""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from small_run import MODEL_SIZES, TOKENIZER_SIZES, data_module, trainer
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mvar_lightning import TokenizerModule, UserError, VARModule
+from mvar_lightning.callbacks import EMA, GradientNorm, LastCheckpoint, NonFiniteLossGuard
+from mvar_lightning.tokenizer.adversarial import AdversarialLoss
+from mvar_lightning.tokenizer.discriminator import PatchDiscriminator
+
+
+@pytest.fixture(autouse=True)
+def behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    callbacks, tokenizer = ("callbacks.last_checkpoint", "callbacks.monitors"), ("quantizer", "tokenizer")
+    rooms = *callbacks, "training.manual_steps", "transformer.transformer", *(f"tokenizer.{name}" for name in tokenizer)
+    for room in rooms:
+        monkeypatch.setattr(f"mvar_lightning.{room}.runs_behind", lambda device: True)
+
+
+class Reads(L.Callback):
+    """Numbers read from float and integer tensors between the start of one batch and that of the next."""
+
+    def __init__(self) -> None:
+        self.of_step: list[list[str]] = []
+        self.mode: Any = None
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        found: list[str] = []
+        self.of_step.append(found)
+
+        class Counting(TorchDispatchMode):
+            def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+                if func is torch.ops.aten._local_scalar_dense.default or func is torch.ops.aten.nonzero.default:
+                    found.append(where())
+                return func(*args, **(kwargs or {}))
+
+        self.mode = Counting()
+        self.mode.__enter__()
+
+    def on_train_batch_end(self, trainer: Any, module: Any, *rest: Any) -> None:
+        self.mode.__exit__(None, None, None)
+
+
+def where() -> str:
+    frames = traceback.extract_stack()[-12:-2]
+    return "; ".join(f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames)
+
+
+def modules(tokenizer: Path) -> dict[str, L.LightningModule]:
+    adversarial = AdversarialLoss(PatchDiscriminator(channels=8, layers=1, norm_groups=4), start=0)
+    return {
+        "VAR": VARModule(str(tokenizer), **MODEL_SIZES),
+        "tokenizer": TokenizerModule(**TOKENIZER_SIZES, adversarial=adversarial, scale_dropout=0.0),
+    }
+
+
+@pytest.mark.parametrize("name", ["VAR", "tokenizer"])
+def test_steps_between_logs_read_nothing(name: str, shards: Path, tokenizer: Path, tmp_path: Path) -> None:
+    reads, callbacks = Reads(), (EMA(), GradientNorm(), NonFiniteLossGuard(), LastCheckpoint())
+    settings: dict[str, Any] = {"max_epochs": 1, "log_every_n_steps": 4, "enable_checkpointing": True}
+    run = trainer(tmp_path, reads, *callbacks, precision="bf16-mixed", **settings)
+    run.fit(modules(tokenizer)[name], datamodule=data_module(shards))
+    assert len(reads.of_step) == 6
+    between = [found for step, found in enumerate(reads.of_step) if step in (1, 2)]
+    assert between == [[], []], between
+
+
+@pytest.mark.parametrize("name", ["VAR", "tokenizer"])
+def test_a_loss_that_is_not_finite_still_ends_the_run_before_a_checkpoint(
+    name: str, shards: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    class Spoil(L.Callback):
+        def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 1:
+                part = module.tokenizer.decoder if name == "tokenizer" else module.model
+                next(part.parameters()).data.fill_(torch.nan)
+
+    keep = LastCheckpoint()
+    settings: dict[str, Any] = {"max_epochs": 1, "log_every_n_steps": 50, "enable_checkpointing": True}
+    run = trainer(tmp_path, Spoil(), NonFiniteLossGuard(), keep, **settings)
+    with pytest.raises(UserError, match="at step 1"):
+        run.fit(modules(tokenizer)[name], datamodule=data_module(shards))
+    assert not list(tmp_path.rglob("*.ckpt"))
