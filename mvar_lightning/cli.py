@@ -22,6 +22,7 @@ from mvar_lightning.commands import (
     checkpoints,
     edit,
     evaluate,
+    plan,
     reconstruct,
     sample,
     shards,
@@ -32,7 +33,7 @@ from mvar_lightning.commands import (
 from mvar_lightning.errors import UserError
 from mvar_lightning.tools.console import patient_streams
 
-COMMANDS = (train, sweep, sample, edit, evaluate, analyze, reconstruct, checkpoints, shards, tokens)
+COMMANDS = (train, plan, sweep, sample, edit, evaluate, analyze, reconstruct, checkpoints, shards, tokens)
 
 GO_ON = ("train", "fit", "sweep", "sample", "evaluate", "shards", "tokens")
 """Commands that, interrupted and given again, keep what they have done."""

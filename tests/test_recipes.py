@@ -15,10 +15,11 @@ import torch
 import yaml
 
 from mvar_lightning import MultiScaleTokenizer, ShardsDataModule, TokenShardsDataModule
-from mvar_lightning.callbacks import ReconstructionMetrics
+from mvar_lightning.callbacks import ReconstructionMetrics, SampleMetrics
 from mvar_lightning.data.making.embedded import DIGITS_SIDE
 from mvar_lightning.metrics import FeatureExtractor, InceptionFeatures
 from mvar_lightning.pyramid import PUBLISHED_SIDES
+from mvar_lightning.runs.plan import plan
 from mvar_lightning.runs.recipe import SuiteCLI
 from mvar_lightning.training import next_scale
 
@@ -87,9 +88,10 @@ class Built(NamedTuple):
         return self.data.batch_size * self.trainer.world_size * accumulated
 
 
-def image_size_of(raw: dict[str, Any]) -> int:
-    """A token cache tells the size itself; those of the recipes are of digits."""
-    return raw["data"]["init_args"].get("image_size", DIGITS_SIDE)
+def image_size_of(path: Path, raw: dict[str, Any]) -> int:
+    """A token cache tells the size itself; those of the recipes are of digits, or of what the header names."""
+    named = re.search(r"at (\d+) x \1", header_of(path))
+    return raw["data"]["init_args"].get("image_size", int(named[1]) if named else DIGITS_SIDE)
 
 
 def without_file(self: InceptionFeatures, path: str) -> None:
@@ -101,7 +103,7 @@ def without_file(self: InceptionFeatures, path: str) -> None:
 def build(path: Path) -> Built:
     """Parse a recipe as `mvar fit` does and build everything, with meta tensors and without data or tokenizer files."""
     raw = yaml.safe_load(path.read_text())
-    image_size = image_size_of(raw)
+    image_size = image_size_of(path, raw)
     num_classes = IMAGENET if image_size in PUBLISHED_SIDES else DIGITS
     if image_size in PUBLISHED_SIDES:
         sizes: dict[str, Any] = {"scales": PUBLISHED_SIDES[image_size]}
@@ -142,7 +144,7 @@ def test_the_required_recipes_are_there() -> None:
 def test_builds_its_model_on_the_meta_device(path: Path) -> None:
     built = build(path)
     assert {parameter.device.type for parameter in built.core.parameters()} == {"meta"}
-    assert built.module.tokenizer.image_size == image_size_of(built.raw)
+    assert built.module.tokenizer.image_size == image_size_of(path, built.raw)
     if hasattr(built.module, "model"):
         assert built.module.model.num_classes == built.num_classes
         assert built.module.model.pyramid == built.module.tokenizer.pyramid
@@ -213,6 +215,23 @@ def test_tokenizers_at_256_pixels_train_no_classifier_for_their_metrics(name: st
     (metrics,) = (callback for callback in trainer.callbacks if isinstance(callback, ReconstructionMetrics))
     assert isinstance(metrics.extractor, InceptionFeatures) and not metrics.consistency
     assert metrics.num_images >= 10_000
+
+
+@pytest.mark.parametrize("name", sorted({*PUBLISHED, *TOKENIZER_PARAMETERS, "markov_var/d16_released"}))
+def test_recipes_for_imagenet_fit_their_card(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    found = plan(f"recipes/{name}.yaml")
+    assert found.fits, found.rows()
+    assert found.shape.parameters == build(ROOT / f"recipes/{name}.yaml").parameters and found.card in (24e9, 80e9)
+    assert found.images == 1_281_167 and found.steps is not None and found.steps > 100_000
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_recipes_for_imagenet_compile_read_tokens_and_take_inception(name: str) -> None:
+    built = build(ROOT / "recipes" / f"{name}.yaml")
+    assert isinstance(built.data, TokenShardsDataModule) and built.module.model.blocks[0]._compiled_call_impl
+    (metrics,) = (each for each in built.trainer.callbacks if isinstance(each, SampleMetrics))
+    assert isinstance(metrics.extractor, InceptionFeatures) and not metrics.consistency
 
 
 @each_recipe

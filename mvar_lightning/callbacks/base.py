@@ -5,12 +5,13 @@ B batch, HW pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -21,6 +22,9 @@ from mvar_lightning.data.reading.loader import loading
 from mvar_lightning.errors import UserError
 from mvar_lightning.tools.compute import evaluating
 from mvar_lightning.tools.drawing import to_png, to_unit
+
+CACHE_BYTES = 8e9
+"""Keys and values that sampling at validation may hold at a time: beside weights, gradients and optimizer states."""
 
 
 class ValidationCallback(pl.Callback):
@@ -79,6 +83,35 @@ def reconstruct(pl_module: pl.LightningModule, image_B3HW: Tensor) -> Tensor:
     tokenizer = cast(Any, pl_module.tokenizer)
     with evaluating(tokenizer):
         return to_unit(tokenizer.decode(tokenizer.encode(image_B3HW * 2 - 1)))
+
+
+def cache_of_image(model: Any, cfg: float | None, element_size: int) -> int:
+    """Bytes of keys and values that a transformer holds for one image that it samples; guided, two rows of them."""
+    rows = 2 if cfg else 1
+    return int(2 * rows * model.backend.plan.cache_tokens * model.width * model.depth * element_size)
+
+
+def generate(
+    trainer: pl.Trainer,
+    pl_module: pl.LightningModule,
+    label_B: Tensor,
+    seeds: Sequence[int],
+    cache_bytes: float = CACHE_BYTES,
+) -> tuple[Tensor, Tensor]:
+    """Images (B, 3, H, W) in [0, 1] and tokens (B, L) of these labels and seeds, with the recipe's settings, in
+    the run's precision: so many images at a time as ``cache_bytes`` of keys and values allow, one at least."""
+    module = cast(Any, pl_module)
+    with trainer.precision_plugin.forward_context():
+        device = pl_module.device.type
+        half = torch.is_autocast_enabled(device)
+        size = torch.get_autocast_dtype(device).itemsize if half else next(module.model.parameters()).element_size()
+        at_once = max(1, int(cache_bytes / max(1, cache_of_image(module.model, module.cfg, size))))
+        parts = [
+            module.generate(label_B[first : first + at_once], list(seeds[first : first + at_once]))
+            for first in range(0, len(seeds), at_once)
+        ]
+    image_B3HW, idx_BL = (torch.cat(each) for each in zip(*parts, strict=True))
+    return image_B3HW, idx_BL
 
 
 def run_folder(trainer: pl.Trainer) -> Path:

@@ -23,7 +23,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from mvar_lightning.callbacks.base import (
+    CACHE_BYTES,
     ValidationCallback,
+    generate,
     images_of,
     is_rehearsal,
     real_images,
@@ -194,6 +196,12 @@ class ImageMetrics(ValidationCallback):
         """The real-vs-real floor and the counts, once."""
         distance = self.distance
         numbers = {"fid_reference_images": _total(trainer, distance.count(real=True))}
+        features = distance.extractor.num_features
+        if numbers["fid_reference_images"] < features and not is_rehearsal(trainer):
+            rank_zero_only(log.warning)(
+                f"{type(self).__name__}: {numbers['fid_reference_images']:.0f} reference images for {features} "
+                "features: their covariance has no full rank, and the distance is biased upwards; take more images"
+            )
         distance.reset_generated()
         for image_B3HW in training_images(trainer, type(self).__name__, self.count(trainer)):
             distance.update(image_B3HW.to(trainer.strategy.root_device), real=False)
@@ -253,7 +261,24 @@ class SampleMetrics(ImageMetrics):
     Image i has seed i and class i modulo the number of classes, whatever the number of ranks. Logs ``fid_<features>``,
     ``fid_images`` and ``class_consistency``, and beside them, measured once, ``rfid_<features>`` of the frozen
     tokenizer (no model on its tokens can be expected below it) and ``fid_<features>_floor``.
+
+    Args:
+        cache_bytes: keys and values held while sampling; a batch that needs more is drawn in pieces.
     """
+
+    def __init__(
+        self,
+        extractor: FeatureExtractor | None = None,
+        consistency: bool = True,
+        num_images: int = 500,
+        batch_size: int = 50,
+        every_n_epochs: int = 1,
+        cache_bytes: float = CACHE_BYTES,
+    ) -> None:
+        super().__init__(extractor, consistency, num_images, batch_size, every_n_epochs)
+        if not cache_bytes > 0:
+            raise UserError(f"cache_bytes {cache_bytes}: must be above 0, such as {CACHE_BYTES:.0e}")
+        self.cache_bytes = cache_bytes
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -294,7 +319,7 @@ class SampleMetrics(ImageMetrics):
             batch = seeds[first : first + self.batch_size]
             label_B = torch.tensor(batch, device=pl_module.device) % module.model.num_classes
             with isolate_rng():  # sampling must not change what training draws next
-                image_B3HW, _ = module.generate(label_B, batch)
+                image_B3HW, _ = generate(trainer, pl_module, label_B, batch, self.cache_bytes)
             counted = sum(seed < count for seed in batch)
             if counted:
                 yield image_B3HW[:counted], label_B[:counted]

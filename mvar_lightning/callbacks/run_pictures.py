@@ -15,7 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from mvar_lightning.callbacks.base import ValidationCallback, images_of, publish, real_images, reconstruct
+from mvar_lightning.callbacks.base import ValidationCallback, generate, images_of, publish, real_images, reconstruct
 from mvar_lightning.data.image_data import run_data
 from mvar_lightning.errors import UserError
 from mvar_lightning.tools.compute import evaluating
@@ -84,7 +84,7 @@ class SampleGrid(Picture):
 
     def draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Tensor:
         labels = classes_shown(pl_module, self.labels)
-        image_B3HW, _ = generate(pl_module, labels * self.rows)
+        image_B3HW, _ = samples(trainer, pl_module, labels * self.rows)
         return make_grid(enlarge(image_B3HW), columns=len(labels))
 
 
@@ -104,7 +104,7 @@ class CoarseToFine(Picture):
         self.labels = labels
 
     def draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Tensor:
-        _, idx_BL = generate(pl_module, classes_shown(pl_module, self.labels, limit=6))
+        _, idx_BL = samples(trainer, pl_module, classes_shown(pl_module, self.labels, limit=6))
         return make_strips(after_each_scale(pl_module, idx_BL))
 
 
@@ -202,10 +202,9 @@ def classes_shown(pl_module: pl.LightningModule, labels: Sequence[int] | None, l
     return list(labels)
 
 
-def generate(pl_module: pl.LightningModule, labels: Sequence[int]) -> tuple[Tensor, Tensor]:
+def samples(trainer: pl.Trainer, pl_module: pl.LightningModule, labels: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Images in [0, 1] and tokens for these labels, seed i for the i-th, with the recipe's sampling settings."""
-    label_B = torch.tensor(labels, device=pl_module.device)
-    return cast(Any, pl_module).generate(label_B, list(range(len(labels))))
+    return generate(trainer, pl_module, torch.tensor(labels, device=pl_module.device), range(len(labels)))
 
 
 def after_each_scale(pl_module: pl.LightningModule, idx_BL: Tensor) -> Tensor:

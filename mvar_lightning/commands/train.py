@@ -26,6 +26,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--data", metavar="DIR", help="shard folder to train on instead of the recipe's")
     parser.add_argument("--run-folder", metavar="DIR", help="where to write (default: runs/ and the recipe's name)")
     parser.add_argument("--fresh", action="store_true", help="forget an earlier run in the same folder")
+    words = "two steps of everything in a folder that is removed: says peak memory, seconds, and what a whole run takes"
+    parser.add_argument("--rehearse", action="store_true", help=words)
     parser.set_defaults(run=run_train, takes_overrides=True)
     for stage, help_text in STAGES.items():
         parser = subparsers.add_parser(stage, help=help_text, description=help_text)
@@ -42,6 +44,14 @@ def run_train(args: argparse.Namespace) -> int:
     from mvar_lightning.tools.processes import is_main
 
     data = [] if args.data is None else [f"--data.path={args.data}"]
+    if args.rehearse:
+        from mvar_lightning.runs.rehearse import rehearse
+        from mvar_lightning.tools.console import print_table
+
+        rows = rehearse(args.recipe, [*args.overrides, *data], args.run_folder)
+        if is_main():
+            print_table(rows, title=f"rehearsal of {args.recipe}")
+        return 0
     run = train(args.recipe, [*args.overrides, *data], args.run_folder, args.fresh)
     if is_main():
         print_report(run)

@@ -70,7 +70,7 @@ def _train(run: Run, fresh: bool) -> None:
     from mvar_lightning.runs.recipe import RecipeCheck
 
     check = RecipeCheck(run.arguments, run.folder)
-    tokenizer = _tokenizer_run(run, check.tokenizer_recipe)
+    tokenizer = tokenizer_run(run, check.tokenizer_recipe)
     if tokenizer is not None and not tokenizer.metrics_file.exists():
         check.build(RecipeCheck(tokenizer.arguments, tokenizer.folder))
     if fresh:
@@ -97,7 +97,7 @@ def stoppable(run: Run) -> Iterator[None]:
         raise Stopped(f"{run.folder}: interrupted; {run.way_on()}") from error
 
 
-def _tokenizer_run(run: Run, recipe: str | None) -> Run | None:
+def tokenizer_run(run: Run, recipe: str | None) -> Run | None:
     """The run of this one's tokenizer, or None where the recipe names none or it is given."""
     if recipe is None or GIVEN.intersection(map(setting_of, run.overrides)):
         return None
@@ -125,12 +125,14 @@ def _fit(run: Run, extra: list[str], checkpoint: Path | None) -> None:
     from lightning.pytorch.callbacks import LambdaCallback
 
     from mvar_lightning.checkpoints.folder import open_checkpoint, save
+    from mvar_lightning.runs.plan import check_card
     from mvar_lightning.runs.recipe import SuiteCLI
     from mvar_lightning.training.distributed import gathered
 
     cli = SuiteCLI([*run.arguments, *extra], run.folder)
     trainer: Any = cli.trainer
     check_number(trainer.world_size)
+    check_card(run.recipe, run.overrides, str(cli.config.trainer.accelerator))
     if checkpoint is not None:
         opened = open_checkpoint(checkpoint)  # a damaged one is told in one line
         opened.check_resumable()

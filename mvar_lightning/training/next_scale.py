@@ -152,12 +152,19 @@ class NextScaleModule(L.LightningModule):
         """
         of_tokenizer = signature(MultiScaleTokenizer).parameters.keys() & tokenizer
         made = on_meta(lambda: MultiScaleTokenizer(**{name: tokenizer[name] for name in of_tokenizer}))
+        model = cls.transformer_on_meta(made, settings)
+        ScaleGroups.read(settings.get("scale_groups"), settings.get("scale_cycle"), model.backend.plan)
+
+    @classmethod
+    def transformer_on_meta(
+        cls, made: MultiScaleTokenizer, settings: Mapping[str, Any], num_classes: int = 1
+    ) -> NextScaleTransformer:
+        """The transformer of such settings over a tokenizer without memory for weights. Raises as `check_settings`."""
         own = {name: settings[name] for name in signature(NextScaleTransformer).parameters.keys() & settings}
         axes = {"attention": cls.default_attention, "history": cls.default_history, "blocks": cls.default_blocks}
         own |= {name: own.get(name) or axis for name, axis in axes.items()}
-        own |= {"vocab_size": made.vocab_size, "code_dim": made.code_dim, "num_classes": 1}
-        model = on_meta(lambda: NextScaleTransformer(made.pyramid.sides, **own))
-        ScaleGroups.read(settings.get("scale_groups"), settings.get("scale_cycle"), model.backend.plan)
+        own |= {"vocab_size": made.vocab_size, "code_dim": made.code_dim, "num_classes": num_classes}
+        return on_meta(lambda: NextScaleTransformer(made.pyramid.sides, **own))
 
     def train(self, mode: bool = True) -> NextScaleModule:
         """The tokenizer stays in evaluation mode, whatever the trainer asks for."""

@@ -39,6 +39,7 @@ from mvar_lightning.training.scale_groups import (
     kept_of_token,
     loss_of_groups,
 )
+from mvar_lightning.transformer.acceleration import compile_blocks
 
 SCALES = [1, 2, 3, 4]
 GROUPS = [range(2), range(2, 3), range(3, 4)]
@@ -178,6 +179,30 @@ def test_what_a_token_keeps_tells_what_a_step_keeps(blocks: Any) -> None:
     state, kept = torch.random.get_rng_state(), kept_of_token(model)
     assert torch.equal(torch.random.get_rng_state(), state) and all(p.grad is None for p in model.parameters())
     assert kept * 3 * 30 == pytest.approx(kept_bytes(model, WHOLE), rel=0.2)
+
+
+@pytest.mark.parametrize(("depth", "layers"), [(4, 2), (24, 1)])
+def test_what_a_token_keeps_is_the_slope_of_two_batches_under_autocast(depth: int, layers: int) -> None:
+    """At d24's width the weights that autocast rounds are eight times what a token keeps."""
+    sizes = dict(vocab_size=16, depth=layers, width=64 * depth, heads=depth, label_drop=0.0, drop_path=0.0)
+    model = model_of(attention=AdjacentAttention(), **sizes)
+    kept = []
+    with torch.autocast("cpu", torch.bfloat16):
+        found = kept_of_token(model)
+        for images in (2, 4):
+            inputs = model.inputs(torch.zeros(images, 29, 4), torch.zeros(images, dtype=torch.int64))
+            with KeptForBackward(model) as held:
+                model.features(inputs, range(4))
+            kept.append(held.peak)
+    assert found == pytest.approx((kept[1] - kept[0]) / (2 * 30), rel=0.1)
+
+
+@pytest.mark.slow
+def test_blocks_that_are_compiled_are_measured_compiled() -> None:
+    model = model_of(attention=AdjacentAttention(), vocab_size=16, depth=1, label_drop=0.0, drop_path=0.0)
+    eager = kept_of_token(model)
+    compile_blocks(model, backend="aot_eager_decomp_partition")  # inductor's choice of what is kept, without its code
+    assert 0.3 * eager < kept_of_token(model) < 0.95 * eager
 
 
 def test_groups_of_a_given_size() -> None:

@@ -1,0 +1,59 @@
+"""`mvar train RECIPE --rehearse`: every part runs once on the real configuration, and nothing stays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mvar_lightning.cli import main
+from tests.faults.harness import start_ranks
+
+Recipe = dict[str, Any]
+
+
+@pytest.fixture
+def rehearsed(recipe: Recipe, rewrite: Callable[[Recipe], None]) -> Recipe:
+    """Accumulation, metrics with a floor, and pictures."""
+    features = torch.jit.script(torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten()))
+    torch.jit.save(features, "pixels.pt")
+    extractor = {"class_path": "mvar_lightning.metrics.TorchScriptFeatures", "init_args": {"path": "pixels.pt"}}
+    metrics = {"extractor": extractor, "consistency": False, "num_images": 16, "batch_size": 4}
+    recipe["trainer"] |= {
+        "max_epochs": 3,
+        "accumulate_grad_batches": 2,
+        "callbacks": [
+            {"class_path": "mvar_lightning.callbacks.EMA"},
+            {"class_path": "mvar_lightning.callbacks.SampleMetrics", "init_args": metrics},
+            {"class_path": "mvar_lightning.callbacks.SampleGrid", "init_args": {"rows": 1}},
+        ],
+    }
+    rewrite(recipe)
+    return recipe
+
+
+def test_a_rehearsal_runs_all_parts_and_leaves_nothing(
+    rehearsed: Recipe, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = set(workplace.rglob("*"))
+    assert main(["train", "recipes/var.yaml", "--rehearse"]) == 0
+    told = capsys.readouterr().out
+    for part in ("batch of training", "batch of validation", "checkpoint written", "checkpoint read back",
+                 "SampleMetrics", "SampleGrid", "peak memory", "a whole run"):  # fmt: skip
+        assert part in told, told
+    assert "9 steps" in told, "96 images: 6 batches, 3 steps an epoch"
+    assert {path for path in workplace.rglob("*") if path.is_file()} <= before
+
+
+@pytest.mark.slow
+def test_two_processes_rehearse_together(rehearsed: Recipe, workplace: Path) -> None:
+    arguments = ("--rehearse", "--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu")
+    env = {"CUDA_VISIBLE_DEVICES": "", "PL_GLOBAL_SEED": None}
+    ranks = start_ranks(2, "train", "recipes/var.yaml", *arguments, cwd=workplace, seconds=200, env=env)
+    first, second = (rank.finish() for rank in ranks)
+    assert (first.status, second.status) == (0, 0), first.err[-2000:] + second.err[-2000:]
+    assert "a whole run" in first.out and "a whole run" not in second.out
+    assert "steps" in first.out and not (workplace / "runs" / "var.rehearsal").exists()
