@@ -57,9 +57,9 @@ def case_of(architecture: str, depth: int, batch: int, device: torch.device, sma
 
 
 def free(device: torch.device) -> None:
-    gc.collect()
-    torch._dynamo.reset()
     if device.type == "cuda":
+        gc.collect()
+        torch._dynamo.reset()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 
