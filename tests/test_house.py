@@ -54,7 +54,7 @@ DOORS = {
     "training": "attention checkpoints compat data errors metrics pyramid sampling tokenizer tools transformer",
     "evaluation": "attention checkpoints data errors metrics pyramid sampling tokenizer tools transformer",
     "callbacks": "compat data errors evaluation metrics tokenizer tools training",
-    "runs": "callbacks checkpoints compat data errors pyramid tools training",
+    "runs": "callbacks checkpoints compat data errors pyramid tokenizer tools training",
     "commands": "checkpoints data errors evaluation metrics pyramid runs sampling tokenizer tools training transformer",
     "cli": "commands errors tools",
     "__main__": "cli",

@@ -73,6 +73,7 @@ class Built(NamedTuple):
     data: ShardsDataModule | TokenShardsDataModule
     trainer: L.Trainer
     num_classes: int
+    cli: SuiteCLI
 
     @property
     def core(self) -> torch.nn.Module:
@@ -121,7 +122,7 @@ def build(path: Path) -> Built:
         patch.setenv("PL_GLOBAL_SEED", "0")  # the recipes seed everything; leave no trace of it
         patch.setattr(sys, "argv", sys.argv[:1])
         cli = SuiteCLI(["--config", str(path)], Path("runs") / "never-written")
-    return Built(raw, cli.model, cli.datamodule, cli.trainer, num_classes)
+    return Built(raw, cli.model, cli.datamodule, cli.trainer, num_classes, cli)
 
 
 def header_of(path: Path) -> str:
@@ -220,7 +221,7 @@ def test_tokenizers_at_256_pixels_train_no_classifier_for_their_metrics(name: st
 @pytest.mark.parametrize("name", sorted({*PUBLISHED, *TOKENIZER_PARAMETERS, "markov_var/d16_released"}))
 def test_recipes_for_imagenet_fit_their_card(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    found = plan(f"recipes/{name}.yaml")
+    found = plan(build(ROOT / f"recipes/{name}.yaml").cli)
     assert found.fits, found.rows()
     assert found.shape.parameters == build(ROOT / f"recipes/{name}.yaml").parameters and found.card in (24e9, 80e9)
     assert found.images == 1_281_167 and found.steps is not None and found.steps > 100_000

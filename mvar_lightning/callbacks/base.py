@@ -22,9 +22,7 @@ from mvar_lightning.data.reading.loader import loading
 from mvar_lightning.errors import UserError
 from mvar_lightning.tools.compute import evaluating
 from mvar_lightning.tools.drawing import to_png, to_unit
-
-CACHE_BYTES = 8e9
-"""Keys and values that sampling at validation may hold at a time: beside weights, gradients and optimizer states."""
+from mvar_lightning.training.memory import CACHE_BYTES, cache_of_image
 
 
 class ValidationCallback(pl.Callback):
@@ -83,12 +81,6 @@ def reconstruct(pl_module: pl.LightningModule, image_B3HW: Tensor) -> Tensor:
     tokenizer = cast(Any, pl_module.tokenizer)
     with evaluating(tokenizer):
         return to_unit(tokenizer.decode(tokenizer.encode(image_B3HW * 2 - 1)))
-
-
-def cache_of_image(model: Any, cfg: float | None, element_size: int) -> int:
-    """Bytes of keys and values that a transformer holds for one image that it samples; guided, two rows of them."""
-    rows = 2 if cfg else 1
-    return int(2 * rows * model.backend.plan.cache_tokens * model.width * model.depth * element_size)
 
 
 def generate(

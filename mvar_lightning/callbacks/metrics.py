@@ -23,7 +23,6 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from mvar_lightning.callbacks.base import (
-    CACHE_BYTES,
     ValidationCallback,
     generate,
     images_of,
@@ -38,6 +37,7 @@ from mvar_lightning.evaluation.features import classifier_file, fit_classifier
 from mvar_lightning.metrics.classifier import DatasetClassifier, NothingToLearnFrom, class_consistency, load_classifier
 from mvar_lightning.metrics.features import ClassifierFeatures, FeatureExtractor
 from mvar_lightning.metrics.frechet import FrechetDistance, TooFewImages, as_saved
+from mvar_lightning.training.memory import CACHE_BYTES
 
 log = logging.getLogger(__name__)
 
