@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from mvar_lightning.data.image_data import run_data
-from mvar_lightning.data.reading.loader import loading
+from mvar_lightning.data.reading.loader import TrainLoader, loading
 from mvar_lightning.errors import UserError
 from mvar_lightning.tools.compute import evaluating
 from mvar_lightning.tools.drawing import to_png, to_unit
@@ -65,6 +65,26 @@ def real_images(trainer: pl.Trainer, who: str) -> Iterator[tuple[Tensor, Tensor]
         for batch in islice(loader, limit if isinstance(limit, int) else None):
             image_B3HW, label_B = images_of(batch, who)
             yield image_B3HW.to(device), label_B.to(device)
+
+
+def training_images(trainer: pl.Trainer, who: str, count: int) -> Iterator[Tensor]:
+    """This rank's share of ``count`` training images (fewer if there are fewer), in [0, 1], batch by batch.
+
+    From a fresh loader and with the random state put back: measuring must not change what training sees. Always the
+    first epoch's, so that a run that was continued measures its floor on the images of one that was not.
+    """
+    wanted = len(range(trainer.global_rank, count, trainer.world_size))
+    if wanted == 0:
+        return
+    with isolate_rng(), loading(run_data(trainer).image_data(who).train_dataloader()) as loader:
+        if isinstance(loader, TrainLoader):
+            loader.load_state_dict({"epoch": 0, "batch": 0})
+        for batch in loader:
+            image_B3HW = images_of(batch, who)[0][:wanted]
+            wanted -= len(image_B3HW)
+            yield image_B3HW
+            if wanted == 0:
+                return
 
 
 def images_of(batch: Any, who: str) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,10 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mvar_lightning.attention.backends import choose_backend
+from mvar_lightning.attention.strategies import SpatialAttention
 from mvar_lightning.errors import UserError
+from mvar_lightning.pyramid import PUBLISHED_SIDES, ScalePyramid
 from mvar_lightning.runs.bounds import import_class, made_of, object_of
 from mvar_lightning.runs.run import read_recipe
 from mvar_lightning.training.memory import ADAMW, CACHE_BYTES, KEPT, WEIGHTS, Shape, cache_of_image
@@ -121,14 +124,25 @@ def plan(check: SuiteCLI, card: str | None = None) -> Plan:
 
 
 def check_machine(check: SuiteCLI) -> None:
-    """Before data is touched: whether there is a GPU that this torch runs, and whether it holds the recipe at all.
+    """Before data is touched: whether there is a GPU that this torch runs, whether it holds the recipe at all, and
+    whether NATTEN's kernels, features' weights and references are there where the recipe asks for them.
 
-    A trainer whose ``accelerator`` is ``cpu`` asks for none.
+    A trainer whose ``accelerator`` is ``cpu`` asks for no GPU.
 
     Raises:
-        UserError: a recipe for GPUs where torch finds none, a GPU that torch has no kernels for, or one with less
-            memory than the recipe takes.
+        UserError: a recipe for GPUs where torch finds none, a GPU that torch has no kernels for, one with less memory
+            than the recipe takes, or what else is missing.
     """
+    _check_gpu(check)
+    config = check.config.as_dict()
+    if object_of(config["model"])[1].get("backend") == "natten":
+        choose_backend("natten", SpatialAttention(3), ScalePyramid([1, 5]))
+    for callback in config["trainer"].get("callbacks") or []:
+        if object_of(callback)[1].get("extractor") is not None:
+            made_of(callback)
+
+
+def _check_gpu(check: SuiteCLI) -> None:
     import torch
 
     written = re.search(r"GPUs? of \d+ ?GB", _header(check.recipe))
@@ -182,7 +196,6 @@ def _check_kernels(recipe: Path) -> None:
 
 def _shape(config: Mapping[str, Any], header: str, tokenizer_recipe: str | None) -> Shape:
     from mvar_lightning.checkpoints.assign import on_meta
-    from mvar_lightning.pyramid import PUBLISHED_SIDES
     from mvar_lightning.tokenizer import MultiScaleTokenizer
 
     trainer, (kind, settings), (_, data) = config["trainer"], object_of(config["model"]), object_of(config["data"])

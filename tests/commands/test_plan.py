@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Callable
 from functools import cache
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -18,6 +22,10 @@ from mvar_lightning.runs.recipe import RecipeCheck
 
 ROOT = Path(__file__).parents[2]
 D16, DIGITS = ROOT / "recipes/var/d16.yaml", ROOT / "recipes/var/digits.yaml"
+
+
+QUIET = "--trainer.callbacks=null"
+"""Without metrics, whose weights are not here."""
 
 
 class Card(NamedTuple):
@@ -63,8 +71,8 @@ def test_a_recipe_for_gpus_is_refused_where_there_is_none(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", None)
     with pytest.raises(UserError, match=r"written for GPUs of 80 GB; torch is built without CUDA; .*accelerator=cpu"):
-        check_machine(parsed(D16))
-    check_machine(parsed(D16, "--trainer.accelerator=cpu"))
+        check_machine(parsed(D16, QUIET))
+    check_machine(parsed(D16, QUIET, "--trainer.accelerator=cpu"))
     check_machine(parsed(DIGITS))
     with pytest.raises(UserError, match="written for a GPU; torch is built without CUDA"):
         check_machine(parsed(DIGITS, "--trainer.accelerator=gpu"))
@@ -76,15 +84,59 @@ def test_a_driver_that_does_not_run_this_torch_is_told(monkeypatch: pytest.Monke
     for driver, words in ((False, "there is no GPU here"), (True, "the driver here does not run: install a newer")):
         monkeypatch.setattr(planning, "DRIVER", Path("/" if driver else "/nowhere"))
         with pytest.raises(UserError, match=f"torch is built for CUDA 13.0, .*{words}"):
-            check_machine(parsed(D16))
+            check_machine(parsed(D16, QUIET))
 
 
 def test_a_card_that_is_too_small_is_told_what_would_fit(gpu: Callable[..., None]) -> None:
     gpu(80e9)
-    check_machine(parsed(D16))
+    check_machine(parsed(D16, QUIET))
     gpu(24e9)
     with pytest.raises(UserError, match="over 90% of 24 GB; would fit: batch_size 24"):
-        check_machine(parsed(D16))
+        check_machine(parsed(D16, QUIET))
+
+
+SPATIAL = {"class_path": "mvar_lightning.SpatialAttention", "init_args": {"kernel_size": 3, "scales": 1}}
+
+
+@pytest.mark.parametrize(
+    ("version", "words"), [(None, "the package natten is not installed"), ("0.21.6", "was built without CUDA kernels")]
+)
+def test_natten_is_asked_for_before_the_data(
+    version: str | None,
+    words: str,
+    recipe: dict[str, Any],
+    rewrite: Callable[..., None],
+    fails: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module: Any = ModuleType("natten")
+    module.__spec__, module.__version__ = ModuleSpec("natten", None), version
+    find = importlib.util.find_spec
+    monkeypatch.setitem(sys.modules, "natten", module)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *package: (
+        (module.__spec__ if version else None) if name == "natten" else find(name, *package)))  # fmt: skip
+    recipe["model"]["init_args"] |= {"backend": "natten", "attention": SPATIAL}
+    recipe["data"]["init_args"]["path"] = "data/none"
+    rewrite(recipe)
+    assert words in fails("train", "recipes/var.yaml")
+
+
+def test_weights_and_references_are_looked_for_before_the_data(
+    recipe: dict[str, Any], rewrite: Callable[..., None], fails: Callable[..., str]
+) -> None:
+    torch.jit.save(torch.jit.script(torch.nn.Flatten()), "pixels.pt")
+    pixels = {"class_path": "mvar_lightning.metrics.TorchScriptFeatures", "init_args": {"path": "pixels.pt"}}
+    inception = {"class_path": "mvar_lightning.metrics.InceptionFeatures", "init_args": {"path": "weights/none.pth"}}
+    recipe["data"]["init_args"]["path"] = "data/none"
+    for arguments, words in (
+        ({"extractor": inception}, "Inception weights weights/none.pth: no such file; download weights-inception"),
+        ({"extractor": pixels, "reference": "none.npz"}, "reference none.npz: no such file; ADM's are https://"),
+    ):
+        metrics = {"class_path": "mvar_lightning.callbacks.SampleMetrics", "init_args": arguments}
+        recipe["trainer"]["callbacks"] = [metrics]
+        rewrite(recipe)
+        for command in (("train", "recipes/var.yaml"), ("fit", "--config", "recipes/var.yaml")):
+            assert words in fails(*command)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +154,7 @@ def test_a_gpu_without_kernels_is_told(
 ) -> None:
     gpu(80e9, here, built)
     if runs:
-        check_machine(parsed(D16))
+        check_machine(parsed(D16, QUIET))
         return
     with pytest.raises(UserError, match=f"has kernels for {', '.join(built)}, the GPU here is sm_{here[0]}{here[1]}"):
-        check_machine(parsed(D16))
+        check_machine(parsed(D16, QUIET))
