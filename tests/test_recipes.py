@@ -117,6 +117,7 @@ def build(path: Path) -> Built:
         patch.setattr(next_scale, "fingerprint", lambda tokenizer: "0" * 64)
         patch.setattr(next_scale, "load_initial_weights", lambda model, path: None)
         patch.setattr(InceptionFeatures, "__init__", without_file)
+        patch.setattr("mvar_lightning.callbacks.metrics.read_reference", lambda path, extractor: None)
         for kind in (ShardsDataModule, TokenShardsDataModule):
             patch.setattr(kind, "num_classes", property(lambda data: num_classes))
         patch.setenv("PL_GLOBAL_SEED", "0")  # the recipes seed everything; leave no trace of it
@@ -233,6 +234,8 @@ def test_recipes_for_imagenet_compile_read_tokens_and_take_inception(name: str) 
     assert isinstance(built.data, TokenShardsDataModule) and built.module.model.blocks[0]._compiled_call_impl
     (metrics,) = (each for each in built.trainer.callbacks if isinstance(each, SampleMetrics))
     assert isinstance(metrics.extractor, InceptionFeatures) and not metrics.consistency
+    arguments = built.raw["trainer"]["callbacks"][0]["init_args"]
+    assert arguments["reference"].endswith("512.npz" if name == "var/d36" else "256_labeled.npz")
 
 
 @each_recipe

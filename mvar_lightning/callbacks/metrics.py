@@ -273,7 +273,7 @@ class SampleMetrics(ImageMetrics):
     tokens can be expected below it) and ``fid_<features>_floor``.
 
     Args:
-        reference: an npz of the moments ``mu`` and ``sigma``, such as ADM's, that FIDs are to; the images that this run
+        reference: path of an npz of the moments ``mu`` and ``sigma``, such as ADM's, that FIDs are to; the images that this run
             validates on if not given. Read when this is made.
         cache_bytes: keys and values held while sampling; a batch that needs more is drawn in pieces.
     """
