@@ -273,8 +273,8 @@ class SampleMetrics(ImageMetrics):
     tokens can be expected below it) and ``fid_<features>_floor``.
 
     Args:
-        reference: path of an npz of the moments ``mu`` and ``sigma``, such as ADM's, that FIDs are to; the images that this run
-            validates on if not given. Read when this is made.
+        reference: path of an npz of moments ``mu`` and ``sigma``, such as ADM's, that FIDs are to, read when this is
+            made; the images that this run validates on if not given.
         cache_bytes: keys and values held while sampling; a batch that needs more is drawn in pieces.
     """
 
