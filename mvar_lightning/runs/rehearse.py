@@ -119,8 +119,9 @@ def _rehearse(real: Run, run: Run) -> list[tuple[str, str]]:
     model = settings["model"].get("init_args", {})
     accumulated = model.get("accumulate_grad_batches") or settings["trainer"].get("accumulate_grad_batches") or 1
     watch = Stopwatch()
-    whole = _run_parts(run, extra, watch, settings["trainer"], accumulated)
-    _go_on(run, extra, watch, accumulated)
+    cli = _cli(run, extra, STEPS * accumulated)
+    whole = _run_parts(run, cli, watch, settings["trainer"], accumulated)
+    _go_on(run, cli, watch)
     rows = [
         (name, f"{part.each:,.2f} s (the first {part.first:,.2f} s), peak {part.peak_bytes / 1e9:,.2f} GB")
         for name, part in watch.parts.items()
@@ -129,20 +130,27 @@ def _rehearse(real: Run, run: Run) -> list[tuple[str, str]]:
     return [*rows, ("peak memory", f"{peak / 1e9:,.2f} GB"), ("a whole run, about", whole)]
 
 
-def _cli(run: Run, extra: Sequence[str], **changed: int) -> SuiteCLI:
-    """Trainer, model and data as the recipe has them, but for these numbers of the trainer's."""
+def _cli(run: Run, extra: Sequence[str], batches: int) -> SuiteCLI:
+    """Trainer, model and data as the recipe has them, but for the run's length and folder."""
     from mvar_lightning.runs.recipe import SuiteCLI
 
-    changed |= {"max_steps": -1, "check_val_every_n_epoch": 1, "num_sanity_val_steps": 0}
-    numbers = [f"--trainer.{name}={value}" for name, value in changed.items()]
-    return SuiteCLI([*run.arguments, f"--trainer.default_root_dir={run.folder}", *numbers, *extra], run.folder)
+    changed = {
+        "default_root_dir": run.folder,
+        "max_epochs": 1,
+        "max_steps": -1,
+        "limit_train_batches": batches,
+        "limit_val_batches": VALIDATED,
+        "check_val_every_n_epoch": 1,
+        "num_sanity_val_steps": 0,
+    }
+    return SuiteCLI([*run.arguments, *(f"--trainer.{name}={value}" for name, value in changed.items()), *extra],
+                    run.folder)  # fmt: skip
 
 
-def _run_parts(run: Run, extra: Sequence[str], watch: Stopwatch, settings: dict[str, Any], accumulated: int) -> str:
+def _run_parts(run: Run, cli: SuiteCLI, watch: Stopwatch, settings: dict[str, Any], accumulated: int) -> str:
     """Two steps, and a validation with all that comes with it; gives what a whole run would take."""
     from lightning.pytorch.callbacks import LambdaCallback
 
-    cli = _cli(run, extra, max_epochs=1, limit_train_batches=STEPS * accumulated, limit_val_batches=VALIDATED)
     trainer: Any = cli.trainer
     check_number(trainer.world_size)
     scale = _one_full_batch(trainer)
@@ -157,12 +165,13 @@ def _run_parts(run: Run, extra: Sequence[str], watch: Stopwatch, settings: dict[
     return _whole_run(watch, settings, cli, accumulated, scale)
 
 
-def _go_on(run: Run, extra: Sequence[str], watch: Stopwatch, accumulated: int) -> None:
+def _go_on(run: Run, cli: SuiteCLI, watch: Stopwatch) -> None:
     """Another trainer and model go on from the checkpoint, for two steps more."""
     from mvar_lightning.checkpoints.folder import open_checkpoint
 
     open_checkpoint(run.last_checkpoint).check_resumable()
-    cli = _cli(run, extra, max_epochs=2, limit_train_batches=STEPS * accumulated, limit_val_batches=0)
+    cli.config.trainer.max_epochs, cli.config.trainer.limit_val_batches = 2, 0
+    cli.instantiate_classes()
     trainer: Any = cli.trainer
     trainer.callbacks[:] = [callback for callback in trainer.callbacks if not hasattr(callback, "due")]
     watch.attach(trainer, cli.model)
