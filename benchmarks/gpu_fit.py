@@ -38,12 +38,12 @@ class Losses(L.Callback):
 
 def fit_digits(folder: Path, device: torch.device, small: bool) -> dict[str, list[float]]:
     """Losses of a tokenizer's run and of a transformer's, which is cut in two and taken up again."""
-    whole, steps = digits(), 3 if small else 60
-    few = Source(whole.class_names, whole.train[: 64 if small else 1024], whole.val[:16])
+    whole, steps, batch = digits(), 2 if small else 60, 4 if small else 16
+    few = Source(whole.class_names, whole.train[: 4 * batch if small else 1024], whole.val[:batch])
     make_shards(ShardsRequest(few, folder / "shards", ShardLimits(samples=64)))
 
     def data() -> ShardsDataModule:
-        settings: dict[str, Any] = {"image_size": 16, "batch_size": 16, "num_workers": 0, "resize_ratio": 1.125}
+        settings: dict[str, Any] = {"image_size": 16, "batch_size": batch, "num_workers": 0, "resize_ratio": 1.125}
         return ShardsDataModule(str(folder / "shards"), **settings)
 
     def trainer(count: int, *callbacks: L.Callback, checkpoints: bool = False) -> L.Trainer:

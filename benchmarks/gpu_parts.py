@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from mvar_lightning.errors import UserError
 from mvar_lightning.pyramid import PUBLISHED_SIDES, ScalePyramid
 from mvar_lightning.sampling import generate
 from mvar_lightning.tokenizer import MultiScaleTokenizer
-from mvar_lightning.tools.compute import exact_float32
+from mvar_lightning.tools.compute import exact_float32, peak_memory_bytes
 from mvar_lightning.training.scale_groups import KeptForBackward, kept_of_token
 from mvar_lightning.transformer.acceleration import compile_blocks, record_scales
 
@@ -56,9 +57,9 @@ def case_of(architecture: str, depth: int, batch: int, device: torch.device, sma
 
 
 def free(device: torch.device) -> None:
-    gc.collect()
-    torch._dynamo.reset()
     if device.type == "cuda":
+        gc.collect()
+        torch._dynamo.reset()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 
@@ -108,7 +109,7 @@ def _tokenizer(small: bool) -> MultiScaleTokenizer:
 def tokens(results: Results, device: torch.device, small: bool) -> None:
     """Shares of tokens that differ between the CPU and a GPU, and host synchronizations of sampling and a step."""
     tokenizer = _tokenizer(small)
-    image_B3HW = torch.rand(2 if small else 4, 3, tokenizer.image_size, tokenizer.image_size) * 2 - 1
+    image_B3HW = torch.rand(2 if small else 8, 3, tokenizer.image_size, tokenizer.image_size) * 2 - 1
     with torch.no_grad():
         right_BL = tokenizer.encode(image_B3HW)
         tokenizer.to(device)
@@ -116,13 +117,13 @@ def tokens(results: Results, device: torch.device, small: bool) -> None:
         default = (tokenizer.encode(there).cpu() != right_BL).float().mean()
         with exact_float32(device):
             exact = (tokenizer.encode(there).cpu() != right_BL).float().mean()
-    results.add("tokens apart from the CPU's, IEEE", 100 * float(exact), "%", most=0.5, goal="0.1")
-    results.add("tokens apart from the CPU's, default (TF32)", 100 * float(default), "%", most=6, goal="1 to 3")
+    results.add("tokens apart from the CPU's, IEEE", 100 * float(exact), "%", most=0.1)
+    results.add("tokens apart from the CPU's, default (TF32)", 100 * float(default), "%", most=3, goal="1 to 3")
     side = Ours(case_of("markov_var", 16, 4, device, small, parts=("step", "sample")))
     for part in ("step", "sample"):
         side.run(part)
         waits = _synchronizations(partial(side.run, part), device)
-        results.add(f"host synchronizations of a {part}", waits, most=1 if part == "sample" else 0, goal="0")
+        results.add(f"host synchronizations of a {part}", waits, most=0)
 
 
 def _synchronizations(work: Callable[[], Any], device: torch.device) -> int:
@@ -173,27 +174,30 @@ def step(results: Results, device: torch.device, small: bool) -> None:
     peak = _peak_tflops(device, small)
     results.add("peak of bf16 products in this call", peak, "TFLOP/s")
     for architecture in ("var", "markov_var"):
-        eager = 0.0
-        for compiled, batch in ((True, 32), (False, 32), (True, 16)):
-            if small and compiled:
-                continue
+        seconds, memory, batches = {}, {}, (32,) if small else (32, 16)
+        for batch, compiled in product(batches, (True, False)):
             free(device)
-            case = case_of(architecture, 16, batch, device, small, parts=("step",), compiled=compiled)
+            case = case_of(architecture, 16, batch, device, small, parts=("step",), compiled=compiled and not small)
             side = Ours(case)
             how = f"{architecture}-d{case.depth}, batch {case.batch}, {'compiled' if compiled else 'eager'}"
-            each = seconds_of(partial(side.run, "step"), device)
-            bound = 0.14 if compiled and batch == 32 and architecture == "var" else None
-            results.add(f"{how}: a step", each, "s", most=bound, goal="0.09" if bound else "")
+            seconds[compiled, batch] = each = seconds_of(partial(side.run, "step"), device)
+            memory[compiled, batch] = peak_memory_bytes(device)
+            goal = compiled and batch == 32
+            bound = {"most": 0.14, "goal": "0.09"} if goal and device.type == "cuda" else {}
+            results.add(f"{how}: a step", each, "s", **bound)
             share = 100 * 3 * counted(case)["forward_tflop"] * case.batch / each / peak
-            results.add(f"{how}: of the peak", share, "%", goal="40" if compiled else "")
-            if not compiled:
-                eager = each
+            results.add(f"{how}: of the peak", share, "%", goal="40" if goal else "")
+            if not compiled and batch == 32:
                 _kept(results, how, side, device)
-            elif batch == 32:
-                first = each
             del side
-        if not small:
-            results.add(f"{architecture}-d16, batch 32: eager / compiled", eager / first, "x", least=1.3)
+        ratio = seconds[False, 32] / seconds[True, 32]
+        results.add(f"{architecture}: eager / compiled", ratio, "x", least=None if small else 1.3)
+        channels = case.pyramid.num_tokens * 64 * case.depth**2
+        for compiled in () if small else (True, False):
+            slope = (memory[compiled, 32] - memory[compiled, 16]) / 16 / channels
+            how = f"{architecture}, {'compiled' if compiled else 'eager'}: peak memory, slope of two batches"
+            bound = {"most": 50.0, "goal": "35 to 50"} if compiled else {}
+            results.add(how, slope, "B/token/channel/layer", **bound)
 
 
 def _peak_tflops(device: torch.device, small: bool) -> float:
@@ -215,10 +219,9 @@ def _kept(results: Results, how: str, side: Ours, device: torch.device) -> None:
         kept.append(held.peak)
     tokens_of_image, channels = model.pyramid.num_tokens, model.width * model.depth
     slope = (kept[1] - kept[0]) / tokens_of_image
-    bound = {"most": 62.0} if device.type == "cuda" else {}
-    results.add(
-        f"{how}: kept, slope of two batches", slope / channels, "B/token/channel/layer", goal="35 to 50", **bound
-    )
+    # bounds and what was emulated: tests/transformer/test_saved_bytes.py; LLaMA's block keeps its gate, too
+    bound = {"most": 50.0 if case.architecture == "var" else 62.0} if device.type == "cuda" else {}
+    results.add(f"{how}: kept, slope of two batches", slope / channels, "B/token/channel/layer", **bound)
     # with autocast on; float32 keeps twice as much
     with case.autocast():
         said = kept_of_token(model)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import pytest
 import torch
 from torch import Tensor
 
@@ -13,6 +14,9 @@ from mvar_lightning import L1Loss, L2Loss, MultiScaleTokenizer, QuantizerLoss, S
 from mvar_lightning.data.making.embedded import digits
 from mvar_lightning.data.making.shards import ShardLimits, ShardsRequest, make_shards
 from mvar_lightning.data.making.sources import Source
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+"""For tests of the GPU tier: what they do is tried on a CPU, so that no slip waits for a GPU."""
 
 TOKENIZER_SIZES: dict[str, Any] = {
     "scales": [1, 2, 4],

@@ -38,6 +38,7 @@ from mvar_lightning.metrics.classifier import DatasetClassifier, NothingToLearnF
 from mvar_lightning.metrics.features import ClassifierFeatures, FeatureExtractor
 from mvar_lightning.metrics.frechet import FrechetDistance, TooFewImages, as_saved, read_reference
 from mvar_lightning.metrics.kernel import KernelDistance
+from mvar_lightning.tools.processes import done_by_first, wait_until_visible
 from mvar_lightning.training.memory import CACHE_BYTES
 
 log = logging.getLogger(__name__)
@@ -383,11 +384,14 @@ def classifier_of(trainer: pl.Trainer, who: str) -> DatasetClassifier | None:
     with isolate_rng(), contextlib.suppress(NothingToLearnFrom):
         if is_rehearsal(trainer):
             return fit_classifier(data, device, steps=2)  # kept nowhere
-        file: Path | None = None
-        if trainer.is_global_zero:
+
+        def made() -> Path | None:
             with contextlib.suppress(NothingToLearnFrom):  # the others wait for an answer, whichever it is
-                file = classifier_file(data, Path(trainer.default_root_dir), device)
-        file = trainer.strategy.broadcast(file)
-        trainer.strategy.barrier("classifier")
-        return None if file is None else load_classifier(file).to(device)
+                return classifier_file(data, Path(trainer.default_root_dir), device)
+            return None
+
+        file = done_by_first(made)
+        if file is not None:
+            wait_until_visible(file)
+            return load_classifier(file).to(device)
     return None

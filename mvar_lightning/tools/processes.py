@@ -14,15 +14,18 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from datetime import timedelta
 from functools import cache
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from mvar_lightning.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+T = TypeVar("T")
 
 # The processes of a run, told from the environment that torchrun, SLURM or Lightning made
 
@@ -165,6 +168,42 @@ def take_from_first(tensor: Tensor) -> None:
 
     if world_size() > 1:
         dist.broadcast(tensor, src=0)
+
+
+PATIENCE = timedelta(days=2)
+"""How long processes wait for what the first one does alone."""
+
+
+def done_by_first(work: Callable[[], T]) -> T:
+    """What the work gives, done by the first process while the others wait; all must call this together.
+
+    In the run's own group they would wait for its timeout at most: NCCL's watchdog then ends them, however well the
+    work goes. So they wait in one of their own, on the CPU. Where the first process dies its connections close, and
+    they end at once.
+
+    Raises:
+        UserError: in every process, where the work does.
+    """
+    import torch.distributed as dist
+
+    if world_size() == 1:
+        return work()
+    group = dist.new_group(backend="gloo", timeout=PATIENCE)
+    said: list[Any] = [None, None]
+    try:
+        if dist.get_rank() == 0:
+            try:
+                said = [work(), None]
+            except UserError as error:
+                said = [None, error.marked]
+        dist.broadcast_object_list(said, src=0, group=group)
+        dist.barrier(group)  # nobody closes a connection that another still reads
+    finally:
+        dist.destroy_process_group(group)
+    done, refused = said
+    if refused is not None:
+        raise UserError(refused)
+    return cast(T, done)
 
 
 def mean_over_ranks(tensor: Tensor) -> Tensor:

@@ -173,7 +173,6 @@ class NextScaleModule(L.LightningModule):
         return self
 
     def setup(self, stage: str) -> None:
-        compute_as_agreed(self.trainer)
         run_data(self.trainer).check_model(self.tokenizer, self.tokenizer_hash)
         if self.trainer.precision not in ("32-true", "bf16-mixed", "16-mixed"):
             raise UserError(
@@ -182,6 +181,7 @@ class NextScaleModule(L.LightningModule):
             )
         if self.scale_groups.splits_steps and self.trainer.precision == "16-mixed":
             raise UserError("scale_groups: go with precision 32-true or bf16-mixed, not 16-mixed with its loss scaling")
+        compute_as_agreed(self.trainer)
         if len(self.scale_groups.groups) > 1 and self.scale_groups.target is None:
             rank_zero_info(f"scale groups of a training step: {self.scale_groups}")
         rank_zero_info(f"attention: {self.model.backend!r} rendered by backend {self.model.backend.name!r}")

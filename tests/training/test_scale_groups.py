@@ -286,8 +286,8 @@ def test_refused_where_the_module_is_made(tokenizer: Path) -> None:
 
 def test_loss_scaling_is_refused(tokenizer: Path) -> None:
     made = MarkovVARModule(str(tokenizer), **MODEL_SIZES, scale_groups=[["0..1"], [2]])
-    made.trainer = run = SimpleNamespace(precision="16-mixed", datamodule=None)  # CPUs have no such precision
-    run.strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))  # CPUs have no such precision
+    made.trainer = run = SimpleNamespace(precision="16-mixed", datamodule=None, strategy=strategy)
     with pytest.raises(UserError, match="bf16-mixed, not 16-mixed"):
         made.setup("fit")
     run.precision = "bf16-mixed"
