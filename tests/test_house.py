@@ -54,7 +54,7 @@ DOORS = {
     "training": "attention checkpoints compat data errors metrics pyramid sampling tokenizer tools transformer",
     "evaluation": "attention checkpoints data errors metrics pyramid sampling tokenizer tools transformer",
     "callbacks": "compat data errors evaluation metrics tokenizer tools training",
-    "runs": "callbacks checkpoints compat data errors pyramid tools training",
+    "runs": "attention callbacks checkpoints compat data errors pyramid tokenizer tools training",
     "commands": "checkpoints data errors evaluation metrics pyramid runs sampling tokenizer tools training transformer",
     "cli": "commands errors tools",
     "__main__": "cli",
@@ -67,9 +67,10 @@ DEPTH, WHOLE_DEPTH = 6, 16
 
 TOOLS = {"files", "tensors", "processes", "compute", "console", "drawing", "plots"}
 FILES, FILE_LINES, FUNCTION_LINES = 138, 400, 60
-LINES = 25_300
+LINES = 26_000
 """The plan says 20,000; what was reached (22,087), and why not more, is in docs/log.md. What was right for wrong input
-(judging files, recipes and shards before work begins) added the rest."""
+(judging files, recipes and shards before work begins) added 3,200, what a first GPU needs (plan, rehearsal, KID,
+references, a watchdog, synchronizations) the rest."""
 REACHED = {"sample": 32, "evaluate images": 70, "train": 43}
 """Files that a reader of a command may have to open (the plan's 30 for `sample` is two away)."""
 

@@ -73,6 +73,7 @@ class Built(NamedTuple):
     data: ShardsDataModule | TokenShardsDataModule
     trainer: L.Trainer
     num_classes: int
+    cli: SuiteCLI
 
     @property
     def core(self) -> torch.nn.Module:
@@ -116,12 +117,13 @@ def build(path: Path) -> Built:
         patch.setattr(next_scale, "fingerprint", lambda tokenizer: "0" * 64)
         patch.setattr(next_scale, "load_initial_weights", lambda model, path: None)
         patch.setattr(InceptionFeatures, "__init__", without_file)
+        patch.setattr("mvar_lightning.callbacks.metrics.read_reference", lambda path, extractor: None)
         for kind in (ShardsDataModule, TokenShardsDataModule):
             patch.setattr(kind, "num_classes", property(lambda data: num_classes))
         patch.setenv("PL_GLOBAL_SEED", "0")  # the recipes seed everything; leave no trace of it
         patch.setattr(sys, "argv", sys.argv[:1])
         cli = SuiteCLI(["--config", str(path)], Path("runs") / "never-written")
-    return Built(raw, cli.model, cli.datamodule, cli.trainer, num_classes)
+    return Built(raw, cli.model, cli.datamodule, cli.trainer, num_classes, cli)
 
 
 def header_of(path: Path) -> str:
@@ -220,7 +222,7 @@ def test_tokenizers_at_256_pixels_train_no_classifier_for_their_metrics(name: st
 @pytest.mark.parametrize("name", sorted({*PUBLISHED, *TOKENIZER_PARAMETERS, "markov_var/d16_released"}))
 def test_recipes_for_imagenet_fit_their_card(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    found = plan(f"recipes/{name}.yaml")
+    found = plan(build(ROOT / f"recipes/{name}.yaml").cli)
     assert found.fits, found.rows()
     assert found.shape.parameters == build(ROOT / f"recipes/{name}.yaml").parameters and found.card in (24e9, 80e9)
     assert found.images == 1_281_167 and found.steps is not None and found.steps > 100_000
@@ -232,6 +234,8 @@ def test_recipes_for_imagenet_compile_read_tokens_and_take_inception(name: str) 
     assert isinstance(built.data, TokenShardsDataModule) and built.module.model.blocks[0]._compiled_call_impl
     (metrics,) = (each for each in built.trainer.callbacks if isinstance(each, SampleMetrics))
     assert isinstance(metrics.extractor, InceptionFeatures) and not metrics.consistency
+    arguments = built.raw["trainer"]["callbacks"][0]["init_args"]
+    assert arguments["reference"].endswith("512.npz" if name == "var/d36" else "256_labeled.npz")
 
 
 @each_recipe

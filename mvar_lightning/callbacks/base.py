@@ -18,13 +18,11 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from mvar_lightning.data.image_data import run_data
-from mvar_lightning.data.reading.loader import loading
+from mvar_lightning.data.reading.loader import TrainLoader, loading
 from mvar_lightning.errors import UserError
 from mvar_lightning.tools.compute import evaluating
 from mvar_lightning.tools.drawing import to_png, to_unit
-
-CACHE_BYTES = 8e9
-"""Keys and values that sampling at validation may hold at a time: beside weights, gradients and optimizer states."""
+from mvar_lightning.training.memory import CACHE_BYTES, cache_of_image
 
 
 class ValidationCallback(pl.Callback):
@@ -69,6 +67,26 @@ def real_images(trainer: pl.Trainer, who: str) -> Iterator[tuple[Tensor, Tensor]
             yield image_B3HW.to(device), label_B.to(device)
 
 
+def training_images(trainer: pl.Trainer, who: str, count: int) -> Iterator[Tensor]:
+    """This rank's share of ``count`` training images (fewer if there are fewer), in [0, 1], batch by batch.
+
+    From a fresh loader and with the random state put back: measuring must not change what training sees. Always the
+    first epoch's, so that a run that was continued measures its floor on the images of one that was not.
+    """
+    wanted = len(range(trainer.global_rank, count, trainer.world_size))
+    if wanted == 0:
+        return
+    with isolate_rng(), loading(run_data(trainer).image_data(who).train_dataloader()) as loader:
+        if isinstance(loader, TrainLoader):
+            loader.load_state_dict({"epoch": 0, "batch": 0})
+        for batch in loader:
+            image_B3HW = images_of(batch, who)[0][:wanted]
+            wanted -= len(image_B3HW)
+            yield image_B3HW
+            if wanted == 0:
+                return
+
+
 def images_of(batch: Any, who: str) -> tuple[Tensor, Tensor]:
     """Images (B, 3, H, W) in [0, 1] and labels (B,) of a batch."""
     if not isinstance(batch, dict) or "image" not in batch or "label" not in batch:
@@ -83,12 +101,6 @@ def reconstruct(pl_module: pl.LightningModule, image_B3HW: Tensor) -> Tensor:
     tokenizer = cast(Any, pl_module.tokenizer)
     with evaluating(tokenizer):
         return to_unit(tokenizer.decode(tokenizer.encode(image_B3HW * 2 - 1)))
-
-
-def cache_of_image(model: Any, cfg: float | None, element_size: int) -> int:
-    """Bytes of keys and values that a transformer holds for one image that it samples; guided, two rows of them."""
-    rows = 2 if cfg else 1
-    return int(2 * rows * model.backend.plan.cache_tokens * model.width * model.depth * element_size)
 
 
 def generate(

@@ -23,22 +23,23 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from mvar_lightning.callbacks.base import (
-    CACHE_BYTES,
     ValidationCallback,
     generate,
     images_of,
     is_rehearsal,
     real_images,
     reconstruct,
+    training_images,
 )
 from mvar_lightning.data.image_data import run_data
-from mvar_lightning.data.reading.loader import TrainLoader, loading
 from mvar_lightning.errors import UserError
 from mvar_lightning.evaluation.features import classifier_file, fit_classifier
 from mvar_lightning.metrics.classifier import DatasetClassifier, NothingToLearnFrom, class_consistency, load_classifier
 from mvar_lightning.metrics.features import ClassifierFeatures, FeatureExtractor
-from mvar_lightning.metrics.frechet import FrechetDistance, TooFewImages, as_saved
+from mvar_lightning.metrics.frechet import FrechetDistance, TooFewImages, as_saved, read_reference
+from mvar_lightning.metrics.kernel import KernelDistance
 from mvar_lightning.tools.processes import done_by_first, wait_until_visible
+from mvar_lightning.training.memory import CACHE_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +85,7 @@ class ImageMetrics(ValidationCallback):
         self.latest: dict[str, float] = {}
         self._classifier: DatasetClassifier | None = None
         self._distance: FrechetDistance | None = None
+        self._kernel: KernelDistance | None = None
         self._once: dict[str, float] = {}
         self._collecting = False
         self._left_out = False
@@ -159,12 +161,19 @@ class ImageMetrics(ValidationCallback):
     def see(self, pl_module: pl.LightningModule, image_B3HW: Tensor, label_B: Tensor) -> None:
         """A batch of real images in [0, 1] passes by."""
         if self._collecting:
-            self.distance.update(image_B3HW, real=True)
+            features_BF = self.distance.update(image_B3HW, real=True)
+            if self._kernel is not None:
+                self._kernel.update(features_BF, real=True)
 
     @property
     def distance(self) -> FrechetDistance:
         assert self._distance is not None, "used before on_fit_start or on_validation_start"
         return self._distance
+
+    @property
+    def judge(self) -> FrechetDistance:
+        """The distance that generated images and the floor have: to the run's own images, if not to a reference."""
+        return self.distance
 
     # -- the numbers
 
@@ -195,12 +204,12 @@ class ImageMetrics(ValidationCallback):
 
     def _references(self, trainer: pl.Trainer) -> dict[str, float]:
         """The real-vs-real floor and the counts, once."""
-        distance = self.distance
-        numbers = {"fid_reference_images": _total(trainer, distance.count(real=True))}
-        features = distance.extractor.num_features
-        if numbers["fid_reference_images"] < features and not is_rehearsal(trainer):
+        distance, features = self.judge, self.judge.extractor.num_features
+        references = _total(trainer, distance.count(real=True))
+        numbers = {"fid_reference_images": references} if references else {}  # ADM's moments do not tell
+        if 0 < references < features and not is_rehearsal(trainer):
             rank_zero_only(log.warning)(
-                f"{type(self).__name__}: {numbers['fid_reference_images']:.0f} reference images for {features} "
+                f"{type(self).__name__}: {references:.0f} reference images for {features} "
                 "features: their covariance has no full rank, and the distance is biased upwards; take more images"
             )
         distance.reset_generated()
@@ -260,10 +269,13 @@ class SampleMetrics(ImageMetrics):
     """For next-scale runs: the Frechet distance of generated images, and whether they show the class asked for.
 
     Image i has seed i and class i modulo the number of classes, whatever the number of ranks. Logs ``fid_<features>``,
-    ``fid_images`` and ``class_consistency``, and beside them, measured once, ``rfid_<features>`` of the frozen
-    tokenizer (no model on its tokens can be expected below it) and ``fid_<features>_floor``.
+    ``kid_<features>`` (to the run's own images, unbiased where there are few), ``fid_images`` and
+    ``class_consistency``, and beside them, measured once, ``rfid_<features>`` of the frozen tokenizer (no model on its
+    tokens can be expected below it) and ``fid_<features>_floor``.
 
     Args:
+        reference: path of an npz of moments ``mu`` and ``sigma``, such as ADM's, that FIDs are to, read when this is
+            made; the images that this run validates on if not given.
         cache_bytes: keys and values held while sampling; a batch that needs more is drawn in pieces.
     """
 
@@ -275,8 +287,11 @@ class SampleMetrics(ImageMetrics):
         batch_size: int = 50,
         every_n_epochs: int = 1,
         cache_bytes: float = CACHE_BYTES,
+        reference: str | None = None,
     ) -> None:
         super().__init__(extractor, consistency, num_images, batch_size, every_n_epochs)
+        self._reference = None if reference is None else read_reference(reference, extractor)
+        self._to_reference: FrechetDistance | None = None
         if not cache_bytes > 0:
             raise UserError(f"cache_bytes {cache_bytes}: must be above 0, such as {CACHE_BYTES:.0e}")
         self.cache_bytes = cache_bytes
@@ -284,6 +299,20 @@ class SampleMetrics(ImageMetrics):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         self._rfid: dict[str, float] = {}
+        self._kernel, self._to_reference = KernelDistance(), None
+
+    @property
+    def judge(self) -> FrechetDistance:
+        return self._to_reference or self.distance
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_fit_start(trainer, pl_module)
+        if self._reference is not None and self._distance is not None and self._to_reference is None:
+            self._to_reference = FrechetDistance(self._distance.extractor).to(trainer.strategy.root_device)
+            if trainer.is_global_zero:  # sums are added up over ranks
+                self._to_reference.refer_to(self._reference)
+
+    on_validation_start = on_test_start = on_fit_start
 
     def see(self, pl_module: pl.LightningModule, image_B3HW: Tensor, label_B: Tensor) -> None:
         super().see(pl_module, image_B3HW, label_B)
@@ -296,15 +325,19 @@ class SampleMetrics(ImageMetrics):
         if self._collecting:  # until now the generated side held the reconstructions that passed by
             self._rfid = {f"rfid_{distance.extractor.name}": distance.compute()}
             distance.reset_generated()
-        right = 0
+        right, judge, kernel = 0, self.judge, self._kernel
+        assert kernel is not None
+        kernel.reset_generated()
         for image_B3HW, label_B in self._samples(trainer, pl_module):
-            distance.update(image_B3HW, real=False)
+            kernel.update(judge.update(image_B3HW, real=False), real=False)
             if self._classifier is not None and self.consistency:
                 right += int(class_consistency(self._classifier, as_saved(image_B3HW), label_B).sum())
-        numbers = {f"fid_{distance.extractor.name}": distance.compute(), "fid_images": float(self.count(trainer))}
+        name, features = judge.extractor.name, judge.extractor.num_features
+        numbers = {f"fid_{name}": judge.compute(), "fid_images": float(self.count(trainer))}
+        numbers[f"kid_{name}"] = kernel.compute(features, trainer.strategy.root_device)
         if self._classifier is not None and self.consistency:
             numbers["class_consistency"] = _total(trainer, right) / self.count(trainer)
-        distance.reset_generated()
+        judge.reset_generated()
         return numbers | self._rfid
 
     def _samples(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[tuple[Tensor, Tensor]]:
@@ -329,26 +362,6 @@ class SampleMetrics(ImageMetrics):
                 done = first + len(batch)
                 rank_zero_info(f"Sampled {done} of {len(seeds)} images in {now - start:.0f} s")
                 last = now
-
-
-def training_images(trainer: pl.Trainer, who: str, count: int) -> Iterator[Tensor]:
-    """This rank's share of ``count`` training images (fewer if there are fewer), in [0, 1], batch by batch.
-
-    From a fresh loader and with the random state put back: measuring must not change what training sees. Always the
-    first epoch's, so that a run that was continued measures its floor on the images of one that was not.
-    """
-    wanted = len(range(trainer.global_rank, count, trainer.world_size))
-    if wanted == 0:
-        return
-    with isolate_rng(), loading(run_data(trainer).image_data(who).train_dataloader()) as loader:
-        if isinstance(loader, TrainLoader):
-            loader.load_state_dict({"epoch": 0, "batch": 0})
-        for batch in loader:
-            image_B3HW = images_of(batch, who)[0][:wanted]
-            wanted -= len(image_B3HW)
-            yield image_B3HW
-            if wanted == 0:
-                return
 
 
 def _total(trainer: pl.Trainer, count: int) -> float:

@@ -21,9 +21,10 @@ def add_parser(subparsers: Any) -> None:
 def run_plan(args: argparse.Namespace) -> int:
     """Print the table; 2 where the recipe does not fit."""
     from mvar_lightning.runs.plan import plan
+    from mvar_lightning.runs.recipe import RecipeCheck
     from mvar_lightning.tools.console import print_table
 
-    found = plan(args.recipe, args.overrides, args.card)
+    found = plan(RecipeCheck.of(args.recipe, args.overrides), args.card)
     print_table(found.rows(), title=str(args.recipe))
     found.check()
     return 0

@@ -19,6 +19,7 @@ from mvar_lightning.metrics.features import (
     TorchScriptFeatures,
 )
 from mvar_lightning.metrics.frechet import FrechetDistance, as_saved, frechet_distance
+from mvar_lightning.metrics.kernel import KernelDistance
 from mvar_lightning.metrics.moments import FeatureMoments, Moments, StoredReference
 from mvar_lightning.metrics.precision_recall import inception_score, precision_recall
 
@@ -31,6 +32,7 @@ __all__ = [
     "FrechetDistance",
     "ImageFeatures",
     "InceptionFeatures",
+    "KernelDistance",
     "Moments",
     "StoredReference",
     "TorchScriptFeatures",

@@ -6,6 +6,7 @@ B batch, F features, R rank of a covariance, HW pixels.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from mvar_lightning.errors import UserError
 from mvar_lightning.metrics.features import FeatureExtractor
-from mvar_lightning.metrics.moments import Moments
+from mvar_lightning.metrics.moments import Moments, StoredReference
 
 
 def frechet_distance(one: Moments, other: Moments) -> float:
@@ -61,15 +62,45 @@ class TooFewImages(UserError):
     """One image has no covariance."""
 
 
-class _Float64Features(nn.Module):
-    """The extractor as torchmetrics wants it. Float64 features make ``compute`` answer in float64 too."""
+ADM_ADDRESS = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet"
+"""Of ADM's reference files; no hash of them is published."""
 
-    def __init__(self, extractor: FeatureExtractor) -> None:
+UNKNOWN_IMAGES = 50_000
+"""Stands for the number of images behind stored moments that do not tell it: it cancels out."""
+
+
+def check_features(moments: Moments, extractor: FeatureExtractor) -> None:
+    """Raise `UserError` for moments of another number of features than the extractor's."""
+    if moments.num_features != extractor.num_features:
+        raise UserError(
+            f"reference: its moments are of {moments.num_features} features, {extractor.name} gives "
+            f"{extractor.num_features}; take both from one extractor (ADM's files want InceptionFeatures)"
+        )
+
+
+def read_reference(path: str, extractor: FeatureExtractor | None) -> Moments:
+    """Moments that belong to the extractor. Raises `UserError`, with the address of ADM's where there is no file."""
+    if extractor is None:
+        raise UserError(f"reference {path}: needs the extractor that its moments were made with, InceptionFeatures say")
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(
+            f"reference {path}: no such file; ADM's are {ADM_ADDRESS}/256/VIRTUAL_imagenet256_labeled.npz and "
+            "/512/VIRTUAL_imagenet512.npz; or null, for the images that this run validates on"
+        )
+    stored = StoredReference.load(file)
+    if stored.extractor not in (None, extractor.name):
+        raise UserError(f"reference {path}: made with {stored.extractor}, the extractor here is {extractor.name}")
+    check_features(stored.features, extractor)
+    return stored.features
+
+
+class _Given(nn.Identity):
+    """An extractor for torchmetrics that is given features."""
+
+    def __init__(self, num_features: int) -> None:
         super().__init__()
-        self.extractor, self.num_features = extractor, extractor.num_features
-
-    def forward(self, image_B3HW: Tensor) -> Tensor:
-        return self.extractor(image_B3HW).double()
+        self.num_features = num_features
 
 
 class FrechetDistance:
@@ -83,19 +114,38 @@ class FrechetDistance:
 
     def __init__(self, extractor: FeatureExtractor) -> None:
         self.extractor = extractor
-        self._metric = FrechetInceptionDistance(feature=_Float64Features(extractor), reset_real_features=False)
+        given = _Given(extractor.num_features)
+        self._metric = FrechetInceptionDistance(feature=given, reset_real_features=False)
         # torchmetrics notes the dtype at the first update; a rank without images has none and needs it all the same
         self._metric.orig_dtype = torch.float64
         self._counts = {True: 0, False: 0}
 
     def to(self, device: torch.device | str) -> FrechetDistance:
+        self.extractor.to(device)
         self._metric.to(device)
         return self
 
-    def update(self, image_B3HW: Tensor, real: bool) -> None:
-        """Add images in [0, 1] to the real or to the generated set."""
-        self._metric.update(as_saved(image_B3HW), real=real)
+    def update(self, image_B3HW: Tensor, real: bool) -> Tensor:
+        """Add images in [0, 1] to the real or to the generated set; gives their features (B, F)."""
+        features_BF: Tensor = self.extractor(as_saved(image_B3HW))
+        self._metric.update(features_BF.double(), real=real)  # so that ``compute`` answers in float64, too
         self._counts[real] += image_B3HW.shape[0]
+        return features_BF
+
+    def refer_to(self, moments: Moments) -> None:
+        """Take stored moments in place of real images; of several ranks one alone does so.
+
+        Raises:
+            UserError: moments of another number of features.
+        """
+        check_features(moments, self.extractor)
+        images = moments.images or UNKNOWN_IMAGES
+        mean_F, metric = moments.mean_F, self._metric
+        products_FF = moments.covariance_FF * (images - 1) + torch.outer(mean_F, mean_F) * images
+        for name, value in (("sum", mean_F * images), ("cov_sum", products_FF), ("num_samples", images)):
+            state = getattr(metric, f"real_features_{name}")
+            state.copy_(torch.as_tensor(value).to(state.dtype))
+        self._counts[True] = moments.images or 0
 
     def count(self, real: bool) -> int:
         """Images that this rank has added to one of the sets."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 SEEDS = 2**32 - 1
@@ -218,6 +219,19 @@ def object_of(node: Any) -> tuple[str, dict[str, Any]]:
         return "", {}
     arguments = node.get("init_args")
     return path, dict(arguments) if isinstance(arguments, Mapping) else {}
+
+
+def made_of(value: Any) -> Any:
+    """What an argument of a recipe stands for: an object where it names a class."""
+    if isinstance(value, list):
+        return [made_of(each) for each in value]
+    path, arguments = object_of(value)
+    return import_class(path)(**{name: made_of(argument) for name, argument in arguments.items()}) if path else value
+
+
+def import_class(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
 
 
 def shown(value: Any) -> str:

@@ -12,110 +12,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from mvar_lightning.attention.backends import choose_backend
+from mvar_lightning.attention.strategies import SpatialAttention
 from mvar_lightning.errors import UserError
-from mvar_lightning.runs.bounds import object_of
-from mvar_lightning.runs.recipe_check import check_quickly
-from mvar_lightning.runs.run import run_of
+from mvar_lightning.pyramid import PUBLISHED_SIDES, ScalePyramid
+from mvar_lightning.runs.bounds import import_class, made_of, object_of
+from mvar_lightning.runs.run import read_recipe
+from mvar_lightning.training.memory import ADAMW, CACHE_BYTES, KEPT, WEIGHTS, Shape, cache_of_image
 
-KEPT = {"VARBlocks": (64.7, 42.4), "LlamaBlocks": (79.6, 49.4)}
-"""Bytes a token, layer and channel that autograd keeps in bf16-mixed, eager and compiled: counted with hooks on saved
-tensors under CUDA's cast policy. In float32 it is twice as much at most."""
-ENDS = 24.0
-"""The same, outside of the blocks: embeddings, history, the head's norm and the gradient of its output."""
-CHECKPOINTED = {False: 2.0, True: 4.0}
-"""A block's input in bf16, which is kept where blocks are computed again; a shared AdaLN's is float32."""
-WEIGHTS, GRADIENTS, ADAMW, ROUNDED, BUCKETS = 4, 4, 8, 2, 4
-"""Bytes a parameter: float32 weights and gradients, two moments, autocast's bf16 copy, DDP's buckets. 22 in all."""
-TOKENIZER_KEPT = 166.0
-"""Bytes a pixel and channel that a tokenizer's step keeps: 1.74 GB of an image of 256 pixels and 160 channels."""
-PERCEPTUAL_KEPT, ENCODED = 3000.0, 16.0
-"""Bytes a pixel that LPIPS and a discriminator keep; and, a pixel and channel, an encoder's maps without gradient."""
-LOSS_TOKENS, LOGIT_BYTES, DECODING, SAMPLED_TOKENS = 4096, 16, 0.6e9, 2**16
-INCEPTION = 0.1e9, 20e6
-"""Weights with sums of features, and each image at 299 pixels."""
+if TYPE_CHECKING:
+    from mvar_lightning.runs.recipe import SuiteCLI
+
 SHARE = 0.9
 """Of a card's memory: the rest is the context's, and lost between blocks."""
 IMAGENET = {"train": 1_281_167, "val": 50_000}
+DRIVER = Path("/dev/nvidiactl")
+"""There where a driver for NVIDIA's cards is loaded."""
+ARCHITECTURE = re.compile(r"(sm|compute)_(\d+)(\d)[a-z]?$")
 CARD = re.compile(r"(\d+(?:\.\d+)?) ?GB")
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What memory follows from: sizes of the models, and the settings that can be changed to make them fit."""
-
-    parameters: int
-    tokenizer_parameters: int
-    image_size: int
-    channels: int
-    batch: int
-    accumulated: int
-    processes: int
-    blocks: str = ""
-    depth: int = 0
-    width: int = 0
-    tokens: int = 0
-    group_tokens: int = 0
-    auto_tokens: int = 0
-    vocab_size: int = 0
-    shared: bool = False
-    compiled: bool = False
-    checkpointed: bool = False
-    sharded: bool = False
-    buckets: bool = False
-    ema: bool = False
-    half: bool = True
-    on_the_fly: bool = False
-    reconstructs: bool = False
-    inception: bool = False
-    sampled: int = 0
-    cache_of_image: int = 0
-    cache_bytes: float = 0.0
-
-    def state(self) -> dict[str, float]:
-        """Bytes that are there for the whole run."""
-        own, all_ = self.parameters / (self.processes if self.sharded else 1), self.parameters
-        gathered = 3 * WEIGHTS * all_ / max(1, self.depth) if self.sharded else 0  # blocks, on their way
-        frozen = self.tokenizer_parameters if self.blocks else 0
-        return {
-            "weights": WEIGHTS * (own + frozen) + gathered,
-            "gradients": GRADIENTS * own + (BUCKETS * own if self.buckets else 0),
-            "optimizer state": ADAMW * own,
-            "bf16 copies of weights": ROUNDED * all_ if self.half else 0,
-            "EMA": WEIGHTS * own if self.ema else 0,
-            "Inception": INCEPTION[0] if self.inception else 0,
-        }
-
-    def phases(self) -> dict[str, float]:
-        """Bytes that come and go: the largest counts."""
-        pixels = self.image_size**2 * self.batch
-        encoding = ENCODED * pixels * self.channels
-        if not self.blocks:
-            kept = (TOKENIZER_KEPT * self.channels + PERCEPTUAL_KEPT) * pixels
-            return {"training step": kept, "validation": encoding + self._features(self.batch)}
-        factor, width = 1 if self.half else 2, self.width * self.batch
-        layer = factor * KEPT[self.blocks][self.compiled] * width * self.group_tokens
-        layers = self.depth * layer
-        if self.checkpointed:
-            layers = layer + self.depth * CHECKPOINTED[self.shared] * factor * width * self.group_tokens
-        step = layers + ENDS * width * self.tokens + LOGIT_BYTES * LOSS_TOKENS * self.vocab_size
-        logits = 2 * 4 * self.batch * self.tokens * self.vocab_size
-        validation = max(logits, encoding + self._features(self.batch) if self.reconstructs else 0)
-        pieces = min(self.sampled, max(1, int(self.cache_bytes / max(1, self.cache_of_image))))
-        blocks = 40 * self.width * SAMPLED_TOKENS + 3 * 2**30
-        sampling = pieces * self.cache_of_image + blocks + DECODING + self._features(self.sampled)
-        return {
-            "training step": step + (encoding if self.on_the_fly else 0),
-            "validation": validation,
-            "sampling in callbacks": sampling if self.sampled else 0,
-        }
-
-    def peak(self) -> float:
-        return sum(self.state().values()) + max(self.phases().values())
-
-    def _features(self, images: int) -> float:
-        return INCEPTION[1] * images if self.inception else 0
 
 
 @dataclass
@@ -179,23 +95,17 @@ class Plan:
         return [*rows, *(("not there yet", name) for name in self.missing)]
 
 
-def plan(recipe: str | Path, overrides: Sequence[str] = (), card: str | None = None) -> Plan:
+def plan(check: SuiteCLI, card: str | None = None) -> Plan:
     """What a recipe with its overrides takes.
 
     Args:
-        recipe: a YAML file.
-        overrides: settings that replace the recipe's.
+        check: the recipe as it was parsed.
         card: memory of a device such as ``80GB``; what the recipe's header names if not given.
 
     Raises:
-        UserError: a wrong recipe or override, or a card that is no size.
+        UserError: a card that is no size, or a recipe that does not tell its images' size.
     """
-    check_quickly(recipe, overrides)
-    from mvar_lightning.runs.recipe import RecipeCheck
-
-    run = run_of(recipe, overrides, None)
-    check = RecipeCheck(run.arguments, run.folder)
-    config, header = check.config.as_dict(), _header(Path(recipe))
+    config, header = check.config.as_dict(), _header(check.recipe)
     found = CARD.search(card if card is not None else header.partition("Hardware:")[2])
     if found is None and card is not None:
         raise UserError(f"card {card}: give a device's memory such as 80GB")
@@ -210,44 +120,83 @@ def plan(recipe: str | Path, overrides: Sequence[str] = (), card: str | None = N
     disk += WEIGHTS * shape.tokenizer_parameters if shape.blocks else 0
     size = float(found[1]) * 1e9 if found else float("inf")
     missing = sorted(set(_missing(config, check.tokenizer_recipe)))
-    return Plan(Path(recipe), shape, size, images, epochs, steps if steps > 0 else None, disk, missing)
+    return Plan(check.recipe, shape, size, images, epochs, steps if steps > 0 else None, disk, missing)
 
 
-def check_card(recipe: Path, overrides: Sequence[str], accelerator: str) -> None:
-    """Before data is touched: whether there is a card, and whether it holds the recipe at all.
+def check_machine(check: SuiteCLI) -> None:
+    """Before data is touched: whether there is a GPU that this torch runs, whether it holds the recipe at all, and
+    whether NATTEN's kernels, features' weights and references are there where the recipe asks for them.
 
-    Args:
-        accelerator: the trainer's; ``cpu`` asks for no card.
+    A trainer whose ``accelerator`` is ``cpu`` asks for no GPU.
 
     Raises:
-        UserError: a recipe for GPUs where torch finds none, or a card that is smaller than what the recipe takes.
+        UserError: a recipe for GPUs where torch finds none, a GPU that torch has no kernels for, one with less memory
+            than the recipe takes, or what else is missing.
     """
+    _check_gpu(check)
+    config = check.config.as_dict()
+    if object_of(config["model"])[1].get("backend") == "natten":
+        choose_backend("natten", SpatialAttention(3), ScalePyramid([1, 5]))
+    for callback in config["trainer"].get("callbacks") or []:
+        if object_of(callback)[1].get("extractor") is not None:
+            made_of(callback)
+
+
+def _check_gpu(check: SuiteCLI) -> None:
     import torch
 
-    written = re.search(r"GPUs? of \d+ ?GB", _header(recipe))
-    if accelerator == "cpu" or (written is None and not torch.cuda.is_available()):
+    written = re.search(r"GPUs? of \d+ ?GB", _header(check.recipe))
+    asked = str(check.config.trainer.accelerator)
+    wanted = written[0] if written else "a GPU" if asked in ("gpu", "cuda") else None
+    if asked == "cpu" or (wanted is None and not torch.cuda.is_available()):
         return
     if not torch.cuda.is_available():
-        why = "torch is built without CUDA"
-        if torch.version.cuda is not None:
-            driver = "the driver here does not run it" if Path("/dev/nvidiactl").exists() else "there is no GPU here"
-            why = f"torch is built for CUDA {torch.version.cuda}, and {driver}"
-        insists = "or insist with --trainer.accelerator=cpu"
-        raise UserError(f"recipe {recipe}: written for {written[0] if written else 'a GPU'}; {why}; {insists}")
+        raise UserError(
+            f"recipe {check.recipe}: written for {wanted}; {_no_cuda()}; or insist with --trainer.accelerator=cpu"
+        )
+    _check_kernels(check.recipe)
     card = torch.cuda.get_device_properties(0).total_memory
     try:
-        found = replace(plan(recipe, overrides), card=card)
+        found = replace(plan(check), card=card)
     except UserError:  # sizes that cannot be planned are no mistake
         return
-    if found.shape.peak() > card:  # an estimate: what it lacks of the last tenth is no reason to refuse
+    if found.shape.peak() > found.card:  # an estimate: what it lacks of the last tenth is no reason to refuse
         found.check()
+
+
+def _no_cuda() -> str:
+    """Why torch finds no GPU."""
+    import torch
+
+    if torch.version.cuda is None:
+        return "torch is built without CUDA"
+    if not DRIVER.exists():
+        return f"torch is built for CUDA {torch.version.cuda}, and there is no GPU here"
+    return (
+        f"torch is built for CUDA {torch.version.cuda}, which the driver here does not run: "
+        "install a newer driver or torch for the driver's CUDA (nvidia-smi names it)"
+    )
+
+
+def _check_kernels(recipe: Path) -> None:
+    """Kernels of one generation run on its later cards; intermediate code (``compute_90``) on all later ones."""
+    import torch
+
+    built, here = torch.cuda.get_arch_list(), torch.cuda.get_device_capability(0)
+    for kind, major, minor in (found.groups() for found in map(ARCHITECTURE.match, built) if found):
+        least = (int(major), int(minor))
+        if least <= here and (kind == "compute" or least[0] == here[0]):
+            return
+    if built:
+        raise UserError(
+            f"recipe {recipe}: this torch has kernels for {', '.join(built)}, the GPU here is sm_{here[0]}{here[1]}; "
+            "install a torch that is built for it (pytorch.org), or insist with --trainer.accelerator=cpu"
+        )
 
 
 def _shape(config: Mapping[str, Any], header: str, tokenizer_recipe: str | None) -> Shape:
     from mvar_lightning.checkpoints.assign import on_meta
-    from mvar_lightning.pyramid import PUBLISHED_SIDES
-    from mvar_lightning.runs.recipe import import_class
-    from mvar_lightning.training.next_scale import MultiScaleTokenizer
+    from mvar_lightning.tokenizer import MultiScaleTokenizer
 
     trainer, (kind, settings), (_, data) = config["trainer"], object_of(config["model"]), object_of(config["data"])
     named = re.search(r"(\d+) x \1", header)
@@ -255,7 +204,7 @@ def _shape(config: Mapping[str, Any], header: str, tokenizer_recipe: str | None)
     if "scales" in settings:
         given = settings
     elif tokenizer_recipe is not None and side not in PUBLISHED_SIDES:
-        given = object_of(check_quickly(tokenizer_recipe)["model"])[1]
+        given = object_of(read_recipe(Path(tokenizer_recipe))["model"])[1]
     elif side in PUBLISHED_SIDES:
         given = {"scales": PUBLISHED_SIDES[side]}
     else:
@@ -299,8 +248,6 @@ def _of_transformer(
     data: Mapping[str, Any],
     of_kind: dict[str, Any],
 ) -> Shape:
-    from mvar_lightning.callbacks.base import CACHE_BYTES, cache_of_image
-    from mvar_lightning.runs.recipe import made_of
     from mvar_lightning.training.scale_groups import AUTO_SHARE, ScaleGroups, groups_of_share
 
     settings = {name: made_of(value) for name, value in settings.items()}

@@ -20,8 +20,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from mvar_lightning import callbacks
 from mvar_lightning.compat import expect_unused_parameters, share_gradients_with_buckets
 from mvar_lightning.errors import UserError
-from mvar_lightning.runs.bounds import object_of
-from mvar_lightning.runs.recipe_check import check_values, explain
+from mvar_lightning.runs.bounds import import_class, made_of, object_of
+from mvar_lightning.runs.recipe_check import check_quickly, check_values, explain
+from mvar_lightning.runs.run import run_of
 from mvar_lightning.tools.compute import keep_freed_memory
 from mvar_lightning.training import TokenizerModule
 
@@ -78,6 +79,15 @@ class SuiteCLI(LightningCLI):
             parser_kwargs=PARSER,
         )
 
+    @property
+    def recipe(self) -> Path:
+        return Path(self.arguments[1])
+
+    @property
+    def tokenizer_recipe(self) -> str | None:
+        """Overrides included."""
+        return self.config.get("tokenizer_recipe")
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         words = "recipe that trains the tokenizer if it is missing"
         parser.add_argument("--tokenizer_recipe", type=str | None, default=None, help=words)
@@ -127,14 +137,16 @@ class RecipeCheck(SuiteCLI):
         UserError: what the parser refuses, or a number out of its bounds.
     """
 
+    @classmethod
+    def of(cls, recipe: str | Path, overrides: Sequence[str] = ()) -> RecipeCheck:
+        """A recipe with its overrides, looked at quickly first."""
+        check_quickly(recipe, overrides)
+        run = run_of(recipe, overrides)
+        return cls(run.arguments, run.folder)
+
     def instantiate_classes(self) -> None:
         """Not here."""
         check_values(self.config.as_dict(), self.arguments)
-
-    @property
-    def tokenizer_recipe(self) -> str | None:
-        """Overrides included."""
-        return self.config.get("tokenizer_recipe")
 
     def build(self, tokenizer: RecipeCheck) -> None:
         """Make trainer, callbacks, data and, without memory for weights, the model over a tokenizer that is still to be
@@ -150,19 +162,6 @@ class RecipeCheck(SuiteCLI):
         module = import_class(path)
         if hasattr(module, "check_settings"):
             module.check_settings(sizes, {name: made_of(value) for name, value in settings.items()})
-
-
-def made_of(value: Any) -> Any:
-    """What an argument of a recipe stands for: an object where it names a class."""
-    if isinstance(value, list):
-        return [made_of(each) for each in value]
-    path, arguments = object_of(value)
-    return import_class(path)(**{name: made_of(argument) for name, argument in arguments.items()}) if path else value
-
-
-def import_class(path: str) -> Any:
-    module, _, name = path.rpartition(".")
-    return getattr(import_module(module), name)
 
 
 def trainer_defaults(run_folder: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from typing import Any
 
 from mvar_lightning import _ROOM_OF as ROOM_OF
 from mvar_lightning.errors import UserError
-from mvar_lightning.runs.bounds import object_of, out_of_bounds, shown
+from mvar_lightning.runs.bounds import import_class, object_of, out_of_bounds, shown
 from mvar_lightning.runs.run import read_recipe
 
 PACKAGE = Path(__file__).parents[1]
@@ -323,7 +323,7 @@ class _Reader:
         if not self.keys:
             return not_a_section(option.split(".")[0])
         self.name = f"{'.'.join(self.keys)}.{option}"
-        return not_a_setting(self.name, self.owner, list(signature(_imported(self.owner)).parameters))
+        return not_a_setting(self.name, self.owner, list(signature(import_class(self.owner)).parameters))
 
     def unknown_in_group(self, group: str, option: str) -> str:
         self.keys = [group]
@@ -382,15 +382,10 @@ def short(path: str) -> str:
     return path.rsplit(".", 1)[-1]
 
 
-def _imported(path: str) -> Any:
-    module, _, name = path.rpartition(".")
-    return getattr(import_module(module), name)
-
-
 def _is_a(name: str, base: str) -> bool:
     found = next(getattr(module, name) for module in map(import_module, PUBLIC) if hasattr(module, name))
     try:
-        wanted = _imported(base)
+        wanted = import_class(base)
     except (ImportError, AttributeError, ValueError):
         return False
     return isinstance(found, type) and issubclass(found, wanted) and found is not wanted

@@ -1,8 +1,8 @@
 """`mvar train RECIPE --rehearse`: two optimizer steps of everything on the real configuration, in a folder that goes.
 
-Data, steps with their accumulation, a checkpoint written and read back, validation with metrics at full batch,
-pictures: what would end a run after ten epochs ends it here. Says seconds and peak memory of each part, and what a
-whole run takes. A classifier of the data set, where the metrics ask for one, stays beside the shards.
+Data, steps with their accumulation, validation with metrics at full batch, pictures, a checkpoint written, and a second
+trainer that goes on from it: what would end a run after ten epochs ends it here. Says seconds and peak memory of each
+part, and what a whole run takes. A classifier of the data set, where the metrics ask for one, stays beside the shards.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ class Part(NamedTuple):
 class Stopwatch:
     """Wraps functions so that what they take is noted by name."""
 
-    def __init__(self, device: Any) -> None:
-        self.device = device
+    device: Any
+
+    def __init__(self) -> None:
         self.parts: dict[str, Part] = {}
 
     def watched(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -74,13 +75,15 @@ class Stopwatch:
 
     def attach(self, trainer: Any, module: Any) -> None:
         """Note the steps, the validation's batches, the checkpoints, and every callback that acts at validation."""
+        self.device = trainer.strategy.root_device
         for name, function in (("batch of training", "training_step"), ("batch of validation", "validation_step")):
             setattr(module, function, self.watched(name, getattr(module, function)))
-        trainer.strategy.save_checkpoint = self.watched("checkpoint written", trainer.strategy.save_checkpoint)
+        for name, function in (("checkpoint written", "save_checkpoint"), ("checkpoint read", "load_checkpoint")):
+            setattr(trainer.strategy, function, self.watched(name, getattr(trainer.strategy, function)))
         for callback in trainer.callbacks:
             if hasattr(callback, "due"):
-                for hook in ("on_validation_epoch_end", "on_fit_end"):
-                    setattr(callback, hook, self.watched(type(callback).__name__, getattr(callback, hook)))
+                hook = self.watched(type(callback).__name__, callback.on_validation_epoch_end)
+                callback.on_validation_epoch_end = hook
 
 
 def rehearse(
@@ -103,38 +106,54 @@ def rehearse(
 
 
 def _rehearse(real: Run, run: Run) -> list[tuple[str, str]]:
-    from lightning.pytorch.callbacks import LambdaCallback
-
-    from mvar_lightning.checkpoints.folder import open_checkpoint
-    from mvar_lightning.runs.plan import check_card
-    from mvar_lightning.runs.recipe import RecipeCheck, SuiteCLI
-    from mvar_lightning.tools.tensors import read_torch
+    from mvar_lightning.runs.plan import check_machine
+    from mvar_lightning.runs.recipe import RecipeCheck
 
     check = RecipeCheck(real.arguments, real.folder)
+    check_machine(check)
     tokenizer = tokenizer_run(real, check.tokenizer_recipe)
     if tokenizer is not None and not tokenizer.metrics_file.exists():
         raise UserError(f"rehearsal: the tokenizer is not trained yet; first mvar train {tokenizer.recipe} --rehearse")
+    extra = [] if tokenizer is None else [f"--model.tokenizer={tokenizer.model_folder}"]
     settings: dict[str, Any] = check.config.as_dict()
     model = settings["model"].get("init_args", {})
     accumulated = model.get("accumulate_grad_batches") or settings["trainer"].get("accumulate_grad_batches") or 1
+    watch = Stopwatch()
+    cli = _cli(run, extra, STEPS * accumulated)
+    whole = _run_parts(run, cli, watch, settings["trainer"], accumulated)
+    _go_on(run, cli, watch)
+    rows = [
+        (name, f"{part.each:,.2f} s (the first {part.first:,.2f} s), peak {part.peak_bytes / 1e9:,.2f} GB")
+        for name, part in watch.parts.items()
+    ]
+    peak = max(part.peak_bytes for part in watch.parts.values())
+    return [*rows, ("peak memory", f"{peak / 1e9:,.2f} GB"), ("a whole run, about", whole)]
+
+
+def _cli(run: Run, extra: Sequence[str], batches: int) -> SuiteCLI:
+    """Trainer, model and data as the recipe has them, but for the run's length and folder."""
+    from mvar_lightning.runs.recipe import SuiteCLI
+
     changed = {
         "default_root_dir": run.folder,
         "max_epochs": 1,
         "max_steps": -1,
-        "limit_train_batches": STEPS * accumulated,
+        "limit_train_batches": batches,
         "limit_val_batches": VALIDATED,
         "check_val_every_n_epoch": 1,
         "num_sanity_val_steps": 0,
     }
-    extra = [] if tokenizer is None else [f"--model.tokenizer={tokenizer.model_folder}"]
-    cli = SuiteCLI(
-        [*run.arguments, *(f"--trainer.{name}={value}" for name, value in changed.items()), *extra], run.folder
-    )
+    return SuiteCLI([*run.arguments, *(f"--trainer.{name}={value}" for name, value in changed.items()), *extra],
+                    run.folder)  # fmt: skip
+
+
+def _run_parts(run: Run, cli: SuiteCLI, watch: Stopwatch, settings: dict[str, Any], accumulated: int) -> str:
+    """Two steps, and a validation with all that comes with it; gives what a whole run would take."""
+    from lightning.pytorch.callbacks import LambdaCallback
+
     trainer: Any = cli.trainer
     check_number(trainer.world_size)
-    check_card(real.recipe, real.overrides, str(settings["trainer"].get("accelerator")))
     scale = _one_full_batch(trainer)
-    watch = Stopwatch(trainer.strategy.root_device)
     begun: list[float] = []
     first = LambdaCallback(on_train_batch_start=lambda *_: begun.append(time.perf_counter()))
     last = LambdaCallback(on_train_batch_end=lambda *_: watch.note("step, of a batch", time.perf_counter() - begun[-1]))
@@ -143,10 +162,24 @@ def _rehearse(real: Run, run: Run) -> list[tuple[str, str]]:
     with run.started(trainer):
         trainer.fit(cli.model, datamodule=cli.datamodule)
         trainer.strategy.barrier()
-        open_checkpoint(run.last_checkpoint).check_resumable()
-        watch.watched("checkpoint read back", read_torch)(run.last_checkpoint)
+    return _whole_run(watch, settings, cli, accumulated, scale)
+
+
+def _go_on(run: Run, cli: SuiteCLI, watch: Stopwatch) -> None:
+    """Another trainer and model go on from the checkpoint, for two steps more."""
+    from mvar_lightning.checkpoints.folder import open_checkpoint
+
+    open_checkpoint(run.last_checkpoint).check_resumable()
+    cli.config.trainer.max_epochs, cli.config.trainer.limit_val_batches = 2, 0
+    cli.instantiate_classes()
+    trainer: Any = cli.trainer
+    trainer.callbacks[:] = [callback for callback in trainer.callbacks if not hasattr(callback, "due")]
+    watch.attach(trainer, cli.model)
+    with run.started(trainer):
+        trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=run.last_checkpoint, weights_only=True)
         trainer.strategy.barrier()
-    return _rows(watch, settings["trainer"], cli, accumulated, scale)
+    if trainer.current_epoch != 2:
+        raise UserError(f"rehearsal: the second trainer ended in epoch {trainer.current_epoch}, not 2: no resume")
 
 
 def _one_full_batch(trainer: Any) -> dict[str, float]:
@@ -160,15 +193,11 @@ def _one_full_batch(trainer: Any) -> dict[str, float]:
     return scale
 
 
-def _rows(
+def _whole_run(
     watch: Stopwatch, trainer: dict[str, Any], cli: SuiteCLI, accumulated: int, scale: dict[str, float]
-) -> list[tuple[str, str]]:
+) -> str:
     data: Any = cli.datamodule
     fitted: Any = cli.trainer
-    rows = [
-        (name, f"{part.each:,.2f} s (the first {part.first:,.2f} s), peak {part.peak_bytes / 1e9:,.2f} GB")
-        for name, part in watch.parts.items()
-    ]
     world, parts = fitted.world_size, watch.parts
     batches = (data.epoch_samples or data.train_samples) // (data.batch_size * world)
     limit = trainer.get("limit_train_batches")
@@ -183,6 +212,4 @@ def _rows(
     validation += sum(parts[type(c).__name__].first * scale.get(type(c).__name__, 1.0)
                       for c in fitted.callbacks if hasattr(c, "due") and type(c).__name__ in parts)  # fmt: skip
     validations = -(-epochs // (trainer.get("check_val_every_n_epoch") or 1))
-    whole = f"{training / 3600:,.2f} h of {steps:,} steps, {validations * validation / 3600:,.2f} h of validations"
-    peak = max(part.peak_bytes for part in parts.values())
-    return [*rows, ("peak memory", f"{peak / 1e9:,.2f} GB"), ("a whole run, about", whole)]
+    return f"{training / 3600:,.2f} h of {steps:,} steps, {validations * validation / 3600:,.2f} h of validations"

@@ -67,9 +67,11 @@ def _train(run: Run, fresh: bool) -> None:
             run.report()
             print(f"{run.folder}: already trained (train anew with --fresh)")
         return
+    from mvar_lightning.runs.plan import check_machine
     from mvar_lightning.runs.recipe import RecipeCheck
 
     check = RecipeCheck(run.arguments, run.folder)
+    check_machine(check)
     tokenizer = tokenizer_run(run, check.tokenizer_recipe)
     if tokenizer is not None and not tokenizer.metrics_file.exists():
         check.build(RecipeCheck(tokenizer.arguments, tokenizer.folder))
@@ -125,14 +127,12 @@ def _fit(run: Run, extra: list[str], checkpoint: Path | None) -> None:
     from lightning.pytorch.callbacks import LambdaCallback
 
     from mvar_lightning.checkpoints.folder import open_checkpoint, save
-    from mvar_lightning.runs.plan import check_card
     from mvar_lightning.runs.recipe import SuiteCLI
     from mvar_lightning.training.distributed import gathered
 
     cli = SuiteCLI([*run.arguments, *extra], run.folder)
     trainer: Any = cli.trainer
     check_number(trainer.world_size)
-    check_card(run.recipe, run.overrides, str(cli.config.trainer.accelerator))
     if checkpoint is not None:
         opened = open_checkpoint(checkpoint)  # a damaged one is told in one line
         opened.check_resumable()
@@ -184,8 +184,11 @@ def run_stage(
 
 def _run_stage(stage: str, run: Run, checkpoint: str | Path | None) -> None:
     from mvar_lightning.checkpoints.folder import open_checkpoint
-    from mvar_lightning.runs.recipe import SuiteCLI
+    from mvar_lightning.runs.plan import check_machine
+    from mvar_lightning.runs.recipe import RecipeCheck, SuiteCLI
 
+    if stage == "fit":
+        check_machine(RecipeCheck(run.arguments, run.folder))
     cli = SuiteCLI(run.arguments, run.folder)
     if stage != "fit" and checkpoint is None and getattr(cli.model, "init_from", None) is None:
         raise UserError(f"mvar {stage}: no weights; name a checkpoint with ``ckpt_path`` or set model.init_from")

@@ -260,18 +260,14 @@ def check_labels(label_B: Tensor | Sequence[int], model: NextScaleTransformer) -
         raise UserError(f"labels of type {label_B.dtype}: give whole numbers")
     label_B = label_B.to(next(model.parameters()).device, torch.int64)
     for label in (int(label_B.min()), int(label_B.max())):
-        if not -1 <= label <= model.num_classes:
-            raise UserError(
-                f"label {label}: the model knows classes 0 to {model.num_classes - 1} "
-                f"(and {model.num_classes} or -1 for no class)"
-            )
+        if not -1 <= label <= (last := model.num_classes):
+            raise UserError(f"label {label}: the model knows classes 0 to {last - 1} (and {last} or -1 for no class)")
     return torch.where(label_B < 0, model.num_classes, label_B)
 
 
-# Top-k, top-p and the draw of a token from what is left (VAR's `sample_with_top_k_top_p_`).
-# Both filters come to one threshold for each token: what lies below it goes. The threshold needs a sort of the k
-# largest logits only, and the draw itself runs in the order of the vocabulary, so that two almost equal logits which
-# swap places under another batch size move no boundary of the distribution.
+# Top-k, top-p and the draw (VAR's `sample_with_top_k_top_p_`). Both filters come to one threshold for each token, which
+# needs a sort of the k largest logits only; the draw runs in the order of the vocabulary, so that two almost equal
+# logits which swap places under another batch size move no boundary of the distribution.
 
 
 def check_filters(top_k: int | None, top_p: float | None, temperature: float = 1.0) -> None:
@@ -351,9 +347,8 @@ def sample_tokens(
     return torch.searchsorted(cumulative_BlV, target_Bl1, right=True)[..., 0].clamp_(max=logits_BlV.shape[-1] - 1)
 
 
-# One random generator for each image, so that image i depends on its seed alone: not on the batch size, the order, the
-# number of processes or the device. Numbers are drawn on the CPU and moved; Gumbel noise alone, a number for every code
-# of every token, is drawn where it is needed, and so depends on the kind of device, too.
+# One random generator for each image, so that image i depends on its seed alone: not on batch size, order or processes.
+# Numbers are drawn on the CPU and moved, but for Gumbel noise, a number for every code: it depends on the device.
 
 
 class ImageNoise:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -46,6 +47,8 @@ class FakeTokenizer(nn.Module):
 
 class FakeModel(nn.Module):
     num_classes = CLASSES
+    width, depth = 4, 1
+    backend = SimpleNamespace(plan=SimpleNamespace(cache_tokens=0))
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,6 +62,8 @@ class FakeModel(nn.Module):
 
 class FakeModule(pl.LightningModule):
     """Stands for both kinds of runs; learns classes with a linear map. Samples are bright where the class says."""
+
+    cfg = 1.5
 
     def __init__(self, lr: float = 0.003) -> None:
         super().__init__()

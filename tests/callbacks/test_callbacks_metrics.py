@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -16,7 +17,14 @@ from mvar_lightning.callbacks import EMA, ReconstructionMetrics, SampleMetrics
 from mvar_lightning.callbacks.metrics import ImageMetrics
 from mvar_lightning.errors import UserError
 from mvar_lightning.evaluation import features as judge_file
-from mvar_lightning.metrics import FeatureExtractor, FrechetDistance, train_classifier
+from mvar_lightning.metrics import (
+    FeatureExtractor,
+    FrechetDistance,
+    Moments,
+    StoredReference,
+    as_saved,
+    train_classifier,
+)
 
 
 class Colors(FeatureExtractor):
@@ -27,6 +35,16 @@ class Colors(FeatureExtractor):
 
     def extract(self, image_B3HW: Tensor) -> Tensor:
         return image_B3HW.mean(dim=(2, 3))
+
+
+class Pixels(FeatureExtractor):
+    """More features than images."""
+
+    def __init__(self) -> None:
+        super().__init__("pixels", 192)
+
+    def extract(self, image_B3HW: Tensor) -> Tensor:
+        return image_B3HW.flatten(1)
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +71,7 @@ def test_sample_metrics_of_a_run(make_trainer: Any, module: Any, data: Any, quic
         "val/fid_floor_images",
         "val/fid_images",
         "val/fid_reference_images",
+        "val/kid_classifier",
         "val/rfid_classifier",
         "val/class_consistency",
     }
@@ -66,6 +85,52 @@ def test_labels_are_balanced_and_seeds_fixed(make_trainer: Any, module: Any, dat
     make_trainer(SampleMetrics(Colors(), num_images=8, batch_size=5, consistency=False)).fit(module, datamodule=data)
     one_epoch = [([0, 1, 2, 0, 1], [0, 1, 2, 3, 4]), ([2, 0, 1], [5, 6, 7])]
     assert module.asked == one_epoch * 2
+
+
+def test_numbers_are_to_stored_moments_where_there_are(
+    make_trainer: Any, module: Any, data: Any, tmp_path: Path
+) -> None:
+    """As ADM's files: moments alone. Reconstructions are still compared with the images that they are of."""
+    others = torch.rand(60, 3, 8, 8, generator=torch.Generator().manual_seed(3)) ** 2
+    rows_NF, file = Colors()(as_saved(others)).double(), tmp_path / "adm.npz"
+    np.savez(file, mu=rows_NF.mean(0).numpy(), sigma=torch.cov(rows_NF.T).numpy())
+    metrics, without = (SampleMetrics(Colors(), num_images=40, consistency=False, reference=path)
+                        for path in (str(file), None))  # fmt: skip
+    make_trainer(metrics, without, max_epochs=2).fit(module, datamodule=data)
+    distance = FrechetDistance(Colors())
+    distance.update(others, real=True)
+    distance.update(module.generate(torch.arange(40) % 3, list(range(40)))[0], real=False)
+    assert metrics.latest["val/fid_colors"] == pytest.approx(distance.compute(), rel=1e-6)
+    assert metrics.latest["val/fid_colors_floor"] > without.latest["val/fid_colors_floor"]
+    for name in ("val/rfid_colors", "val/kid_colors"):
+        assert metrics.latest[name] == without.latest[name]
+    assert "val/fid_reference_images" not in metrics.latest, "such a file does not tell"
+
+
+def test_a_wrong_reference_is_told_when_the_callback_is_made(tmp_path: Path) -> None:
+    file = tmp_path / "moments.npz"
+    StoredReference(Moments(torch.zeros(4), torch.eye(4).double()), extractor="inception").save(file)
+    for extractor, path, words in (
+        (None, file, "needs the extractor"),
+        (Colors(), tmp_path / "none.npz", "no such file; ADM's are https://openaipublic.*VIRTUAL_imagenet256_labeled"),
+        (Colors(), file, "made with inception, the extractor here is colors"),
+    ):
+        with pytest.raises(UserError, match=words):
+            SampleMetrics(extractor, reference=str(path))
+    StoredReference(Moments(torch.zeros(4), torch.eye(4).double())).save(file)
+    with pytest.raises(UserError, match="moments are of 4 features, colors gives 3"):
+        SampleMetrics(Colors(), reference=str(file))
+    file.write_bytes(b"PK")
+    with pytest.raises(UserError, match="not a readable npz"):
+        SampleMetrics(Colors(), reference=str(file))
+
+
+def test_few_references_are_warned_of(
+    make_trainer: Any, module: Any, data: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    metrics = SampleMetrics(Pixels(), num_images=4, consistency=False)
+    make_trainer(metrics, max_epochs=2).fit(module, datamodule=data)
+    assert [record.message for record in caplog.records if "48 reference images for 192 features" in record.message]
 
 
 def test_numbers_equal_a_direct_computation(make_trainer: Any, module: Any, data: Any) -> None:

@@ -12,10 +12,11 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 
 from mvar_lightning import MultiScaleTokenizer, NextScaleTransformer, VARBlocks
 from mvar_lightning.attention import KVCache
-from mvar_lightning.callbacks.base import CACHE_BYTES, cache_of_image, generate
+from mvar_lightning.callbacks.base import generate
 from mvar_lightning.checkpoints.assign import on_meta
 from mvar_lightning.pyramid import PUBLISHED_SIDES
 from mvar_lightning.sampling import generate as sample
+from mvar_lightning.training.memory import CACHE_BYTES, cache_of_image
 
 
 class Module:

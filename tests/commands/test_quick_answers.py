@@ -13,8 +13,9 @@ import yaml
 
 from mvar_lightning import UserError
 from mvar_lightning.cli import COMMANDS
+from mvar_lightning.runs.bounds import import_class
 from mvar_lightning.runs.recipe import RecipeCheck
-from mvar_lightning.runs.recipe_check import _arguments, _imported, _settings, _trainer_settings, check_quickly
+from mvar_lightning.runs.recipe_check import _arguments, _settings, _trainer_settings, check_quickly
 
 ROOT = Path(__file__).parents[2]
 LIGHT = 300
@@ -137,8 +138,8 @@ def _with(recipe: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
 def test_settings_are_those_of_the_signature(name: str) -> None:
     from inspect import signature
 
-    assert _settings(f"mvar_lightning.{name}") == list(signature(_imported(f"mvar_lightning.{name}")).parameters)
-    assert _trainer_settings() == list(signature(_imported("lightning.Trainer")).parameters)
+    assert _settings(f"mvar_lightning.{name}") == list(signature(import_class(f"mvar_lightning.{name}")).parameters)
+    assert _trainer_settings() == list(signature(import_class("lightning.Trainer")).parameters)
     assert _settings("mine.Model") is None and _arguments("mvar_lightning.errors", "nothing") is None
 
 

@@ -41,7 +41,7 @@ def test_a_rehearsal_runs_all_parts_and_leaves_nothing(
     before = set(workplace.rglob("*"))
     assert main(["train", "recipes/var.yaml", "--rehearse"]) == 0
     told = capsys.readouterr().out
-    for part in ("batch of training", "batch of validation", "checkpoint written", "checkpoint read back",
+    for part in ("batch of training", "batch of validation", "checkpoint written", "checkpoint read",
                  "SampleMetrics", "SampleGrid", "peak memory", "a whole run"):  # fmt: skip
         assert part in told, told
     assert "9 steps" in told, "96 images: 6 batches, 3 steps an epoch"

@@ -11,7 +11,7 @@ from scipy import linalg
 from torch import Tensor
 
 from mvar_lightning.errors import UserError
-from mvar_lightning.metrics import FeatureExtractor, FrechetDistance, as_saved
+from mvar_lightning.metrics import FeatureExtractor, FrechetDistance, KernelDistance, as_saved
 from tests.faults.harness import call, free_port, start
 
 
@@ -91,6 +91,57 @@ def test_extractor_stays_in_evaluation_mode() -> None:
     assert not extractor.train().training
 
 
+def features(count: int, seed: int, shift: float = 0.0) -> Tensor:
+    return torch.randn(count, 8, generator=torch.Generator().manual_seed(seed)) + shift
+
+
+def unbiased(real_NF: Tensor, generated_NF: Tensor) -> float:
+    """The estimate over all pairs of different images."""
+    k_rr, k_gg, k_rg = (
+        (one.double() @ other.double().T / one.shape[1] + 1) ** 3
+        for one, other in ((real_NF, real_NF), (generated_NF, generated_NF), (real_NF, generated_NF))
+    )
+    own = [(k.sum() - k.trace()) / (len(k) * (len(k) - 1)) for k in (k_rr, k_gg)]
+    return float(own[0] + own[1] - 2 * k_rg.mean())
+
+
+def test_a_kernel_distance_is_the_formula() -> None:
+    kernel = KernelDistance()
+    for part in features(30, 1).split(7):
+        kernel.update(part, real=True)
+    kernel.update(features(30, 2, shift=1.0), real=False)
+    state = torch.get_rng_state()
+    assert kernel.compute(8) == pytest.approx(unbiased(features(30, 1), features(30, 2, shift=1.0)), rel=1e-9)
+    assert torch.equal(torch.get_rng_state(), state), "training must not notice"
+    kernel.reset_generated()
+    with pytest.raises(UserError, match="at least two"):
+        kernel.compute(8)
+
+
+def test_a_kernel_distance_of_few_images_is_right_on_average() -> None:
+    """Where a Frechet distance is not: its mean over sets of ten is far above that of large sets, which is 0."""
+    found = []
+    for seed in range(60):
+        kernel = KernelDistance()
+        kernel.update(features(10, 2 * seed), real=True)
+        kernel.update(features(10, 2 * seed + 1), real=False)
+        found.append(kernel.compute(8))
+    mean, apart = torch.tensor(found).mean(), torch.tensor(found).std() / len(found) ** 0.5
+    assert abs(mean) < 3 * apart and min(found) < 0
+
+
+def test_draws_of_many_images_come_near_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mvar_lightning.metrics.kernel.SUBSET", 40)
+    kernel, real, generated = KernelDistance(), features(300, 1), features(200, 2, shift=0.5)
+    kernel.update(real, real=True)
+    kernel.update(generated, real=False)
+    assert kernel.compute(8) == pytest.approx(unbiased(real, generated), rel=0.1)
+    again = KernelDistance()  # in another order, as of other processes
+    again.update(real.flip(0), real=True)
+    again.update(generated.roll(5, 0), real=False)
+    assert again.compute(8) == pytest.approx(kernel.compute(8), rel=1e-9)
+
+
 def _half(rank: int, port: str, folder: str) -> None:
     address = f"tcp://127.0.0.1:{port}"
     torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
@@ -98,7 +149,11 @@ def _half(rank: int, port: str, folder: str) -> None:
     # the second rank holds fewer images: sums must be weighted by count
     distance.update(images(301, 1)[rank * 200 : 301 if rank else 200], real=True)
     distance.update(images(200, 2, power=1.5)[rank * 150 : 200 if rank else 150], real=False)
-    torch.save(distance.compute(), f"{folder}/{rank}.pt")
+    kernel = KernelDistance()
+    kernel.update(features(40, 1)[rank * 30 : 40 if rank else 30], real=True)
+    if rank == 0:  # the second rank has none of these
+        kernel.update(features(50, 2), real=False)
+    torch.save([distance.compute(), kernel.compute(8)], f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -111,4 +166,7 @@ def test_two_ranks_equal_one(tmp_path: Path) -> None:
     whole = FrechetDistance(Projection())
     whole.update(images(301, 1), real=True)
     whole.update(images(200, 2, power=1.5), real=False)
-    assert found[0] == found[1] == pytest.approx(whole.compute(), rel=1e-9)
+    kernel = KernelDistance()
+    kernel.update(features(40, 1), real=True)
+    kernel.update(features(50, 2), real=False)
+    assert found[0] == found[1] == pytest.approx([whole.compute(), kernel.compute(8)], rel=1e-9)
