@@ -53,14 +53,17 @@ class Plan:
 
     def ways(self) -> Iterator[str]:
         """Changes that would make it fit, the cheapest first; each alone with the batch that it allows."""
-        changes: list[tuple[str, dict[str, Any]]] = [("", {})]
-        if self.shape.blocks:
-            changes.append(("compile_blocks: true", {"compiled": True}))
-            if self.shape.auto_tokens < self.shape.group_tokens:
-                changes.append(("scale_groups: auto", {"compiled": True, "group_tokens": self.shape.auto_tokens}))
-            changes.append(("checkpoint_activations: true", {"compiled": True, "checkpointed": True}))
-        for words, change in changes:
-            shape = replace(self.shape, **change)
+        first = "compile_blocks: true" if self.shape.blocks and not self.shape.compiled else ""
+        compiled = replace(self.shape, compiled=True) if self.shape.blocks else self.shape
+        changes = [("", self.shape), (first, compiled)]
+        if compiled.auto_tokens < compiled.group_tokens:
+            changes.append(("scale_groups: auto", replace(compiled, group_tokens=compiled.auto_tokens)))
+        if compiled.blocks and not compiled.checkpointed:
+            changes.append(("checkpoint_activations: true", replace(compiled, checkpointed=True)))
+        for n, (words, shape) in enumerate(changes):
+            if n == 1 and not first:
+                continue
+            words = ", ".join(filter(None, (first if n > 1 else "", words)))
             while shape.peak() > SHARE * self.card and shape.batch > 1 and shape.batch % 2 == 0:
                 shape = replace(shape, batch=shape.batch // 2, accumulated=shape.accumulated * 2)
             if shape != self.shape and shape.peak() <= SHARE * self.card:
@@ -89,7 +92,7 @@ class Plan:
             *((name, gb(number)) for name, number in shape.state().items() if number),
             *((f"{name} (the largest counts)", gb(number)) for name, number in shape.phases().items() if number),
             ("peak of a device", gb(shape.peak())),
-            (f"{SHARE:.0%} of the card", gb(SHARE * self.card)),
+            *([(f"{SHARE:.0%} of the card", gb(SHARE * self.card))] if self.card < float("inf") else []),
             ("disk of a checkpoint", gb(self.checkpoint_bytes)),
         ]
         return [*rows, *(("not there yet", name) for name in self.missing)]
