@@ -151,7 +151,7 @@ def _check_gpu(check: SuiteCLI) -> None:
     written = re.search(r"GPUs? of \d+ ?GB", _header(check.recipe))
     asked = str(check.config.trainer.accelerator)
     wanted = written[0] if written else "a GPU" if asked in ("gpu", "cuda") else None
-    if asked == "cpu" or (wanted is None and not torch.cuda.is_available()):
+    if asked not in ("auto", "gpu", "cuda") or (wanted is None and not torch.cuda.is_available()):
         return
     if not torch.cuda.is_available():
         raise UserError(
@@ -186,11 +186,12 @@ def _check_kernels(recipe: Path) -> None:
     import torch
 
     built, here = torch.cuda.get_arch_list(), torch.cuda.get_device_capability(0)
-    for kind, major, minor in (found.groups() for found in map(ARCHITECTURE.match, built) if found):
+    kernels = [found.groups() for found in map(ARCHITECTURE.match, built) if found]  # AMD's have other names
+    for kind, major, minor in kernels:
         least = (int(major), int(minor))
         if least <= here and (kind == "compute" or least[0] == here[0]):
             return
-    if built:
+    if kernels:
         raise UserError(
             f"recipe {recipe}: this torch has kernels for {', '.join(built)}, the GPU here is sm_{here[0]}{here[1]}; "
             "install a torch that is built for it (pytorch.org), or insist with --trainer.accelerator=cpu"
@@ -207,10 +208,12 @@ def _shape(config: Mapping[str, Any], header: str, tokenizer_recipe: str | None)
     if "scales" in settings:
         given = settings
     elif tokenizer_recipe is not None and side not in PUBLISHED_SIDES:
-        given = object_of(read_recipe(Path(tokenizer_recipe))["model"])[1]
+        given = object_of(read_recipe(Path(tokenizer_recipe)).get("model"))[1]
     elif side in PUBLISHED_SIDES:
         given = {"scales": PUBLISHED_SIDES[side]}
     else:
+        given = {}
+    if "scales" not in given:
         raise UserError("plan: neither tokenizer_recipe nor data.image_size of 256, 512 or 1024 tells its sizes")
     names = signature(MultiScaleTokenizer).parameters.keys() & given
     tokenizer = on_meta(lambda: MultiScaleTokenizer(**{name: given[name] for name in names}))

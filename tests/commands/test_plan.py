@@ -151,6 +151,7 @@ def test_weights_and_references_are_looked_for_before_the_data(
         ((12, 0), ("sm_80", "sm_90"), False),
         ((12, 0), ("sm_90", "compute_90"), True),
         ((7, 5), ("sm_80", "compute_80"), False),
+        ((9, 4), ("gfx942",), True),
     ],
 )
 def test_a_gpu_without_kernels_is_told(
