@@ -42,12 +42,12 @@ PARTS = tuple(
     Part(*each)
     for each in (
         ("attention", 60),
-        ("tokens", 45),
+        ("tokens", 35),
         ("graphs", 55),
         ("step", 125),
         ("sample", 100),
-        ("fit", 55),
-        ("pytest", 40),
+        ("fit", 45),
+        ("pytest", 60),
     )
 )
 """In the order in which they run; 480 s if every one took all of its time. What starts them comes on top."""

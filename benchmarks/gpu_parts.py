@@ -173,31 +173,30 @@ def step(results: Results, device: torch.device, small: bool) -> None:
     """A training step: seconds, share of the peak, and what a token keeps."""
     peak = _peak_tflops(device, small)
     results.add("peak of bf16 products in this call", peak, "TFLOP/s")
-    for architecture in ("var", "markov_var"):
-        seconds, memory, batches = {}, {}, (32,) if small else (32, 16)
-        for batch, compiled in product(batches, (True, False)):
+    seconds, memory, on_gpu = {}, {}, device.type == "cuda"
+    for batch, architecture in product((32,) if small else (32, 16), ("var", "markov_var")):
+        for compiled in (True, False):
             free(device)
             case = case_of(architecture, 16, batch, device, small, parts=("step",), compiled=compiled and not small)
             side = Ours(case)
             how = f"{architecture}-d{case.depth}, batch {case.batch}, {'compiled' if compiled else 'eager'}"
-            seconds[compiled, batch] = each = seconds_of(partial(side.run, "step"), device)
-            memory[compiled, batch] = peak_memory_bytes(device)
+            run = architecture, compiled, batch
+            seconds[run], memory[run] = seconds_of(partial(side.run, "step"), device), peak_memory_bytes(device)
             goal = compiled and batch == 32
-            bound = {"most": 0.14, "goal": "0.09"} if goal and device.type == "cuda" else {}
-            results.add(f"{how}: a step", each, "s", **bound)
-            share = 100 * 3 * counted(case)["forward_tflop"] * case.batch / each / peak
+            bound: dict[str, Any] = {"most": 0.14, "goal": "0.09"} if goal and on_gpu else {}
+            results.add(f"{how}: a step", seconds[run], "s", **bound)
+            share = 100 * 3 * counted(case)["forward_tflop"] * case.batch / seconds[run] / peak
             results.add(f"{how}: of the peak", share, "%", goal="40" if goal else "")
             if not compiled and batch == 32:
                 _kept(results, how, side, device)
+                ratio = seconds[run] / seconds[architecture, True, 32]
+                results.add(f"{architecture}: eager / compiled", ratio, "x", least=1.3 if on_gpu else None)
+            if batch == 16:
+                apart = (memory[architecture, compiled, 32] - memory[run]) / 16
+                slope = apart / (case.pyramid.num_tokens * 64 * case.depth**2)
+                bound = {"most": 50.0, "goal": "35 to 50"} if compiled else {}
+                results.add(f"{how}: peak memory, slope to 32", slope, "B/token/channel/layer", **bound)
             del side
-        ratio = seconds[False, 32] / seconds[True, 32]
-        results.add(f"{architecture}: eager / compiled", ratio, "x", least=None if small else 1.3)
-        channels = case.pyramid.num_tokens * 64 * case.depth**2
-        for compiled in () if small else (True, False):
-            slope = (memory[compiled, 32] - memory[compiled, 16]) / 16 / channels
-            how = f"{architecture}, {'compiled' if compiled else 'eager'}: peak memory, slope of two batches"
-            bound = {"most": 50.0, "goal": "35 to 50"} if compiled else {}
-            results.add(how, slope, "B/token/channel/layer", **bound)
 
 
 def _peak_tflops(device: torch.device, small: bool) -> float:
@@ -230,44 +229,56 @@ def _kept(results: Results, how: str, side: Ours, device: torch.device) -> None:
 
 def sample(results: Results, device: torch.device, small: bool) -> None:
     """Guided sampling with decoding beside the papers' figures, and the decoder in four forms."""
-    goals = {"markov_var": ("0.20", "3.2"), "var": ("0.25", "8")}
     for architecture in ("markov_var", "var"):
-        free(device)
-        case = case_of(architecture, 24, 25, device, small, parts=("generate",), compiled=not small, graphs=not small)
-        side = Ours(case)
-        side.run("generate")
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        each = seconds_of(partial(side.run, "generate"), device, 5, 2)
-        published = [row for row in published_for(architecture, 24, 256) if "H200" in row.source]
-        seconds, memory = published[0].sample_decode_s, published[0].peak_mib / 1024
-        label = f"{architecture}-d{case.depth}, 256 px, batch {case.batch}, guided"
-        on_gpu = device.type == "cuda"
-        beside: dict[str, Any] = {"published": f"{seconds} s (H200)", "goal": goals[architecture][0]}
-        results.add(f"{label}: images", each, "s", most=seconds if on_gpu else None, **beside)
-        if on_gpu:
-            peak = torch.cuda.max_memory_allocated() / MIB / 1024
-            beside = {"published": f"{memory:.1f} GB (H200)", "goal": goals[architecture][1]}
-            results.add(f"{label}: peak memory", peak, "GiB", most=memory, **beside)
-        del side
+        _generate(results, architecture, device, small, compiled=False)
+    _decode(results, device, small, compiled=False)
+    if not small:  # what takes long to compile comes last
+        for architecture in ("markov_var", "var"):
+            _generate(results, architecture, device, small, compiled=True)
+        _decode(results, device, small, compiled=True)
+
+
+GOALS = {"markov_var": ("0.203", "3.2"), "var": ("0.25", "8")}
+"""Seconds and GB of d24 at 256 pixels, batch 25, guided (docs/speed.md)."""
+
+
+def _generate(results: Results, architecture: str, device: torch.device, small: bool, compiled: bool) -> None:
     free(device)
-    tokenizer = _tokenizer(small).to(device)
+    case = case_of(architecture, 24, 25, device, small, parts=("generate",), compiled=compiled, graphs=not small)
+    side, on_gpu = Ours(case), device.type == "cuda"
+    side.run("generate")
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    each = seconds_of(partial(side.run, "generate"), device, 5, 2)
+    published = next(row for row in published_for(architecture, 24, 256) if "H200" in row.source)
+    how = "compiled" if compiled else "eager"
+    label = f"{architecture}-d{case.depth}, 256 px, batch {case.batch}, guided, {how}"
+    beside: dict[str, Any] = {"published": f"{published.sample_decode_s} s (H200)", "goal": GOALS[architecture][0]}
+    results.add(f"{label}: images", each, "s", most=published.sample_decode_s if on_gpu else None, **beside)
+    if on_gpu:
+        memory = published.peak_mib / 1024
+        beside = {"published": f"{memory:.1f} GB (H200)", "goal": GOALS[architecture][1]}
+        results.add(f"{label}: peak memory", peak_memory_bytes(device) / MIB / 1024, "GiB", most=memory, **beside)
+
+
+@torch.no_grad()
+def _decode(results: Results, device: torch.device, small: bool, compiled: bool) -> None:
+    """The decoder in three forms, or in the compiled one."""
+    free(device)
+    tokenizer, twin = _tokenizer(small).to(device), _tokenizer(small).to(device)
     latent = torch.randn(2 if small else 25, 32, *(2 * [tokenizer.pyramid.last_side]), device=device)
-    forms: dict[str, Callable[[], Tensor]] = {
-        "TF32": lambda: tokenizer.decode_latent(latent),
-        "bf16": lambda: _half(tokenizer.decode_latent, latent),
-    }
-    twin = _tokenizer(small).to(device)
     for weight in twin.parameters():
         if weight.ndim == 4:
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)
-    forms["bf16, channels last"] = lambda: _half(twin.decode_latent, latent.to(memory_format=torch.channels_last))
-    if not small:
-        compiled = torch.compile(twin.decode_latent, dynamic=False)
-        forms["bf16, channels last, compiled"] = lambda: _half(compiled, latent)
-    for name, form in forms.items():
-        with torch.no_grad():
-            results.add(f"decoder, {name}", seconds_of(form, device), "s")
+    last = latent.to(memory_format=torch.channels_last)
+    decode = torch.compile(twin.decode_latent, dynamic=False) if compiled else twin.decode_latent
+    forms: dict[str, Callable[[], Tensor]] = {
+        "TF32": lambda: tokenizer.decode_latent(latent),
+        "bf16": lambda: _half(tokenizer.decode_latent, latent),
+        "bf16, channels last": lambda: _half(decode, last),
+    }
+    for name, form in list(forms.items())[2 if compiled else 0 :]:
+        results.add(f"decoder, {name}{', compiled' if compiled else ''}", seconds_of(form, device), "s")
 
 
 def _half(decode: Callable[[Tensor], Tensor], latent: Tensor) -> Tensor:
@@ -286,11 +297,16 @@ def fit(results: Results, device: torch.device, small: bool) -> None:
             results.add(f"{what}: last loss / first", losses[-1] / losses[0], least=0, most=None if small else 1.0)
 
 
+GPU_TESTS = ("training", "transformer", "data/test_data_transforms.py", "attention/test_backends.py")
+"""Where the tests marked ``gpu`` are: looking through all others takes longer than these."""
+
+
 def pytest(results: Results, device: torch.device, small: bool) -> None:
     """The tests that are marked ``gpu``."""
     import pytest as runner
 
-    where = "tests/transformer/test_scale_graphs.py" if small else "tests"
     root = Path(__file__).parents[1]
-    status = runner.main(["-q", "-m", "gpu", "-p", "no:cacheprovider", "--rootdir", str(root), str(root / where)])
+    where = ("transformer/test_scale_graphs.py",) if small else GPU_TESTS
+    options = ["-q", "-m", "gpu", "-p", "no:cacheprovider", "--rootdir", str(root)]
+    status = runner.main([*options, *(str(root / "tests" / each) for each in where)])
     results.add("status of pytest -m gpu", float(status), most=0.0)

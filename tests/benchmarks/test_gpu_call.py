@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,15 @@ def test_the_whole_call_runs_on_a_cpu(tmp_path: Path) -> None:
     assert call(tmp_path) == 0
     rows, table = rows_of(tmp_path), (tmp_path / "table.md").read_text()
     assert [row["part"] for row in rows if row["what"] == "done"] == [part.name for part in PARTS]
-    assert all(row["good"] for row in rows) and "0.608 s (H200)" in table and "| 0.20 |" in table
-    assert sum(part.seconds for part in PARTS) <= 600
+    assert all(row["good"] for row in rows) and "0.608 s (H200)" in table and "| 0.203 |" in table
+    assert sum(part.seconds for part in PARTS) <= 480
+
+
+def test_the_call_runs_every_test_of_the_tier() -> None:
+    tests = Path(__file__).parents[1]
+    marked = {file for file in tests.rglob("test_*.py") if re.search(r"mark\.gpu\b|\bDEVICES\b", file.read_text())}
+    run = [tests / each for each in gpu_parts.GPU_TESTS]
+    assert {file for file in marked if not any(file.is_relative_to(each) for each in run)} <= {Path(__file__)}
 
 
 def test_a_part_that_fails_or_hangs_goes_on_to_the_next_and_is_run_again(

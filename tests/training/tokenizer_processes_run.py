@@ -6,11 +6,13 @@ python tokenizer_processes_run.py OUT.pt PROCESSES
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -106,17 +108,17 @@ def module(kind: type[TokenizerModule] = TokenizerModule, **changes: Any) -> Tok
 
 def main(out: str, processes: int) -> None:
     settings: dict[str, Any] = {"devices": processes, "use_distributed_sampler": False, "max_epochs": 1}
-    settings["strategy"] = "ddp" if processes > 1 else "auto"
+    strategy = partial(DDPStrategy, gradient_as_bucket_view=True) if processes > 1 else lambda: "auto"
     result: dict[str, Any] = {}
     for name, changes in CASES.items():
         for kind in (TokenizerModule, PlainSteps):
             fitted, losses = module(kind, **changes), Losses()
-            run = trainer(Path(out).parent, losses, **settings)
+            run = trainer(Path(out).parent, losses, strategy=strategy(), **settings)
             run.fit(fitted, datamodule=Images(GLOBAL_BATCH // processes))
             state = {key: value.clone() for key, value in fitted.state_dict().items()}
             result[f"{name}, {kind.__name__}"] = {"losses": losses.values, "steps": run.global_step, "state": state}
     try:
-        trainer(Path(out).parent, **settings).fit(
+        trainer(Path(out).parent, strategy=strategy(), **settings).fit(
             module(adversarial=gan), datamodule=Images(GLOBAL_BATCH // processes, bad=True)
         )
     except UserError as error:

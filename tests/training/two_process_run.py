@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 from torch.utils.data import DataLoader
@@ -89,7 +90,8 @@ def numbers(run: L.Trainer) -> dict[str, float]:
 
 def main(tokenizer: str, shards: str, out: str, kind: str, grouped: str = "") -> None:
     processes = 1 if kind == "one" else 2
-    strategy: Any = {"one": "auto", "ddp": "ddp", "sharded": FullySharded()}[kind]
+    in_buckets = DDPStrategy(gradient_as_bucket_view=True)  # as a run of a recipe has it
+    strategy: Any = {"one": "auto", "ddp": in_buckets, "sharded": FullySharded()}[kind]
     settings = {"devices": processes, "use_distributed_sampler": False, "max_epochs": EPOCHS, "log_every_n_steps": 1}
     settings |= {"accumulate_grad_batches": ACCUMULATED, "gradient_clip_val": 0.3}
     data, losses = Images(GLOBAL_BATCH // processes, Path(shards)), Losses()
