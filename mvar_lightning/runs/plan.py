@@ -53,14 +53,17 @@ class Plan:
 
     def ways(self) -> Iterator[str]:
         """Changes that would make it fit, the cheapest first; each alone with the batch that it allows."""
-        changes: list[tuple[str, dict[str, Any]]] = [("", {})]
-        if self.shape.blocks:
-            changes.append(("compile_blocks: true", {"compiled": True}))
-            if self.shape.auto_tokens < self.shape.group_tokens:
-                changes.append(("scale_groups: auto", {"compiled": True, "group_tokens": self.shape.auto_tokens}))
-            changes.append(("checkpoint_activations: true", {"compiled": True, "checkpointed": True}))
-        for words, change in changes:
-            shape = replace(self.shape, **change)
+        first = "compile_blocks: true" if self.shape.blocks and not self.shape.compiled else ""
+        compiled = replace(self.shape, compiled=True) if self.shape.blocks else self.shape
+        changes = [("", self.shape), (first, compiled)]
+        if compiled.auto_tokens < compiled.group_tokens:
+            changes.append(("scale_groups: auto", replace(compiled, group_tokens=compiled.auto_tokens)))
+        if compiled.blocks and not compiled.checkpointed:
+            changes.append(("checkpoint_activations: true", replace(compiled, checkpointed=True)))
+        for n, (words, shape) in enumerate(changes):
+            if n == 1 and not first:
+                continue
+            words = ", ".join(filter(None, (first if n > 1 else "", words)))
             while shape.peak() > SHARE * self.card and shape.batch > 1 and shape.batch % 2 == 0:
                 shape = replace(shape, batch=shape.batch // 2, accumulated=shape.accumulated * 2)
             if shape != self.shape and shape.peak() <= SHARE * self.card:
@@ -89,7 +92,7 @@ class Plan:
             *((name, gb(number)) for name, number in shape.state().items() if number),
             *((f"{name} (the largest counts)", gb(number)) for name, number in shape.phases().items() if number),
             ("peak of a device", gb(shape.peak())),
-            (f"{SHARE:.0%} of the card", gb(SHARE * self.card)),
+            *([(f"{SHARE:.0%} of the card", gb(SHARE * self.card))] if self.card < float("inf") else []),
             ("disk of a checkpoint", gb(self.checkpoint_bytes)),
         ]
         return [*rows, *(("not there yet", name) for name in self.missing)]
@@ -148,7 +151,7 @@ def _check_gpu(check: SuiteCLI) -> None:
     written = re.search(r"GPUs? of \d+ ?GB", _header(check.recipe))
     asked = str(check.config.trainer.accelerator)
     wanted = written[0] if written else "a GPU" if asked in ("gpu", "cuda") else None
-    if asked == "cpu" or (wanted is None and not torch.cuda.is_available()):
+    if asked not in ("auto", "gpu", "cuda") or (wanted is None and not torch.cuda.is_available()):
         return
     if not torch.cuda.is_available():
         raise UserError(
@@ -183,11 +186,12 @@ def _check_kernels(recipe: Path) -> None:
     import torch
 
     built, here = torch.cuda.get_arch_list(), torch.cuda.get_device_capability(0)
-    for kind, major, minor in (found.groups() for found in map(ARCHITECTURE.match, built) if found):
+    kernels = [found.groups() for found in map(ARCHITECTURE.match, built) if found]  # AMD's have other names
+    for kind, major, minor in kernels:
         least = (int(major), int(minor))
         if least <= here and (kind == "compute" or least[0] == here[0]):
             return
-    if built:
+    if kernels:
         raise UserError(
             f"recipe {recipe}: this torch has kernels for {', '.join(built)}, the GPU here is sm_{here[0]}{here[1]}; "
             "install a torch that is built for it (pytorch.org), or insist with --trainer.accelerator=cpu"
@@ -204,10 +208,12 @@ def _shape(config: Mapping[str, Any], header: str, tokenizer_recipe: str | None)
     if "scales" in settings:
         given = settings
     elif tokenizer_recipe is not None and side not in PUBLISHED_SIDES:
-        given = object_of(read_recipe(Path(tokenizer_recipe))["model"])[1]
+        given = object_of(read_recipe(Path(tokenizer_recipe)).get("model"))[1]
     elif side in PUBLISHED_SIDES:
         given = {"scales": PUBLISHED_SIDES[side]}
     else:
+        given = {}
+    if "scales" not in given:
         raise UserError("plan: neither tokenizer_recipe nor data.image_size of 256, 512 or 1024 tells its sizes")
     names = signature(MultiScaleTokenizer).parameters.keys() & given
     tokenizer = on_meta(lambda: MultiScaleTokenizer(**{name: given[name] for name in names}))

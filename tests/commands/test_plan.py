@@ -21,7 +21,7 @@ from mvar_lightning.runs.plan import check_machine, plan
 from mvar_lightning.runs.recipe import RecipeCheck
 
 ROOT = Path(__file__).parents[2]
-D16, DIGITS = ROOT / "recipes/var/d16.yaml", ROOT / "recipes/var/digits.yaml"
+D16, MARKOV, DIGITS = (ROOT / f"recipes/{name}.yaml" for name in ("var/d16", "markov_var/d16", "var/digits"))
 
 
 QUIET = "--trainer.callbacks=null"
@@ -44,12 +44,16 @@ def test_the_table_and_a_card_that_is_too_small(capsys: pytest.CaptureFixture[st
     assert main(["plan", str(D16), "--card", "24GB"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "over 90% of 24 GB" in error and "batch_size 24, accumulate_grad_batches 4" in error
-    assert "checkpoint_activations: true" in error
+    assert "checkpoint_activations: true" in error and "compile_blocks" not in error, "which it has"
 
 
 def test_what_it_names_fits() -> None:
     changed = parsed(D16, "--data.batch_size=24", "--trainer.accumulate_grad_batches=4")
     assert not plan(parsed(D16), card="24GB").fits and plan(changed, card="24GB").fits
+    eager = plan(parsed(MARKOV, "--model.compile_blocks=false"), card="40GB")
+    assert any(way.startswith("compile_blocks: true, scale_groups: auto") for way in eager.ways()), [*eager.ways()]
+    eager = plan(parsed(D16, "--model.compile_blocks=false"), card="16GB")
+    assert not any("scale_groups" in way for way in eager.ways()), "scales that read one another are one group"
     with pytest.raises(UserError, match="such as 80GB"):
         plan(parsed(D16), card="large")
 
@@ -147,6 +151,7 @@ def test_weights_and_references_are_looked_for_before_the_data(
         ((12, 0), ("sm_80", "sm_90"), False),
         ((12, 0), ("sm_90", "compute_90"), True),
         ((7, 5), ("sm_80", "compute_80"), False),
+        ((9, 4), ("gfx942",), True),
     ],
 )
 def test_a_gpu_without_kernels_is_told(
