@@ -74,7 +74,7 @@ def test_a_set_as_torchvision_leaves_it(tmp_path: Path) -> None:
     for place in (raw, raw.parent):
         source = load_source(place)
         assert [len(source.train), len(source.val), source.class_names] == [24, 24, ("0", "1")]
-    with pytest.raises(UserError, match="train-images-idx3-ubyte: .* give their folder"):
+    with pytest.raises(UserError, match=r"train-images-idx3-ubyte: .* give their folder"):
         load_source(raw / "train-images-idx3-ubyte")
 
 
