@@ -321,8 +321,8 @@ class TokenizerModule(L.LightningModule):
                 f"{'without' if theirs else 'with'} one: keep model.adversarial as it was, or start a new run with "
                 "model.init_from"
             )
-        for name in filter(own.keys() & state.keys().__contains__, own) if has_trainer(self) else ():
-            if (there := tuple(state[name].shape)) != (here := tuple(own[name].shape)):
+        for name in own if has_trainer(self) else ():
+            if name in state and (there := tuple(state[name].shape)) != (here := tuple(own[name].shape)):
                 raise UserError(
                     f"this checkpoint has {name} of {there}, this run of {here}: keep the model's sizes as they were, "
                     "or start a new run with model.init_from"
