@@ -121,7 +121,7 @@ def test_idx_files_of_two_sets_are_not_mixed(tmp_path: Path) -> None:
 def test_arrays_under_the_name_of_the_other_kind(tmp_path: Path) -> None:
     with (tmp_path / "set.npz").open("wb") as file:
         np.save(file, PIXELS)
-    refused(ask("shards", "make", "set.npz", "out", cwd=tmp_path), "is a single array", "labels beside it")
+    refused(ask("shards", "make", "set.npz", "out", cwd=tmp_path), "is a single array")
     with (tmp_path / "images.npy").open("wb") as file:
         np.savez(file, images=PIXELS)
     np.save(tmp_path / "labels.npy", LABELS)
@@ -146,7 +146,7 @@ def test_arrays_that_cannot_be_unpacked(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "vast.npz", "w") as archive:
         archive.writestr("images.npy", header.getvalue())
         archive.writestr("labels.npy", labels.getvalue())
-    refused(ask("shards", "make", "vast.npz", "out", cwd=tmp_path, memory_mb=2000), "vast.npz", "fit into memory")
+    refused(ask("shards", "make", "vast.npz", "out", cwd=tmp_path, memory_mb=2000), "vast.npz: ", "another size")
 
 
 SLOW_TO_STOP = """#!/bin/sh
@@ -165,15 +165,20 @@ with terminable():
 """
 
 
-def test_a_stop_of_the_sweep_reaches_its_run(tmp_path: Path) -> None:
-    """`kill` tells the sweep alone: the run must hear of it, and have the time to save."""
+@pytest.mark.parametrize("stops", [1, 2])
+def test_a_stop_of_the_sweep_reaches_its_run(stops: int, tmp_path: Path) -> None:
+    """`kill` tells the sweep alone: the run must hear of it, and have the time to save; nor may it live on unheard of
+    where the sweep is told twice."""
     (tmp_path / "run").write_text(SLOW_TO_STOP)
     (tmp_path / "run").chmod(0o755)
     begun = start(code=STOPPED_SWEEP, cwd=tmp_path, seconds=30)
     while not (tmp_path / "started").exists() and not begun.ended():
         time.sleep(0.02)
-    begun.send(signal.SIGTERM)
-    assert "KeyboardInterrupt" in begun.finish().err
+    for _ in range(stops):
+        begun.send(signal.SIGTERM)
+        time.sleep(0.2)
+    answer = begun.finish()
+    assert "KeyboardInterrupt" in answer.err, answer
     assert (tmp_path / "saved").exists()
 
 

@@ -23,6 +23,7 @@ from PIL import Image
 from mvar_lightning.data.making.sources import Example, FileExamples, LazyExamples, Source, split_by_class
 from mvar_lightning.errors import UserError
 from mvar_lightning.tools.files import in_a_line
+from mvar_lightning.tools.tensors import open_arrays, read_array
 
 ARRAY_SUFFIXES = (".npz", ".npy")
 
@@ -133,13 +134,11 @@ def read_arrays(path: Path, val_fraction: float = 0.1, seed: int = 0) -> Source:
             return _source(
                 {name: partial(_same, array) for name, array in loaded.items()}, where, (), (val_fraction, seed)
             )
-        archive = np.load(path)
-        if not isinstance(archive, NpzFile):
-            raise UserError(f"{where}: is a single array; name it ...images.npy, with its labels beside it")
-        with archive:
-            names = _class_names(archive["class_names"], where) if "class_names" in archive.files else ()
+        with open_arrays(path) as archive:
+            read = partial(read_array, path, archive)
+            names = _class_names(read("class_names"), where) if "class_names" in archive.files else ()
             known = _known_names(archive.files, where)
-            loads = {name: partial(archive.__getitem__, found) for name, found in known.items()}
+            loads = {name: partial(read, found) for name, found in known.items()}
             return _source(loads, where, names, (val_fraction, seed))
     except UserError:
         raise
