@@ -311,6 +311,8 @@ def run_of(recipe: str | Path, overrides: Sequence[str], folder: str | Path | No
         # recipes/var/digits.yaml and mine/var/digits.yaml both are var/digits; their contents tell them apart
         family = "" if recipe.parent.name == "recipes" else recipe.parent.name
         folder = RUNS / family / f"{recipe.stem}{suffix}"
+    if "${" in str(folder):  # the parser would look it up: pictures here, curves there
+        raise UserError(f"run folder {folder}: ${{ begins a reference in a recipe; choose a name without it")
     return Run(recipe, tuple(overrides), Path(folder))
 
 

@@ -174,6 +174,7 @@ def test_a_stop_of_the_sweep_reaches_its_run(stops: int, tmp_path: Path) -> None
     begun = start(code=STOPPED_SWEEP, cwd=tmp_path, seconds=30)
     while not (tmp_path / "started").exists() and not begun.ended():
         time.sleep(0.02)
+    time.sleep(0.3)  # the sweep itself may not yet have come back from starting it
     for _ in range(stops):
         begun.send(signal.SIGTERM)
         time.sleep(0.2)

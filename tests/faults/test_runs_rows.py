@@ -251,6 +251,12 @@ def test_all_processes_of_a_refused_run_end(assets: Path) -> None:
         assert "run folder runs/long belongs to another version" in answer.line
 
 
+def test_a_run_folder_is_no_reference(assets: Path) -> None:
+    answer = ask("train", "recipes/var.yaml", "--run-folder", "a${oc.env:HOME}", cwd=assets)
+    assert answer.status == 2 and broken_promise(answer) is None, answer.err
+    assert "run folder a${oc.env:HOME}: " in answer.line
+
+
 def test_both_groups_of_arguments_are_an_objects() -> None:
     """The parser's ``dict_kwargs`` are for classes that take any; they were left out of what is judged."""
     node = {"class_path": "x.Y", "init_args": {"a": 1}, "dict_kwargs": {"b": 2}}
