@@ -16,16 +16,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mvar_lightning.errors import UserError
-from mvar_lightning.tools.files import sha256_of
+from mvar_lightning.tools.files import JSON_BYTES, parse_json, sha256_of
 
 T = TypeVar("T")
 
 INDEX_NAME = "index.json"
 FORMAT = "mvar-shards-1"
 CHECK = "copy it again or make it anew (where there is an index.json, `mvar shards check` names all that is wrong)"
-MAX_INDEX = 1 << 28
-"""Bytes of an index; more is none."""
-
 LEAST_BYTES = 1024
 """Of a sample in a shard: the headers of two members."""
 
@@ -154,15 +151,13 @@ def read_bytes(path: Path) -> bytes:
     if not path.is_file() and path.exists():
         raise OSError(errno.EINVAL, "not a plain file")
     with path.open("rb") as file:
-        return file.read(MAX_INDEX + 1)
+        return file.read(JSON_BYTES + 1)
 
 
 def parse(content: bytes, make: Callable[[Any], T], what: str, way_out: str) -> T:
     """What `make` makes of JSON. Raises UserError where it is no JSON, or none that `make` takes."""
     try:
-        if len(content) > MAX_INDEX:
-            raise ValueError(f"more than {MAX_INDEX} bytes")
-        return make(json.loads(content, parse_constant=_refuse))
+        return make(parse_json(content, parse_constant=_refuse))
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         reason = f"no entry {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
         raise UserError(f"{what}: not a valid index ({reason}); {way_out}") from None

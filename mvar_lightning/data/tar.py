@@ -262,6 +262,6 @@ def _why_empty(stray: str) -> str:
 def label_of(data: bytes) -> int:
     """The label of a sample. Raises SampleError where it is no number."""
     try:
-        return int(data[: MAX_LABEL + 1])
+        return int(data[: MAX_LABEL + 1].replace(b"_", b"?"))  # Python would read 1_0 as 10
     except ValueError:
         raise SampleError(f"label {data[:20]!r} is not a number") from None

@@ -20,9 +20,9 @@ from mvar_lightning.errors import UserError, check_counts
 from mvar_lightning.evaluation.features import OTHER_SPLIT, holds_shards, open_features
 from mvar_lightning.evaluation.image_sources import ArchiveImages, FolderImages, ImageSource, ShardImages, open_images
 from mvar_lightning.metrics import FeatureExtractor, StoredReference
-from mvar_lightning.metrics.moments import open_arrays
 from mvar_lightning.sampling.jobs import Job, Report, SampleRequest, make_images, plan_sampling
 from mvar_lightning.sampling.sampler import SamplingSettings
+from mvar_lightning.tools.tensors import open_arrays
 
 
 @dataclass(frozen=True)

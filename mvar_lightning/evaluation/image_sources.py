@@ -29,7 +29,7 @@ from mvar_lightning.data.reading.loader import StreamLoader
 from mvar_lightning.data.reading.order import ValidationStream
 from mvar_lightning.data.transforms import Transform, planes
 from mvar_lightning.errors import UserError
-from mvar_lightning.metrics.moments import DAMAGED, open_arrays
+from mvar_lightning.tools.tensors import DAMAGED, array_header, open_arrays, read_array
 
 PART = 1000
 """Images of a part, where a source does not come in parts of its own."""
@@ -173,14 +173,9 @@ class ArchiveImages(ImageSource):
                 return _unpacked(self.path)
             with self.path.open("rb") as stream:
                 stream.seek(self._offset)
-                version = np.lib.format.read_magic(stream)
-                form: Any = np.lib.format
-                header = form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0
-                shape, fortran, dtype = header(stream)
-                if dtype.hasobject:
-                    raise ValueError("pickled")
+                shape, fortran, dtype = array_header(stream)
                 return np.memmap(self.path, dtype, "r", stream.tell(), shape, "F" if fortran else "C")
-        except (TypeError, *DAMAGED) as error:  # TypeError: a header with another type among its words
+        except DAMAGED as error:
             raise UserError(f"{self.path}: {_UNREADABLE}") from error
 
     def read(self, part: int, batch_size: int) -> Iterator[Tensor]:
@@ -195,7 +190,7 @@ _UNREADABLE = "arr_0 cannot be read: it is damaged, cut off or pickled"
 @lru_cache(maxsize=1)
 def _unpacked(path: Path) -> np.ndarray:
     with open_arrays(path) as file:
-        return file["arr_0"]
+        return read_array(path, file, "arr_0")
 
 
 def _stored_offset(path: Path) -> int | None:
@@ -214,7 +209,7 @@ def _stored_offset(path: Path) -> int | None:
         with path.open("rb") as stream:
             stream.seek(member.header_offset + 26)  # of the local header, whose extra field is its own
             name, extra = struct.unpack("<HH", stream.read(4))
-    except (KeyError, *DAMAGED) as error:  # KeyError: a damaged name
+    except DAMAGED as error:
         raise UserError(f"{path}: {_UNREADABLE}") from error
     return member.header_offset + 30 + name + extra
 

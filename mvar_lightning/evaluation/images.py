@@ -31,9 +31,10 @@ from mvar_lightning.metrics import (
     inception_score,
     precision_recall,
 )
-from mvar_lightning.metrics.moments import DAMAGED, open_arrays, write_arrays
+from mvar_lightning.metrics.moments import write_arrays
 from mvar_lightning.metrics.precision_recall import NEIGHBORS
 from mvar_lightning.tools.files import check_claim, claim
+from mvar_lightning.tools.tensors import open_arrays, read_array
 
 MAX_REFERENCE, MAX_GENERATED = 10_000, 50_000
 """Images that precision and recall look at, as published; a fixed random choice where there are more."""
@@ -83,8 +84,8 @@ class FeatureStore:
                 with open_arrays(self._file(part)) as file:
                     if kind not in file:
                         return
-                    rows = file[kind]
-            except (UserError, *DAMAGED) as error:
+                    rows = read_array(self._file(part), file, kind)
+            except UserError as error:
                 raise UserError(f"{self._file(part)}: damaged; remove it and run the command again") from error
             yield torch.from_numpy(rows)
 

@@ -5,12 +5,6 @@ N images, F features, S spatial features.
 
 from __future__ import annotations
 
-import lzma
-import math
-import struct
-import tokenize
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +14,8 @@ import torch
 from torch import Tensor
 
 from mvar_lightning.errors import UserError
-from mvar_lightning.tools.files import existing_file, write
+from mvar_lightning.tools.files import write
+from mvar_lightning.tools.tensors import open_arrays, read_array
 
 
 @dataclass(frozen=True)
@@ -167,7 +162,7 @@ class StoredReference:
             if missing:
                 raise UserError(f"{path}: holds no {missing[0]} (it has {', '.join(file) or 'nothing'}); give stored "
                                 "moments, mu and sigma, or images as arr_0")  # fmt: skip
-            found = {name: _array(path, file, name) for name in file if name in _STORED}
+            found = {name: read_array(path, file, name) for name in file if name in _STORED}
         try:
             images = int(_numbers(found, "images")) if "images" in found else None
             features = _moments(found, "mu", "sigma", images)
@@ -190,19 +185,6 @@ LARGEST_MOMENT = 1e100
 
 _STORED = ("mu", "sigma", "mu_s", "sigma_s", "images", "extractor", "features")
 
-DAMAGED = (
-    OSError,
-    ValueError,
-    EOFError,
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    struct.error,
-    tokenize.TokenError,  # NumPy's second try at an array's header
-    RuntimeError,  # NotImplementedError with it: zipfile's answer to flags that say encrypted or an unknown method
-)
-"""What reading an npz of damaged bytes raises: NumPy, zipfile and its decompressors each have their own."""
-
 
 def _moments(found: dict[str, Any], mean: str, covariance: str, images: int | None) -> Moments:
     mean_F, covariance_FF = (torch.from_numpy(_numbers(found, name)) for name in (mean, covariance))
@@ -217,43 +199,6 @@ def _numbers(found: dict[str, Any], name: str) -> np.ndarray:
     if array.dtype.kind not in "fiu":
         raise TypeError(f"{name} is of type {array.dtype}; give real numbers")
     return np.ascontiguousarray(array, np.float64).reshape(array.shape)
-
-
-def open_arrays(path: Path) -> Any:
-    """An npz that is open for reading, nothing unpickled.
-
-    Raises:
-        UserError: it is missing, no npz, or an array's size is not the one that its header tells: memory is taken by
-            the header.
-    """
-    existing_file(path)
-    try:
-        file = np.load(path, allow_pickle=False)
-        if isinstance(file, np.lib.npyio.NpzFile):
-            _check_sizes(file.zip)
-    except (*DAMAGED, TypeError) as error:
-        raise UserError(f"{path}: not a readable npz: damaged, of another kind, or pickled") from error
-    if not isinstance(file, np.lib.npyio.NpzFile):
-        raise UserError(f"{path}: a single array, not an npz; write it with numpy.savez")
-    return file
-
-
-def _check_sizes(archive: Any) -> None:
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    for member in archive.infolist():
-        with archive.open(member) as stream:
-            version = np.lib.format.read_magic(stream) if member.filename.endswith(".npy") else None
-            if version in readers:
-                shape, _, kind = readers[version](stream)  # type: ignore[no-untyped-call]
-                if min(shape, default=0) < 0 or math.prod(shape) * kind.itemsize != member.file_size - stream.tell():
-                    raise ValueError(f"{member.filename}: its header tells another size")
-
-
-def _array(path: Path, file: Any, name: str) -> np.ndarray:
-    try:
-        return file[name]
-    except DAMAGED as error:
-        raise UserError(f"{path}: {name} cannot be read: it is damaged or pickled; only plain arrays are") from error
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:

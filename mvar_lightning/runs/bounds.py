@@ -21,9 +21,6 @@ LONGEST = 120
 LARGEST_MODEL = 100e9
 """Parameters; the largest published next-scale transformer has 2.3e9."""
 
-OTHER_WEIGHTS = ("bf16-true", "16-true", "64-true", "64", "transformer-engine", "transformer-engine-float16")
-"""Precisions in which weights are no longer float32, as the frozen tokenizer's must be."""
-
 
 @dataclass(frozen=True)
 class Bound:
@@ -113,7 +110,6 @@ DATA: dict[str, Bound] = {
     "shuffle_buffer": whole(0, 10**7),
     "shuffle_window": whole(1),
     "epoch_samples": whole(1, 10**12),
-    "resize_ratio": Bound(1, 16),
     "seed": whole(-(2**63), 2**63 - 1),
     "num_classes": whole(1, 10**7),
 }
@@ -161,12 +157,10 @@ def out_of_bounds(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """
     seed = recipe.get("seed_everything")
     yield from _outside("", {"seed_everything": seed}, {"seed_everything": whole(0, SEEDS)})
-    ours = False
     for section in ("model", "data"):
         path, arguments = object_of(recipe.get(section))
         if path.startswith("mvar_lightning.") or "." not in path:
             table = TABLES.get(path.rpartition(".")[2], {})
-            ours = ours or table is NEXT_SCALE
             yield from _outside(f"{section}.", arguments, table)
             if table is NEXT_SCALE:
                 yield from _too_large(arguments)
@@ -177,13 +171,6 @@ def out_of_bounds(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield section, f"{section} {shown(settings)}: {words}"
         if isinstance(settings, Mapping):
             yield from _outside(f"{section}.", settings, table)
-            precision = settings.get("precision")
-            if ours and str(precision) in OTHER_WEIGHTS:
-                yield (
-                    "trainer.precision",
-                    f"trainer.precision {shown(precision)}: the frozen tokenizer needs float32 weights; take 32-true, "
-                    "bf16-mixed or 16-mixed",
-                )
 
 
 def _outside(prefix: str, settings: Mapping[str, Any], table: Mapping[str, Bound]) -> Iterator[tuple[str, str]]:
@@ -198,15 +185,11 @@ def _outside(prefix: str, settings: Mapping[str, Any], table: Mapping[str, Bound
 def _too_large(arguments: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     depth = _number(arguments.get("depth"), 16)
     width = _number(arguments.get("width"), 64 * depth)
-    heads = _number(arguments.get("heads"), depth)
     size = 18 * depth * width**2  # attention 4, MLP 8, modulation 6
     if size > LARGEST_MODEL:
         words = f"would have some {size / 1e9:,.0f} billion parameters; take at most {LARGEST_MODEL / 1e9:.0f}"
         name = "model.width" if "width" in arguments else "model.depth"
         yield name, f"model of depth {depth}, width {width}: {words}"
-    if heads >= 1 and (width % heads or width // heads % 4):
-        words = "width must be heads times a multiple of 4 (VAR: 64)"
-        yield "model.heads", f"model of depth {depth}, width {width}, heads {heads}: {words}"
 
 
 def _number(value: Any, default: int) -> int:
@@ -214,11 +197,11 @@ def _number(value: Any, default: int) -> int:
 
 
 def object_of(node: Any) -> tuple[str, dict[str, Any]]:
-    """Class path and arguments of an object in a recipe, both empty where a value is none."""
+    """Class path and arguments of an object in a recipe (the parser's two groups), both empty where a value is none."""
     if not isinstance(node, Mapping) or not isinstance(path := node.get("class_path"), str):
         return "", {}
-    arguments = node.get("init_args")
-    return path, dict(arguments) if isinstance(arguments, Mapping) else {}
+    groups = [node.get(group) for group in ("init_args", "dict_kwargs")]
+    return path, {name: value for group in groups if isinstance(group, Mapping) for name, value in group.items()}
 
 
 def made_of(value: Any) -> Any:

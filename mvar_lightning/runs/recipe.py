@@ -146,7 +146,13 @@ class RecipeCheck(SuiteCLI):
 
     def instantiate_classes(self) -> None:
         """Not here."""
-        check_values(self.config.as_dict(), self.arguments)
+        recipe = self.config.as_dict()
+        check_values(recipe, self.arguments)
+        if judge := getattr(import_class(object_of(recipe["model"])[0]), "check_precision", None):
+            try:
+                judge(recipe["trainer"].get("precision"))
+            except UserError as error:
+                check_values({}, self.arguments, [("trainer.precision", error.marked)])
 
     def build(self, tokenizer: RecipeCheck) -> None:
         """Make trainer, callbacks, data and, without memory for weights, the model over a tokenizer that is still to be
@@ -155,7 +161,8 @@ class RecipeCheck(SuiteCLI):
         recipe = self.config.as_dict()
         made_of(recipe["data"])
         self.config_init = {
-            "trainer": {name: made_of(value) for name, value in recipe["trainer"].items()},
+            # without the logger: some begin to write, or to send, once they are made
+            "trainer": {name: made_of(value) for name, value in {**recipe["trainer"], "logger": False}.items()},
             "checkpoint": callbacks.LastCheckpoint(**recipe["checkpoint"]),
         }
         self.instantiate_trainer()

@@ -146,12 +146,14 @@ class Run:
                 return {**dict.fromkeys(REPORTED, 0), **found}
         raise UserError(f"{self.metrics_file}: is no report of a run; remove it and run again")
 
-    def check(self) -> None:
+    def check(self, fresh: bool = False) -> None:
         """Refuse a folder that cannot be written, is another run's or in use, leaving nothing behind.
 
-        Of several processes rank zero looks, before any of them has begun to work; so do `claim` and `forget`.
+        Of several processes all look whose it is, so that none waits for one that was refused (with ``fresh`` it is
+        nobody's, or soon). For the rest rank zero looks, before any has begun to work; so do `claim` and `forget`.
         """
         if not is_main():
+            _ = fresh or self.is_known()
             return
         new = self._missing()
         with self._writing():
@@ -309,6 +311,8 @@ def run_of(recipe: str | Path, overrides: Sequence[str], folder: str | Path | No
         # recipes/var/digits.yaml and mine/var/digits.yaml both are var/digits; their contents tell them apart
         family = "" if recipe.parent.name == "recipes" else recipe.parent.name
         folder = RUNS / family / f"{recipe.stem}{suffix}"
+    if "${" in str(folder):  # the parser would look it up: pictures here, curves there
+        raise UserError(f"run folder {folder}: ${{ begins a reference in a recipe; choose a name without it")
     return Run(recipe, tuple(overrides), Path(folder))
 
 

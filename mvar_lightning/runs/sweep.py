@@ -122,14 +122,15 @@ def _train(request: SweepRequest, run: Run) -> bool:
 
 def _wait(command: Sequence[str]) -> int:
     """Exit status of a command. A stop that reaches the sweep alone (`kill`) is passed on, and the run's end awaited,
-    for it keeps its place then; Ctrl-C has reached both, and a run that ends by it in two seconds is not told again."""
+    for it keeps its place then; Ctrl-C has reached both, and a run that ends by it in two seconds is not told again.
+    After a second stop the run is told at once."""
     with subprocess.Popen(command) as child:
         try:
             return child.wait()
         except KeyboardInterrupt:
             try:
                 child.wait(2)
-            except subprocess.TimeoutExpired:
+            except (subprocess.TimeoutExpired, KeyboardInterrupt):
                 child.terminate()
                 child.wait()
             raise

@@ -77,7 +77,7 @@ def _train(run: Run, fresh: bool) -> None:
         check.build(RecipeCheck(tokenizer.arguments, tokenizer.folder))
     if fresh:
         run.forget()
-    run.check()
+    run.check(fresh)
     trained_here = None if tokenizer is None else _train_tokenizer(tokenizer)
     extra = [f"--model.tokenizer={trained_here}"] if trained_here is not None else []
     _fit(run, extra, None if fresh or not run.last_checkpoint.is_file() else run.last_checkpoint)

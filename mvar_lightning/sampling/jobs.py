@@ -212,6 +212,8 @@ def class_indices(classes: str | Sequence[int] | None, num_classes: int, names: 
             continue
         first, dash, last = part.partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
+            if part == "all":
+                raise UserError(f"``classes`` {classes}: all takes every class; leave the others out")
             known = f"``data`` names {', '.join(names[:5])}, ..." if names else "to use names give ``data`` FOLDER"
             raise UserError(f"class {part!r}: must be an index from 0 to {num_classes - 1} or a known name; {known}")
         chosen = range(int(first), int(last if dash else first) + 1)

@@ -23,7 +23,7 @@ from mvar_lightning.errors import UserError, check_kind
 from mvar_lightning.pyramid import ScalePyramid
 from mvar_lightning.sampling.guidance import GuidanceSchedule, GuidedRows, LinearGuidance, as_schedule
 from mvar_lightning.tokenizer import MultiScaleTokenizer, check_pair
-from mvar_lightning.tools.compute import evaluating, exact_float32
+from mvar_lightning.tools.compute import evaluating, exact_float32, plain_numbers
 from mvar_lightning.transformer import NextScaleTransformer
 
 Replace = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -231,7 +231,7 @@ def check_finite(sound: Tensor, what: str, whose: str) -> None:
 
 def listed(seeds: Sequence[int] | Tensor | int | None) -> Sequence[int] | None:
     """Seeds as a sequence; a bare number is one of them. Raises `UserError` for anything else."""
-    given: Any = seeds.tolist() if isinstance(seeds, (Tensor, np.ndarray)) else seeds
+    given: Any = seeds.tolist() if isinstance(seeds, (Tensor, np.ndarray)) else plain_numbers(seeds)
     given = [given] if isinstance(given, numbers.Number) else given
     if given is not None and not isinstance(given, Sequence):
         raise UserError(f"seeds {given!r}: give a list of whole numbers")
@@ -240,7 +240,7 @@ def listed(seeds: Sequence[int] | Tensor | int | None) -> Sequence[int] | None:
 
 def repeated(label_B: Tensor | Sequence[int] | int, images: int) -> Tensor | Sequence[int]:
     """One label, of whatever library's kind of number, for as many images; several as they are."""
-    labels: Any = label_B.item() if isinstance(label_B, (Tensor, np.ndarray)) and label_B.ndim == 0 else label_B
+    labels: Any = plain_numbers(label_B)
     return [int(labels)] * images if isinstance(labels, int | np.integer) else labels
 
 
@@ -251,7 +251,7 @@ def check_labels(label_B: Tensor | Sequence[int], model: NextScaleTransformer) -
         UserError: labels of another shape, none at all, not whole numbers, or out of range.
     """
     try:
-        label_B = torch.as_tensor(np.asarray(label_B) if isinstance(label_B, (list, tuple)) else label_B)
+        label_B = torch.as_tensor(np.asarray(plain_numbers(label_B)) if isinstance(label_B, (list, tuple)) else label_B)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"labels {label_B!r}: give a list of class indices, (B,)") from error
     if label_B.ndim != 1 or len(label_B) == 0:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -154,3 +155,10 @@ def peak_memory_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     # kilobytes on Linux, bytes on macOS
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def plain_numbers(value: Any) -> Any:
+    """A number out of its tensor (0-d, of any device) or array; of a list, each. All else as it is."""
+    if isinstance(value, (list, tuple)):
+        return [plain_numbers(each) for each in value]
+    return value.item() if isinstance(value, (torch.Tensor, np.ndarray)) and value.ndim == 0 else value

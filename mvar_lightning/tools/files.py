@@ -26,8 +26,7 @@ from typing import IO, Any, Literal
 
 from mvar_lightning.errors import UserError
 
-JSON_BYTES = 2**26
-"""No JSON of ours comes near; a larger file is something else."""
+JSON_BYTES = 2**28  # no JSON of ours comes near; a larger file is something else
 
 # Reading
 
@@ -36,11 +35,17 @@ def read_json(path: str | Path, damaged: str = "not readable as JSON: {error}") 
     """The content of a JSON file. Raises `UserError` where there is none, or with ``damaged`` where it is no JSON."""
     path = existing_file(path)
     try:
-        if path.stat().st_size > JSON_BYTES:
-            raise ValueError(f"{path.stat().st_size:,} bytes are too many")
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # the last: nested too deep
+        with path.open("rb") as file:
+            return parse_json(file.read(JSON_BYTES + 1))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: {damaged.format(error=in_a_line(error))}") from error
+
+
+def parse_json(content: bytes, **options: Any) -> Any:
+    """Raises ValueError, or RecursionError (nested too deep), where the content is no JSON of ours."""
+    if len(content) > JSON_BYTES:
+        raise ValueError(f"more than {JSON_BYTES:,} bytes")
+    return json.loads(content, **options)
 
 
 def in_a_line(error: Exception, longest: int = 300) -> str:

@@ -1,4 +1,4 @@
-"""Files of tensors: what ``torch.save`` and safetensors write, read without executing anything, and written whole.
+"""Files of tensors and arrays: what ``torch.save``, safetensors and numpy write, read without executing anything.
 
 PyTorch files are read with ``weights_only`` and, where their form allows, memory-mapped: tensors then take memory
 only as they are copied out. torch itself is imported only when there is something to read or to write.
@@ -6,10 +6,15 @@ only as they are copied out. torch itself is imported only when there is somethi
 
 from __future__ import annotations
 
+import lzma
+import math
 import os
 import re
+import struct
+import tokenize
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -20,6 +25,7 @@ from mvar_lightning.errors import UserError
 from mvar_lightning.tools.files import existing_file, in_a_line, write, writing
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 CHECKING_THREADS = 4
@@ -136,3 +142,82 @@ def write_tensors(path: str | Path, state: Mapping[str, Tensor]) -> None:
             if told is None:
                 raise
             raise OSError(int(told[1]), os.strerror(int(told[1])), str(path)) from error
+
+
+# Archives of arrays (npz)
+
+
+DAMAGED = (
+    OSError,
+    ValueError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    tokenize.TokenError,  # NumPy's second try at an array's header
+    TypeError,  # a header with another type among its words
+    KeyError,  # a damaged name
+    RuntimeError,  # NotImplementedError with it: zipfile's answer to flags that say encrypted or an unknown method
+)
+"""What reading an npz of damaged bytes raises: NumPy, zipfile and its decompressors each have their own."""
+
+
+def open_arrays(path: Path) -> Any:
+    """An npz that is open for reading, nothing unpickled.
+
+    Raises:
+        UserError: it is missing, no npz, or an array's size is not the one that its header tells: memory is taken by
+            the header.
+    """
+    import numpy as np
+
+    existing_file(path)
+    try:
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.lib.npyio.NpzFile):
+            assert file.zip is not None
+            _check_sizes(file.zip)
+    except DAMAGED as error:
+        raise UserError(
+            f"{path}: not a readable npz: damaged, of another kind, or pickled ({in_a_line(error)})"
+        ) from error
+    if not isinstance(file, np.lib.npyio.NpzFile):
+        raise UserError(f"{path}: is a single array, not an npz; write it with numpy.savez")
+    return file
+
+
+def array_header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether in Fortran's order, and type of an array, from the start of its file or of an npz's member.
+
+    Raises:
+        ValueError: it is of another version, or needs unpickling. Others of `DAMAGED` where it is no header.
+    """
+    from numpy.lib import format as form
+
+    readers = {(1, 0): form.read_array_header_1_0, (2, 0): form.read_array_header_2_0}
+    header: Any = readers.get(form.read_magic(stream))
+    if header is None or (found := header(stream))[2].hasobject:
+        raise ValueError("pickled, or of a later version")
+    return found
+
+
+def _check_sizes(archive: zipfile.ZipFile) -> None:
+    for member in archive.infolist():
+        with archive.open(member) as stream:
+            if not member.filename.endswith(".npy"):
+                continue
+            try:
+                shape, _, kind = array_header(stream)
+            except ValueError:
+                continue  # refused once it is read: nobody may ask for it
+            if min(shape, default=0) < 0 or math.prod(shape) * kind.itemsize != member.file_size - stream.tell():
+                raise ValueError(f"{member.filename}: its header tells another size")
+
+
+def read_array(path: Path, file: Any, name: str) -> np.ndarray:
+    """One array of an open npz. Raises `UserError` where it cannot be read."""
+    try:
+        return file[name]
+    except DAMAGED as error:
+        raise UserError(f"{path}: {name} cannot be read: it is damaged or pickled; only plain arrays are") from error

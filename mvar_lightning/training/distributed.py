@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import cast
 
@@ -115,6 +115,16 @@ def gathered(model: NextScaleTransformer) -> NextScaleTransformer:
         return model
     state = {name: whole(local(tensor), like=tensor) for name, tensor in model.state_dict().items()}
     return fill(on_meta(lambda: NextScaleTransformer.from_config(model.config)), state, "the sharded model")
+
+
+SHORT = {"None": "32-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
+"""What Lightning takes for its own names of precisions."""
+
+
+def check_precision(precision: object, taken: Sequence[str], why: str) -> None:
+    """Raise `UserError` for a precision, as the trainer or a recipe says it, that is not among those ``taken``."""
+    if SHORT.get(str(precision), str(precision)) not in taken:
+        raise UserError(f"trainer.precision {precision}: {why}; take {', '.join(taken)}")
 
 
 def has_trainer(module: L.LightningModule) -> bool:

@@ -29,7 +29,7 @@ from mvar_lightning.metrics.quality import CodebookUsage
 from mvar_lightning.sampling import Generated, generate
 from mvar_lightning.tokenizer import MultiScaleTokenizer, fingerprint
 from mvar_lightning.tools.drawing import normalize
-from mvar_lightning.training.distributed import has_trainer, log_means, seed_batch, shard_where_asked
+from mvar_lightning.training.distributed import check_precision, has_trainer, log_means, seed_batch, shard_where_asked
 from mvar_lightning.training.manual_steps import compute_as_agreed, window_of
 from mvar_lightning.training.optimizers import HeldLine, ScheduledAdamW, parameter_groups
 from mvar_lightning.training.scale_groups import ScaleGroups, kept_of_token, loss_of_groups
@@ -172,13 +172,15 @@ class NextScaleModule(L.LightningModule):
         self.tokenizer.eval()
         return self
 
+    @staticmethod
+    def check_precision(precision: object) -> None:
+        """Raise `UserError` for one that the module cannot train in."""
+        taken = ("32-true", "bf16-mixed", "16-mixed")
+        check_precision(precision, taken, "the frozen tokenizer needs float32 weights")
+
     def setup(self, stage: str) -> None:
         run_data(self.trainer).check_model(self.tokenizer, self.tokenizer_hash)
-        if self.trainer.precision not in ("32-true", "bf16-mixed", "16-mixed"):
-            raise UserError(
-                f"trainer.precision {self.trainer.precision}: the frozen tokenizer needs float32 weights; take "
-                "32-true, bf16-mixed or 16-mixed"
-            )
+        self.check_precision(self.trainer.precision)
         if self.scale_groups.splits_steps and self.trainer.precision == "16-mixed":
             raise UserError("scale_groups: go with precision 32-true or bf16-mixed, not 16-mixed with its loss scaling")
         compute_as_agreed(self.trainer)

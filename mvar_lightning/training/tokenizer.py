@@ -32,7 +32,7 @@ from mvar_lightning.tokenizer.losses import EntropyLoss, L1Loss, L2Loss, LossPar
 from mvar_lightning.tokenizer.quantizer import FIRST_KEPT, check_scale_dropout, draw_kept_scales
 from mvar_lightning.tokenizer.tokenizer import TRAINING_ONLY, MultiScaleTokenizer, TokenizerOutput, fingerprint_of
 from mvar_lightning.tools.drawing import normalize
-from mvar_lightning.training.distributed import has_trainer, log_means, seed_batch, seed_of_batch
+from mvar_lightning.training.distributed import check_precision, has_trainer, log_means, seed_batch, seed_of_batch
 from mvar_lightning.training.manual_steps import (
     FiniteTerms,
     as_list,
@@ -148,12 +148,14 @@ class TokenizerModule(L.LightningModule):
                 raise UserError(
                     f"trainer.{name} {value}: this module takes its optimizer steps itself; set model.{name} instead"
                 )
-        if self.trainer.precision not in ("32-true", "bf16-mixed"):
-            raise UserError(
-                f"trainer.precision {self.trainer.precision}: tokenizers train in 32-true or bf16-mixed "
-                "(half precision would need one loss scale for two optimizers)"
-            )
+        self.check_precision(self.trainer.precision)
         return []
+
+    @staticmethod
+    def check_precision(precision: object) -> None:
+        """Raise `UserError` for one that the module cannot train in."""
+        why = "a tokenizer's weights are float32, and half precision would need one loss scale for two optimizers"
+        check_precision(precision, ("32-true", "bf16-mixed"), why)
 
     def setup(self, stage: str) -> None:
         size = self.tokenizer.image_size
@@ -323,13 +325,20 @@ class TokenizerModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         unwrap_names(checkpoint)
         # another set of optimizers is refused before any weight is touched
-        theirs = any(key.startswith("adversarial.") for key in checkpoint["state_dict"])
+        state, own = checkpoint["state_dict"], self.state_dict()
+        theirs = any(key.startswith("adversarial.") for key in state)
         if has_trainer(self) and theirs != (self.adversarial is not None):
             raise UserError(
                 f"this checkpoint was written {'with' if theirs else 'without'} a discriminator, this run is "
                 f"{'without' if theirs else 'with'} one: keep model.adversarial as it was, or start a new run with "
                 "model.init_from"
             )
+        for name in own if has_trainer(self) else ():
+            if name in state and (there := tuple(state[name].shape)) != (here := tuple(own[name].shape)):
+                raise UserError(
+                    f"this checkpoint has {name} of {there}, this run of {here}: keep the model's sizes as they were, "
+                    "or start a new run with model.init_from"
+                )
         # of a checkpoint from before the module took its steps itself: Lightning counted these elsewhere
         loop, steps = checkpoint.get("loops", {}).get("fit_loop", {}), checkpoint["global_step"]
         progress = loop.get("epoch_loop.manual_optimization.optim_step_progress")

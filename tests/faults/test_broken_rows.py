@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import signal
 import struct
@@ -11,10 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from mvar_lightning.data.images import SampleError
 from mvar_lightning.data.making.embedded import load_source
 from mvar_lightning.data.making.sources import Source
+from mvar_lightning.data.tar import label_of
 from mvar_lightning.errors import UserError
+from mvar_lightning.sampling.jobs import class_indices
 
 from .harness import Answer, ask, broken_promise, start
 
@@ -53,13 +58,58 @@ def test_class_names_of_bytes_are_text(tmp_path: Path) -> None:
     assert made.class_names == ("cat", "dog")
 
 
+def idx(array: np.ndarray) -> bytes:
+    sizes = b"".join(struct.pack(">I", size) for size in array.shape)
+    return b"\0\0\x08" + bytes([array.ndim]) + sizes + array.tobytes()
+
+
+def test_a_set_as_torchvision_leaves_it(tmp_path: Path) -> None:
+    """``MNIST/raw`` holds each file packed and unpacked; its parent will do, one of the files will not."""
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for split in ("train", "t10k"):
+        for name, array in (("images-idx3", PIXELS[..., 0]), ("labels-idx1", LABELS.astype(np.uint8))):
+            (raw / f"{split}-{name}-ubyte").write_bytes(idx(array))
+            (raw / f"{split}-{name}-ubyte.gz").write_bytes(gzip.compress(idx(array)))
+    for place in (raw, raw.parent):
+        source = load_source(place)
+        assert [len(source.train), len(source.val), source.class_names] == [24, 24, ("0", "1")]
+    with pytest.raises(UserError, match=r"train-images-idx3-ubyte: .* give their folder"):
+        load_source(raw / "train-images-idx3-ubyte")
+
+
+def test_names_that_are_one_number_or_no_line(tmp_path: Path) -> None:
+    for name in ("7", "007", "8"):
+        (tmp_path / "folders" / name).mkdir(parents=True)
+        for number in range(2):
+            Image.fromarray(PIXELS[number]).save(tmp_path / "folders" / name / f"{number}.png")
+    source = load_source(tmp_path / "folders")
+    assert (source.class_names, len(source.train), len(source.val)) == (("007", "7", "8"), 3, 3)
+    (tmp_path / "list.csv").write_text("".join(f"folders/{name}/0.png,{label}\n" for label, name in
+                                               (("0", "8"), ("1", "7"), ("01", "007"))))  # fmt: skip
+    with pytest.raises(UserError, match="classes 1 and 01 are one number"):
+        load_source(tmp_path / "list.csv")
+    with pytest.raises(UserError, match=r"class 'a\\nb': its name has a line break") as said:
+        shards_of(tmp_path, images=PIXELS, labels=LABELS, class_names=np.array(["a\nb", "c"]))
+    assert "\n" not in str(said.value)
+    with pytest.raises(UserError, match="labels: are int64 of a single value"):
+        shards_of(tmp_path, images=PIXELS, labels=np.int64(1))
+
+
+def test_numbers_with_underscores_are_no_labels() -> None:
+    assert label_of(b" 10\n") == 10
+    with pytest.raises(SampleError, match="1_0"):
+        label_of(b"1_0")
+
+
+@pytest.mark.parametrize("classes", ["all,1", "1, all"])
+def test_all_classes_and_some(classes: str) -> None:
+    with pytest.raises(UserError, match="all takes every class"):
+        class_indices(classes, 3)
+
+
 def test_idx_files_of_two_sets_are_not_mixed(tmp_path: Path) -> None:
     """EMNIST comes as six sets in one folder."""
-
-    def idx(array: np.ndarray) -> bytes:
-        sizes = b"".join(struct.pack(">I", size) for size in array.shape)
-        return b"\0\0\x08" + bytes([array.ndim]) + sizes + array.tobytes()
-
     for family in ("balanced", "letters"):
         for split in ("train", "test"):
             (tmp_path / f"emnist-{family}-{split}-images-idx3-ubyte").write_bytes(idx(PIXELS[..., 0]))
@@ -71,7 +121,7 @@ def test_idx_files_of_two_sets_are_not_mixed(tmp_path: Path) -> None:
 def test_arrays_under_the_name_of_the_other_kind(tmp_path: Path) -> None:
     with (tmp_path / "set.npz").open("wb") as file:
         np.save(file, PIXELS)
-    refused(ask("shards", "make", "set.npz", "out", cwd=tmp_path), "is a single array", "labels beside it")
+    refused(ask("shards", "make", "set.npz", "out", cwd=tmp_path), "is a single array")
     with (tmp_path / "images.npy").open("wb") as file:
         np.savez(file, images=PIXELS)
     np.save(tmp_path / "labels.npy", LABELS)
@@ -96,7 +146,7 @@ def test_arrays_that_cannot_be_unpacked(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "vast.npz", "w") as archive:
         archive.writestr("images.npy", header.getvalue())
         archive.writestr("labels.npy", labels.getvalue())
-    refused(ask("shards", "make", "vast.npz", "out", cwd=tmp_path, memory_mb=2000), "vast.npz", "fit into memory")
+    refused(ask("shards", "make", "vast.npz", "out", cwd=tmp_path, memory_mb=2000), "vast.npz: ", "another size")
 
 
 SLOW_TO_STOP = """#!/bin/sh
@@ -115,15 +165,21 @@ with terminable():
 """
 
 
-def test_a_stop_of_the_sweep_reaches_its_run(tmp_path: Path) -> None:
-    """`kill` tells the sweep alone: the run must hear of it, and have the time to save."""
+@pytest.mark.parametrize("stops", [1, 2])
+def test_a_stop_of_the_sweep_reaches_its_run(stops: int, tmp_path: Path) -> None:
+    """`kill` tells the sweep alone: the run must hear of it, and have the time to save; nor may it live on unheard of
+    where the sweep is told twice."""
     (tmp_path / "run").write_text(SLOW_TO_STOP)
     (tmp_path / "run").chmod(0o755)
     begun = start(code=STOPPED_SWEEP, cwd=tmp_path, seconds=30)
     while not (tmp_path / "started").exists() and not begun.ended():
         time.sleep(0.02)
-    begun.send(signal.SIGTERM)
-    assert "KeyboardInterrupt" in begun.finish().err
+    time.sleep(0.3)  # the sweep itself may not yet have come back from starting it
+    for _ in range(stops):
+        begun.send(signal.SIGTERM)
+        time.sleep(0.2)
+    answer = begun.finish()
+    assert "KeyboardInterrupt" in answer.err, answer
     assert (tmp_path / "saved").exists()
 
 

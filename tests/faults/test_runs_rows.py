@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import yaml
-from faults.harness import Answer, ask, broken_promise
 from small_run import MODEL_SIZES, TOKENIZER_SIZES
+
+from mvar_lightning.runs.bounds import object_of
+from tests.faults.harness import Answer, ask, broken_promise, start_ranks
 
 Recipe = dict[str, Any]
 TESTS = Path(__file__).parents[1]
@@ -218,6 +220,7 @@ NUMBERS = (
     "--trainer.precision=bf16-true",
     "--trainer.precision=16-true",
     "--trainer.precision=64-true",
+    "--trainer.precision=transformer-engine",
     "--ckpt_path=last.ckpt",
 )
 LATER = (
@@ -238,6 +241,26 @@ def test_a_recipe_is_judged_before_anything_is_made_or_trained(override: str, tm
     named = override.partition("=")[0].rpartition(".")[2].strip("+-").replace("callbacks", "num_images")
     assert named.replace("_", "-") in answer.line.replace("_", "-")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["recipes"]
+
+
+def test_all_processes_of_a_refused_run_end(assets: Path) -> None:
+    """What rank zero alone was told, the other one waited for."""
+    argv = ["train", "recipes/var.yaml", "--run-folder", "runs/long", "--trainer.devices=2"]
+    for answer in [begun.finish() for begun in start_ranks(2, *argv, cwd=assets, seconds=30)]:
+        assert answer.status == 2 and broken_promise(answer) is None, answer.err
+        assert "run folder runs/long belongs to another version" in answer.line
+
+
+def test_a_run_folder_is_no_reference(assets: Path) -> None:
+    answer = ask("train", "recipes/var.yaml", "--run-folder", "a${oc.env:HOME}", cwd=assets)
+    assert answer.status == 2 and broken_promise(answer) is None, answer.err
+    assert "run folder a${oc.env:HOME}: " in answer.line
+
+
+def test_both_groups_of_arguments_are_an_objects() -> None:
+    """The parser's ``dict_kwargs`` are for classes that take any; they were left out of what is judged."""
+    node = {"class_path": "x.Y", "init_args": {"a": 1}, "dict_kwargs": {"b": 2}}
+    assert object_of(node) == ("x.Y", {"a": 1, "b": 2})
 
 
 @pytest.mark.parametrize("section", ["modle: {}", "modle:", "model:", "data:", "trainer:", "trainer: 3"])

@@ -11,10 +11,10 @@ from typing import Any, cast
 
 import pytest
 import yaml
-from faults.harness import ask
 from small_run import MODEL_SIZES
 
 from mvar_lightning.callbacks import monitors
+from tests.faults.harness import ask
 
 Recipe = dict[str, Any]
 

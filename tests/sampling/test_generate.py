@@ -185,3 +185,16 @@ def test_a_few_tokens_and_logits_at_a_time_give_the_same(
     images_in_parts, idx_in_parts = run()
     assert torch.equal(idx_in_parts, idx_BL)
     torch.testing.assert_close(images_in_parts, images)
+
+
+def test_labels_and_seeds_in_tensors_of_their_own(make_model: MakeModel, tokenizer: MultiScaleTokenizer) -> None:
+    """As a loop over a tensor gives them. Of a GPU, numpy takes none (a stand-in refuses as they do)."""
+
+    class Elsewhere(Tensor):
+        def __array__(self, *args: Any) -> Any:
+            raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+    model = make_model()
+    labels, seeds = ([torch.tensor(value).as_subclass(Elsewhere) for value in each] for each in ((0, 4), (5, 6)))
+    made, wanted = generate(model, tokenizer, labels, seeds=seeds), generate(model, tokenizer, [0, 4], seeds=[5, 6])
+    assert torch.equal(made.images, wanted.images)

@@ -250,7 +250,7 @@ def test_bf16_keeps_losses_and_gradients_in_float32(tmp_path: Path) -> None:
     [
         ({"gradient_clip_val": 1.0}, "trainer.gradient_clip_val 1.0.*set model.gradient_clip_val"),
         ({"accumulate_grad_batches": 2}, "trainer.accumulate_grad_batches 2.*set model.accumulate_grad_batches"),
-        ({"precision": "64-true"}, "trainer.precision 64-true: tokenizers train in 32-true or bf16-mixed"),
+        ({"precision": "64-true"}, "trainer.precision 64-true: .*; take 32-true, bf16-mixed"),
     ],
 )
 def test_settings_of_the_trainer_that_are_the_modules(settings: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -330,6 +330,18 @@ def test_a_checkpoint_with_other_optimizers_is_refused(saved_with: bool, tmp_pat
     with pytest.raises(UserError, match=f"written {'with' if saved_with else 'without'} a discriminator"):
         trainer(tmp_path, max_steps=2).fit(other, loader(), ckpt_path=tmp_path / "a.ckpt", weights_only=True)
     assert all(torch.equal(before[name], value) for name, value in other.state_dict().items())
+
+
+def test_a_checkpoint_of_another_discriminator_or_tokenizer_is_told_by_its_sizes(tmp_path: Path) -> None:
+    """Before any weight is touched, and not in torch's list of all of them."""
+    run = trainer(tmp_path, max_steps=1)
+    run.fit(module(adversarial=adversarial), loader())
+    state = {name: torch.zeros(3, *tensor.shape) for name, tensor in run.lightning_module.state_dict().items()}
+    for name in ("adversarial.discriminator.", "tokenizer.encoder."):
+        wrong = next(each for each in state if each.startswith(name))
+        content = {"state_dict": {**run.lightning_module.state_dict(), wrong: state[wrong]}, "global_step": 1}
+        with pytest.raises(UserError, match=rf"has {wrong} of \(3, .*keep the model's sizes"):
+            run.lightning_module.on_load_checkpoint(content)
 
 
 def test_scale_dropout_and_remedies_take_part(tmp_path: Path) -> None:

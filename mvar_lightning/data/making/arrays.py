@@ -23,6 +23,7 @@ from PIL import Image
 from mvar_lightning.data.making.sources import Example, FileExamples, LazyExamples, Source, split_by_class
 from mvar_lightning.errors import UserError
 from mvar_lightning.tools.files import in_a_line
+from mvar_lightning.tools.tensors import open_arrays, read_array
 
 ARRAY_SUFFIXES = (".npz", ".npy")
 
@@ -133,13 +134,11 @@ def read_arrays(path: Path, val_fraction: float = 0.1, seed: int = 0) -> Source:
             return _source(
                 {name: partial(_same, array) for name, array in loaded.items()}, where, (), (val_fraction, seed)
             )
-        archive = np.load(path)
-        if not isinstance(archive, NpzFile):
-            raise UserError(f"{where}: is a single array; name it ...images.npy, with its labels beside it")
-        with archive:
-            names = _class_names(archive["class_names"], where) if "class_names" in archive.files else ()
+        with open_arrays(path) as archive:
+            read = partial(read_array, path, archive)
+            names = _class_names(read("class_names"), where) if "class_names" in archive.files else ()
             known = _known_names(archive.files, where)
-            loads = {name: partial(archive.__getitem__, found) for name, found in known.items()}
+            loads = {name: partial(read, found) for name, found in known.items()}
             return _source(loads, where, names, (val_fraction, seed))
     except UserError:
         raise
@@ -236,18 +235,22 @@ def _images(arrays: Mapping[str, Load], split: str, where: str) -> Images:
     if pixels.dtype != np.uint8:
         raise UserError(f"{name}: are {pixels.dtype}; give uint8, from 0 to 255")
     if pixels.ndim not in (3, 4) or (pixels.ndim == 4 and pixels.shape[-1] not in (1, 3, 4)) or 0 in pixels.shape:
-        shape = " x ".join(map(str, pixels.shape))
-        raise UserError(f"{name}: are {shape}; give N x H x W, or N x H x W x C of 1, 3 or 4 channels")
+        raise UserError(f"{name}: are {_shape(pixels)}; give N x H x W, or N x H x W x C of 1, 3 or 4 channels")
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        shape = " x ".join(map(str, labels.shape))
-        raise UserError(f"{where}, {split}labels: are {labels.dtype} of {shape}; give a whole number for each image")
+        raise UserError(
+            f"{where}, {split}labels: are {labels.dtype} of {_shape(labels)}; give a whole number for each image"
+        )
     if len(labels) != len(pixels):
         raise UserError(f"{where}: {len(pixels):,} {split}images and {len(labels):,} {split}labels do not match")
     if labels.max() > np.iinfo(np.int64).max:
         raise UserError(f"{where}, {split}labels: go up to {labels.max()}; number the classes from 0")
     return Images(pixels if pixels.ndim == 4 else pixels[..., None], labels.astype(np.int64))
+
+
+def _shape(array: NDArray[Any]) -> str:
+    return " x ".join(map(str, array.shape)) or "a single value"
 
 
 def _classes(labels: NDArray[np.int64], names: tuple[str, ...], where: str) -> tuple[tuple[str, ...], dict[int, int]]:

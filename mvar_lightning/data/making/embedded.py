@@ -188,9 +188,12 @@ def load_source(
         return read_list(path, val_fraction, seed)
     if path.suffix.lower() in ARRAY_SUFFIXES and not path.is_dir():
         return read_arrays(path, val_fraction, seed)
-    if find_idx(path):
-        return read_idx(path)
+    for place in (path, path / "raw"):  # torchvision keeps them in MNIST/raw
+        if find_idx(place):
+            return read_idx(place)
     if path.is_file():
+        if path in find_idx(path.parent):
+            raise UserError(f"source {path}: is one of several IDX files that belong together; give their folder")
         raise UserError(
             f"source {path}: is neither a list ({', '.join(LIST_SUFFIXES)}), arrays ({', '.join(ARRAY_SUFFIXES)}) "
             f"nor {TRAIN}; "

@@ -16,6 +16,7 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, overload
 
@@ -40,6 +41,10 @@ class Source:
     val: Sequence[Example]
     notes: tuple[str, ...] = ()
     """What to tell the user: what was left out, and how classes are numbered."""
+
+    def __post_init__(self) -> None:
+        if broken := [name for name in self.class_names if "".join(name.splitlines()) != name]:
+            raise UserError(f"class {broken[0]!r}: its name has a line break; rename it")
 
     def split(self, name: str) -> Sequence[Example]:
         return self.train if name == "train" else self.val
@@ -240,6 +245,9 @@ def _class_names(path: Path, names: Sequence[str]) -> tuple[str, ...]:
     if not all(name.isdecimal() for name in names):
         return tuple(sorted(names))
     numbers = sorted(names, key=int)
+    for name, following in pairwise(numbers):
+        if int(name) == int(following):
+            raise UserError(f"list {path}: classes {name} and {following} are one number; write it in one way")
     for label, name in enumerate(numbers):
         if int(name) != label:
             raise UserError(

@@ -29,7 +29,6 @@ from webdataset.gopen import Pipe, gopen, gopen_schemes, rewrite_url
 from mvar_lightning.data.index import (
     CHECK,
     INDEX_NAME,
-    MAX_INDEX,
     ShardIndex,
     ShardInfo,
     SplitIndex,
@@ -39,6 +38,7 @@ from mvar_lightning.data.index import (
 )
 from mvar_lightning.data.tar import TarDamage, read_samples
 from mvar_lightning.errors import UserError
+from mvar_lightning.tools.files import JSON_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ def index_at(path: str | Path) -> ShardIndex:
     where = f"{path.rstrip('/')}/{INDEX_NAME}"
     try:
         with open_remote(where) as file:
-            content = file.read(MAX_INDEX + 1)
+            content = file.read(JSON_BYTES + 1)
     except (UserError, OSError) as error:
         problem = error if isinstance(error, UserError) else f"{where}: {error}"
         way_out = f"shards are read from a URL with the {INDEX_NAME} that `mvar shards make` wrote"
