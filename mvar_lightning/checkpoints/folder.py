@@ -12,6 +12,7 @@ import reprlib
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -24,6 +25,7 @@ from mvar_lightning.checkpoints.assign import M, check_fit, fill, on_meta, plain
 from mvar_lightning.errors import UserError, check_kind, check_types
 from mvar_lightning.tokenizer import MultiScaleTokenizer, check_pair, fingerprint
 from mvar_lightning.tools.files import in_a_line, kind_of, read_json, standing, told, write_json, writing_folder
+from mvar_lightning.tools.shipped import shipped_model, shipped_models
 from mvar_lightning.tools.tensors import read_safetensors, read_torch, safetensors_shapes, write_tensors
 from mvar_lightning.transformer import NextScaleTransformer
 
@@ -51,6 +53,8 @@ class Opened:
     record: Record
     parts: Mapping[str, Path | dict[str, Tensor]]
     checksums: Mapping[str, str] = field(default_factory=dict)
+    half: bool = False
+    """Whether its float32 weights are stored rounded to float16."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """What else is in it: the state of training."""
 
@@ -75,10 +79,18 @@ class Opened:
         return {key: tuple(tensor.shape) for key, tensor in found.items()}
 
     def tensors(self, part: str) -> dict[str, Tensor]:
-        """The tensors themselves, compared with the checksum that a folder's record has."""
+        """The tensors themselves, compared with the checksum that a folder's record has; rounded ones as float32."""
         found = self.parts[part]
         if not isinstance(found, Path):
             return found
+        tensors = self._read(found)
+        return (
+            {name: t.float() if t.dtype == torch.float16 else t for name, t in tensors.items()}
+            if self.half
+            else tensors
+        )
+
+    def _read(self, found: Path) -> dict[str, Tensor]:
         expected = self.checksums.get(found.name)
         if expected is None:  # written before there were any
             return read_safetensors(found)
@@ -130,23 +142,28 @@ class Opened:
         return module
 
 
-def save(path: str | Path, model: NextScaleTransformer | None, tokenizer: MultiScaleTokenizer) -> None:
+def save(
+    path: str | Path, model: NextScaleTransformer | None, tokenizer: MultiScaleTokenizer, half: bool = False
+) -> None:
     """Write a checkpoint folder; it appears at ``path`` only once it is whole.
 
     Args:
         path: a new or empty folder, or an earlier checkpoint, which is replaced.
         model: None saves a tokenizer alone.
         tokenizer: the one that belongs to the model.
+        half: round float32 weights to float16, in half of the space; they are float32 again when opened.
 
     Raises:
-        UserError: model and tokenizer do not fit together, ``path`` holds something else, or it cannot be written: an
-            earlier checkpoint is then left as it was.
+        UserError: model and tokenizer do not fit together, a weight is too large for float16, ``path`` holds something
+            else, or it cannot be written: an earlier checkpoint is then left as it was.
     """
     check_kind("path", path, (str, PathLike), "a folder")
     path = Path(path)
     check_kind("tokenizer", tokenizer, MultiScaleTokenizer, "a MultiScaleTokenizer")
     if model is not None:
         check_pair(model, tokenizer)
+    if half:
+        tokenizer, model = _rounded(tokenizer), None if model is None else _rounded(model)
     record = Record(tokenizer.config, fingerprint(tokenizer), None if model is None else model.config)
     modules: dict[str, nn.Module] = {TOKENIZER: tokenizer} | ({} if model is None else {MODEL: model})
     with told(path):
@@ -154,9 +171,26 @@ def save(path: str | Path, model: NextScaleTransformer | None, tokenizer: MultiS
         with writing_folder(path) as folder:
             checksums = {}
             for name, module in modules.items():
-                write_tensors(folder / name, plain_names(module.state_dict(), name))
+                tensors = plain_names(module.state_dict(), name)
+                if half:
+                    tensors = {key: t.half() if t.dtype == torch.float32 else t for key, t in tensors.items()}
+                write_tensors(folder / name, tensors)
                 checksums[name] = crc32_of(folder / name)
-            write_json(folder / CONFIG, {"library": LIBRARY, **record.as_plain(), "crc32": checksums})
+            write_json(
+                folder / CONFIG,
+                {"library": LIBRARY, **record.as_plain(), "crc32": checksums, **({"half": True} if half else {})},
+            )
+
+
+def _rounded(module: M) -> M:
+    """A copy whose float32 tensors are what float16 can say."""
+    copy = deepcopy(module)
+    for name, tensor in copy.state_dict().items():
+        if tensor.dtype == torch.float32:
+            tensor.copy_(tensor.half())
+            if not tensor.isfinite().all():
+                raise UserError(f"{name}: holds a value too large for float16; save without ``half``")
+    return copy
 
 
 def crc32_of(path: Path) -> str:
@@ -208,8 +242,10 @@ def open_checkpoint(path: str | Path, whole: bool = True) -> Opened:
     check_kind("path", path, (str, PathLike), "a folder or a file")
     path = standing(Path(path))
     kind = kind_of(path)
+    if kind is None and (shipped := shipped_model(path)):
+        return _open_folder(shipped)
     if kind is None:
-        raise UserError(f"{path}: no such checkpoint")
+        raise UserError(f"{path}: no such checkpoint (by name there are: {', '.join(shipped_models())})")
     if is_part(path):
         raise UserError(f"{path}: is one file of a saved folder, which is read as a whole; give {path.parent}")
     return _open_folder(saved_in(path)) if kind == "folder" else _open_lightning(path, whole)
@@ -241,7 +277,9 @@ def _open_folder(path: Path) -> Opened:
     checksums = plain.get("crc32", {})
     if not isinstance(checksums, dict):
         raise UserError(f"{path / CONFIG}: its entry 'crc32' is not a dict")
-    return Opened(str(path), record, {"tokenizer": path / TOKENIZER, "model": path / MODEL}, checksums)
+    if not isinstance(half := plain.get("half", False), bool):
+        raise UserError(f"{path / CONFIG}: its entry 'half' is not true or false")
+    return Opened(str(path), record, {"tokenizer": path / TOKENIZER, "model": path / MODEL}, checksums, half=half)
 
 
 def _open_lightning(path: Path, whole: bool) -> Opened:

@@ -24,8 +24,12 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("export", help="write a checkpoint under the names of the published models")
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT)
     words = "where the transformer goes (.pth, .safetensors)"
-    parser.add_argument("--model", required=True, metavar="FILE", help=words)
-    parser.add_argument("--tokenizer", required=True, metavar="FILE", help="where the tokenizer goes")
+    parser.add_argument("--model", metavar="FILE", help=words)
+    parser.add_argument("--tokenizer", metavar="FILE", help="where the tokenizer goes")
+    words = "instead of the two files: a saved folder of the suite, of weights alone"
+    parser.add_argument("--folder", metavar="FOLDER", help=words)
+    words = "with --folder: round the weights to float16, in half of the space"
+    parser.add_argument("--half", action="store_true", help=words)
     parser.set_defaults(run=run_export)
     parser = subparsers.add_parser("info", help="architecture, sizes and tokenizer hash of a checkpoint")
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT)
@@ -42,10 +46,18 @@ def run_import(args: argparse.Namespace) -> int:
 
 
 def run_export(args: argparse.Namespace) -> int:
-    """Export both files."""
-    from mvar_lightning.checkpoints import export_official, load
+    """Export both files, or a folder."""
+    from mvar_lightning.checkpoints import export_official, load, save
 
+    if (args.folder is None) == (args.model is None and args.tokenizer is None) or (args.half and not args.folder):
+        raise UserError("mvar export: give ``model`` FILE and ``tokenizer`` FILE, or ``folder`` FOLDER (and ``half``)")
     model, tokenizer = load(args.checkpoint)
+    if args.folder is not None:
+        save(args.folder, model, tokenizer, args.half)
+        print(describe(args.folder))
+        return 0
+    if args.model is None or args.tokenizer is None:
+        raise UserError("mvar export: give both, ``model`` FILE and ``tokenizer`` FILE")
     if model is None:
         raise UserError(f"{args.checkpoint}: a checkpoint of a tokenizer alone; there is no transformer to export")
     for target in (args.model, args.tokenizer):

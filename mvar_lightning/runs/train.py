@@ -18,6 +18,7 @@ from mvar_lightning.runs.run import Run, Stopped, run_of
 from mvar_lightning.tools.console import print_table
 from mvar_lightning.tools.files import write_json
 from mvar_lightning.tools.processes import check_number, is_main, launched, wait_until_visible
+from mvar_lightning.tools.shipped import recipe_file
 
 if TYPE_CHECKING:
     from mvar_lightning.runs.recipe import SuiteCLI
@@ -102,11 +103,12 @@ def _tokenizer_run(run: Run, recipe: str | None) -> Run | None:
     if recipe is None or GIVEN.intersection(map(setting_of, run.overrides)):
         return None
     overrides = [override for override in run.overrides if override.startswith(DATA)]
-    found = run_of(recipe, overrides)
+    file = recipe_file(recipe, beside=run.recipe)
+    found = run_of(file, overrides)
     if launched() and not found.metrics_file.exists():
         # all processes that a launcher started train it, so its trainer must hear of them too
         overrides += [override for override in run.overrides if override.startswith(MACHINES)]
-        found = run_of(recipe, overrides)
+        found = run_of(file, overrides)
     return found
 
 
