@@ -7,7 +7,7 @@ from setuptools.command.build_py import build_py
 
 
 class BuildWithRecipes(build_py):
-    """Copies ``recipes/`` into the package (found again by mvar_lightning/tools/shipped.py)."""
+    """Copies ``recipes/`` into the package (found again by mvar_lightning/runs/recipe_files.py)."""
 
     def run(self) -> None:
         super().run()

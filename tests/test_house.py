@@ -66,12 +66,12 @@ DEPTHS = {"data": 9, "tokenizer": 8}
 DEPTH, WHOLE_DEPTH = 6, 16
 
 TOOLS = {"files", "tensors", "processes", "compute", "console", "drawing", "plots"}
-FILES, FILE_LINES, FUNCTION_LINES = 138, 400, 60
+FILES, FILE_LINES, FUNCTION_LINES = 141, 400, 60
 LINES = 24_600
 """The plan says 20,000; what was reached (22,087), and why not more, is in docs/log.md. What was right for wrong input
 (judging files, recipes and shards before work begins) added the rest."""
-REACHED = {"sample": 32, "evaluate images": 70, "train": 43}
-"""Files that a reader of a command may have to open (the plan's 30 for `sample` is two away)."""
+REACHED = {"sample": 33, "evaluate images": 72, "train": 45}
+"""Files that a reader of a command may have to open (the plan's 30 for `sample` is three away)."""
 
 
 @cache

@@ -24,8 +24,8 @@ from typing import Any
 from mvar_lightning import _ROOM_OF as ROOM_OF
 from mvar_lightning.errors import UserError
 from mvar_lightning.runs.bounds import object_of, out_of_bounds, shown
+from mvar_lightning.runs.recipe_files import recipe_file, tokenizer_recipe
 from mvar_lightning.runs.run import read_recipe
-from mvar_lightning.tools.shipped import recipe_file
 
 PACKAGE = Path(__file__).parents[1]
 AXES = ("mvar_lightning.attention", "mvar_lightning.transformer")
@@ -68,7 +68,7 @@ def check_values(recipe: dict[str, Any], arguments: Sequence[str], mistakes: Ite
 def _check_tokenizers(recipe: Path, merged: dict[str, Any]) -> None:
     """Recipes that name one another as the tokenizer's would be trained without an end."""
     waiting, content = [recipe], merged
-    while file := _tokenizer_recipe(content, waiting[-1]):
+    while file := tokenizer_recipe(content, waiting[-1]):
         if file.resolve() in [before.resolve() for before in waiting]:
             raise UserError(
                 f"recipe {recipe}: tokenizer_recipe {content['tokenizer_recipe']} leads back to a recipe that waits "
@@ -76,14 +76,6 @@ def _check_tokenizers(recipe: Path, merged: dict[str, Any]) -> None:
             )
         waiting.append(file)
         content = read_recipe(file)
-
-
-def _tokenizer_recipe(content: dict[str, Any], beside: Path) -> Path | None:
-    """The file that a recipe names; None where it names none, or one that is not there: that is told when needed."""
-    try:
-        return recipe_file(name, beside) if isinstance(name := content.get("tokenizer_recipe"), str) else None
-    except UserError:
-        return None
 
 
 def _is_plain(override: str) -> bool:
@@ -233,7 +225,7 @@ def _scales(merged: dict[str, Any], arguments: dict[str, Any], recipe: Path) -> 
     for record in (given / "config.json", given / "model" / "config.json"):
         if record.is_file():
             return json.loads(record.read_text(encoding="utf-8"))["tokenizer"]["scales"]
-    if (file := _tokenizer_recipe(merged, recipe)) is None:
+    if (file := tokenizer_recipe(merged, recipe)) is None:
         return None
     return object_of(read_recipe(file).get("model"))[1].get("scales")
 

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mvar_lightning.compat import said_by_lightning
 from mvar_lightning.errors import UserError
+from mvar_lightning.runs.recipe_files import recipe_file
 from mvar_lightning.tools.files import Lock, check_claim, read_json, write_json
 from mvar_lightning.tools.processes import is_lost_process, is_main, started_by_lightning
-from mvar_lightning.tools.shipped import recipe_file
 
 if TYPE_CHECKING:
     from lightning import Trainer

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 from mvar_lightning.errors import UserError
 from mvar_lightning.runs.recipe_check import check_quickly
+from mvar_lightning.runs.recipe_files import recipe_file
 from mvar_lightning.runs.run import RUNS, Run, run_of
 from mvar_lightning.runs.sweep_results import Column, Sweep, SweepResults, read_run, write_results
-from mvar_lightning.tools.shipped import recipe_file
 
 STOPPED = (130, -signal.SIGINT, -signal.SIGTERM)
 """Exit statuses of a run that was told to stop."""

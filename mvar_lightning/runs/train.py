@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from mvar_lightning.errors import UserError
 from mvar_lightning.runs.recipe_check import check_quickly, setting_of
+from mvar_lightning.runs.recipe_files import recipe_file
 from mvar_lightning.runs.run import Run, Stopped, run_of
 from mvar_lightning.tools.console import print_table
 from mvar_lightning.tools.files import write_json
 from mvar_lightning.tools.processes import check_number, is_main, launched, wait_until_visible
-from mvar_lightning.tools.shipped import recipe_file
 
 if TYPE_CHECKING:
     from mvar_lightning.runs.recipe import SuiteCLI

@@ -21,7 +21,8 @@ from torch import Tensor
 from mvar_lightning.attention import AdjacentAttention, AttentionStrategy, FullAttention, SpatialAttention
 from mvar_lightning.checkpoints import load_initial_weights, load_tokenizer
 from mvar_lightning.checkpoints.assign import on_meta
-from mvar_lightning.checkpoints.folder import Record, open_checkpoint, unwrap_names
+from mvar_lightning.checkpoints.folder import open_checkpoint, unwrap_names
+from mvar_lightning.checkpoints.record import Record
 from mvar_lightning.compat import lets_clip
 from mvar_lightning.data.image_data import named, run_data
 from mvar_lightning.errors import UserError

@@ -1,16 +1,15 @@
-"""What comes with the package: recipes and a trained model, found by name in a clone, an editable install, a wheel."""
+"""Recipes by name: the current folder's and those that ship, in a clone, an editable install and a wheel alike."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mvar_lightning.errors import UserError
 
 PACKAGE = Path(__file__).parents[1]
-
-MODELS = PACKAGE / "models"
-"""A saved folder for each model that ships."""
 
 
 def recipes_folder() -> Path:
@@ -53,15 +52,13 @@ def recipe_file(name: str | Path, beside: str | Path | None = None, kind: str = 
     raise UserError(f"{kind} {name}: no such file, and none that ships is called so ({_shown(every)})")
 
 
-def shipped_model(name: str | Path) -> Path | None:
-    """The saved folder of a model that ships, by its name (``digits``)."""
-    found = MODELS / name
-    return found if re.fullmatch(r"\w+", str(name)) and found.is_dir() else None
-
-
-def shipped_models() -> list[str]:
-    """Names of the models that ship."""
-    return sorted(folder.name for folder in MODELS.glob("*") if folder.is_dir())
+def tokenizer_recipe(content: Mapping[str, Any], beside: Path) -> Path | None:
+    """The file of the recipe that a recipe's content names for its tokenizer; None where it names none, or one that is
+    not there: that is told when it is needed."""
+    try:
+        return recipe_file(name, beside) if isinstance(name := content.get("tokenizer_recipe"), str) else None
+    except UserError:
+        return None
 
 
 def _shown(names: list[str]) -> str:

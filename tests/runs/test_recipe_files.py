@@ -1,4 +1,4 @@
-"""Recipes and models by name: in a clone, in a wheel, and beside the recipe that names another."""
+"""Recipes by name: in a clone, in a wheel, and beside the recipe that names another."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from mvar_lightning.errors import UserError
-from mvar_lightning.tools import shipped
-from mvar_lightning.tools.shipped import recipe_file
+from mvar_lightning.runs import recipe_files
+from mvar_lightning.runs.recipe_files import recipe_file
 
-CLONE = shipped.PACKAGE.parent / "recipes"
+CLONE = recipe_files.PACKAGE.parent / "recipes"
 
 
 @pytest.fixture(params=["clone", "wheel"])
@@ -21,7 +21,7 @@ def recipes(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path / "empty")
     if request.param == "clone":
         return CLONE
-    monkeypatch.setattr(shipped, "PACKAGE", tmp_path / "site-packages" / "mvar_lightning")
+    monkeypatch.setattr(recipe_files, "PACKAGE", tmp_path / "site-packages" / "mvar_lightning")
     shutil.copytree(CLONE, tmp_path / "site-packages" / "mvar_lightning" / "recipes")
     return tmp_path / "site-packages" / "mvar_lightning" / "recipes"
 
@@ -53,14 +53,16 @@ def test_a_recipe_beside_another(recipes: Path) -> None:
     assert recipe_file("recipes/tokenizer/digits.yaml", "mine/model.yaml") == recipes / "tokenizer" / "digits.yaml"
 
 
-@pytest.mark.parametrize("name", ["none", "var/none", "../recipes/var/digits", "/var/digits", "", "a b", "x" * 5000, "\0"])
+@pytest.mark.parametrize(
+    "name", ["none", "var/none", "../recipes/var/digits", "/var/digits", "", "a b", "x" * 5000, "\0"]
+)
 def test_no_such_recipe(name: str, recipes: Path) -> None:
-    with pytest.raises(UserError, match="no such file|cannot be read"):
+    with pytest.raises(UserError, match=r"no such file|cannot be read"):
         recipe_file(name)
 
 
 def test_a_package_without_its_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(shipped, "PACKAGE", tmp_path / "mvar_lightning")
+    monkeypatch.setattr(recipe_files, "PACKAGE", tmp_path / "mvar_lightning")
     with pytest.raises(UserError, match="lost its recipes; install it again"):
         recipe_file("var/digits")
