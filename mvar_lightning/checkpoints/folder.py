@@ -10,7 +10,7 @@ import errno
 import os
 import reprlib
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -143,7 +143,11 @@ class Opened:
 
 
 def save(
-    path: str | Path, model: NextScaleTransformer | None, tokenizer: MultiScaleTokenizer, half: bool = False
+    path: str | Path,
+    model: NextScaleTransformer | None,
+    tokenizer: MultiScaleTokenizer,
+    half: bool = False,
+    class_names: Sequence[str] = (),
 ) -> None:
     """Write a checkpoint folder; it appears at ``path`` only once it is whole.
 
@@ -152,6 +156,7 @@ def save(
         model: None saves a tokenizer alone.
         tokenizer: the one that belongs to the model.
         half: round float32 weights to float16, in half of the space; they are float32 again when opened.
+        class_names: of the model's classes, by index; `mvar info` shows them and `mvar sample` takes them.
 
     Raises:
         UserError: model and tokenizer do not fit together, a weight is too large for float16, ``path`` holds something
@@ -164,7 +169,10 @@ def save(
         check_pair(model, tokenizer)
     if half:
         tokenizer, model = _rounded(tokenizer), None if model is None else _rounded(model)
-    record = Record(tokenizer.config, fingerprint(tokenizer), None if model is None else model.config)
+    if model is not None and len(class_names) not in (0, model.num_classes):
+        raise UserError(f"class_names: {len(class_names)} names for {model.num_classes} classes; give one for each")
+    config = None if model is None else model.config
+    record = Record(tokenizer.config, fingerprint(tokenizer), config, tuple(class_names))
     modules: dict[str, nn.Module] = {TOKENIZER: tokenizer} | ({} if model is None else {MODEL: model})
     with told(path):
         _check_target(path)

@@ -28,11 +28,13 @@ class Record:
         tokenizer: `MultiScaleTokenizer.config`.
         tokenizer_hash: `fingerprint` of the tokenizer's weights.
         model: `NextScaleTransformer.config`, or None where the checkpoint holds a tokenizer alone.
+        class_names: of the model's classes, in the order of their indices; empty where nobody told.
     """
 
     tokenizer: dict[str, Any]
     tokenizer_hash: str
     model: dict[str, Any] | None = None
+    class_names: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -46,7 +48,8 @@ class Record:
             "tokenizer": self.tokenizer,
             "tokenizer_hash": self.tokenizer_hash,
         }
-        return plain if self.model is None else {**plain, "model": self.model}
+        names = {"class_names": list(self.class_names)} if self.class_names else {}
+        return plain if self.model is None else {**plain, "model": self.model, **names}
 
     def write_into(self, checkpoint: dict[str, Any]) -> None:
         """Put this into what Lightning is about to save."""
@@ -94,7 +97,12 @@ class Record:
         for name, kind in wanted.items():
             if not isinstance(plain.get(name), kind):
                 raise UserError(f"{source}: its entry {name!r} is missing or not a {kind.__name__}")
-        return cls(plain["tokenizer"], plain["tokenizer_hash"], model)
+        names = plain.get("class_names", []) if model is not None else []
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"{source}: its entry 'class_names' is not a list of names")
+        if names and model is not None and len(names) != model.get("num_classes"):
+            raise UserError(f"{source}: {len(names)} class names for {reprlib.repr(model.get('num_classes'))} classes")
+        return cls(plain["tokenizer"], plain["tokenizer_hash"], model, tuple(names))
 
     def build_tokenizer(self, tensors: int) -> MultiScaleTokenizer:
         """The tokenizer on the meta device, for as many tensors as a file has; see `Opened.empty_tokenizer`."""

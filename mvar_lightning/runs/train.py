@@ -152,7 +152,7 @@ def _fit(run: Run, extra: list[str], checkpoint: Path | None) -> None:
         model = getattr(cli.model, "model", None)
         model = None if model is None else gathered(model)  # sharded weights need all ranks for that
         if trainer.is_global_zero:
-            save(run.model_folder, model, cli.model.tokenizer)
+            save(run.model_folder, model, cli.model.tokenizer, class_names=getattr(cli.model, "class_names", ()))
             write_report(run, cli)
         trainer.strategy.barrier()
     wait_until_visible(run.metrics_file)

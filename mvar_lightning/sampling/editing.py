@@ -213,7 +213,7 @@ def edit_picture(request: EditRequest) -> list[Path]:
     """
     device = choose_device(request.device)
     model, tokenizer = request.source.load(device)
-    names = class_names(request.data, model.num_classes)
+    names = class_names(request.data, model.num_classes, request.source)
     labels = class_indices(str(request.class_), model.num_classes, names)
     if len(labels) != 1:
         raise UserError(f"``class_`` {request.class_}: give one class")

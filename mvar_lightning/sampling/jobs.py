@@ -150,7 +150,7 @@ def plan_sampling(request: SampleRequest) -> SamplingPlan:
     check_gpus(request.devices, device)
     task = replace(request, device=device.type, precision=choose_precision(request.precision, device))
     model, tokenizer = request.source.load(torch.device("cpu"))
-    names = class_names(request.data, model.num_classes)
+    names = class_names(request.data, model.num_classes, request.source)
     labels, count, chosen = class_indices(request.classes, model.num_classes, names), request.count or 16, ""
     if request.classes is None and len(labels) > GRID_CLASSES:
         labels, count = labels[:: len(labels) // GRID_CLASSES][:GRID_CLASSES], request.count or 1
@@ -180,10 +180,16 @@ def check_gpus(devices: int, device: torch.device) -> None:
 # Which classes, and which seeds.
 
 
-def class_names(data: str | None, num_classes: int) -> Sequence[str]:
-    """Class names of a shard folder, none without one. Raises `UserError` where they do not fit the model."""
+def class_names(data: str | None, num_classes: int, source: Source) -> Sequence[str]:
+    """Class names of a shard folder, else those that the model's checkpoint tells: there a number stays an index.
+
+    Raises:
+        UserError: the folder's do not fit the model.
+    """
     if data is None:
-        return ()
+        names = source.class_names()
+        plain = [f"class {index}" if name.isdecimal() else name for index, name in enumerate(names)]
+        return plain if len(plain) == num_classes else ()
     names = read_index(data).class_names
     if len(names) != num_classes:
         raise UserError(f"``data`` {data}: has {len(names)} classes, the model {num_classes}; give its own data folder")
@@ -212,7 +218,7 @@ def class_indices(classes: str | Sequence[int] | None, num_classes: int, names: 
             continue
         first, dash, last = part.partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
-            known = f"``data`` names {', '.join(names[:5])}, ..." if names else "to use names give ``data`` FOLDER"
+            known = f"names are {', '.join(names[:5])}, ..." if names else "to use names give ``data`` FOLDER"
             raise UserError(f"class {part!r}: must be an index from 0 to {num_classes - 1} or a known name; {known}")
         chosen = range(int(first), int(last if dash else first) + 1)
         if not chosen or chosen[-1] >= num_classes:
