@@ -10,7 +10,7 @@ FRESH ?=
 PORT ?= 6006
 
 .DEFAULT_GOAL := help
-.PHONY: help install train sweep test test-fast test-gpu lint types format natten tensorboard bench figures house clean
+.PHONY: help install train sweep test test-fast test-gpu test-ship dist digits-model lint types format natten tensorboard bench figures house clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -33,10 +33,21 @@ sweep: install  ## train the variants of a recipe and tabulate them (SWEEP=, ARG
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
 test: lint types  ## lint, types and all tests that need no GPU
-	$(PYTEST) -m "not gpu"
+	$(PYTEST) -m "not gpu and not ship"
 
 test-fast: install  ## the fast tests alone
-	$(PYTEST) -m "not gpu and not slow"
+	$(PYTEST) -m "not gpu and not slow and not ship"
+
+test-ship: install  ## what is built and shipped: the wheel in an environment of its own, outside this folder (network)
+	$(BIN)/python -m pytest -m ship
+
+dist: install  ## build wheel and source distribution into dist/
+	rm -rf build dist
+	$(BIN)/python -m build --outdir dist
+
+digits-model: install  ## train the model that ships, mvar_lightning/models/digits, anew
+	$(BIN)/mvar train var/digits --fresh
+	$(BIN)/mvar export runs/var/digits --folder mvar_lightning/models/digits --half
 
 test-gpu: install  ## bf16 parity and everything else that needs a GPU
 	$(BIN)/python -m pytest -m gpu
@@ -69,4 +80,4 @@ house: install  ## count the house: files, lines, depths, what a reader must ope
 	$(BIN)/python tests/house.py
 
 clean:  ## remove the environment and caches (not data, not runs)
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build dist

@@ -52,7 +52,6 @@ MOVED = {
     "checkpoints.buffers": "checkpoints.official_sizes",
     "checkpoints.files": "tools.files",
     "checkpoints.key_maps": "checkpoints.official_names",
-    "checkpoints.record": "checkpoints.folder",
     "checkpoints.sizes": "checkpoints.official_sizes",
     "commands.allocator": "tools.compute",
     "commands.evaluate_images": "commands.evaluate",

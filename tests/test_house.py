@@ -66,13 +66,13 @@ DEPTHS = {"data": 9, "tokenizer": 8}
 DEPTH, WHOLE_DEPTH = 6, 16
 
 TOOLS = {"files", "tensors", "processes", "compute", "console", "drawing", "plots"}
-FILES, FILE_LINES, FUNCTION_LINES = 138, 400, 60
-LINES = 26_000
+FILES, FILE_LINES, FUNCTION_LINES = 145, 400, 60
+LINES = 26_600
 """The plan says 20,000; what was reached (22,087), and why not more, is in docs/log.md. What was right for wrong input
 (judging files, recipes and shards before work begins) added 3,200, what a first GPU needs (plan, rehearsal, KID,
-references, a watchdog, synchronizations) the rest."""
-REACHED = {"sample": 32, "evaluate images": 70, "train": 43}
-"""Files that a reader of a command may have to open (the plan's 30 for `sample` is two away)."""
+references, a watchdog, synchronizations) 1,400, recipes by name and classes of one's own the rest."""
+REACHED = {"sample": 35, "evaluate images": 72, "train": 46}
+"""Files that a reader of a command may have to open (the plan's 30 for `sample` is five away)."""
 
 
 @cache

@@ -2,46 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mvar_lightning.checkpoints.assign import on_meta
+from mvar_lightning.checkpoints.classes import InitClasses, class_rows, names_or_imagenets
 from mvar_lightning.checkpoints.folder import is_released, open_checkpoint
 from mvar_lightning.checkpoints.official import MODEL_PLACES, import_transformer, read_state
 from mvar_lightning.checkpoints.official_sizes import attention_of, looks_like, pyramid_of, transformer_arguments
 from mvar_lightning.errors import UserError
 from mvar_lightning.transformer import NextScaleTransformer
 
-SIZES = ("scales", "vocab_size", "code_dim", "num_classes", "depth", "width", "heads")
+SIZES = ("scales", "vocab_size", "code_dim", "depth", "width", "heads")
+ROWS = "class_embedding.weight"
 
 
-def load_initial_weights(model: NextScaleTransformer, path: str | Path) -> None:
+def load_initial_weights(
+    model: NextScaleTransformer, path: str | Path, init_classes: InitClasses = None, class_names: Sequence[str] = ()
+) -> str:
     """Initialize a model from another checkpoint, in place.
 
     Sizes, blocks and history must be the same; the attention may be another, since it has no weights: MVAR, or any
-    strategy, starts from VAR. Markov-VAR does not: its blocks, positions and history are others.
+    strategy, starts from VAR. Markov-VAR does not: its blocks, positions and history are others. The classes may be
+    others, too.
 
     Args:
         model: the model to initialize, on any device.
         path: a folder of `save` or of a run, a Lightning checkpoint, or a released file of the published models (its
             scales are taken to be the model's).
+        init_classes: what the classes start from: ``fresh``, ``mean``, or a mapping such as ``{corgi: 263, cat:
+            tabby}``, by names or indices of classes here and there. Not given: all classes where there are as many,
+            else fresh ones. "No class" is always taken.
+        class_names: of the model's own classes, by index.
+
+    Returns:
+        What became of the classes, in words.
 
     Raises:
-        UserError: a checkpoint that does not fit; the message names what differs.
+        UserError: a checkpoint or a class that does not fit; the message names what differs.
     """
-    source = _source_model(model, Path(path))
+    source, names = _source_model(model, Path(path))
     _check_same(model, source, path)
-    model.load_state_dict(source.state_dict(), strict=True)
+    state = source.state_dict()
+    names = names_or_imagenets(names, source.num_classes)
+    state[ROWS], words = class_rows(model.class_embedding.weight, state[ROWS], init_classes, class_names, names)
+    model.load_state_dict(state, strict=True)
+    return f"init_from {path}: classes: {words}"
 
 
-def _source_model(model: NextScaleTransformer, path: Path) -> NextScaleTransformer:
+def _source_model(model: NextScaleTransformer, path: Path) -> tuple[NextScaleTransformer, Sequence[str]]:
+    """The model to start from, and the names of its classes where it tells them."""
     if is_released(path):
-        return _released_model(model, path)
+        return _released_model(model, path), ()
     opened = open_checkpoint(path)
     if opened.record.model is None:
         raise UserError(f"{path}: a checkpoint of a tokenizer alone; it has no transformer to start from")
-    return opened.model()
+    return opened.model(), opened.record.class_names
 
 
 def _released_model(model: NextScaleTransformer, path: Path) -> NextScaleTransformer:

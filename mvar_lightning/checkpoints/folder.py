@@ -12,6 +12,7 @@ import reprlib
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -20,8 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mvar_lightning.checkpoints.assign import M, check_fit, fill, on_meta, plain_names, shapes_of
-from mvar_lightning.errors import UserError, check_kind, check_types
+from mvar_lightning.checkpoints.assign import M, check_fit, fill, plain_names, shapes_of
+from mvar_lightning.checkpoints.record import LIBRARY, Record
+from mvar_lightning.errors import UserError, check_kind
 from mvar_lightning.tokenizer import MultiScaleTokenizer, check_pair, fingerprint
 from mvar_lightning.tools.files import in_a_line, kind_of, read_json, standing, told, write_json, writing_folder
 from mvar_lightning.tools.tensors import read_safetensors, read_torch, safetensors_shapes, write_tensors
@@ -29,15 +31,15 @@ from mvar_lightning.transformer import NextScaleTransformer
 
 CONFIG, MODEL, TOKENIZER = "config.json", "model.safetensors", "tokenizer.safetensors"
 
+SHIPPED = Path(__file__).parents[1] / "models"
+"""A saved folder for each trained model that comes with the package."""
+
 IN_RUN = "model"
 """Where a run's folder keeps its weights."""
 
 TRAINING = {"loops": dict, "optimizer_states": list, "lr_schedulers": list, "callbacks": dict, "epoch": int}
 TRAINING |= {"global_step": int, "pytorch-lightning_version": str}
 """What Lightning goes on from, in its checkpoints."""
-
-SLACK = 1000
-"""So many weights more than a file's are built and told by name; no time is lost by them."""
 
 RELEASED = (".pth", ".pt", ".bin", ".safetensors")
 """How released files end."""
@@ -51,6 +53,8 @@ class Opened:
     record: Record
     parts: Mapping[str, Path | dict[str, Tensor]]
     checksums: Mapping[str, str] = field(default_factory=dict)
+    half: bool = False
+    """Whether its float32 weights are stored rounded to float16."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """What else is in it: the state of training."""
 
@@ -75,10 +79,18 @@ class Opened:
         return {key: tuple(tensor.shape) for key, tensor in found.items()}
 
     def tensors(self, part: str) -> dict[str, Tensor]:
-        """The tensors themselves, compared with the checksum that a folder's record has."""
+        """The tensors themselves, compared with the checksum that a folder's record has; rounded ones as float32."""
         found = self.parts[part]
         if not isinstance(found, Path):
             return found
+        tensors = self._read(found)
+        return (
+            {name: t.float() if t.dtype == torch.float16 else t for name, t in tensors.items()}
+            if self.half
+            else tensors
+        )
+
+    def _read(self, found: Path) -> dict[str, Tensor]:
         expected = self.checksums.get(found.name)
         if expected is None:  # written before there were any
             return read_safetensors(found)
@@ -130,33 +142,63 @@ class Opened:
         return module
 
 
-def save(path: str | Path, model: NextScaleTransformer | None, tokenizer: MultiScaleTokenizer) -> None:
+def save(
+    path: str | Path,
+    model: NextScaleTransformer | None,
+    tokenizer: MultiScaleTokenizer,
+    half: bool = False,
+    class_names: Sequence[str] = (),
+) -> None:
     """Write a checkpoint folder; it appears at ``path`` only once it is whole.
 
     Args:
         path: a new or empty folder, or an earlier checkpoint, which is replaced.
         model: None saves a tokenizer alone.
         tokenizer: the one that belongs to the model.
+        half: round float32 weights to float16, in half of the space; they are float32 again when opened.
+        class_names: of the model's classes, by index; `mvar info` shows them and `mvar sample` takes them.
 
     Raises:
-        UserError: model and tokenizer do not fit together, ``path`` holds something else, or it cannot be written: an
-            earlier checkpoint is then left as it was.
+        UserError: model and tokenizer do not fit together, a weight is too large for float16, ``path`` holds something
+            else, or it cannot be written: an earlier checkpoint is then left as it was.
     """
     check_kind("path", path, (str, PathLike), "a folder")
     path = Path(path)
     check_kind("tokenizer", tokenizer, MultiScaleTokenizer, "a MultiScaleTokenizer")
     if model is not None:
         check_pair(model, tokenizer)
-    record = Record(tokenizer.config, fingerprint(tokenizer), None if model is None else model.config)
+    if half:
+        tokenizer, model = _rounded(tokenizer), None if model is None else _rounded(model)
+    if model is not None and len(class_names) not in (0, model.num_classes):
+        raise UserError(f"class_names: {len(class_names)} names for {model.num_classes} classes; give one for each")
+    config = None if model is None else model.config
+    record = Record(tokenizer.config, fingerprint(tokenizer), config, tuple(class_names))
     modules: dict[str, nn.Module] = {TOKENIZER: tokenizer} | ({} if model is None else {MODEL: model})
     with told(path):
         _check_target(path)
         with writing_folder(path) as folder:
             checksums = {}
             for name, module in modules.items():
-                write_tensors(folder / name, plain_names(module.state_dict(), name))
+                tensors = plain_names(module.state_dict(), name)
+                if half:
+                    tensors = {key: t.half() if t.dtype == torch.float32 else t for key, t in tensors.items()}
+                write_tensors(folder / name, tensors)
                 checksums[name] = crc32_of(folder / name)
-            write_json(folder / CONFIG, {"library": LIBRARY, **record.as_plain(), "crc32": checksums})
+            write_json(
+                folder / CONFIG,
+                {"library": LIBRARY, **record.as_plain(), "crc32": checksums, **({"half": True} if half else {})},
+            )
+
+
+def _rounded(module: M) -> M:
+    """A copy whose float32 tensors are what float16 can say."""
+    copy = deepcopy(module)
+    for name, tensor in copy.state_dict().items():
+        if tensor.dtype == torch.float32:
+            tensor.copy_(tensor.half())
+            if not tensor.isfinite().all():
+                raise UserError(f"{name}: holds a value too large for float16; save without ``half``")
+    return copy
 
 
 def crc32_of(path: Path) -> str:
@@ -209,7 +251,10 @@ def open_checkpoint(path: str | Path, whole: bool = True) -> Opened:
     path = standing(Path(path))
     kind = kind_of(path)
     if kind is None:
-        raise UserError(f"{path}: no such checkpoint")
+        shipped = {folder.name: folder for folder in SHIPPED.glob("*")}
+        if str(path) in shipped:
+            return _open_folder(shipped[str(path)])
+        raise UserError(f"{path}: no such checkpoint (by name there are: {', '.join(sorted(shipped))})")
     if is_part(path):
         raise UserError(f"{path}: is one file of a saved folder, which is read as a whole; give {path.parent}")
     return _open_folder(saved_in(path)) if kind == "folder" else _open_lightning(path, whole)
@@ -241,7 +286,9 @@ def _open_folder(path: Path) -> Opened:
     checksums = plain.get("crc32", {})
     if not isinstance(checksums, dict):
         raise UserError(f"{path / CONFIG}: its entry 'crc32' is not a dict")
-    return Opened(str(path), record, {"tokenizer": path / TOKENIZER, "model": path / MODEL}, checksums)
+    if not isinstance(half := plain.get("half", False), bool):
+        raise UserError(f"{path / CONFIG}: its entry 'half' is not true or false")
+    return Opened(str(path), record, {"tokenizer": path / TOKENIZER, "model": path / MODEL}, checksums, half=half)
 
 
 def _open_lightning(path: Path, whole: bool) -> Opened:
@@ -284,116 +331,3 @@ def _check_target(path: Path) -> None:
         if kind_of(path / CONFIG) != "file":
             raise UserError(f"{path}: holds something else than a checkpoint; give a new or empty folder")
         Record.parse(read_json(path / CONFIG), str(path / CONFIG))
-
-
-# The plain record that stands beside the weights: what to build, of which format, and the tokenizer's hash.
-
-
-FORMAT = 1
-LIBRARY = "mvar_lightning"
-KINDS = ("tokenizer", "next_scale")
-
-
-@dataclass(frozen=True)
-class Record:
-    """Describes a checkpoint.
-
-    Args:
-        tokenizer: `MultiScaleTokenizer.config`.
-        tokenizer_hash: `fingerprint` of the tokenizer's weights.
-        model: `NextScaleTransformer.config`, or None where the checkpoint holds a tokenizer alone.
-    """
-
-    tokenizer: dict[str, Any]
-    tokenizer_hash: str
-    model: dict[str, Any] | None = None
-
-    @property
-    def kind(self) -> str:
-        return "tokenizer" if self.model is None else "next_scale"
-
-    def as_plain(self) -> dict[str, Any]:
-        """JSON values; `parse` reads them."""
-        plain = {
-            "format": FORMAT,
-            "kind": self.kind,
-            "tokenizer": self.tokenizer,
-            "tokenizer_hash": self.tokenizer_hash,
-        }
-        return plain if self.model is None else {**plain, "model": self.model}
-
-    def write_into(self, checkpoint: dict[str, Any]) -> None:
-        """Put this into what Lightning is about to save."""
-        checkpoint[LIBRARY] = self.as_plain()
-
-    def check_resumed(self, checkpoint: Mapping[str, Any]) -> None:
-        """Refuse to go on from what Lightning has read, before any weight is touched; this is the run's own record.
-
-        Raises:
-            UserError: no checkpoint of ours, one of another format version, tokenizer or architecture.
-        """
-        found = checkpoint.get(LIBRARY)
-        if not isinstance(found, dict) or found.get("kind") != "next_scale":
-            raise UserError(f"this checkpoint holds no next-scale model of {LIBRARY}; give the right file")
-        theirs = Record.parse(found, "this checkpoint")
-        if theirs.tokenizer_hash != self.tokenizer_hash:
-            raise UserError(
-                f"this checkpoint belongs to tokenizer {theirs.tokenizer_hash[:12]}, but the run uses "
-                f"{self.tokenizer_hash[:12]}: point model.tokenizer to the one it was trained with, or start a new run"
-            )
-        assert self.model is not None and theirs.model is not None
-        for key, value in self.model.items():
-            if value != theirs.model.get(key):
-                raise UserError(
-                    f"this checkpoint has {key} {theirs.model.get(key)}, but the run has {value}: "
-                    "train under another run folder, or fine-tune with model.init_from"
-                )
-
-    @classmethod
-    def parse(cls, plain: Any, source: str) -> Record:
-        """Check and read a record.
-
-        Raises:
-            UserError: not a record of ours, of another format version, or incomplete.
-        """
-        if not isinstance(plain, dict) or "format" not in plain or plain.get("kind") not in KINDS:
-            raise UserError(f"{source}: not a checkpoint of {LIBRARY} (no format and kind in it)")
-        if plain.get("library", LIBRARY) != LIBRARY:
-            raise UserError(f"{source}: a checkpoint of {reprlib.repr(plain['library'])}, not of {LIBRARY}")
-        if plain["format"] != FORMAT:
-            found = reprlib.repr(plain["format"])
-            raise UserError(f"{source}: format {found}; this version reads {FORMAT}; install the one that wrote it")
-        model = plain.get("model") if plain["kind"] == "next_scale" else None
-        wanted = {"tokenizer": dict, "tokenizer_hash": str} | ({"model": dict} if plain["kind"] == "next_scale" else {})
-        for name, kind in wanted.items():
-            if not isinstance(plain.get(name), kind):
-                raise UserError(f"{source}: its entry {name!r} is missing or not a {kind.__name__}")
-        return cls(plain["tokenizer"], plain["tokenizer_hash"], model)
-
-    def build_tokenizer(self, tensors: int) -> MultiScaleTokenizer:
-        """The tokenizer on the meta device, for as many tensors as a file has; see `Opened.empty_tokenizer`."""
-        config = self.tokenizer
-        check_types(MultiScaleTokenizer.__init__, config)
-        _check_numbers(config, ("num_res_blocks", "phi_layers"), tensors)
-        return on_meta(lambda: MultiScaleTokenizer(**config), most=tensors + SLACK)
-
-    def build_model(self, tensors: int) -> NextScaleTransformer:
-        """The transformer on the meta device, for as many tensors as a file has; see `Opened.empty_model`."""
-        config = self.model
-        assert config is not None, "a tokenizer alone has no model"
-        axes = ("attention", "history", "blocks")
-        check_types(NextScaleTransformer.__init__, {key: value for key, value in config.items() if key not in axes})
-        _check_numbers(config, ("depth",), tensors)
-        model = on_meta(lambda: NextScaleTransformer.from_config(config), most=tensors + SLACK)
-        if list(model.pyramid.sides) != list(self.tokenizer.get("scales", [])):
-            raise UserError(
-                f"the model's scales {list(model.pyramid.sides)} are not the tokenizer's {self.tokenizer.get('scales')}"
-            )
-        return model
-
-
-def _check_numbers(config: Mapping[str, Any], names: Sequence[str], tensors: int) -> None:
-    """Of each of these things a part has at least one tensor; more of them are not even listed."""
-    for name in names:
-        if config.get(name, 0) > tensors:
-            raise UserError(f"{name} {config[name]}: the file has {tensors} tensors")

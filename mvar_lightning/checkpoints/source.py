@@ -57,6 +57,15 @@ class Source:
             return self
         return replace(self, checkpoint=str(Path(self.checkpoint) / "model"))
 
+    def class_names(self) -> Sequence[str]:
+        """Names of the model's classes by index, as far as its checkpoint tells them; ImageNet's of released files."""
+        from mvar_lightning.checkpoints.classes import imagenet_classes
+        from mvar_lightning.checkpoints.folder import open_checkpoint
+
+        if self.checkpoint is None:
+            return imagenet_classes()
+        return open_checkpoint(self.checkpoint, whole=False).record.class_names
+
     def load(self, device: torch.device) -> tuple[NextScaleTransformer, MultiScaleTokenizer]:
         """The pair on ``device``. Raises `UserError` for a missing, damaged or unsuitable file."""
         from mvar_lightning import checkpoints

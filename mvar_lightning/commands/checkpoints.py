@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from mvar_lightning.commands.options import add_untold, untold_of
 from mvar_lightning.errors import UserError
 
 CHECKPOINT = "a run's folder, a saved folder, or a Lightning .ckpt"
+SHOWN_CLASSES = 10
 
 
 def add_parser(subparsers: Any) -> None:
@@ -24,8 +26,12 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("export", help="write a checkpoint under the names of the published models")
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT)
     words = "where the transformer goes (.pth, .safetensors)"
-    parser.add_argument("--model", required=True, metavar="FILE", help=words)
-    parser.add_argument("--tokenizer", required=True, metavar="FILE", help="where the tokenizer goes")
+    parser.add_argument("--model", metavar="FILE", help=words)
+    parser.add_argument("--tokenizer", metavar="FILE", help="where the tokenizer goes")
+    words = "instead of the two files: a saved folder of the suite, of weights alone"
+    parser.add_argument("--folder", metavar="FOLDER", help=words)
+    words = "with --folder: round the weights to float16, in half of the space"
+    parser.add_argument("--half", action="store_true", help=words)
     parser.set_defaults(run=run_export)
     parser = subparsers.add_parser("info", help="architecture, sizes and tokenizer hash of a checkpoint")
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT)
@@ -35,17 +41,29 @@ def add_parser(subparsers: Any) -> None:
 def run_import(args: argparse.Namespace) -> int:
     """Import, save and describe."""
     from mvar_lightning.checkpoints import import_official, save
+    from mvar_lightning.checkpoints.classes import names_or_imagenets
 
-    save(args.out, *import_official(args.model, args.tokenizer, args.architecture, **untold_of(args)))
+    model, tokenizer = import_official(args.model, args.tokenizer, args.architecture, **untold_of(args))
+    save(args.out, model, tokenizer, class_names=names_or_imagenets((), model.num_classes))
     print(describe(args.out))
     return 0
 
 
 def run_export(args: argparse.Namespace) -> int:
-    """Export both files."""
-    from mvar_lightning.checkpoints import export_official, load
+    """Export both files, or a folder."""
+    from mvar_lightning.checkpoints import export_official, load, save
+    from mvar_lightning.checkpoints.folder import open_checkpoint
 
+    if (args.folder is None) == (args.model is None and args.tokenizer is None) or (args.half and not args.folder):
+        raise UserError("mvar export: give ``model`` FILE and ``tokenizer`` FILE, or ``folder`` FOLDER (and ``half``)")
     model, tokenizer = load(args.checkpoint)
+    if args.folder is not None:
+        names = open_checkpoint(args.checkpoint, whole=False).record.class_names
+        save(args.folder, model, tokenizer, args.half, names)
+        print(describe(args.folder))
+        return 0
+    if args.model is None or args.tokenizer is None:
+        raise UserError("mvar export: give both, ``model`` FILE and ``tokenizer`` FILE")
     if model is None:
         raise UserError(f"{args.checkpoint}: a checkpoint of a tokenizer alone; there is no transformer to export")
     for target in (args.model, args.tokenizer):
@@ -72,7 +90,7 @@ def describe(path: str) -> str:
     opened = open_checkpoint(path, whole=False)
     lines = {"checkpoint": path, "kind": opened.record.kind}
     if opened.record.model is not None:
-        lines |= _model_lines(opened.empty_model())
+        lines |= _model_lines(opened.empty_model(), opened.record.class_names)
     tokenizer: Any = opened.empty_tokenizer()
     config = tokenizer.config
     lines |= {
@@ -87,7 +105,7 @@ def describe(path: str) -> str:
     return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())
 
 
-def _model_lines(model: Any) -> dict[str, str]:
+def _model_lines(model: Any, class_names: Sequence[str]) -> dict[str, str]:
     from mvar_lightning.checkpoints.official import architecture_of
 
     try:
@@ -95,6 +113,7 @@ def _model_lines(model: Any) -> dict[str, str]:
     except UserError:
         architecture = "own (none of the published ones)"
     pyramid = model.pyramid
+    shown = ", ".join([*class_names[:SHOWN_CLASSES], *(["..."] if len(class_names) > SHOWN_CLASSES else [])])
     return {
         "architecture": architecture,
         "attention": repr(model.strategy),
@@ -102,7 +121,7 @@ def _model_lines(model: Any) -> dict[str, str]:
         "blocks": repr(model.block_design),
         "depth": f"{model.depth} (width {model.width}, heads {model.heads})",
         "scales": f"{pyramid} ({pyramid.num_tokens} tokens)",
-        "classes": str(model.num_classes),
+        "classes": f"{model.num_classes}{f' ({shown})' if shown else ''}",
         "parameters": f"{_parameters(model):,}",
     }
 

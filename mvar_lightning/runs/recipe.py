@@ -93,6 +93,7 @@ class SuiteCLI(LightningCLI):
         parser.add_argument("--tokenizer_recipe", type=str | None, default=None, help=words)
         parser.add_lightning_class_args(callbacks.LastCheckpoint, "checkpoint")
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+        parser.link_arguments("data", "model.init_args.class_names", class_names_of, apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         try:
@@ -128,6 +129,11 @@ class SuiteCLI(LightningCLI):
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the recipe names no other
             trainer.strategy.checkpoint_io = callbacks.last_checkpoint.DurableCheckpointIO()
         return trainer
+
+
+def class_names_of(data: LightningDataModule) -> tuple[str, ...] | None:
+    """Names of the classes of a data module that knows them."""
+    return getattr(data, "class_names", None)
 
 
 class RecipeCheck(SuiteCLI):

@@ -24,6 +24,7 @@ from typing import Any
 from mvar_lightning import _ROOM_OF as ROOM_OF
 from mvar_lightning.errors import UserError
 from mvar_lightning.runs.bounds import import_class, object_of, out_of_bounds, shown
+from mvar_lightning.runs.recipe_files import recipe_file, tokenizer_recipe
 from mvar_lightning.runs.run import read_recipe
 
 PACKAGE = Path(__file__).parents[1]
@@ -46,13 +47,14 @@ def check_quickly(recipe: str | Path, overrides: Sequence[str] = ()) -> dict[str
         UserError: no such file, not YAML, an unknown section or setting, a number out of its bounds, arguments that
             such an object refuses, or recipes of tokenizers that lead back to one another.
     """
-    content = read_recipe(Path(recipe))
+    recipe = recipe_file(recipe)
+    content = read_recipe(recipe)
     if not all(map(_is_plain, overrides)):  # another recipe, values after a space, another class: the parser judges
         return content
     merged = _merged(content, overrides)
     check_values(merged, ["--config", str(recipe), *overrides], _mistakes(merged, overrides))
-    _check_tokenizers(Path(recipe), merged)
-    _check_axes(merged)
+    _check_tokenizers(recipe, merged)
+    _check_axes(merged, recipe)
     return content
 
 
@@ -65,15 +67,15 @@ def check_values(recipe: dict[str, Any], arguments: Sequence[str], mistakes: Ite
 
 def _check_tokenizers(recipe: Path, merged: dict[str, Any]) -> None:
     """Recipes that name one another as the tokenizer's would be trained without an end."""
-    seen, content = [recipe.resolve()], merged
-    while isinstance(name := content.get("tokenizer_recipe"), str) and Path(name).is_file():
-        if Path(name).resolve() in seen:
+    waiting, content = [recipe], merged
+    while file := tokenizer_recipe(content, waiting[-1]):
+        if file.resolve() in [before.resolve() for before in waiting]:
             raise UserError(
-                f"recipe {recipe}: tokenizer_recipe {name} leads back to a recipe that waits for it; name one that "
-                "trains a tokenizer, such as recipes/tokenizer/digits.yaml, or null"
+                f"recipe {recipe}: tokenizer_recipe {content['tokenizer_recipe']} leads back to a recipe that waits "
+                "for it; name one that trains a tokenizer, such as recipes/tokenizer/digits.yaml, or null"
             )
-        seen.append(Path(name).resolve())
-        content = read_recipe(Path(name))
+        waiting.append(file)
+        content = read_recipe(file)
 
 
 def _is_plain(override: str) -> bool:
@@ -197,7 +199,7 @@ def _parsed(file: Path) -> ast.Module:
 # tokenizer is trained.
 
 
-def _check_axes(merged: dict[str, Any]) -> None:
+def _check_axes(merged: dict[str, Any], recipe: Path) -> None:
     _, arguments = object_of(merged.get("model"))
     for value in arguments.values():
         path, settings = object_of(value)
@@ -206,7 +208,7 @@ def _check_axes(merged: dict[str, Any]) -> None:
             continue
         try:
             made = getattr(import_module(ROOM_OF[name]), name)(**settings)
-            scales = _scales(merged, arguments)
+            scales = _scales(merged, arguments, recipe)
             if scales and hasattr(made, "check"):
                 from mvar_lightning.pyramid import ScalePyramid
 
@@ -217,15 +219,15 @@ def _check_axes(merged: dict[str, Any]) -> None:
             continue
 
 
-def _scales(merged: dict[str, Any], arguments: dict[str, Any]) -> list[int] | None:
+def _scales(merged: dict[str, Any], arguments: dict[str, Any], recipe: Path) -> list[int] | None:
     """Scales of the model's tokenizer: of its record, or of the recipe that is to train it."""
     given = Path(str(arguments.get("tokenizer", "")))
     for record in (given / "config.json", given / "model" / "config.json"):
         if record.is_file():
             return json.loads(record.read_text(encoding="utf-8"))["tokenizer"]["scales"]
-    if not isinstance(recipe := merged.get("tokenizer_recipe"), str) or not Path(recipe).is_file():
+    if (file := tokenizer_recipe(merged, recipe)) is None:
         return None
-    return object_of(read_recipe(Path(recipe)).get("model"))[1].get("scales")
+    return object_of(read_recipe(file).get("model"))[1].get("scales")
 
 
 # The words of a mistake.

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mvar_lightning.compat import said_by_lightning
 from mvar_lightning.errors import UserError
+from mvar_lightning.runs.recipe_files import recipe_file
 from mvar_lightning.tools.files import Lock, check_claim, read_json, write_json
 from mvar_lightning.tools.processes import is_lost_process, is_main, started_by_lightning
 
@@ -43,21 +44,11 @@ class Stopped(KeyboardInterrupt):
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 
 
-def check_there(recipe: Path) -> None:
-    """Raise `UserError` where there is no such file."""
-    try:
-        if recipe.is_file():
-            return
-    except (OSError, ValueError) as error:  # a folder that may not be entered, a name that no file can have
-        raise UserError(f"recipe {recipe}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    raise UserError(f"recipe {recipe}: no such file; see the folder recipes/ for those that ship")
-
-
 def read_recipe(path: Path) -> dict[str, Any]:
     """What a recipe says. Raises `UserError` where it is not there, not YAML or not a mapping."""
     import yaml
 
-    check_there(path)
+    path = recipe_file(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -302,10 +293,9 @@ def _resolved(content: Any) -> Any:
 def run_of(recipe: str | Path, overrides: Sequence[str], folder: str | Path | None = None) -> Run:
     """The run of a recipe with these overrides, in its usual place unless a folder is given."""
     is_main()  # a rank in the environment that is no number is told before Lightning trips over it
-    recipe = Path(recipe)
     if folder == "":
         raise UserError("run folder '': the name is empty; give a folder, or leave the option out")
-    check_there(recipe)
+    recipe = recipe_file(recipe)
     if folder is None:
         suffix = f"+{hashlib.sha256(json.dumps(list(overrides)).encode()).hexdigest()[:6]}" if overrides else ""
         # recipes/var/digits.yaml and mine/var/digits.yaml both are var/digits; their contents tell them apart

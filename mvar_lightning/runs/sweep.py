@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from mvar_lightning.errors import UserError
 from mvar_lightning.runs.recipe_check import check_quickly
+from mvar_lightning.runs.recipe_files import recipe_file
 from mvar_lightning.runs.run import RUNS, Run, run_of
 from mvar_lightning.runs.sweep_results import Column, Sweep, SweepResults, read_run, write_results
 
@@ -68,15 +69,17 @@ def run_sweep(request: SweepRequest) -> SweepResults:
         UserError: a mistake in the sweep, told before the first run; or runs that failed, told after the table.
         KeyboardInterrupt: a run was told to stop, which is meant for the sweep.
     """
-    sweep = read_sweep(request.sweep)
+    file = recipe_file(request.sweep, kind="sweep")
+    sweep = read_sweep(file)
+    recipe = recipe_file(sweep.recipe, beside=file)
     if unknown := set(request.only) - set(sweep.variants):
         raise UserError(f"``only`` {min(unknown)}: no such variant; this sweep has {', '.join(sweep.variants)}")
-    out = Path(request.out or RUNS / "sweeps" / Path(request.sweep).stem)
+    out = Path(request.out or RUNS / "sweeps" / file.stem)
     planned = []
     for variant in sweep.variants:
         for seed in sweep.seeds:
             overrides = [*sweep.arguments(variant, seed), *request.overrides]
-            run = run_of(sweep.recipe, overrides, out / variant / f"seed{seed}")
+            run = run_of(recipe, overrides, out / variant / f"seed{seed}")
             planned.append(PlannedRun(variant, seed, run))
     wanted = [entry for entry in planned if not request.only or entry.variant in request.only]
     check_runs(wanted)

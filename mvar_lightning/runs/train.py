@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mvar_lightning.errors import UserError
 from mvar_lightning.runs.recipe_check import check_quickly, setting_of
+from mvar_lightning.runs.recipe_files import recipe_file
 from mvar_lightning.runs.run import Run, Stopped, run_of
 from mvar_lightning.tools.console import print_table
 from mvar_lightning.tools.files import write_json
@@ -104,11 +105,12 @@ def tokenizer_run(run: Run, recipe: str | None) -> Run | None:
     if recipe is None or GIVEN.intersection(map(setting_of, run.overrides)):
         return None
     overrides = [override for override in run.overrides if override.startswith(DATA)]
-    found = run_of(recipe, overrides)
+    file = recipe_file(recipe, beside=run.recipe)
+    found = run_of(file, overrides)
     if launched() and not found.metrics_file.exists():
         # all processes that a launcher started train it, so its trainer must hear of them too
         overrides += [override for override in run.overrides if override.startswith(MACHINES)]
-        found = run_of(recipe, overrides)
+        found = run_of(file, overrides)
     return found
 
 
@@ -152,7 +154,7 @@ def _fit(run: Run, extra: list[str], checkpoint: Path | None) -> None:
         model = getattr(cli.model, "model", None)
         model = None if model is None else gathered(model)  # sharded weights need all ranks for that
         if trainer.is_global_zero:
-            save(run.model_folder, model, cli.model.tokenizer)
+            save(run.model_folder, model, cli.model.tokenizer, class_names=getattr(cli.model, "class_names", ()))
             write_report(run, cli)
         trainer.strategy.barrier()
     wait_until_visible(run.metrics_file)

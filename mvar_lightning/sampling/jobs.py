@@ -25,8 +25,8 @@ import torch
 from PIL import Image
 
 from mvar_lightning.checkpoints.source import NO_CLASS, Source
-from mvar_lightning.data.index import read_index
 from mvar_lightning.errors import UserError, check_counts
+from mvar_lightning.sampling.class_choice import class_indices, class_names
 from mvar_lightning.sampling.sampler import NUM_SEEDS, SamplingSettings, generate
 from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.tools.compute import choose_device, choose_precision, computing, peak_memory_bytes
@@ -150,7 +150,7 @@ def plan_sampling(request: SampleRequest) -> SamplingPlan:
     check_gpus(request.devices, device)
     task = replace(request, device=device.type, precision=choose_precision(request.precision, device))
     model, tokenizer = request.source.load(torch.device("cpu"))
-    names = class_names(request.data, model.num_classes)
+    names = class_names(request.data, model.num_classes, request.source)
     labels, count, chosen = class_indices(request.classes, model.num_classes, names), request.count or 16, ""
     if request.classes is None and len(labels) > GRID_CLASSES:
         labels, count = labels[:: len(labels) // GRID_CLASSES][:GRID_CLASSES], request.count or 1
@@ -177,50 +177,7 @@ def check_gpus(devices: int, device: torch.device) -> None:
         raise UserError(f"``devices`` {devices}: there are {torch.cuda.device_count()} GPUs here")
 
 
-# Which classes, and which seeds.
-
-
-def class_names(data: str | None, num_classes: int) -> Sequence[str]:
-    """Class names of a shard folder, none without one. Raises `UserError` where they do not fit the model."""
-    if data is None:
-        return ()
-    names = read_index(data).class_names
-    if len(names) != num_classes:
-        raise UserError(f"``data`` {data}: has {len(names)} classes, the model {num_classes}; give its own data folder")
-    return names
-
-
-def class_indices(classes: str | Sequence[int] | None, num_classes: int, names: Sequence[str] = ()) -> list[int]:
-    """Classes, each once, from indices or text such as ``3,7``, ``0-9``, ``cat,dog``, ``none`` or
-    ``all``, which None means too. A whole number is an index, whatever classes are called.
-
-    Raises:
-        UserError: a class that the model does not have, or a name that is not known.
-    """
-    if classes is None or classes == "all":
-        return list(range(num_classes))
-    if not isinstance(classes, str):
-        classes, names = ",".join("none" if label == NO_CLASS else str(label) for label in classes), ()
-    indices: list[int] = []
-    for part in map(str.strip, classes.split(",")):
-        if part.isdecimal() and part in names and names.index(part) != int(part):
-            raise UserError(
-                f"class {part!r}: an index, and the name of class {names.index(part)}; for indices leave ``data`` out"
-            )
-        if part in names or part == "none":
-            indices.append(names.index(part) if part in names else NO_CLASS)
-            continue
-        first, dash, last = part.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            if part == "all":
-                raise UserError(f"``classes`` {classes}: all takes every class; leave the others out")
-            known = f"``data`` names {', '.join(names[:5])}, ..." if names else "to use names give ``data`` FOLDER"
-            raise UserError(f"class {part!r}: must be an index from 0 to {num_classes - 1} or a known name; {known}")
-        chosen = range(int(first), int(last if dash else first) + 1)
-        if not chosen or chosen[-1] >= num_classes:
-            raise UserError(f"class {part}: the model knows classes 0 to {num_classes - 1}")
-        indices += chosen
-    return list(dict.fromkeys(indices))
+# Which seeds.
 
 
 def list_jobs(labels: Sequence[int], count: int, seed: int) -> list[Job]:

@@ -21,7 +21,9 @@ from torch import Tensor
 from mvar_lightning.attention import AdjacentAttention, AttentionStrategy, FullAttention, SpatialAttention
 from mvar_lightning.checkpoints import load_initial_weights, load_tokenizer
 from mvar_lightning.checkpoints.assign import on_meta
-from mvar_lightning.checkpoints.folder import Record, open_checkpoint, unwrap_names
+from mvar_lightning.checkpoints.classes import ALL
+from mvar_lightning.checkpoints.folder import open_checkpoint, unwrap_names
+from mvar_lightning.checkpoints.record import Record
 from mvar_lightning.compat import lets_clip
 from mvar_lightning.data.image_data import named, run_data
 from mvar_lightning.errors import UserError
@@ -63,6 +65,9 @@ class NextScaleModule(L.LightningModule):
         label_drop: share of labels dropped in training, for guidance.
         cfg, top_k, top_p: sampling of this run's pictures and metrics.
         init_from: weights to start from (fine-tuning): a folder (saved, or a run's), a checkpoint or a released file.
+        init_classes: what the classes start from then: ``fresh``, ``mean``, or a mapping such as ``{corgi: 263, cat:
+            tabby}`` from classes here to classes there, by name or index (`load_initial_weights`).
+        class_names: of the classes, by index; a recipe's are the data's.
         compile_blocks: `torch.compile` every block.
         checkpoint_activations: recompute blocks in the backward pass.
         scale_groups: run a training step group of scales after group, exact and in less memory: lists such as
@@ -102,10 +107,12 @@ class NextScaleModule(L.LightningModule):
         top_k: int | None = 900,
         top_p: float | None = 0.96,
         init_from: str | None = None,
+        init_classes: dict[str, int | str] | str | None = None,
         compile_blocks: bool = False,
         checkpoint_activations: bool = False,
         scale_groups: list[list[int | str]] | float | str | None = None,
         scale_cycle: list[int] | None = None,
+        class_names: tuple[str, ...] | None = None,
     ) -> None:
         super().__init__()
         self.tokenizer = load_tokenizer(tokenizer).eval().requires_grad_(False)
@@ -128,9 +135,15 @@ class NextScaleModule(L.LightningModule):
             checkpoint_activations=checkpoint_activations,
         )
         self.scale_groups = ScaleGroups.read(scale_groups, scale_cycle, self.model.backend.plan)
-        self.init_from = init_from
+        self.init_from, self.class_names = init_from, tuple(class_names or ())
+        if len(self.class_names) not in (0, num_classes):
+            raise UserError(f"class_names: {len(self.class_names)} names for {num_classes} classes; give one for each")
         if init_from is not None:
-            load_initial_weights(self.model, init_from)
+            words = load_initial_weights(self.model, init_from, init_classes, self.class_names)
+            if not words.endswith(ALL):
+                rank_zero_info(words)
+        elif init_classes is not None:
+            raise UserError(f"init_classes {init_classes!r}: needs init_from, the weights that classes are taken from")
         if compile_blocks:
             acceleration.compile_blocks(self.model)
         self.base_lr, self.betas, self.weight_decay = base_lr, betas, weight_decay
@@ -312,7 +325,7 @@ class NextScaleModule(L.LightningModule):
         return int(per_process)
 
     def _record(self) -> Record:
-        return Record(self.tokenizer.config, self.tokenizer_hash, self.model.config)
+        return Record(self.tokenizer.config, self.tokenizer_hash, self.model.config, self.class_names)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._record().write_into(checkpoint)
@@ -330,6 +343,7 @@ class NextScaleModule(L.LightningModule):
         if opened.record.model is None:
             raise UserError(f"{checkpoint_path}: holds a tokenizer alone; load it with TokenizerModule")
         own = {**axes_of(opened.record.model), "tokenizer": str(checkpoint_path)}
+        own["class_names"] = opened.record.class_names
         del own["scales"]  # the tokenizer's
         return super().load_from_checkpoint(checkpoint_path, *args, **{"weights_only": True, **own, **settings})
 

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
 from mvar_lightning.checkpoints import load_tokenizer
-from mvar_lightning.checkpoints.folder import Record, is_released, open_checkpoint, unwrap_names
+from mvar_lightning.checkpoints.folder import is_released, open_checkpoint, unwrap_names
 from mvar_lightning.checkpoints.official import import_tokenizer
+from mvar_lightning.checkpoints.record import Record
 from mvar_lightning.data.image_data import named, run_data
 from mvar_lightning.errors import UserError
 from mvar_lightning.metrics.quality import CodebookUsage

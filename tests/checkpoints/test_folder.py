@@ -249,3 +249,47 @@ def test_foreign_lightning_checkpoints(tokenizer: MultiScaleTokenizer, tmp_path:
     torch.save(content, path)
     with pytest.raises(UserError, match=r"missing: quant_conv\.weight"):
         load(path)
+
+
+def test_half_of_the_space(model: NextScaleTransformer, tokenizer: MultiScaleTokenizer, tmp_path: Path) -> None:
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    save(tmp_path / "whole", model, tokenizer)
+    save(tmp_path / "half", model, tokenizer, half=True)
+    sizes = [(tmp_path / kind / "model.safetensors").stat().st_size for kind in ("half", "whole")]
+    assert sizes[0] < 0.65 * sizes[1]
+    found, codes = load(tmp_path / "half")
+    assert found is not None and all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    for name, tensor in found.state_dict().items():
+        wanted = before[name].half().float() if before[name].dtype == torch.float32 else before[name]
+        assert tensor.dtype == before[name].dtype and torch.equal(tensor, wanted)
+    save(tmp_path / "again", found, codes, half=True)  # rounding twice changes nothing
+    assert (tmp_path / "again" / "config.json").read_bytes() == (tmp_path / "half" / "config.json").read_bytes()
+
+
+def test_weights_too_large_for_float16(tokenizer: MultiScaleTokenizer, tmp_path: Path) -> None:
+    large = MultiScaleTokenizer(**tokenizer.config)
+    large.load_state_dict(tokenizer.state_dict())
+    with torch.no_grad():
+        next(iter(large.parameters())).fill_(1e5)
+    with pytest.raises(UserError, match="too large for float16"):
+        save(tmp_path / "half", None, large, half=True)
+    assert not (tmp_path / "half").exists()
+
+
+def test_the_record_of_half_is_true_or_false(
+    model: NextScaleTransformer, tokenizer: MultiScaleTokenizer, tmp_path: Path
+) -> None:
+    save(tmp_path / "half", model, tokenizer, half=True)
+    config = json.loads((tmp_path / "half" / "config.json").read_text())
+    (tmp_path / "half" / "config.json").write_text(json.dumps(config | {"half": "yes"}))
+    with pytest.raises(UserError, match="'half' is not true or false"):
+        load(tmp_path / "half")
+
+
+def test_a_model_that_ships_is_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, tokenizer = load("digits")
+    assert model is not None and model.num_classes == 10 and tokenizer.image_size == 16
+    assert {tensor.dtype for tensor in model.state_dict().values() if tensor.is_floating_point()} == {torch.float32}
+    with pytest.raises(UserError, match=r"nothing: no such checkpoint .by name there are: digits"):
+        load("nothing")

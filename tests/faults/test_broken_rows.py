@@ -19,7 +19,7 @@ from mvar_lightning.data.making.embedded import load_source
 from mvar_lightning.data.making.sources import Source
 from mvar_lightning.data.tar import label_of
 from mvar_lightning.errors import UserError
-from mvar_lightning.sampling.jobs import class_indices
+from mvar_lightning.sampling.class_choice import class_indices
 
 from .harness import Answer, ask, broken_promise, start
 

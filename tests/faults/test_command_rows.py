@@ -17,7 +17,7 @@ from small_run import MODEL_SIZES, TOKENIZER_SIZES
 
 from mvar_lightning import NextScaleTransformer, UserError, load, save
 from mvar_lightning.cli import _line_of, main
-from mvar_lightning.sampling.jobs import class_indices
+from mvar_lightning.sampling.class_choice import class_indices
 from tests.faults.harness import Answer, ask, broken_promise, start
 
 MANY = 20

@@ -32,7 +32,8 @@ from mvar_lightning.cli import main
 from mvar_lightning.errors import UserError
 from mvar_lightning.sampling import ConstantGuidance, CutoffGuidance, GuidanceSchedule
 from mvar_lightning.sampling import jobs as sampling_jobs
-from mvar_lightning.sampling.jobs import SampleRequest, class_indices, list_jobs, make_images, mixed
+from mvar_lightning.sampling.class_choice import class_indices
+from mvar_lightning.sampling.jobs import SampleRequest, list_jobs, make_images, mixed
 from mvar_lightning.tools.drawing import from_image
 from mvar_lightning.tools.processes import spread
 
