@@ -115,7 +115,7 @@ def build(path: Path) -> Built:
     with pytest.MonkeyPatch.context() as patch, torch.device("meta"):
         patch.setattr(next_scale, "load_tokenizer", lambda path: MultiScaleTokenizer(**sizes))
         patch.setattr(next_scale, "fingerprint", lambda tokenizer: "0" * 64)
-        patch.setattr(next_scale, "load_initial_weights", lambda model, path: None)
+        patch.setattr(next_scale, "load_initial_weights", lambda *_: "")
         patch.setattr(InceptionFeatures, "__init__", without_file)
         patch.setattr("mvar_lightning.callbacks.metrics.read_reference", lambda path, extractor: None)
         for kind in (ShardsDataModule, TokenShardsDataModule):
