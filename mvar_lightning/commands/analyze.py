@@ -26,6 +26,7 @@ def add_parser(subparsers: Any) -> None:
     ):
         options.add_source(kind)
         options.add_cutting(kind)
+        options.add_devices(kind)
         words = "where to write (default: analysis/ in the run, or beside a file)"
         kind.add_argument("--out", metavar="DIR", help=words)
         kind.add_argument("--batch-size", type=int, default=16, metavar="N", help="images at a time (16)")
@@ -51,7 +52,9 @@ def run(job: str, args: argparse.Namespace) -> int:
         more = {"settings": options.settings_of(args), **options.chosen(args, "seed features feature_size lpips")}
     matters = args.data is not None
     more |= settle_cutting([args.checkpoint], args.resize_ratio, args.crop, matters=matters)._asdict()
-    request = analyses.AnalyzeRequest(source, **options.chosen(args, "data images batch_size out device"), **more)
+    request = analyses.AnalyzeRequest(
+        source, **options.chosen(args, "data images batch_size out device devices"), **more
+    )
     trained_on = {} if args.checkpoint is None else data_settings(args.checkpoint)
     path = trained_on.get("images") or trained_on.get("path")
     if path and args.data is not None and Path(path).resolve() != Path(args.data).resolve():
@@ -66,6 +69,8 @@ def run_scaling(args: argparse.Namespace) -> int:
 
 
 def _show(analysis: Any) -> int:
+    if analysis is None:  # not the first process
+        return 0
     print(analysis.markdown)
     for path in analysis.files:
         print(f"  {path}")

@@ -28,6 +28,7 @@ def add_parser(subparsers: Any) -> None:
     options.add_features(parser)
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at a time (32)")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="loading processes (0)")
+    options.add_devices(parser)
     parser.set_defaults(run=run_tokenizer)
     parser = kinds.add_parser(
         "images",
@@ -50,7 +51,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--no-npz", action="store_true", help="do not write samples.npz")
     parser.add_argument("--no-floor", action="store_true", help="leave out the FID of other real images")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="images at a time on each device (16)")
-    parser.add_argument("--devices", type=int, default=1, metavar="N", help="processes, each on its own GPU (1)")
+    options.add_devices(parser)
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="loading processes for shards (0)")
     parser.set_defaults(run=run_images)
 
@@ -62,10 +63,13 @@ def run_tokenizer(args: argparse.Namespace) -> int:
     from mvar_lightning.tools.console import print_table
 
     names = "checkpoint data out split images progressive_images image_size patch_nums features feature_size lpips"
-    chosen = options.chosen(args, f"{names} batch_size workers device")
+    chosen = options.chosen(args, f"{names} batch_size workers device devices")
     EvaluateTokenizerRequest(**chosen)  # its mistakes come before what the run says of its images
     cutting = settle_cutting([args.checkpoint], args.resize_ratio, args.crop)
-    report, files = run_tokenizer_evaluation(EvaluateTokenizerRequest(**chosen, **cutting._asdict()))
+    evaluated = run_tokenizer_evaluation(EvaluateTokenizerRequest(**chosen, **cutting._asdict()))
+    if evaluated is None:  # not the first process
+        return 0
+    report, files = evaluated
     head, *body = report.scale_rows()
     print_table(report.rows())
     print_table(body, head)
@@ -97,7 +101,10 @@ def run_images(args: argparse.Namespace) -> int:
     if args.plan:
         print("\n".join(plan_evaluation(request).lines()))
         return 0
-    report, files = evaluate_images(request, lambda line: print(line, flush=True))
+    evaluated = evaluate_images(request, lambda line: print(line, flush=True))
+    if evaluated is None:  # not the first process
+        return 0
+    report, files = evaluated
     print_table(report.rows())
     print("\n".join([*report.notes, *(f"  {path}" for path in files)]))
     return 0

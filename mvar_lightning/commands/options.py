@@ -48,6 +48,12 @@ def side_lengths(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{text!r}: give whole numbers with commas between them, like 1,2,3") from None
 
 
+def add_devices(parser: argparse.ArgumentParser) -> None:
+    """The argument that says how many processes share the work."""
+    words = "processes of this machine, each on its own GPU (1; under torchrun or srun those that they start)"
+    parser.add_argument("--devices", type=int, metavar="N", help=words)
+
+
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """Arguments that say how tokens are chosen."""
     settings = parser.add_argument_group("sampling")

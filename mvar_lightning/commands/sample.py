@@ -23,7 +23,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--compile", action="store_true", help=words)
     words = "CUDA graphs of the scales, for strategies that keep no key-value cache"
     parser.add_argument("--graphs", action="store_true", help=words)
-    parser.add_argument("--devices", type=int, default=1, metavar="N", help="processes, each on its own GPU (1)")
+    options.add_devices(parser)
     parser.set_defaults(run=run)
 
 
@@ -35,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
     chosen = options.chosen(args, "out classes count seed data device precision batch_size devices graphs")
     chosen |= {"settings": options.settings_of(args), "compiled": args.compile, "npz": args.format == "npz"}
     sampled = sample_images(SampleRequest(source, **chosen))
+    if sampled is None:  # not the first process
+        return 0
     print(f"{sampled.folder}: {len(sampled.files)} images, {sampled.made}")
     if sampled.classes:
         print(sampled.classes)

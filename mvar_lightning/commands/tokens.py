@@ -29,9 +29,9 @@ def add_parser(subparsers: Any) -> None:
     make.add_argument("--resize-ratio", type=float, default=1.125, help="shorter side before the crop (1.125)")
     make.add_argument("--seed", type=int, default=0, help="of the crops (0)")
     make.add_argument("--batch-size", type=int, default=64, metavar="N", help="images encoded together (64)")
-    make.add_argument("--devices", type=int, metavar="N", help="devices of this machine (default: all; CPU: 1)")
+    make.add_argument("--devices", type=int, metavar="N", help="processes of a machine (default: all GPUs, or 1)")
     make.add_argument("--accelerator", default="auto", help="cpu, cuda or auto (auto)")
-    make.add_argument("--num-nodes", type=int, default=1, metavar="N", help="machines, under SLURM or torchrun (1)")
+    make.add_argument("--num-nodes", type=int, metavar="N", help="machines (those of SLURM or torchrun)")
     make.add_argument("--num-workers", type=int, default=2, metavar="N", help="decoding processes a device (2)")
     make.add_argument(
         "--precision", default="32-true", help="of the encoder: 32-true, as in training on images, or bf16-mixed"

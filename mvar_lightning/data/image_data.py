@@ -12,7 +12,7 @@ import torch
 from mvar_lightning.data.index import ShardIndex, ShardInfo
 from mvar_lightning.data.making.shards import ensure
 from mvar_lightning.data.reading.loader import StreamLoader, TrainLoader
-from mvar_lightning.data.reading.order import EpochStream, StreamConfig, TrainStream, ValidationStream
+from mvar_lightning.data.reading.order import EpochStream, StreamConfig, TrainStream, TurnStream, ValidationStream
 from mvar_lightning.data.reading.place import UNKNOWN, ShardPlace, index_of_names
 from mvar_lightning.data.reading.samples import ImageReader
 from mvar_lightning.data.transforms import DRAFT_MARGIN, Transform, build_transform
@@ -318,6 +318,12 @@ class ShardsDataModule(TrainingData):
             UserError: the index has no such split, or no shards for it.
         """
         stream = ValidationStream(*self._reader(split, self.val_transform), self.stream_config())
+        return StreamLoader(stream, self.num_workers, torch.cuda.is_available())
+
+    def turn_loader(self, split: str, rank: int, processes: int) -> StreamLoader:
+        """Every n-th batch of `ordered_dataloader`, as one process would read them. Raises `UserError` likewise."""
+        config = StreamConfig(self.batch_size, self.seed, rank, processes)
+        stream = TurnStream(*self._reader(split, self.val_transform), config)
         return StreamLoader(stream, self.num_workers, torch.cuda.is_available())
 
     def _reader(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice, repeat
 from pathlib import Path
@@ -36,16 +36,14 @@ from mvar_lightning.sampling.jobs import (
     ARCHIVE_FILE,
     SETTINGS_FILE,
     bytes_of,
-    check_gpus,
     claim_folder,
     make_missing,
     mixed,
     write_archive,
 )
 from mvar_lightning.tools.compute import choose_device
-from mvar_lightning.tools.console import progress
 from mvar_lightning.tools.files import check_folder
-from mvar_lightning.tools.processes import spread
+from mvar_lightning.tools.ranks import Ranks
 
 SHOWN = 64
 """Images of the report's picture."""
@@ -58,8 +56,11 @@ class EvaluatedImages(NamedTuple):
     files: list[Path]
 
 
-def evaluate_images(request: EvaluateImagesRequest, say: Callable[[str], None] = lambda line: None) -> EvaluatedImages:
-    """Sample what is missing, take features, compare, and write the report; started again, it goes on.
+def evaluate_images(
+    request: EvaluateImagesRequest, say: Callable[[str], None] = lambda line: None
+) -> EvaluatedImages | None:
+    """Sample what is missing, take features, compare, and write the report; started again, it goes on. None on all
+    processes but the first.
 
     Args:
         request: what is compared with what.
@@ -68,32 +69,43 @@ def evaluate_images(request: EvaluateImagesRequest, say: Callable[[str], None] =
     Raises:
         UserError: input that is missing, damaged or does not fit together; a folder of other work; a full disk.
     """
-    work = prepare_evaluation(request)
-    plan = work.plan()
-    say("\n".join(plan.lines()))
-    plan.check_disk()
-    if sampled := work.sample():
+    ranks = Ranks.of(choose_device(request.device).type, request.devices)
+    ranks.check_same(**vars(request))
+    with ranks.agreed():
+        if ranks.is_first:  # before the others: it trains the classifier where there is none
+            work = prepare_evaluation(request)
+            plan = work.plan(ranks.processes)
+            say("\n".join(plan.lines()))
+            plan.check_disk()
+    with ranks.agreed():
+        if not ranks.is_first:
+            work = prepare_evaluation(request, writes=False)
+    sampled = work.sample(ranks)
+    if sampled and ranks.is_first:
         say(sampled)
-    work.extract()
+    work.extract(ranks)
+    if not ranks.is_first:
+        return None
     report = work.report()
     return EvaluatedImages(report, work.write(report))
 
 
 def plan_evaluation(request: EvaluateImagesRequest) -> Plan:
     """What `evaluate_images` would do, and how long it would take; writes nothing. Raises `UserError` as that does."""
-    return prepare_evaluation(request).plan()
+    return prepare_evaluation(request).plan(request.devices or 1)
 
 
-def prepare_evaluation(request: EvaluateImagesRequest) -> Evaluation:
-    """Open all that a request names, and check that it fits together; writes nothing.
+def prepare_evaluation(request: EvaluateImagesRequest, writes: bool = True) -> Evaluation:
+    """Open all that a request names, and check that it fits together, and can be written where this process ``writes``;
+    leaves nothing behind.
 
     Raises:
         UserError: as `evaluate_images`, such as where the folder holds other work, or a reference file other features.
     """
     device, out = choose_device(request.device), request.folder
-    check_gpus(request.devices, device)
-    check_folder(out, "``out``")
-    if request.save_moments is not None:
+    if writes:
+        check_folder(out, "``out``")
+    if writes and request.save_moments is not None:
         check_folder(Path(request.save_moments).parent, "``save_moments``")
         _check_nothing_lost(Path(request.save_moments))
     generated = open_generated(request, out)
@@ -122,17 +134,21 @@ class GivenPicture(NamedTuple):
     label: int = NO_CLASS
 
 
-@dataclass(frozen=True)
-class Extraction:
-    """Takes features of parts (number of the side, number of the part) in one process; can be sent to it."""
-
-    request: EvaluateImagesRequest
-    sides: tuple[ImageSide, ...]
-
-    def __call__(self, items: Sequence[tuple[int, int]], rank: int, send: Callable[[int], None]) -> None:
-        extractor = self.request.open_extractor(self.sides[0].source.size, self.sides[0].device)
-        for number, part in items:
-            self.sides[number].extract(extractor, part, self.request.batch_size, send)
+def extract_parts(
+    ranks: Ranks, request: EvaluateImagesRequest, sides: Sequence[ImageSide], todo: Sequence[tuple[int, int]]
+) -> None:
+    """Take features of this process' share of the parts (number of the side, number of the part)."""
+    for side in sides:
+        ranks.check_shared(side.store.folder)
+    share = ranks.share(todo)
+    total = sum(sides[number].source.parts[part] for number, part in share)
+    with ranks.agreed(), ranks.progress("features of images", total) as advance:
+        if not share:
+            return
+        device = torch.device(ranks.device)
+        extractor = request.open_extractor(sides[0].source.size, device)
+        for number, part in share:
+            replace(sides[number], device=device).extract(extractor, part, request.batch_size, advance)
 
 
 @dataclass(frozen=True)
@@ -149,9 +165,12 @@ class Evaluation:
 
     def claim_samples(self, folder: Path) -> None:
         """Note in a folder what its images follow from. Raises UserError where others lie there."""
+        claim_folder(folder, self._settings_of_samples)
+
+    @property
+    def _settings_of_samples(self) -> dict[str, Any]:
         own = ("classes", "count", "seed")  # more images of the same settings are welcome
-        identity = self.generated.source.identity
-        claim_folder(folder, {name: value for name, value in identity.items() if name not in own})
+        return {name: value for name, value in self.generated.source.identity.items() if name not in own}
 
     def about(self, side: ImageSide) -> dict[str, Any]:
         """What the features of a set of images follow from."""
@@ -183,9 +202,9 @@ class Evaluation:
 
     # -- before it starts
 
-    def plan(self) -> Plan:
+    def plan(self, processes: int) -> Plan:
         """What is missing, how long it will take (measured on two batches of each kind), and how much disk."""
-        jobs, task, processes = self.generated.missing(), self.generated.task, self.request.devices
+        jobs, task = self.generated.missing(), self.generated.task
         numbers = (self.extractor.num_features, self.extractor.num_logits, self.extractor.num_spatial)
         seconds, taken = time_sampling(task, jobs) if task is not None and jobs else (0.0, 0.0)
         rows, feature_seconds = self._time_features()
@@ -236,24 +255,27 @@ class Evaluation:
 
     # -- the work
 
-    def sample(self) -> str:
+    def sample(self, ranks: Ranks) -> str:
         """Make the images that are missing; says what was made, nothing of given images."""
         task = self.generated.task
         if task is None:
             return ""
-        self.claim_samples(task.folder)
-        return f"{task.folder}: {make_missing(task, self.generated.jobs, self.request.devices)}"
+        made = ranks.run(make_missing, task, self.generated.jobs, self._settings_of_samples)
+        return f"{task.folder}: {made}"
 
-    def extract(self) -> None:
-        """Take the features that are missing, and write ``samples.npz``."""
+    def extract(self, ranks: Ranks) -> None:
+        """Take the features that are missing; the first process writes ``samples.npz``."""
         sides = tuple(self.sides.values())
-        for side in sides:
-            side.store.claim(self.about(side))
-        if todo := self._missing_parts():
-            total = sum(sides[number].source.parts[part] for number, part in todo)
-            with progress("features of images", total) as bar:
-                work = Extraction(self.request, sides)
-                spread(work, todo, self.request.devices, self.device.type, bar.advance)
+
+        def missing() -> list[tuple[int, int]]:
+            for side in sides:
+                side.store.claim(self.about(side))
+            return self._missing_parts()
+
+        if todo := ranks.from_first(missing):
+            ranks.run(extract_parts, self.request, sides, todo)
+        if not ranks.is_first:
+            return
         if self._archive is not None:
             source = self.generated.source
             assert isinstance(source, FolderImages)

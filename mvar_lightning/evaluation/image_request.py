@@ -20,7 +20,7 @@ from mvar_lightning.errors import UserError, check_counts
 from mvar_lightning.evaluation.features import OTHER_SPLIT, holds_shards, open_features
 from mvar_lightning.evaluation.image_sources import ArchiveImages, FolderImages, ImageSource, ShardImages, open_images
 from mvar_lightning.metrics import FeatureExtractor, StoredReference
-from mvar_lightning.sampling.jobs import Job, Report, SampleRequest, make_images, plan_sampling
+from mvar_lightning.sampling.jobs import Job, SampleRequest, make_images, plan_sampling
 from mvar_lightning.sampling.sampler import SamplingSettings
 from mvar_lightning.tools.tensors import open_arrays
 
@@ -43,7 +43,7 @@ class EvaluateImagesRequest:
         no_npz: do not write ``samples.npz``.
         no_floor: leave out the FID of other real images.
         batch_size: images at a time in each process.
-        devices: processes, each on its own GPU.
+        devices: processes of this machine, each on its own GPU; one, or those of torchrun or SLURM, if not given.
         workers: loading processes for shards.
         count, settings, seed, device, precision: as of `SampleRequest`.
 
@@ -65,7 +65,7 @@ class EvaluateImagesRequest:
     no_npz: bool = False
     no_floor: bool = False
     batch_size: int = 16
-    devices: int = 1
+    devices: int | None = None
     workers: int = 0
     count: int = 50
     settings: SamplingSettings = field(default_factory=SamplingSettings)
@@ -283,10 +283,9 @@ def time_sampling(task: SampleRequest, jobs: Sequence[Job]) -> tuple[float, floa
     Raises:
         UserError: as `make_images`, for instance where the images are not finite.
     """
-    reports: list[Report] = []
     trial = jobs[: 2 * task.batch_size]
     with tempfile.TemporaryDirectory(prefix="mvar-") as folder:
-        make_images(dataclasses.replace(task, out=folder), trial, 0, reports.append)
+        reports = list(make_images(dataclasses.replace(task, out=folder), trial))
         taken = sum(path.stat().st_blocks * 512 for path in Path(folder).iterdir())  # small files fill whole blocks
     seconds, images = reports[-1].seconds, len(trial)
     if len(reports) == 2:  # the first batch warms up

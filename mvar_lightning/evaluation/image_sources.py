@@ -9,14 +9,15 @@ from __future__ import annotations
 import hashlib
 import random
 import struct
+import sys
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,10 +26,11 @@ from torch import Tensor
 
 from mvar_lightning.data.image_data import ShardsDataModule
 from mvar_lightning.data.images import SUFFIXES, ImageError, decode_rgb, open_image
-from mvar_lightning.data.reading.loader import StreamLoader
+from mvar_lightning.data.reading.loader import StreamLoader, loading
 from mvar_lightning.data.reading.order import ValidationStream
 from mvar_lightning.data.transforms import Transform, planes
 from mvar_lightning.errors import UserError
+from mvar_lightning.tools.ranks import Ranks
 from mvar_lightning.tools.tensors import DAMAGED, array_header, open_arrays, read_array
 
 PART = 1000
@@ -276,6 +278,34 @@ def open_data(
         raise UserError(f"``split`` {split}: {path} has no such images; it has {held or 'none at all'}")
     data.setup("validate")
     return data
+
+
+class Numbered(NamedTuple):
+    """Images of a batch with what it holds beside them, and the number of the first among all."""
+
+    first: int
+    batch: Mapping[str, Tensor]
+
+
+def numbered(
+    ranks: Ranks, loader: Iterable[Mapping[str, Tensor]], count: int | None = None
+) -> Iterator[Numbered | None]:
+    """The first ``count`` images (all, if not given) of a loader that gives this process' turns, for `Ranks.each`."""
+    seen, limit = 0, sys.maxsize if count is None else count
+    with loading(loader) as opened:
+        batches = iter(opened)
+        while seen < limit:
+            with ranks.agreed():
+                batch = next(batches, None)
+            sizes = ranks.exchange(-1 if batch is None else len(batch["image"]))
+            if max(sizes) < 0:
+                return
+            first = seen + sum(max(size, 0) for size in sizes[: ranks.rank])
+            if batch is None or first >= limit:
+                yield None
+            else:
+                yield Numbered(first, {name: rows[: limit - first] for name, rows in batch.items()})
+            seen += sum(max(size, 0) for size in sizes)
 
 
 def open_images(path: Path) -> ImageSource:

@@ -6,8 +6,8 @@ B batch, L all tokens, K scales, V vocabulary, N images kept for pictures, HW pi
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from mvar_lightning.checkpoints.source import beside, open_tokenizer
-from mvar_lightning.data.reading.loader import loading
 from mvar_lightning.errors import UserError, check_counts
 from mvar_lightning.evaluation.features import OTHER_SPLIT, open_features, open_lpips
-from mvar_lightning.evaluation.image_sources import SizeWatch, open_data
+from mvar_lightning.evaluation.image_sources import Numbered, SizeWatch, numbered, open_data
 from mvar_lightning.evaluation.reports import Examples, FrechetReport, ScaleReport, TokenizerReport, write_evaluation
 from mvar_lightning.metrics import FeatureExtractor, FrechetDistance, as_saved
 from mvar_lightning.metrics.quality import SMALLEST_SSIM_SIDE, CodebookUsage, psnr, ssim
@@ -28,6 +27,7 @@ from mvar_lightning.tools.compute import choose_device, evaluating
 from mvar_lightning.tools.console import progress
 from mvar_lightning.tools.drawing import normalize, to_unit
 from mvar_lightning.tools.files import check_folder
+from mvar_lightning.tools.ranks import ALONE, Ranks
 
 Batches = Iterable[Mapping[str, Any]]
 """Batches with ``image``: uint8 (B, 3, H, W), or float in [-1, 1]."""
@@ -64,6 +64,25 @@ def evaluate_tokenizer(
     Raises:
         UserError: no image, images of another size or not finite, or weights that are not finite.
     """
+    arguments = (extractor, floor_loader, lpips, num_images, progressive_images, device)
+    report = _evaluate(ALONE, tokenizer, loader, *arguments, progress)
+    assert report is not None
+    return report
+
+
+def _evaluate(
+    ranks: Ranks,
+    tokenizer: MultiScaleTokenizer,
+    loader: Batches,
+    extractor: FeatureExtractor | None,
+    floor_loader: Batches | None,
+    lpips: nn.Module | None,
+    num_images: int | None,
+    progressive_images: int,
+    device: torch.device | str,
+    progress: Callable[[int], None],
+) -> TokenizerReport | None:
+    """`evaluate_tokenizer` by several processes, each with loaders of its own turns; None on all but the first."""
     if num_images is not None and num_images < 1:
         raise UserError(f"images {num_images}: give 1 or more, or leave it out for all of them")
     if progressive_images < 1:
@@ -73,14 +92,29 @@ def evaluate_tokenizer(
             raise UserError(f"tokenizer: its weight {name} is NaN or infinite; give an earlier checkpoint")
     work = _Evaluation(tokenizer.to(device), extractor, lpips, progressive_images, torch.device(device))
     with evaluating(tokenizer):
-        for image_B3HW in _first(loader, num_images):
-            work.see(image_B3HW)
-            progress(len(image_B3HW))
-    if work.images == 0:
+        for seen in ranks.each(work.look, numbered(ranks, loader, num_images)):
+            work.add(seen)
+            progress(seen.images)
+    images = ranks.from_first(lambda: work.images)
+    if images == 0:
         raise UserError("evaluation: there is not one image to reconstruct; fill the data folder or choose another")
-    if work.distance is not None and work.images > 1:
-        work.frechet = work.rfid(work.distance, () if floor_loader is None else _first(floor_loader, work.images))
-    return work.report()
+    if work.distance is not None and images > 1:
+        others = () if floor_loader is None else numbered(ranks, floor_loader, images)
+        work.compare(ranks, work.distance, others)
+    return work.report() if ranks.is_first else None
+
+
+class _Seen(NamedTuple):
+    """What a batch says: sums over its images, its tokens, features of originals and copies, and some pictures."""
+
+    images: int
+    idx_BL: Tensor
+    sums: dict[str, float]
+    progressive: int
+    psnr_sum_K: Tensor
+    features: tuple[Tensor, Tensor] | None
+    kept: tuple[Tensor, Tensor] | None
+    strips: Tensor | None
 
 
 class _Evaluation:
@@ -96,8 +130,8 @@ class _Evaluation:
     ) -> None:
         self.tokenizer, self.device, self.progressive_images = tokenizer, device, progressive_images
         self.lpips = None if lpips is None else lpips.to(device).eval()
-        self.distance = None if extractor is None else FrechetDistance(extractor).to(device)
-        self.usage = CodebookUsage(tokenizer.pyramid, tokenizer.vocab_size).to(device)
+        self.distance = None if extractor is None else FrechetDistance(extractor, alone=True).to(device)
+        self.usage = CodebookUsage(tokenizer.pyramid, tokenizer.vocab_size, alone=True).to(device)
         self.images = self.progressive = 0
         self.sums = {"psnr": 0.0, "ssim": 0.0, "lpips": 0.0}
         self.psnr_sum_K = torch.zeros(tokenizer.pyramid.num_scales, dtype=torch.float64)
@@ -105,55 +139,72 @@ class _Evaluation:
         self.kept: list[tuple[Tensor, Tensor]] = []
         self.strips: list[Tensor] = []
 
-    def see(self, image_B3HW: Tensor) -> None:
-        """Reconstruct a batch, as the loader gave it, and add what it says."""
-        image_B3HW = normalize(image_B3HW.to(self.device)).float()
+    def look(self, turn: Numbered) -> _Seen:
+        """Reconstruct a batch, as the loader gave it; says what it tells."""
+        first, image_B3HW = turn.first, normalize(turn.batch["image"].to(self.device)).float()
         idx_BL = self.tokenizer.encode(image_B3HW)
-        self.usage.update(idx_BL)
         original_B3HW = to_unit(image_B3HW)
-        again_B3HW = self._decode(idx_BL, original_B3HW)
+        wanted = min(max(self.progressive_images - first, 0), len(idx_BL))
+        after = [to_unit(image_B3HW) for image_B3HW in self.tokenizer.progressive(idx_BL[:wanted])] if wanted else []
+        rest = [to_unit(self.tokenizer.decode(idx_BL[wanted:]))] if wanted < len(idx_BL) else []
+        again_B3HW = torch.cat([*after[-1:], *rest])
         if not torch.isfinite(again_B3HW).all():
             raise UserError(
-                f"reconstruction of images {self.images + 1} to {self.images + len(again_B3HW)}: some pixels are NaN "
+                f"reconstruction of images {first + 1} to {first + len(again_B3HW)}: some pixels are NaN "
                 "or infinite; the tokenizer's weights are damaged, give an earlier checkpoint"
             )
-        self.sums["psnr"] += float(psnr(original_B3HW, again_B3HW).double().sum())
-        self.sums["ssim"] += float(ssim(original_B3HW, again_B3HW).double().sum())
+        sums = {
+            "psnr": float(psnr(original_B3HW, again_B3HW).double().sum()),
+            "ssim": float(ssim(original_B3HW, again_B3HW).double().sum()),
+        }
         if self.lpips is not None:
-            self.sums["lpips"] += float(self.lpips(as_saved(again_B3HW) * 2 - 1, image_B3HW).double().sum())
-        if self.distance is not None:
-            self.distance.update(original_B3HW, real=True)
-            self.distance.update(again_B3HW, real=False)
-        if self.images < NUM_PAIRS:
-            wanted = NUM_PAIRS - self.images
-            self.kept.append((original_B3HW[:wanted].cpu(), again_B3HW[:wanted].cpu()))
-        self.images += len(image_B3HW)
+            sums["lpips"] = float(self.lpips(as_saved(again_B3HW) * 2 - 1, image_B3HW).double().sum())
+        features, distance = None, self.distance
+        if distance is not None:
+            features = (distance.features(original_B3HW).cpu(), distance.features(again_B3HW).cpu())
+        pairs, strips = max(NUM_PAIRS - first, 0), max(NUM_STRIPS - first, 0)
+        return _Seen(
+            images=len(image_B3HW),
+            idx_BL=idx_BL.cpu(),
+            sums=sums,
+            progressive=wanted,
+            psnr_sum_K=torch.stack([psnr(original_B3HW[:wanted], image).double().sum().cpu() for image in after])
+            if after
+            else torch.zeros_like(self.psnr_sum_K),
+            features=features,
+            kept=(original_B3HW[:pairs].cpu(), again_B3HW[:pairs].cpu()) if pairs else None,
+            strips=torch.stack(after, dim=1)[:strips].cpu() if after and strips else None,
+        )
 
-    def _decode(self, idx_BL: Tensor, original_B3HW: Tensor) -> Tensor:
-        """Reconstructions in [0, 1]; after each scale, too, where the image is still one of those wanted so."""
-        wanted = min(max(self.progressive_images - self.progressive, 0), len(idx_BL))
-        parts = []
-        if wanted:
-            after = [to_unit(image_B3HW) for image_B3HW in self.tokenizer.progressive(idx_BL[:wanted])]
-            for scale, image_B3HW in enumerate(after):
-                self.psnr_sum_K[scale] += psnr(original_B3HW[:wanted], image_B3HW).double().sum().cpu()
-            if self.progressive < NUM_STRIPS:
-                self.strips.append(torch.stack(after, dim=1)[: NUM_STRIPS - self.progressive].cpu())
-            self.progressive += wanted
-            parts.append(after[-1])
-        if wanted < len(idx_BL):
-            parts.append(to_unit(self.tokenizer.decode(idx_BL[wanted:])))
-        return torch.cat(parts)
+    def add(self, seen: _Seen) -> None:
+        """Add what a batch says, batch after batch."""
+        self.images += seen.images
+        self.progressive += seen.progressive
+        self.usage.update(seen.idx_BL.to(self.device))
+        for name, value in seen.sums.items():
+            self.sums[name] += value
+        self.psnr_sum_K += seen.psnr_sum_K
+        if self.distance is not None and seen.features is not None:
+            self.distance.add(seen.features[0], real=True)
+            self.distance.add(seen.features[1], real=False)
+        self.kept += [] if seen.kept is None else [seen.kept]
+        self.strips += [] if seen.strips is None else [seen.strips]
 
-    def rfid(self, distance: FrechetDistance, others: Iterable[Tensor]) -> FrechetReport:
+    def compare(self, ranks: Ranks, distance: FrechetDistance, others: Iterable[Numbered | None]) -> None:
         """The distance of the reconstructions, and of other real images put in their place."""
-        extractor, rfid = distance.extractor, distance.compute()
+
+        def features(turn: Numbered) -> Tensor:
+            return distance.features(to_unit(turn.batch["image"].to(self.device))).cpu()
+
+        with ranks.agreed():
+            rfid = distance.compute() if ranks.is_first else math.nan
         distance.reset_generated()
-        for image_B3HW in others:
-            distance.update(to_unit(image_B3HW.to(self.device)), real=False)
+        for features_BF in ranks.each(features, others):
+            distance.add(features_BF, real=False)
         count = distance.count(real=False)
         floor = distance.compute() if count > 1 else None
-        return FrechetReport(extractor.name, extractor.num_features, rfid, self.images, floor, count)
+        extractor = distance.extractor
+        self.frechet = FrechetReport(extractor.name, extractor.num_features, rfid, self.images, floor, count)
 
     def report(self) -> TokenizerReport:
         mean = {name: value / self.images for name, value in self.sums.items()}
@@ -203,19 +254,6 @@ class _Evaluation:
             )
 
 
-def _first(loader: Batches, count: int | None) -> Iterator[Tensor]:
-    """The images of the first ``count`` samples, batch by batch."""
-    left = sys.maxsize if count is None else count
-    with loading(loader) as batches:
-        for batch in batches:
-            image_B3HW = batch["image"][:left]
-            left -= len(image_B3HW)
-            if len(image_B3HW):
-                yield image_B3HW
-            if left <= 0:
-                return
-
-
 # The whole of it, from paths to files.
 
 
@@ -237,6 +275,7 @@ class EvaluateTokenizerRequest:
         lpips: VGG weights; without them LPIPS is left out.
         batch_size, workers: images at a time, and loading processes.
         device: ``auto``, ``cpu`` or ``cuda``.
+        devices: processes of this machine, each on its own GPU; one, or those of torchrun or SLURM, if not given.
 
     Raises:
         UserError: a number below 1.
@@ -258,9 +297,10 @@ class EvaluateTokenizerRequest:
     batch_size: int = 32
     workers: int = 0
     device: str = "auto"
+    devices: int | None = None
 
     def __post_init__(self) -> None:
-        counts = ("images", "progressive_images", "batch_size", "feature_size")
+        counts = ("devices", "images", "progressive_images", "batch_size", "feature_size")
         check_counts(**{name: getattr(self, name) for name in counts})
 
 
@@ -271,36 +311,54 @@ class EvaluatedTokenizer(NamedTuple):
     files: list[Path]
 
 
-def run_tokenizer_evaluation(request: EvaluateTokenizerRequest) -> EvaluatedTokenizer:
-    """`evaluate_tokenizer` on a split of shards, with the other split as its floor, written as a report.
+def run_tokenizer_evaluation(request: EvaluateTokenizerRequest) -> EvaluatedTokenizer | None:
+    """`evaluate_tokenizer` on a split of shards, with the other split as its floor, written as a report; None on all
+    processes but the first.
 
     Raises:
         UserError: as `evaluate_tokenizer`; a checkpoint, data or features that are missing or do not fit together.
     """
-    device = choose_device(request.device)
+    return Ranks.of(choose_device(request.device).type, request.devices).run(_run, request)
+
+
+def _run(ranks: Ranks, request: EvaluateTokenizerRequest) -> EvaluatedTokenizer | None:
+    ranks.check_same(**vars(request))
+    device = torch.device(ranks.device)
     out = Path(request.out) if request.out is not None else beside(request.checkpoint)
-    check_folder(out, "``out``")
-    tokenizer = open_tokenizer(request.checkpoint, request.patch_nums, request.image_size)
-    size, split, other = tokenizer.image_size, request.split, OTHER_SPLIT[request.split]
-    cutting = (request.resize_ratio, request.crop)
-    data = open_data(request.data, size, split, request.batch_size, *cutting, request.workers)
-    watch = data.val_transform = SizeWatch(data.val_transform, size)
-    lpips = open_lpips(request.lpips, device)
-    extractor = open_features(request.features, request.feature_size, data, out, device)
+    with ranks.agreed():
+        if ranks.is_first:
+            check_folder(out, "``out``")
+        tokenizer = open_tokenizer(request.checkpoint, request.patch_nums, request.image_size)
+        size, split, other = tokenizer.image_size, request.split, OTHER_SPLIT[request.split]
+        cutting = (request.resize_ratio, request.crop)
+        data = open_data(request.data, size, split, request.batch_size, *cutting, request.workers)
+        watch = data.val_transform = SizeWatch(data.val_transform, size)
+        lpips = open_lpips(request.lpips, device)
+        extractor = None
+        if ranks.is_first:  # before the others: it trains the classifier where there is none
+            extractor = open_features(request.features, request.feature_size, data, out, device)
+    with ranks.agreed():
+        if not ranks.is_first:
+            extractor = open_features(request.features, request.feature_size, data, out, device)
     total = data.index.split(split).samples
-    with progress("images", min(total, request.images or total)) as bar:
-        report = evaluate_tokenizer(
+    turn = (ranks.rank, ranks.size)
+    with progress("images", min(total, request.images or total)) if ranks.is_first else nullcontext() as bar:
+        report = _evaluate(
+            ranks,
             tokenizer,
-            data.ordered_dataloader(split),
-            extractor=extractor,
-            floor_loader=data.ordered_dataloader(other) if extractor and data.index.split(other).samples else None,
-            lpips=lpips,
-            num_images=request.images,
-            progressive_images=request.progressive_images,
-            device=device,
-            progress=bar.advance,
+            data.turn_loader(split, *turn),
+            extractor,
+            data.turn_loader(other, *turn) if extractor and data.index.split(other).samples else None,
+            lpips,
+            request.images,
+            request.progressive_images,
+            device,
+            (lambda images: None) if bar is None else bar.advance,
         )
-    if watch.enlarged:
+    enlarged = any(ranks.exchange(watch.enlarged))
+    if report is None:
+        return None
+    if enlarged:
         note = f"Images of less than {size} pixels were enlarged: the figures are of blurred images."
         report = replace(report, notes=(*report.notes, note))
     about = {

@@ -110,12 +110,16 @@ class FrechetDistance:
     images reach the extractor as floats in [0, 1], rounded to PNG levels. Moments are float64 sums, reduced over
     ranks when ``compute`` is called (on every rank). The metric hangs on no module: it is in no state dict and
     no weight average sees it.
+
+    Args:
+        extractor: of the features.
+        alone: of this process only, wherever there are others.
     """
 
-    def __init__(self, extractor: FeatureExtractor) -> None:
+    def __init__(self, extractor: FeatureExtractor, alone: bool = False) -> None:
         self.extractor = extractor
         given = _Given(extractor.num_features)
-        self._metric = FrechetInceptionDistance(feature=given, reset_real_features=False)
+        self._metric = FrechetInceptionDistance(feature=given, reset_real_features=False, sync_on_compute=not alone)
         # torchmetrics notes the dtype at the first update; a rank without images has none and needs it all the same
         self._metric.orig_dtype = torch.float64
         self._counts = {True: 0, False: 0}
@@ -127,10 +131,20 @@ class FrechetDistance:
 
     def update(self, image_B3HW: Tensor, real: bool) -> Tensor:
         """Add images in [0, 1] to the real or to the generated set; gives their features (B, F)."""
-        features_BF: Tensor = self.extractor(as_saved(image_B3HW))
-        self._metric.update(features_BF.double(), real=real)  # so that ``compute`` answers in float64, too
-        self._counts[real] += image_B3HW.shape[0]
+        features_BF = self.features(image_B3HW)
+        self.add(features_BF, real)
         return features_BF
+
+    def features(self, image_B3HW: Tensor) -> Tensor:
+        """What `add` takes of images in [0, 1]: (B, F)."""
+        features_BF: Tensor = self.extractor(as_saved(image_B3HW))
+        return features_BF
+
+    def add(self, features_BF: Tensor, real: bool) -> None:
+        """Add images by their features."""
+        features_BF = features_BF.to(self._metric.device).double()  # so that ``compute`` answers in float64, too
+        self._metric.update(features_BF, real=real)
+        self._counts[real] += features_BF.shape[0]
 
     def refer_to(self, moments: Moments) -> None:
         """Take stored moments in place of real images; of several ranks one alone does so.

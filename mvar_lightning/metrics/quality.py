@@ -45,15 +45,16 @@ class CodebookUsage(Metric):
     """Usage and perplexity of the codebook per scale, over every token seen since the last reset, on all processes.
 
     Usage is the share of codes seen among those that could have been, min(V, tokens seen): a scale of one token cannot
-    show more codes than there were images. Perplexity is exp(entropy) of the code frequencies, from 1 to V.
+    show more codes than there were images. Perplexity is exp(entropy) of the code frequencies, from 1 to V. ``alone``
+    is of this process only.
     """
 
     full_state_update = False
     higher_is_better = True
     counts_KV: Tensor
 
-    def __init__(self, pyramid: ScalePyramid, vocab_size: int) -> None:
-        super().__init__()
+    def __init__(self, pyramid: ScalePyramid, vocab_size: int, alone: bool = False) -> None:
+        super().__init__(sync_on_compute=not alone)
         self.pyramid = pyramid
         counts = torch.zeros(pyramid.num_scales, vocab_size, dtype=torch.int64)
         self.add_state("counts_KV", default=counts, dist_reduce_fx="sum")

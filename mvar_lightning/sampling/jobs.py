@@ -1,4 +1,4 @@
-"""Images of chosen classes in a folder, made in as many processes as wanted, going on where an earlier call stopped.
+"""Images of chosen classes in a folder, made by any number of processes, going on where an earlier call stopped.
 
 One PNG for each image, written aside and renamed: what is in the folder is whole, and is not made again.
 
@@ -13,10 +13,9 @@ import random
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -30,10 +29,9 @@ from mvar_lightning.sampling.class_choice import class_indices, class_names
 from mvar_lightning.sampling.sampler import NUM_SEEDS, SamplingSettings, generate
 from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.tools.compute import choose_device, choose_precision, computing, peak_memory_bytes
-from mvar_lightning.tools.console import progress
 from mvar_lightning.tools.drawing import PictureWriter, enlarge, from_image, make_grid, to_png
 from mvar_lightning.tools.files import claim, write
-from mvar_lightning.tools.processes import spread
+from mvar_lightning.tools.ranks import Ranks
 from mvar_lightning.transformer import NextScaleTransformer
 from mvar_lightning.transformer.acceleration import prepare
 
@@ -59,7 +57,7 @@ class SampleRequest:
         device: ``auto``, ``cpu`` or ``cuda``.
         precision: ``auto`` (bf16 on a GPU), ``32`` or ``bf16``.
         batch_size: images at a time in each process.
-        devices: processes, each on its own GPU.
+        devices: processes of this machine, each on its own GPU; one, or those of torchrun or SLURM, if not given.
         compiled: compile the blocks.
         graphs: CUDA graphs of the scales, for strategies that keep no key-value cache.
         npz: also write all images as one file for ADM's evaluator.
@@ -78,7 +76,7 @@ class SampleRequest:
     device: str = "auto"
     precision: str = "auto"
     batch_size: int = 16
-    devices: int = 1
+    devices: int | None = None
     compiled: bool = False
     graphs: bool = False
     npz: bool = False
@@ -103,16 +101,19 @@ class SampledImages(NamedTuple):
     classes: str = ""
 
 
-def sample_images(request: SampleRequest) -> SampledImages:
-    """Make the images of a folder that are missing, with a progress bar.
+def sample_images(request: SampleRequest) -> SampledImages | None:
+    """Make the images of a folder that are missing, with a progress bar; None on all processes but the first.
 
     Raises:
         UserError: a model that cannot be read, classes that it does not have, or a folder of other settings.
     """
-    plan = plan_sampling(request)
+    ranks = Ranks.of(choose_device(request.device).type, request.devices)
+    with ranks.agreed():
+        plan = plan_sampling(request)
     folder, jobs = request.folder, plan.jobs
-    claim_folder(folder, plan.identity)
-    made = make_missing(plan.task, jobs, request.devices)
+    made = ranks.run(make_missing, plan.task, jobs, plan.identity)
+    if not ranks.is_first:
+        return None
     npz = write_archive(folder, mixed(jobs)) if request.npz else None
     return SampledImages(folder, [job.file for job in jobs], write_grid(folder, jobs), npz, made, plan.classes)
 
@@ -147,7 +148,6 @@ class SamplingPlan(NamedTuple):
 def plan_sampling(request: SampleRequest) -> SamplingPlan:
     """Read the model once to see what is to be made; each process reads its own. Writes nothing."""
     device = choose_device(request.device)
-    check_gpus(request.devices, device)
     task = replace(request, device=device.type, precision=choose_precision(request.precision, device))
     model, tokenizer = request.source.load(torch.device("cpu"))
     names = class_names(request.data, model.num_classes, request.source)
@@ -169,12 +169,6 @@ def plan_sampling(request: SampleRequest) -> SamplingPlan:
         raise UserError(f"``count`` {count}: makes {images:,} images; one folder takes {MOST_IMAGES:,}")
     jobs = list_jobs(labels, count, request.seed)
     return SamplingPlan(task, jobs, identity, model.num_classes, tokenizer.image_size, chosen)
-
-
-def check_gpus(devices: int, device: torch.device) -> None:
-    """Raise `UserError` for more processes than there are GPUs for them."""
-    if device.type == "cuda" and devices > torch.cuda.device_count():
-        raise UserError(f"``devices`` {devices}: there are {torch.cuda.device_count()} GPUs here")
 
 
 # Which seeds.
@@ -210,40 +204,47 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
 
 
 class Report(NamedTuple):
-    """Sent after each batch: images made, seconds of sampling so far, most bytes held so far."""
+    """Told after each batch: images made, seconds of sampling so far, most bytes held so far."""
 
-    rank: int
     images: int
     seconds: float
     peak_bytes: int
 
 
-def make_missing(task: SampleRequest, jobs: Sequence[Job], processes: int) -> str:
-    """Make what is not there yet, with a progress bar; says what was made, how fast, and the peak memory."""
-    missing = [job for job in jobs if not (task.folder / job.file).exists()]
+def make_missing(ranks: Ranks, task: SampleRequest, jobs: Sequence[Job], identity: Mapping[str, Any]) -> str:
+    """Make what is not there yet, with a progress bar; says what was made, how fast, and the peak memory.
+
+    It is cut into batches before it is shared, so that no bit depends on the number of processes. Raises `UserError` as
+    `claim_folder` and `make_images`, and for processes of other requests or without a common folder.
+    """
+    ranks.check_same(**{**vars(task), **identity})
+    ranks.from_first(lambda: claim_folder(task.folder, identity))
+    ranks.check_shared(task.folder)
+    missing = ranks.from_first(lambda: [n for n, job in enumerate(jobs) if not (task.folder / job.file).exists()])
     if not missing:
         return "all of them there already"
-    latest: dict[int, Report] = {}
-    with progress("images", len(jobs), done=len(jobs) - len(missing)) as bar:
+    batches = [missing[first : first + task.batch_size] for first in range(0, len(missing), task.batch_size)]
+    share = [jobs[number] for batch in ranks.share(batches) for number in batch]
+    told: list[Report] = []
+    with ranks.agreed(), ranks.progress("images", len(share), len(jobs) - len(missing)) as advance:
+        for report in make_images(task, share):
+            told[:] = [report]
+            advance(report.images)
+    reports = [report for last in ranks.exchange(told) for report in last]
+    speed, most = len(missing) / max(report.seconds for report in reports), max(report.peak_bytes for report in reports)
+    which = "" if ranks.size == 1 else " in the largest process"
+    return f"{len(missing)} made now at {speed:.1f} images/s, peak memory {most / 2**30:.2f} GiB{which}"
 
-        def receive(report: Report) -> None:
-            latest[report.rank] = report
-            bar.advance(report.images)
 
-        spread(partial(make_images, task), missing, processes, task.device, receive)
-    speed = len(missing) / max(report.seconds for report in latest.values())
-    peak = max(report.peak_bytes for report in latest.values()) / 2**30
-    each = "" if processes == 1 else " in the largest process"
-    return f"{len(missing)} made now at {speed:.1f} images/s, peak memory {peak:.2f} GiB{each}"
-
-
-def make_images(task: SampleRequest, jobs: Sequence[Job], rank: int, send: Callable[[Report], None]) -> None:
+def make_images(task: SampleRequest, jobs: Sequence[Job]) -> Iterator[Report]:
     """Make the images of ``jobs`` on the device of a plan's ``task``, batch by batch, and report after each: its files
     are written while the next batch is sampled, those of the last before it is reported.
 
     Raises:
         UserError: the model cannot be read, or a file not be written.
     """
+    if not jobs:
+        return
     device = torch.device(task.device)
     model, tokenizer = task.source.load(device)
     prepare(model, task.precision, compiled=task.compiled, graphs=task.graphs)
@@ -252,15 +253,15 @@ def make_images(task: SampleRequest, jobs: Sequence[Job], rank: int, send: Calla
         for first in range(0, len(jobs), task.batch_size):
             batch = list(jobs[first : first + task.batch_size])
             # a last, smaller batch would be compiled or recorded anew: fill it up with one of its images
-            filled = first > 0 and (task.compiled or task.graphs)
-            asked = batch + batch[:1] * (task.batch_size - len(batch)) if filled else batch
+            left = task.batch_size - len(batch) if first > 0 and (task.compiled or task.graphs) else 0
+            asked = batch + batch[:1] * left
             labels, seeds = [job.label for job in asked], [job.seed for job in asked]
             with computing(task.precision, device):
                 image_B3HW = generate(model, tokenizer, labels, seeds=seeds, **task.settings.arguments()).images
             writer.add(zip(image_B3HW[: len(batch)].cpu(), [task.folder / job.file for job in batch], strict=True))
             if first + len(batch) == len(jobs):
                 writer.wait()
-            send(Report(rank, len(batch), time.perf_counter() - start, peak_memory_bytes(device)))
+            yield Report(len(batch), time.perf_counter() - start, peak_memory_bytes(device))
 
 
 # The folder: the settings that all of its images were made with, an overview, and one npz.
@@ -275,7 +276,7 @@ class Picture(Protocol):
     def label(self) -> int: ...
 
 
-def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
+def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
     """Make the folder and note the settings in it, or check that it was made with the same.
 
     Raises:

@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from datetime import timedelta
 from functools import cache
@@ -49,14 +49,15 @@ LOST = (
 def global_rank() -> int:
     """This process's number among those of the run; 0 where there is only one."""
     if under_torchrun():
-        return _number("RANK")
+        return number_in("RANK")
     if under_slurm():
-        return _number("SLURM_PROCID")
+        return number_in("SLURM_PROCID")
     # Lightning's own launcher: its first process has no LOCAL_RANK, or 0, and node 0
-    return _number("LOCAL_RANK") + _number("NODE_RANK")
+    return number_in("LOCAL_RANK") + number_in("NODE_RANK")
 
 
-def _number(variable: str, missing: str = "0") -> int:
+def number_in(variable: str, missing: str = "0") -> int:
+    """Of the environment. Raises `UserError` where it is none."""
     try:
         return int(os.environ.get(variable, missing))
     except ValueError:
@@ -85,8 +86,8 @@ def started_by_lightning() -> bool:
 def launched() -> int | None:
     """How many processes torchrun or SLURM have started; None where Lightning is to start them."""
     if under_torchrun():  # also where it runs within SLURM
-        return _number("WORLD_SIZE", "1")
-    return _number("SLURM_NTASKS") if under_slurm() else None
+        return number_in("WORLD_SIZE", "1")
+    return number_in("SLURM_NTASKS") if under_slurm() else None
 
 
 def check_number(trainer_processes: int) -> None:
@@ -232,17 +233,17 @@ def _mean() -> Any:
     return Mean
 
 
-# Work shared among processes of one machine: every N-th item to each, on its own GPU or its share of the cores.
+# Work shared among processes of this machine that only decode and write.
 
 
 def process_pool(workers: int, module: str) -> ProcessPoolExecutor:
     """Processes that have a module imported and work for this one alone: they end with it, however it ends."""
     context = multiprocessing.get_context("forkserver")  # a fork of this process would copy the bar's thread and locks
     context.set_forkserver_preload([module])
-    return ProcessPoolExecutor(workers, context, _begin)
+    return ProcessPoolExecutor(workers, context, work_for_parent)
 
 
-def _begin() -> None:
+def work_for_parent() -> None:
     """In such a process: Ctrl-C is the parent's to handle, and nobody works on when the parent was killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -253,55 +254,3 @@ def _begin() -> None:
 def _end_with(sentinel: int, end: Callable[[int], None] = os._exit) -> None:
     wait_for([sentinel])
     end(1)
-
-
-Work = Callable[[Sequence[Any], int, Callable[[Any], None]], None]
-"""(items, rank, send): does the items in turn and sends anything but text to whoever shares them out."""
-
-
-def spread(work: Work, items: Sequence[Any], processes: int, device: str, receive: Callable[[Any], None]) -> None:
-    """Do all items and pass on what is sent; in this process where there is only one.
-
-    Args:
-        work: can be sent to other processes.
-        items: the same.
-        processes: at most; never more than there are items.
-        device: its type; with ``cuda``, process r has GPU r as its current one.
-        receive: told what each process sends.
-
-    Raises:
-        UserError: where one of the processes does; the others are ended.
-    """
-    processes = min(processes, len(items))
-    if processes <= 1:
-        work(items, 0, receive)
-        return
-    import torch.multiprocessing as mp
-
-    queue = mp.get_context("spawn").Queue()
-    context = mp.spawn(_process, (work, items, processes, device, queue), nprocs=processes, join=False, daemon=True)
-    assert context is not None
-    ended = False
-    while not ended:
-        ended = context.join(timeout=0.1)
-        while not queue.empty():
-            sent = queue.get()
-            if isinstance(sent, str):
-                for process in context.processes:
-                    process.terminate()
-                raise UserError(sent)
-            receive(sent)
-        time.sleep(0.05)
-
-
-def _process(rank: int, work: Work, items: Sequence[Any], processes: int, device: str, queue: Any) -> None:
-    import torch
-
-    if device == "cuda":
-        torch.cuda.set_device(rank)
-    else:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
-    try:
-        work(items[rank::processes], rank, queue.put)
-    except UserError as error:
-        queue.put(error.marked)

@@ -366,14 +366,6 @@ def test_killed_twice_and_started_again(evaluated: Evaluated, workplace: Path) -
     assert sorted(path.name for path in Path("out").iterdir()) == FILES
 
 
-@pytest.mark.slow
-def test_two_processes_say_what_one_does(evaluated: Evaluated, workplace: Path) -> None:
-    given = ["--images", evaluated.folder / "samples", *evaluated.options, "--devices", 2, "--out", "out"]
-    assert evaluate(*given) == 0
-    found, expected = content("out"), content(evaluated.folder)
-    assert found["fid"] == pytest.approx(expected["fid"], rel=1e-6) and found["recall"] == expected["recall"]
-
-
 def test_our_overview_is_no_sample(evaluated: Evaluated, copy: Path) -> None:
     shutil.copy(copy / "images.png", copy / "samples" / "grid.png")
     assert len(FolderImages(copy / "samples")) == 40

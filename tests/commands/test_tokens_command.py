@@ -249,15 +249,6 @@ def test_help_needs_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.slow
-def test_two_processes_write_the_bytes_of_one(make: Make, tokenizer: Path, shards: Path, tmp_path: Path) -> None:
-    assert make("one", "--views", 2) == 0
-    given = arguments(tokenizer, shards, tmp_path / "two", "--views", 2, "--devices", 2, "--accelerator", "cpu")
-    done = completed(*given)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert content_of(tmp_path / "two") == content_of(tmp_path / "one")
-
-
 KILLER = """
 import os, signal
 from mvar_lightning.data.tokens import making

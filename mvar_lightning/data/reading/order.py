@@ -230,7 +230,8 @@ class ValidationStream(OnceStream):
         for block in blocks:
             good: list[Sample] = []
             while waiting is not None and waiting[0] < block.stop:
-                good += _decoded(self.reader, waiting[1], rng, faults)
+                if waiting[0] >= block.start:
+                    good += _decoded(self.reader, waiting[1], rng, faults)
                 waiting = next(samples, None)
             if good:
                 yield self.reader.collate(good)
@@ -250,6 +251,15 @@ class ValidationStream(OnceStream):
                 wanted = slice(max(first - offset, 0), min(end - offset, shard.samples))
                 yield from islice(enumerate(self.reader.read(shard, faults), offset), wanted.start, wanted.stop)
             offset += shard.samples
+
+
+class TurnStream(ValidationStream):
+    """Every n-th of the batches that a single process without workers would read: what is computed of a batch does not
+    depend on how many share the work."""
+
+    def blocks(self, worker: int, workers: int) -> list[range]:
+        consumer, consumers = worker * self.config.world_size + self.config.rank, workers * self.config.world_size
+        return validation_blocks(self.samples, self.config.batch_size, 0, 1)[consumer::consumers]
 
 
 def _not_empty(shards: Sequence[ShardInfo], reader: ImageReader) -> Sequence[ShardInfo]:

@@ -1,4 +1,4 @@
-"""Image shards through a tokenizer into a token cache, on any number of devices (Lightning Fabric).
+"""Image shards through a tokenizer into a token cache, on any number of devices and machines.
 
 Each process encodes every n-th part and writes it as soon as it is whole, so nothing is sent between processes.
 
@@ -7,18 +7,13 @@ Legend: N rows of a batch, S side of the images, n samples of a part, v views, L
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
-from datetime import timedelta
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.strategies import DDPStrategy
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from mvar_lightning.data.index import ShardIndex
@@ -26,17 +21,14 @@ from mvar_lightning.data.reading.loader import StreamLoader, loading
 from mvar_lightning.data.reading.place import ShardPlace, index_at
 from mvar_lightning.data.reading.samples import ImageReader
 from mvar_lightning.data.tokens.cache import CacheSettings, TokenCache
-from mvar_lightning.data.tokens.making import Rows, TokenJob, Views, ViewStream, content_hash
+from mvar_lightning.data.tokens.making import Rows, Task, TokenJob, Views, ViewStream, content_hash
 from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer import MultiScaleTokenizer, fingerprint
 from mvar_lightning.tools.compute import evaluating, exact_float32
-from mvar_lightning.tools.console import Bar, progress
 from mvar_lightning.tools.drawing import normalize
+from mvar_lightning.tools.ranks import Ranks
 
 PRECISIONS = ("32-true", "bf16-mixed")
-
-PATIENCE = timedelta(days=2)
-"""How long a process that is done waits for the others."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +46,9 @@ class EncodeRequest:
         seed: of the crops.
         batch_size: views encoded together.
         precision: of the encoder, `32-true` or `bf16-mixed`.
-        accelerator, devices, num_nodes: Lightning's; all devices of the machine where `devices` is not given.
+        accelerator: Lightning's.
+        devices, num_nodes: processes of each machine, and machines; those of torchrun or SLURM, else all devices of
+            this machine, if not given.
         num_workers: decoding processes of each device; 0 decodes in the process that encodes.
 
     Raises:
@@ -73,11 +67,11 @@ class EncodeRequest:
     precision: str = "32-true"
     accelerator: str = "auto"
     devices: int | None = None
-    num_nodes: int = 1
+    num_nodes: int | None = None
     num_workers: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("views", "batch_size", "devices"):
+        for name in ("views", "batch_size", "devices", "num_nodes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} {value}: must be 1 or more")
@@ -98,16 +92,14 @@ class EncodeRequest:
             **{name: getattr(self, name) for name in ours},
         )
 
-    def fabric(self) -> Fabric:
+    def ranks(self) -> Ranks:
         """Raises UserError where there are no such devices."""
-        devices = "auto" if self.devices is None else self.devices
-        several = self.num_nodes > 1 or (self.devices or torch.cuda.device_count()) > 1
-        try:
-            strategy: Any = DDPStrategy(timeout=PATIENCE) if several else "auto"
-            return Fabric(accelerator=self.accelerator, strategy=strategy, devices=devices, num_nodes=self.num_nodes)
-        except (MisconfigurationException, ImportError, RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"accelerator {self.accelerator}, devices {devices}: {reason}") from None
+        name = {"gpu": "cuda"}.get(self.accelerator, self.accelerator)
+        gpus = torch.cuda.device_count() if name in ("auto", "cuda") else 0
+        if name not in ("auto", "cpu", "cuda") or (name == "cuda" and not gpus):
+            there = "auto, cpu or cuda" if gpus else "cpu: there is no usable GPU here"
+            raise UserError(f"accelerator {self.accelerator}: choose {there}")
+        return Ranks.of("cuda" if gpus else "cpu", self.devices, self.num_nodes, on_its_own=max(1, gpus))
 
 
 def encode_data(request: EncodeRequest) -> TokenCache | None:
@@ -119,51 +111,47 @@ def encode_data(request: EncodeRequest) -> TokenCache | None:
     Raises:
         UserError: no such data, a folder of other tokens, a disk that is full, too many damaged images.
     """
+    ranks = request.ranks()
+    with ranks.agreed():  # whatever is wrong with settings, data or folder shows before processes start
+        stream_of, job = _open(request)
+        for task in job.tasks:
+            if problem := stream_of([]).reader.place.problem(task.shard):
+                raise UserError(f"data {request.data}: shard {problem}; copy it again or make the shards anew")
+    ranks.check_same(out=job.folder, **asdict(job.settings))
+    ranks.from_first(job.begin)
+    ranks.run(_encode_share, request)
+    return job.finish() if ranks.is_first else None
+
+
+def _open(request: EncodeRequest) -> tuple[Callable[[Sequence[Task]], ViewStream], TokenJob]:
+    """The rows of some tasks, and the cache in the making."""
     index = index_at(request.data)
     settings = request.settings(index)
-    # whatever is wrong with settings, devices or shards shows before the folder is touched and processes start
-    views = Views(settings)
+    views, job = Views(settings), TokenJob(request.out, settings, index)
     reader = ImageReader(ShardPlace(str(request.data)), 0, views.val, index.num_classes)
-    job = TokenJob(request.out, settings, index)
-    fabric = request.fabric()
-    for task in job.tasks:
-        if problem := reader.place.problem(task.shard):
-            raise UserError(f"data {request.data}: shard {problem}; copy it again or make the shards anew")
-    job.begin()
-    fabric.launch()
-    request.tokenizer.to(fabric.device)
+    return lambda tasks: ViewStream(reader, views, tasks, len(job.tasks)), job
+
+
+def _encode_share(ranks: Ranks, request: EncodeRequest) -> None:
+    """The parts of this process that are missing."""
+    ranks.check_shared(Path(request.out))
+    stream_of, job = _open(request)
+    device = torch.device(ranks.device)
+    request.tokenizer.to(device)
     with ExitStack() as stack:
         stack.enter_context(evaluating(request.tokenizer))
-        if fabric.device.type == "cpu":  # with more threads, sums could depend on how many there are
+        if device.type == "cpu":  # with more threads, sums could depend on how many there are
             stack.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(1)
-        with _together(fabric):
-            if fabric.is_global_zero:
+        with ranks.agreed():
+            if ranks.is_first:
                 stack.enter_context(job.locked())
-        with _together(fabric):
-            stream = ViewStream(reader, views, job.todo(fabric.global_rank, fabric.world_size), len(job.tasks))
-            bar = progress("views (of this process)", stream.num_views) if fabric.is_global_zero else nullcontext()
-            _encode(job, stream, request, stack.enter_context(bar))
-        return job.finish() if fabric.is_global_zero else None
+        stream = stream_of(ranks.share(ranks.from_first(job.todo)))
+        with ranks.agreed(), ranks.progress("views", stream.num_views) as advance:
+            _encode(job, stream, request, advance)
 
 
-@contextmanager
-def _together(fabric: Fabric) -> Iterator[None]:
-    """Wait for all processes at the end; where one has failed all do, its own words first, instead of waiting on."""
-    failure: UserError | None = None
-    try:
-        yield
-    except UserError as error:
-        failure = error
-    failed = torch.tensor(int(failure is not None), device=fabric.device)
-    total = int(cast(Tensor, fabric.all_reduce(failed, reduce_op="sum")))
-    if failure is not None:
-        raise failure
-    if total:
-        raise UserError(f"{total} of {fabric.world_size} processes failed; finished parts are kept, see their messages")
-
-
-def _encode(job: TokenJob, stream: ViewStream, request: EncodeRequest, bar: Bar | None) -> None:
+def _encode(job: TokenJob, stream: ViewStream, request: EncodeRequest, advance: Callable[[int], None]) -> None:
     """Every part of the stream, written when its last rows are encoded. Parts of several workers come interleaved."""
     rows: dict[str, list[np.ndarray]] = {}
     with loading(StreamLoader(stream, min(request.num_workers, len(stream.tasks)))) as items:
@@ -171,8 +159,7 @@ def _encode(job: TokenJob, stream: ViewStream, request: EncodeRequest, bar: Bar 
             if isinstance(item, Rows):
                 tokens_NL = encode(request.tokenizer, request.precision, item.pixels_N3SS)
                 rows.setdefault(item.part, []).append(tokens_NL)
-                if bar is not None:
-                    bar.advance(len(tokens_NL))
+                advance(len(tokens_NL))
             else:
                 task, length = item.task, job.settings.num_tokens
                 nothing = np.empty((0, length), job.settings.dtype)  # where all images are damaged

@@ -68,7 +68,7 @@ class TokenJob:
         ]
 
     def begin(self) -> None:
-        """Make the folder this job's. Every process may call it.
+        """Make the folder this job's.
 
         Raises:
             UserError: the folder holds something else, parts of another job, or cannot be written.
@@ -124,14 +124,14 @@ class TokenJob:
             lock.path.unlink(missing_ok=True)
             lock.release()
 
-    def todo(self, rank: int = 0, world_size: int = 1) -> list[Task]:
-        """This rank's share of the parts, without those that an earlier run wrote and that still are as written."""
+    def todo(self) -> list[Task]:
+        """The parts, without those that an earlier run wrote and that still are as written."""
         records = self._records()
 
         def is_sound(part: PartInfo | None) -> bool:
             return part is not None and not content_problem(part, part_files(self.folder, part.name), INDEX_NAME)
 
-        return [task for task in self.tasks[rank::world_size] if not is_sound(records.get(task.part))]
+        return [task for task in self.tasks if not is_sound(records.get(task.part))]
 
     def write(self, task: Task, tokens_vnL: np.ndarray, labels_n: np.ndarray, damaged: tuple[str, ...]) -> PartInfo:
         """Arrays first, then the record that makes them count. Raises UserError where the disk refuses."""

@@ -28,6 +28,7 @@ from mvar_lightning.errors import UserError
 from mvar_lightning.pyramid import ScalePyramid
 from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.tools.compute import evaluating
+from mvar_lightning.tools.ranks import ALONE, Ranks
 from mvar_lightning.transformer import NextScaleTransformer
 
 
@@ -52,23 +53,34 @@ class Alignment:
 
 @torch.no_grad()
 def residual_feature_alignment(
-    model: NextScaleTransformer, tokenizer: MultiScaleTokenizer, batches: Iterable[tuple[Tensor, Tensor]]
-) -> Alignment:
+    model: NextScaleTransformer,
+    tokenizer: MultiScaleTokenizer,
+    batches: Iterable[tuple[Tensor, Tensor] | None],
+    ranks: Ranks = ALONE,
+) -> Alignment | None:
     """RFA of a model on images (B, 3, H, W) in [-1, 1] with labels (B,), teacher-forced, in evaluation mode.
+
+    ``batches`` and ``ranks`` are as of `attention_mass`.
 
     Raises:
         UserError: fewer than two images.
     """
     inputs: list[Tensor] = []
     outputs: list[Tensor] = []
+
+    def streams(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        image_B3HW, label_B = batch
+        model(tokenizer.teacher_input(tokenizer.encode(image_B3HW)), label_B)
+        return inputs.pop(), outputs.pop()
+
     with evaluating(model, tokenizer), _streams(model, inputs, outputs):
-        for image_B3HW, label_B in batches:
-            idx_BL = tokenizer.encode(image_B3HW)
-            model(tokenizer.teacher_input(idx_BL), label_B)
-    images = sum(len(batch) for batch in inputs)
+        found = list(ranks.each(streams, batches))
+    if not ranks.is_first:
+        return None
+    images = sum(len(x_BLC) for x_BLC, _ in found)
     if images < 2:
         raise UserError(f"alignment: {images} images; means over images need at least two")
-    x_BLC, y_BLC = torch.cat(inputs), torch.cat(outputs)
+    x_BLC, y_BLC = (torch.cat(parts) for parts in zip(*found, strict=True))
     return Alignment(images, model.pyramid.sides, alignment_of(x_BLC, y_BLC - x_BLC, model.pyramid))
 
 

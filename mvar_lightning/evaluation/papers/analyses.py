@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from mvar_lightning.checkpoints.source import Source, beside
 from mvar_lightning.data.image_data import ShardsDataModule
 from mvar_lightning.errors import UserError, check_counts
 from mvar_lightning.evaluation.features import open_features, open_lpips
-from mvar_lightning.evaluation.image_sources import open_data
+from mvar_lightning.evaluation.image_sources import Numbered, numbered, open_data
 from mvar_lightning.evaluation.papers import figures, scaling
 from mvar_lightning.evaluation.papers.alignment import residual_feature_alignment
 from mvar_lightning.evaluation.papers.attention_mass import attention_mass
 from mvar_lightning.evaluation.papers.perturbation import perturb
 from mvar_lightning.evaluation.reports import Draw, write_report
-from mvar_lightning.metrics import FrechetDistance
+from mvar_lightning.metrics import FeatureExtractor, FrechetDistance
 from mvar_lightning.sampling.sampler import SamplingSettings
 from mvar_lightning.tools.compute import choose_device
 from mvar_lightning.tools.drawing import normalize, to_unit
 from mvar_lightning.tools.files import check_folder, read_json
+from mvar_lightning.tools.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class AnalyzeRequest:
         resize_ratio, crop: how images are cut (`runs.run.settle_cutting` tells how a run's were).
         out: where to write; ``analysis/`` in the run, or beside a file, if not given.
         device: ``auto``, ``cpu`` or ``cuda``.
+        devices: processes of this machine, each on its own GPU; one, or those of torchrun or SLURM, if not given.
         settings, seed, features, feature_size, lpips: of perturb, as of the other evaluations.
 
     Raises:
@@ -54,6 +57,7 @@ class AnalyzeRequest:
     crop: str = "center"
     out: str | Path | None = None
     device: str = "auto"
+    devices: int | None = None
     settings: SamplingSettings = field(default_factory=SamplingSettings)
     seed: int = 0
     features: str = "data"
@@ -61,7 +65,7 @@ class AnalyzeRequest:
     lpips: str | None = None
 
     def __post_init__(self) -> None:
-        check_counts(images=self.images, batch_size=self.batch_size)
+        check_counts(images=self.images, batch_size=self.batch_size, devices=self.devices)
 
     @property
     def folder(self) -> Path:
@@ -75,11 +79,17 @@ class Analysis(NamedTuple):
     files: list[Path]
 
 
-def analyze_attention(request: AnalyzeRequest) -> Analysis:
-    """Attention of each scale to which scale, and inside which window (MVAR). Raises `UserError` for input that does
-    not fit."""
-    work = _Work(request)
-    mass = attention_mass(work.model, work.tokenizer, work.batches())
+def analyze_attention(request: AnalyzeRequest) -> Analysis | None:
+    """Attention of each scale to which scale, and inside which window (MVAR); None on all processes but the first.
+    Raises `UserError` for input that does not fit."""
+    return _shared(request, _attention)
+
+
+def _attention(ranks: Ranks, request: AnalyzeRequest) -> Analysis | None:
+    work = _begun(ranks, request)
+    mass = attention_mass(work.model, work.tokenizer, work.batches(), ranks=ranks)
+    if mass is None:
+        return None
     drawings = {
         "attention_scales.png": partial(figures.draw_on_scale, mass),
         "attention_windows.png": partial(figures.draw_within, mass),
@@ -87,24 +97,28 @@ def analyze_attention(request: AnalyzeRequest) -> Analysis:
     return work.write("attention", mass.content(), figures.attention_markdown(mass), drawings)
 
 
-def analyze_alignment(request: AnalyzeRequest) -> Analysis:
-    """Alignment of a scale's residual with the inputs of earlier ones (Markov-VAR). Raises `UserError` likewise."""
-    work = _Work(request)
-    found = residual_feature_alignment(work.model, work.tokenizer, work.batches())
+def analyze_alignment(request: AnalyzeRequest) -> Analysis | None:
+    """Alignment of a scale's residual with the inputs of earlier ones (Markov-VAR). Answers likewise."""
+    return _shared(request, _alignment)
+
+
+def _alignment(ranks: Ranks, request: AnalyzeRequest) -> Analysis | None:
+    work = _begun(ranks, request)
+    found = residual_feature_alignment(work.model, work.tokenizer, work.batches(), ranks)
+    if found is None:
+        return None
     drawings = {"rfa.png": partial(figures.draw_alignment, found)}
     return work.write("rfa", found.content(), figures.alignment_markdown(found), drawings)
 
 
-def analyze_perturbation(request: AnalyzeRequest) -> Analysis:
-    """Damage that one wrong token does, scale by scale (Markov-VAR). Raises `UserError` likewise."""
-    work, distance = _Work(request), None
-    if request.features != "none":
-        data = work.data()
-        extractor = open_features(request.features, request.feature_size, data, work.out, work.device)
-        assert extractor is not None
-        distance = FrechetDistance(extractor).to(work.device)
-        for batch in data.ordered_dataloader("val"):
-            distance.update(to_unit(batch["image"].to(work.device)), real=True)
+def analyze_perturbation(request: AnalyzeRequest) -> Analysis | None:
+    """Damage that one wrong token does, scale by scale (Markov-VAR). Answers likewise."""
+    return _shared(request, _perturbation)
+
+
+def _perturbation(ranks: Ranks, request: AnalyzeRequest) -> Analysis | None:
+    work = _begun(ranks, request)
+    distance = work.distance() if request.features != "none" else None
     damages, pictures = perturb(
         work.model,
         work.tokenizer,
@@ -114,7 +128,10 @@ def analyze_perturbation(request: AnalyzeRequest) -> Analysis:
         batch_size=request.batch_size,
         perceptual=open_lpips(request.lpips, work.device),
         distance=distance,
+        ranks=ranks,
     )
+    if not ranks.is_first:
+        return None
     name, sides = None if distance is None else distance.extractor.name, work.model.pyramid.sides
     content = {
         "images": request.images,
@@ -149,14 +166,25 @@ def analyze_scaling(sweep: str | Path, out: str | Path | None = None) -> Analysi
     return _written("scaling", numbers, scaling.scaling_markdown(found), drawings, Path(out or folder))
 
 
+def _shared(request: AnalyzeRequest, job: Callable[[Ranks, AnalyzeRequest], Analysis | None]) -> Analysis | None:
+    return Ranks.of(choose_device(request.device).type, request.devices).run(job, request)
+
+
+def _begun(ranks: Ranks, request: AnalyzeRequest) -> _Work:
+    ranks.check_same(**vars(request))
+    with ranks.agreed():
+        return _Work(ranks, request)
+
+
 class _Work:
     """The model, the images and the folder of a request. Raises `UserError` for what is missing."""
 
-    def __init__(self, request: AnalyzeRequest) -> None:
-        self.request, self.out = request, request.folder
+    def __init__(self, ranks: Ranks, request: AnalyzeRequest) -> None:
+        self.ranks, self.request, self.out = ranks, request, request.folder
         self.source = request.source.inside_run()
-        check_folder(self.out, "``out``")
-        self.device = choose_device(request.device)
+        if ranks.is_first:
+            check_folder(self.out, "``out``")
+        self.device = torch.device(ranks.device)
         self.model, self.tokenizer = self.source.load(self.device)
 
     def data(self) -> ShardsDataModule:
@@ -176,18 +204,43 @@ class _Work:
             )
         return data
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The first validation images with their labels, on the device."""
-        data, left = self.data(), self.request.images
-        if data.val_samples < left:
-            print(f"--images {left}: {data.path} has {data.val_samples} validation images; all of them are used")
-        for batch in data.ordered_dataloader("val"):
-            image_B3HW = normalize(batch["image"][:left].to(self.device))
-            label_B = batch["label"][:left].to(self.device)
-            left -= len(image_B3HW)
-            yield image_B3HW, label_B
-            if left == 0:
-                return
+    def batches(self) -> Iterator[tuple[Tensor, Tensor] | None]:
+        """This process' turns among the first validation images with their labels, on the device."""
+        with self.ranks.agreed():
+            data, count = self.data(), self.request.images
+        if data.val_samples < count and self.ranks.is_first:
+            print(f"--images {count}: {data.path} has {data.val_samples} validation images; all of them are used")
+        for turn in numbered(self.ranks, self._turns(data), count):
+            if turn is None:
+                yield None
+            else:
+                image_B3HW, label_B = turn.batch["image"], turn.batch["label"]
+                yield normalize(image_B3HW.to(self.device)), label_B.to(self.device)
+
+    def distance(self) -> FrechetDistance:
+        """To the validation images; on the first process, as the others have none of them."""
+        request, ranks = self.request, self.ranks
+
+        def opened() -> FeatureExtractor | None:
+            return open_features(request.features, request.feature_size, data, self.out, self.device)
+
+        with ranks.agreed():
+            data = self.data()
+            extractor = opened() if ranks.is_first else None  # before the others: it trains the classifier
+        with ranks.agreed():
+            extractor = extractor or opened()
+        assert extractor is not None
+        distance = FrechetDistance(extractor, alone=True).to(self.device)
+
+        def features(turn: Numbered) -> Tensor:
+            return distance.features(to_unit(turn.batch["image"].to(self.device))).cpu()
+
+        for features_BF in ranks.each(features, numbered(ranks, self._turns(data))):
+            distance.add(features_BF, real=True)
+        return distance
+
+    def _turns(self, data: ShardsDataModule) -> Iterable[Any]:
+        return data.turn_loader("val", self.ranks.rank, self.ranks.size)
 
     def write(self, name: str, found: Mapping[str, Any], markdown: str, drawings: Mapping[str, Draw]) -> Analysis:
         about = {

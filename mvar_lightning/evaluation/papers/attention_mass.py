@@ -23,6 +23,7 @@ from mvar_lightning.attention.strategies import neighborhood_mask
 from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.tools.compute import evaluating
+from mvar_lightning.tools.ranks import ALONE, Ranks
 from mvar_lightning.transformer import NextScaleTransformer
 
 KERNELS = (1, 3, 5, 7, 9, 11, 13, 15)
@@ -62,10 +63,15 @@ class AttentionMass:
 def attention_mass(
     model: NextScaleTransformer,
     tokenizer: MultiScaleTokenizer,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Tensor, Tensor] | None],
     kernels: Sequence[int] = KERNELS,
-) -> AttentionMass:
+    ranks: Ranks = ALONE,
+) -> AttentionMass | None:
     """Measure a model on images (B, 3, H, W) in [-1, 1] with their labels (B,), teacher-forced, in evaluation mode.
+
+    Args:
+        batches: of several processes, this one's turns (`Ranks.each`).
+        ranks: that share the work; all but the first are given None.
 
     Raises:
         UserError: an even or non-positive kernel, or no images.
@@ -73,17 +79,26 @@ def attention_mass(
     if any(kernel < 1 or kernel % 2 == 0 for kernel in kernels):
         raise UserError(f"kernels {list(kernels)}: neighborhoods have odd sides of 1 or more")
     sums = _Sums(model, tuple(sorted(kernels)))
-    images = 0
+    total, images = _Sums(model, sums.kernels), 0
+
+    def measured(batch: tuple[Tensor, Tensor]) -> tuple[int, Tensor, Tensor]:
+        image_B3HW, label_B = batch
+        sums.clear()
+        model(tokenizer.teacher_input(tokenizer.encode(image_B3HW)), label_B)
+        return len(image_B3HW), sums.on_scale, sums.within
+
     with evaluating(model, tokenizer), _watched(model, sums):
-        for image_B3HW, label_B in batches:
-            idx_BL = tokenizer.encode(image_B3HW)
-            model(tokenizer.teacher_input(idx_BL), label_B)
-            images += len(image_B3HW)
+        for count, on_scale, within in ranks.each(measured, batches):
+            images += count
+            total.on_scale += on_scale
+            total.within += within
+    if not ranks.is_first:
+        return None
     if not images:
         raise UserError("attention: there is not one image to look at; give a split that has some")
     even_KN = torch.tensor([[_even(read, kernel) for kernel in sums.kernels] for read in model.backend.plan.reads])
     sides = model.pyramid.sides
-    return AttentionMass(images, sides, sums.kernels, sums.on_scale / images, sums.within / images, even_KN)
+    return AttentionMass(images, sides, sums.kernels, total.on_scale / images, total.within / images, even_KN)
 
 
 def _even(read: ScaleRead, kernel: int) -> float:
@@ -100,8 +115,11 @@ class _Sums:
     """Means over a query's scale, added up over images."""
 
     def __init__(self, model: NextScaleTransformer, kernels: tuple[int, ...]) -> None:
-        scales = model.pyramid.num_scales
-        self.kernels = kernels
+        self.model, self.kernels = model, kernels
+        self.clear()
+
+    def clear(self) -> None:
+        model, kernels, scales = self.model, self.kernels, self.model.pyramid.num_scales
         self.on_scale = torch.zeros(model.depth, scales, scales, dtype=torch.float64)
         self.within = torch.full((model.depth, scales, len(kernels)), torch.nan, dtype=torch.float64)
         for number, kernel in enumerate(kernels):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from mvar_lightning.sampling.sampler import (
 )
 from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.tools.compute import evaluating
+from mvar_lightning.tools.ranks import ALONE, Ranks
 from mvar_lightning.transformer import NextScaleTransformer
 
 Perceptual = Callable[[Tensor, Tensor], Tensor]
@@ -76,6 +78,7 @@ def perturb(
     perceptual: Perceptual | None = None,
     distance: FrechetDistance | None = None,
     keep: int = 8,
+    ranks: Ranks = ALONE,
 ) -> tuple[list[Damage], list[Tensor]]:
     """Damage of every scale, and pictures: for the undisturbed run and each scale, the first ``keep`` images.
 
@@ -83,7 +86,9 @@ def perturb(
     undisturbed run's: zero but for its FID.
 
     Args:
-        distance: holds the real images already; without it there is no FID.
+        distance: holds the real images already; without it there is no FID. Of several processes each has one, and only
+            the first one's must hold them.
+        ranks: that share the work; only what the first is given holds the numbers of all.
 
     Raises:
         UserError: fewer than one image, or a model and tokenizer that do not belong together.
@@ -91,28 +96,36 @@ def perturb(
     if count < 1:
         raise UserError(f"{count} images: perturb at least one")
     check_together(model, tokenizer)
-    damages, pictures = [], []
-    clean: list[Tensor] = []  # in main memory: sampled once, compared with at every scale
+    clean: dict[int, Tensor] = {}  # in main memory: sampled once, compared with at every scale
+    turns = ranks.turns([range(first, min(first + batch_size, count)) for first in range(0, count, batch_size)])
+    found = []
+
+    def damaged(scale: int | None, numbers: range) -> tuple[dict[str, float], Tensor | None, Tensor]:
+        image_B3HW = _sample(model, tokenizer, settings, numbers, seed, scale)
+        if scale is None:
+            clean[numbers.start] = image_B3HW.cpu()
+        values = _damages(image_B3HW, clean[numbers.start].to(image_B3HW.device), perceptual)
+        features_BF = None if distance is None else distance.features(image_B3HW).cpu()
+        kept_B3HW = image_B3HW[: max(0, keep - numbers.start)].cpu()
+        return {name: float(values_B.double().sum()) for name, values_B in values.items()}, features_BF, kept_B3HW
+
     with evaluating(model, tokenizer):
         for scale in (None, *range(model.pyramid.num_scales)):
             sums, kept = dict.fromkeys(("mse", "l1", "lpips"), 0.0), []
-            for batch, first in enumerate(range(0, count, batch_size)):
-                numbers = range(first, min(first + batch_size, count))
-                image_B3HW = _sample(model, tokenizer, settings, numbers, seed, scale)
-                if scale is None:
-                    clean.append(image_B3HW.cpu())
-                for name, values_B in _damages(image_B3HW, clean[batch].to(image_B3HW.device), perceptual).items():
-                    sums[name] += float(values_B.double().sum())
-                if distance is not None:
-                    distance.update(image_B3HW, real=False)
-                kept.append(image_B3HW[: max(0, keep - first)].cpu())
-            fid = None if distance is None else distance.compute()
-            lpips = None if perceptual is None else sums["lpips"] / count
-            damages.append(Damage(scale, sums["mse"] / count, sums["l1"] / count, lpips, fid))
-            pictures.append(torch.cat(kept))
+            for values, features_BF, kept_B3HW in ranks.each(partial(damaged, scale), turns):
+                for name, value in values.items():
+                    sums[name] += value
+                if distance is not None and features_BF is not None:
+                    distance.add(features_BF, real=False)
+                kept.append(kept_B3HW)
+            with ranks.agreed():
+                if ranks.is_first:
+                    fid = None if distance is None else distance.compute()
+                    lpips = None if perceptual is None else sums["lpips"] / count
+                    found.append((Damage(scale, sums["mse"] / count, sums["l1"] / count, lpips, fid), torch.cat(kept)))
             if distance is not None:
                 distance.reset_generated()
-    return damages, pictures
+    return [damage for damage, _ in found], [picture for _, picture in found]
 
 
 def _sample(
