@@ -29,6 +29,13 @@ def names_or_imagenets(names: Sequence[str], num_classes: int) -> Sequence[str]:
     return names or (imagenet_classes() if num_classes == len(imagenet_classes()) else ())
 
 
+def check_names(names: Sequence[str], num_classes: int) -> tuple[str, ...]:
+    """The names, none or one for each class. Raises `UserError` for another number of them."""
+    if len(names) not in (0, num_classes):
+        raise UserError(f"class_names: {len(names)} names for {num_classes} classes; give one for each")
+    return tuple(names)
+
+
 def class_rows(
     fresh_NC: Tensor, trained_MC: Tensor, init: InitClasses, names: Sequence[str], source_names: Sequence[str]
 ) -> tuple[Tensor, str]:

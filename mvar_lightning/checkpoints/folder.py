@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from mvar_lightning.checkpoints.assign import M, check_fit, fill, plain_names, shapes_of
+from mvar_lightning.checkpoints.classes import check_names
 from mvar_lightning.checkpoints.record import LIBRARY, Record
 from mvar_lightning.errors import UserError, check_kind
 from mvar_lightning.tokenizer import MultiScaleTokenizer, check_pair, fingerprint
@@ -169,10 +170,8 @@ def save(
         check_pair(model, tokenizer)
     if half:
         tokenizer, model = _rounded(tokenizer), None if model is None else _rounded(model)
-    if model is not None and len(class_names) not in (0, model.num_classes):
-        raise UserError(f"class_names: {len(class_names)} names for {model.num_classes} classes; give one for each")
-    config = None if model is None else model.config
-    record = Record(tokenizer.config, fingerprint(tokenizer), config, tuple(class_names))
+    names = () if model is None else check_names(class_names, model.num_classes)
+    record = Record(tokenizer.config, fingerprint(tokenizer), None if model is None else model.config, names)
     modules: dict[str, nn.Module] = {TOKENIZER: tokenizer} | ({} if model is None else {MODEL: model})
     with told(path):
         _check_target(path)

@@ -21,7 +21,7 @@ from torch import Tensor
 from mvar_lightning.attention import AdjacentAttention, AttentionStrategy, FullAttention, SpatialAttention
 from mvar_lightning.checkpoints import load_initial_weights, load_tokenizer
 from mvar_lightning.checkpoints.assign import on_meta
-from mvar_lightning.checkpoints.classes import ALL
+from mvar_lightning.checkpoints.classes import ALL, InitClasses, check_names
 from mvar_lightning.checkpoints.folder import open_checkpoint, unwrap_names
 from mvar_lightning.checkpoints.record import Record
 from mvar_lightning.compat import lets_clip
@@ -135,22 +135,24 @@ class NextScaleModule(L.LightningModule):
             checkpoint_activations=checkpoint_activations,
         )
         self.scale_groups = ScaleGroups.read(scale_groups, scale_cycle, self.model.backend.plan)
-        self.init_from, self.class_names = init_from, tuple(class_names or ())
-        if len(self.class_names) not in (0, num_classes):
-            raise UserError(f"class_names: {len(self.class_names)} names for {num_classes} classes; give one for each")
-        if init_from is not None:
-            words = load_initial_weights(self.model, init_from, init_classes, self.class_names)
-            if not words.endswith(ALL):
-                rank_zero_info(words)
-        elif init_classes is not None:
-            raise UserError(f"init_classes {init_classes!r}: needs init_from, the weights that classes are taken from")
+        self.class_names = check_names(class_names or (), num_classes)
+        self.init_from = self._start_from(init_from, init_classes)
         if compile_blocks:
             acceleration.compile_blocks(self.model)
         self.base_lr, self.betas, self.weight_decay = base_lr, betas, weight_decay
         self.weight_decay_end = weight_decay if weight_decay_end is None else weight_decay_end
-        self.warmup, self.final_lr_ratio = warmup, final_lr_ratio
-        self.cfg, self.top_k, self.top_p = cfg, top_k, top_p
+        self.warmup, self.final_lr_ratio, self.cfg, self.top_k, self.top_p = warmup, final_lr_ratio, cfg, top_k, top_p
         self.usage = CodebookUsage(self.tokenizer.pyramid, self.tokenizer.vocab_size)
+
+    def _start_from(self, path: str | None, classes: InitClasses) -> str | None:
+        """Take weights, if any are named, and give the name back."""
+        if path is not None:
+            words = load_initial_weights(self.model, path, classes, self.class_names)
+            if not words.endswith(ALL):
+                rank_zero_info(words)
+        elif classes is not None:
+            raise UserError(f"init_classes {classes!r}: needs init_from, the weights that classes are taken from")
+        return path
 
     @classmethod
     def check_settings(cls, tokenizer: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
