@@ -66,7 +66,6 @@ def test_markov_var_starts_from_markov_var(released: Files, pairs: Pairs) -> Non
     ("change", "told"),
     [
         ({"depth": 3}, r"depth \(3 here, 2 there\)"),
-        ({"num_classes": 5}, r"num_classes \(5 here, 10 there\)"),
         ({"heads": 4}, r"heads \(4 here, 2 there\)"),
     ],
 )
