@@ -29,7 +29,11 @@ from mvar_lightning.metrics.classifier import (
 from mvar_lightning.metrics.features import INCEPTION_FILE
 from mvar_lightning.tokenizer import perceptual
 
-STEPS = 300
+STEPS = (300, 6000)
+"""Training steps of a data set's classifier, at least and at most."""
+
+PASSES = 6
+"""Between the two it sees each training image so often."""
 
 TRUSTED_ACCURACY = 0.9
 """Below this validation accuracy the log warns that class consistency says little."""
@@ -122,7 +126,7 @@ def classifier_file(data: Any, fallback: Path, device: torch.device) -> Path:
             return file
     rank_zero_info(f"Training a small classifier on {data.path} (once; metrics use its features) ...")
     start = time.perf_counter()
-    classifier = fit_classifier(data, device, steps=STEPS)
+    classifier = fit_classifier(data, device)
     accuracy, seconds = classifier.score.accuracy, time.perf_counter() - start
     rank_zero_info(f"... {seconds:.0f} s, {accuracy:.1%} of {classifier.score.images} validation images right")
     if accuracy < TRUSTED_ACCURACY:
@@ -150,8 +154,13 @@ class _Alone(ShardsDataModule):
         return 0, 1
 
 
-def fit_classifier(data: Any, device: torch.device, steps: int) -> DatasetClassifier:
-    """A classifier of this many steps, trained on the images of a data module, in this process alone.
+def fit_classifier(data: Any, device: torch.device, steps: int | None = None) -> DatasetClassifier:
+    """A classifier trained on the images of a data module, in this process alone.
+
+    Args:
+        data: the module; of any but a `ShardsDataModule` the number of images is not known.
+        device: where to train.
+        steps: as many as the data deserve if not given: 6 passes, 300 steps at least and 6,000 at most.
 
     Raises:
         NothingToLearnFrom: too few training images.
@@ -159,6 +168,8 @@ def fit_classifier(data: Any, device: torch.device, steps: int) -> DatasetClassi
     if isinstance(data, ShardsDataModule):  # else the features would hang on the settings of who came first
         batch = min(STEP_IMAGES, data.index.split("train").samples)
         cut: dict[str, Any] = {"resize_ratio": data.resize_ratio, "val_crop": data.val_crop}
+        if steps is None:
+            steps = min(max(PASSES * data.index.split("train").samples // batch, STEPS[0]), STEPS[1])
         data = _Alone(data.path, data.image_size, batch, num_workers=0, **cut)
     with loading(data.train_dataloader()) as train, loading(data.val_dataloader()) as val:
-        return train_classifier(train, val, data.num_classes, data.image_size, steps=steps, device=device)
+        return train_classifier(train, val, data.num_classes, data.image_size, steps=steps or STEPS[0], device=device)

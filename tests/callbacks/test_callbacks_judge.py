@@ -17,7 +17,7 @@ from mvar_lightning.evaluation import features as judge
 
 @pytest.fixture
 def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(judge, "STEPS", 3)
+    monkeypatch.setattr(judge, "STEPS", (3, 3))
     return write_digits(tmp_path / "data")
 
 

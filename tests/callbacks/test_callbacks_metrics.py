@@ -56,7 +56,7 @@ def quick_classifier(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         calls.append(1)
         return train_classifier(*args, **kwargs)
 
-    monkeypatch.setattr(judge_file, "STEPS", 20)
+    monkeypatch.setattr(judge_file, "STEPS", (20, 20))
     monkeypatch.setattr(judge_file, "train_classifier", train)
     return calls
 

@@ -71,7 +71,7 @@ def test_other_split_and_few_images(tokenizer: Path, shards: Path, workplace: Pa
 
 
 def test_features_of_the_data(tokenizer: Path, shards: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judge, "STEPS", 2)
+    monkeypatch.setattr(judge, "STEPS", (2, 2))
     shutil.copytree(shards, "shards")
     for _ in range(2):
         assert evaluate("--checkpoint", tokenizer, "--data", "shards", "--out", "out", "--images", 8) == 0

@@ -185,7 +185,7 @@ def test_a_reference_in_adms_form(evaluated: Evaluated, workplace: Path) -> None
 def test_the_classifier_gives_all_numbers(
     evaluated: Evaluated, shards: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(judge, "STEPS", 2)
+    monkeypatch.setattr(judge, "STEPS", (2, 2))
     shutil.copytree(shards, "shards")
     options = ["--resize-ratio", 1.0, "--images", evaluated.folder / "samples"]
     assert evaluate(*options, "--reference", "shards", "--out", "one", "--save-moments", "ref") == 2

@@ -50,7 +50,7 @@ def digits(
     [pytest.param(code, id=title, marks=[pytest.mark.slow] if title in TRAINING else []) for title, code in SECTIONS],
 )
 def test_the_examples_run(code: str, digits: None, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr(data_classifier, "STEPS", 2)
+    monkeypatch.setattr(data_classifier, "STEPS", (2, 2))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     if "train(" in code:
         shutil.rmtree("runs")  # the example trains the run itself
