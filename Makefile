@@ -8,6 +8,7 @@ DATA ?=
 ARGS ?=
 FRESH ?=
 PORT ?= 6006
+CONSTRAINTS ?= constraints.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help install train sweep test test-fast test-gpu test-ship dist digits-model lint types format natten tensorboard bench figures house clean
@@ -15,12 +16,12 @@ PORT ?= 6006
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "make %-12s %s\n", $$1, $$2}'
 
-install: $(VENV)/.installed  ## make the virtual environment and install the suite
+install: $(VENV)/.installed  ## make the virtual environment and install the suite (CONSTRAINTS= for the newest versions)
 
-$(VENV)/.installed: pyproject.toml
-	@$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info[:2] <= (3, 12); sys.exit(0 if ok else "Python 3.11 or 3.12 is needed, this is " + sys.version.split()[0] + "; name one with make PYTHON=python3.12")'
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info[:2] <= (3, 14); sys.exit(0 if ok else "Python 3.11 to 3.14 is needed, this is " + sys.version.split()[0] + "; name one with make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable '.[dev]'
 	@touch $@
 
 train: install  ## run a recipe from data to report (RECIPE=, DATA=, ARGS="--model.depth=8", FRESH=1)

@@ -8,8 +8,9 @@ from typing import Any
 
 from mvar_lightning.checkpoints.assign import on_meta
 from mvar_lightning.checkpoints.classes import InitClasses, class_rows, names_or_imagenets
+from mvar_lightning.checkpoints.containers import MODEL, read_state
 from mvar_lightning.checkpoints.folder import is_released, open_checkpoint
-from mvar_lightning.checkpoints.official import MODEL_PLACES, import_transformer, read_state
+from mvar_lightning.checkpoints.official import import_transformer
 from mvar_lightning.checkpoints.official_sizes import attention_of, looks_like, pyramid_of, transformer_arguments
 from mvar_lightning.errors import UserError
 from mvar_lightning.transformer import NextScaleTransformer
@@ -65,7 +66,7 @@ def _released_model(model: NextScaleTransformer, path: Path) -> NextScaleTransfo
     """The model of a released file, on the scales of the model that it is for."""
     if not path.exists():
         raise UserError(f"{path}: no such checkpoint")
-    state = read_state(path, MODEL_PLACES)
+    state = read_state(path, MODEL)
     looks = {"markov_var": "markov_var", "var or mvar": "mvar"}.get(looks_like(state) or "")
     if looks is None:
         raise UserError(f"{path}: looks like {looks_like(state) or 'no known model'}; give a transformer's weights")

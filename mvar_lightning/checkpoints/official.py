@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mvar_lightning.attention import AdjacentAttention, FullAttention, SpatialAttention
-from mvar_lightning.checkpoints.assign import check_fit, fill, on_meta, plain_names, shapes_of
+from mvar_lightning.checkpoints.assign import check_fit, fill, on_meta, shapes_of
+from mvar_lightning.checkpoints.containers import MODEL, TOKENIZER, read_state
 from mvar_lightning.checkpoints.folder import is_part
 from mvar_lightning.checkpoints.official_names import (
     MARKOV_VAR_KEYS,
@@ -41,12 +41,8 @@ from mvar_lightning.errors import UserError, check_kind
 from mvar_lightning.pyramid import ScalePyramid
 from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.tools.files import kind_of, told, writing
-from mvar_lightning.tools.tensors import read_safetensors, read_torch, write_tensors
+from mvar_lightning.tools.tensors import write_tensors
 from mvar_lightning.transformer import LlamaBlocks, NextScaleTransformer, NoHistory, SlidingWindowHistory, VARBlocks
-
-MODEL_PLACES = ((), ("trainer", "var_wo_ddp"), ("trainer", "mvar_wo_ddp"), ("mvar_wo_ddp",), ("var_wo_ddp",))
-TOKENIZER_PLACES = ((), ("trainer", "vae_local"), ("vae_local",))
-"""Where the published files keep a state dict: the release itself, or what its trainer saves."""
 
 
 def import_official(
@@ -56,6 +52,8 @@ def import_official(
     patch_nums: Sequence[int] | None = None,
     kernel_size: int = 7,
     first_neighborhood_scale: int | None = None,
+    key: str | None = None,
+    tokenizer_key: str | None = None,
 ) -> tuple[NextScaleTransformer, MultiScaleTokenizer]:
     """The published model and tokenizer in float32, in eval mode.
 
@@ -65,6 +63,7 @@ def import_official(
         patch_nums: side lengths of the scales; None is known for 680, 2240 and 9451 tokens.
         kernel_size: MVAR's neighborhood (no weight tells it).
         first_neighborhood_scale: MVAR's first scale with a neighborhood, counted from 0; None is the last but one.
+        key, tokenizer_key: which weights of a file that holds several, such as ``ema`` (`containers.read_state`).
 
     Raises:
         UserError: a file that cannot be read or holds code, is of another architecture, has names missing, unexpected
@@ -73,11 +72,11 @@ def import_official(
     check_kind("patch_nums", patch_nums or (), Sequence, "side lengths such as (1, 2, 3)")
     if architecture not in ARCHITECTURES:
         raise UserError(f"architecture {architecture!r}: must be one of {', '.join(ARCHITECTURES)}")
-    state = read_state(model_path, MODEL_PLACES)
+    state = read_state(model_path, MODEL, key)
     check_architecture(state, architecture, str(model_path))
     pyramid = pyramid_of(state, patch_nums, str(model_path))
     attention = attention_of(architecture, pyramid, kernel_size, first_neighborhood_scale)
-    tokenizer = import_tokenizer(tokenizer_path, pyramid, vocab_size_of(state))
+    tokenizer = import_tokenizer(tokenizer_path, pyramid, vocab_size_of(state), tokenizer_key)
     arguments = transformer_arguments(
         state, architecture, pyramid, tokenizer.vocab_size, tokenizer.code_dim, str(model_path)
     )
@@ -96,7 +95,9 @@ def import_transformer(model: NextScaleTransformer, state: Mapping[str, Tensor],
     return fill(model, to_ours(weights, table), source, dtype=torch.float32)
 
 
-def import_tokenizer(path: str | Path, pyramid: ScalePyramid, vocab_size: int | None = None) -> MultiScaleTokenizer:
+def import_tokenizer(
+    path: str | Path, pyramid: ScalePyramid, vocab_size: int | None = None, key: str | None = None
+) -> MultiScaleTokenizer:
     """The published tokenizer in float32, in eval mode, on a pyramid of scales.
 
     The file's running hit counts are of the scales it was trained on. As in the reference they are left out where
@@ -106,11 +107,12 @@ def import_tokenizer(path: str | Path, pyramid: ScalePyramid, vocab_size: int | 
         path: a released file.
         pyramid: the model's scales.
         vocab_size: what the transformer's weights tell; helps to say which tensor is damaged.
+        key: which weights of a file that holds several.
 
     Raises:
         UserError: as `import_official`.
     """
-    state = dict(read_state(path, TOKENIZER_PLACES))
+    state = dict(read_state(path, TOKENIZER, key))
     arguments = tokenizer_arguments(state, pyramid, str(path), vocab_size)
     tokenizer = on_meta(lambda: MultiScaleTokenizer(**arguments))
     if HITS in state and len(state[HITS]) != pyramid.num_scales:
@@ -184,23 +186,6 @@ def architecture_of(model: NextScaleTransformer) -> str:
 def table_of(model: NextScaleTransformer) -> Table:
     """The table of names for a model of a published architecture."""
     return MARKOV_VAR_KEYS if architecture_of(model) == "markov_var" else VAR_KEYS
-
-
-def read_state(path: str | Path, places: Sequence[tuple[str, ...]]) -> Mapping[str, Tensor]:
-    """The state dict of a file, wherever in it the references keep it. Raises `UserError` where there is none."""
-    content: Any = read_safetensors(path) if Path(path).suffix == ".safetensors" else read_torch(path)
-    for place in places:
-        found = content
-        for part in place:
-            found = found.get(part) if isinstance(found, Mapping) else None
-        if isinstance(found, Mapping) and found and _is_state(found):
-            return plain_names(found, str(path))
-    nested = ", ".join(".".join(place) for place in places if place)
-    raise UserError(f"{path}: holds no state dict, neither flat nor under {nested}; not a published checkpoint")
-
-
-def _is_state(found: Mapping[Any, Any]) -> bool:
-    return all(isinstance(key, str) and isinstance(value, Tensor) for key, value in found.items())
 
 
 def _is_published_llama(blocks: object) -> bool:

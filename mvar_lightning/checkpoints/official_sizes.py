@@ -25,7 +25,7 @@ HITS = "quantize.ema_vocab_hit_SV"
 LEVELS, MASK, ZERO_K_BIAS = "lvl_1L", "attn_bias_for_masking", "zero_k_bias"
 """Buffers that follow from the sizes; what they hold is told below."""
 
-_SIGNS = {
+SIGNS = {
     "markov_var": (r"blocks\.\d+\.attn\.qkv_proj\.weight", r"context_pool\..*", r"lvl_embed\.mlp\..*"),
     "var or mvar": (r"blocks\.\d+\.attn\.mat_qkv\.weight", r"pos_1LC", r"lvl_embed\.weight"),
     "the tokenizer (vqvae)": (r"quantize\.embedding\.weight", r"encoder\.conv_in\.weight", r"post_quant_conv\..*"),
@@ -33,13 +33,13 @@ _SIGNS = {
 
 
 def looks_like(state: State) -> str | None:
-    """What a state dict is of, by its names: a key of `_SIGNS`, or None."""
+    """What a state dict is of, by its names: a key of `SIGNS`, or None."""
 
     def hits(name: str) -> int:
-        return sum(any(re.fullmatch(sign, key) for key in state) for sign in _SIGNS[name])
+        return sum(any(re.fullmatch(sign, key) for key in state) for sign in SIGNS[name])
 
     # by most signs, not by all of them: a damaged or shortened file should still be called by its name
-    best = max(_SIGNS, key=hits)
+    best = max(SIGNS, key=hits)
     return best if hits(best) else None
 
 

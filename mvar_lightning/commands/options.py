@@ -33,11 +33,14 @@ def add_untold(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> Non
     parser.add_argument("--kernel-size", type=int, default=7, metavar="K", help="MVAR's neighborhood (7)")
     words = "MVAR's first scale with a neighborhood, counted from 0 (default: the last but one)"
     parser.add_argument("--first-neighborhood-scale", type=int, metavar="N", help=words)
+    words = "which weights of a model's file that holds several, e.g. ema, or state_dict.generator"
+    parser.add_argument("--key", metavar="NAME", help=words)
+    parser.add_argument("--tokenizer-key", metavar="NAME", help="the same of the tokenizer's file")
 
 
 def untold_of(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of `import_official`."""
-    return chosen(args, "patch_nums kernel_size first_neighborhood_scale")
+    return chosen(args, "patch_nums kernel_size first_neighborhood_scale key tokenizer_key")
 
 
 def side_lengths(text: str) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import lzma
 import math
 import os
+import pickle
 import re
 import struct
 import tokenize
@@ -30,6 +31,12 @@ if TYPE_CHECKING:
 
 CHECKING_THREADS = 4
 
+SETTINGS = re.compile(
+    r"argparse\.Namespace|types\.SimpleNamespace|omegaconf\.[\w.]+|typing\.\w+|collections\.defaultdict|"
+    r"builtins\.(?:dict|list|tuple|int|float|str|bool)"
+)
+"""Classes of the settings that trainers save beside weights: a stand-in of ours takes their place."""
+
 
 def read_torch(path: str | Path, whole: bool = True) -> Any:
     """The content of a ``torch.save`` file: tensors on the CPU and plain values.
@@ -39,35 +46,71 @@ def read_torch(path: str | Path, whole: bool = True) -> Any:
             reads all of it, at one to several GB a second once it is in memory.
 
     Raises:
-        UserError: no such file, a truncated, damaged or foreign file, or one that holds anything but tensors and plain
-            values.
+        UserError: no such file, a truncated, damaged or foreign file, or one that holds anything but tensors, plain
+            values and settings (`SETTINGS`).
     """
-    import torch
-
     path = existing_file(path)
     try:
         _compare_checksums(path, whole)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            try:
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            except RuntimeError as error:
-                if "mmap can only be used" not in str(error):
-                    raise
-                return torch.load(path, map_location="cpu", weights_only=True)
+            return _load(path)
     except (MemoryError, UserError):
         raise
     except Exception as error:  # a damaged file can make the reader fail in any way
-        blocked = re.search(r"unsupported (?:global|class)\W+(?:GLOBAL )?([\w.]+)", str(error), re.IGNORECASE)
-        if blocked:
+        if blocked := _blocked(error):
             raise UserError(
-                f"{path}: refused, it asks to run {blocked[1]} while being read; only tensors and plain values are "
+                f"{path}: refused, it asks to run {blocked} while being read; only tensors and plain values are "
                 "accepted (nothing was executed)"
             ) from error
         raise UserError(
             f"{path}: not readable as a PyTorch file of tensors ({type(error).__name__}): it is truncated, of another "
             "kind, or a pickle with code (nothing was executed)"
         ) from error
+
+
+def _load(path: Path, settings: tuple[str, ...] = ()) -> Any:
+    """Tensors and plain values; of the settings that trainers put beside them (an argparse.Namespace, OmegaConf's
+    containers) an empty stand-in each, whose class is ours: nothing of theirs is called."""
+    import torch
+
+    try:
+        with torch.serialization.safe_globals([(Left, name) for name in settings]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError as error:
+        if "mmap can only be used" not in str(error):
+            raise
+    except pickle.UnpicklingError as error:
+        name = _blocked(error)
+        if name is None or name in settings or not SETTINGS.fullmatch(name):
+            raise
+        return _load(path, (*settings, name))
+    with torch.serialization.safe_globals([(Left, name) for name in settings]):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _blocked(error: Exception) -> str | None:
+    """What a file asked for and did not get."""
+    found = re.search(r"unsupported (?:global|class)\W+(?:GLOBAL )?([\w.]+)", str(error), re.IGNORECASE)
+    if found is None:
+        return None
+    return found[1] if "." in found[1] else f"builtins.{found[1]}"
+
+
+class Left:
+    """Stands where a file holds an object of settings. Takes whatever it is given and keeps none of it."""
+
+    def __new__(cls, *_: object, **__: object) -> Left:
+        return super().__new__(cls)
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+    def __setitem__(self, _: object, __: object) -> None:
+        pass
 
 
 def _compare_checksums(path: Path, whole: bool) -> None:

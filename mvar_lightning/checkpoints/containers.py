@@ -1,0 +1,121 @@
+"""Where in a file a state dict lies: found by the names in it, whatever a trainer has put around them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mvar_lightning.checkpoints.assign import plain_names
+from mvar_lightning.checkpoints.official_sizes import SIGNS
+from mvar_lightning.errors import UserError
+from mvar_lightning.tools.files import kind_of
+from mvar_lightning.tools.tensors import read_safetensors, read_torch
+
+MODEL, TOKENIZER = ("var or mvar", "markov_var"), ("the tokenizer (vqvae)",)
+"""What is looked for, by the names of `official_sizes.SIGNS`."""
+
+DEEPEST = 6
+"""Dictionaries inside one another that are looked into."""
+
+IN_FOLDER = ("model.safetensors", "pytorch_model.bin", "model.pt", "model.pth")
+"""Files that other trainers' folders keep their weights in."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A state dict and where it lies: the keys to it and what stands before its names, with dots between."""
+
+    key: str
+    state: dict[str, Tensor]
+
+
+def read_state(path: str | Path, wanted: tuple[str, ...], key: str | None = None) -> Mapping[str, Tensor]:
+    """The state dict of a file under the reference's own names.
+
+    Args:
+        path: a ``torch.save`` or safetensors file, or a folder with one that is named as in `IN_FOLDER`.
+        wanted: `MODEL` or `TOKENIZER`.
+        key: which one, where there are several: the keys to it and what stands before its names, such as ``ema`` or
+            ``state_dict.generator``.
+
+    Raises:
+        UserError: no such file, none in it, or several and no ``key``.
+    """
+    path = _file_of(Path(path))
+    content: Any = read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
+    found = list(_candidates(content, wanted, str(path)))
+    names = ", ".join(repr(candidate.key) for candidate in found)
+    if key is not None:
+        chosen = [candidate for candidate in found if candidate.key == key]
+        if not chosen:
+            there = f"there are {names}" if found else "there is none"
+            raise UserError(f"{path}: no weights of {' or '.join(wanted)} under the key {key!r}; {there}")
+        return chosen[0].state
+    if len(found) > 1:
+        raise UserError(f"{path}: holds several weights of {' or '.join(wanted)}: {names}; say which with ``key``")
+    if found:
+        if found[0].key:
+            _say(f"{path}: took the weights under {found[0].key!r}")
+        return found[0].state
+    if _is_state(content):  # too damaged to be known: what is missing is told by name
+        return plain_names(content, str(path))
+    raise UserError(f"{path}: holds no weights of {' or '.join(wanted)}, neither flat nor inside of anything")
+
+
+def _file_of(path: Path) -> Path:
+    if kind_of(path) != "folder":
+        return path
+    found = [path / name for name in IN_FOLDER if kind_of(path / name) == "file"]
+    if kind_of(path / ".metadata") == "file":
+        raise UserError(
+            f"{path}: a distributed checkpoint; make one file of it first: "
+            f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {path} {path.name}.pt"
+        )
+    if len(found) != 1:
+        raise UserError(f"{path}: a folder with {len(found)} of {', '.join(IN_FOLDER)}; give the file itself")
+    return found[0]
+
+
+def _candidates(
+    content: Any, wanted: tuple[str, ...], source: str, path: tuple[str, ...] = (), seen: tuple[int, ...] = ()
+) -> Iterator[Candidate]:
+    if not isinstance(content, Mapping) or len(path) > DEEPEST or id(content) in seen:
+        return
+    tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    if tensors:
+        plain = plain_names(tensors, source)
+        for prefix in _prefixes(plain, wanted):
+            state = {name[len(prefix) :]: tensor for name, tensor in plain.items() if name.startswith(prefix)}
+            yield Candidate(".".join([*path, *filter(None, [prefix.rstrip(".")])]), state)
+    for name, inside in content.items():
+        if isinstance(name, str):
+            yield from _candidates(inside, wanted, source, (*path, name), (*seen, id(content)))
+
+
+def _prefixes(names: Mapping[str, Tensor], wanted: tuple[str, ...]) -> list[str]:
+    """What stands before names that are known: every prefix under which most signs of one architecture are met."""
+    met: dict[tuple[str, str], set[str]] = {}
+    for name in names:
+        starts = [0, *(dot.end() for dot in re.finditer(r"\.", name))]
+        for kind in wanted:
+            for start in starts:
+                for sign in SIGNS[kind]:
+                    if re.fullmatch(sign, name[start:]):
+                        met.setdefault((name[:start], kind), set()).add(sign)
+    return sorted({prefix for (prefix, kind), signs in met.items() if 2 * len(signs) > len(SIGNS[kind])})
+
+
+def _is_state(content: Any) -> bool:
+    whole = isinstance(content, Mapping) and content
+    return bool(whole) and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
+
+
+def _say(words: str) -> None:
+    from lightning.fabric.utilities.rank_zero import rank_zero_info
+
+    rank_zero_info(words)

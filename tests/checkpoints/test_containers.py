@@ -1,0 +1,208 @@
+"""Weights as trainers save them: wrapped, prefixed, nested, beside settings; found by the names in them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from torch.distributed.fsdp import fully_shard
+
+from mvar_lightning.checkpoints import import_official, load_initial_weights
+from mvar_lightning.checkpoints.containers import MODEL, TOKENIZER, read_state
+from mvar_lightning.cli import main
+from mvar_lightning.errors import UserError
+from mvar_lightning.transformer import NextScaleTransformer
+
+Files = dict[str, tuple[Path, Path]]
+Pairs = dict[str, Any]
+State = dict[str, Tensor]
+
+
+def module_of(state: State) -> nn.Module:
+    """A module whose parameters and buffers have these names."""
+    root = nn.Module()
+    for name, tensor in state.items():
+        *path, last = name.split(".")
+        inside = root
+        for part in path:
+            if part not in dict(inside.named_children()):
+                inside.add_module(part, nn.Module())
+            inside = dict(inside.named_children())[part]
+        if tensor.is_floating_point():
+            inside.register_parameter(last, nn.Parameter(tensor.clone()))
+        else:
+            inside.register_buffer(last, tensor.clone())
+    return root
+
+
+@pytest.fixture(scope="module")
+def state(released: Files) -> State:
+    return torch.load(released["var_tiny"][0], weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def codes(released: Files) -> State:
+    return torch.load(released["var_tiny"][1], weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def group(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A process group of this process alone."""
+    file = tmp_path_factory.mktemp("group") / "store"
+    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+class Both(L.LightningModule):
+    """Somebody's LightningModule: a transformer, a tokenizer and something else."""
+
+    def __init__(self, state: State, codes: State) -> None:
+        super().__init__()
+        self.net, self.vae, self.judge = module_of(state), module_of(codes), nn.Linear(2, 2)
+
+    def training_step(self, batch: Any, _: int) -> Tensor:
+        return self.judge(batch[0]).sum()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.judge.parameters(), lr=0.1)
+
+
+def wrapped(make: Callable[[nn.Module], nn.Module]) -> Callable[[State, State, Path], Any]:
+    return lambda state, codes, folder: make(module_of(state)).state_dict()
+
+
+def by_lightning(state: State, codes: State, folder: Path) -> Any:
+    quiet: dict[str, Any] = dict(logger=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer = L.Trainer(max_steps=1, accelerator="cpu", default_root_dir=folder, **quiet)
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(2, 2)))
+    trainer.fit(Both(state, codes), data)
+    trainer.save_checkpoint(folder / "last.ckpt")
+    return torch.load(folder / "last.ckpt", weights_only=True)
+
+
+def sharded(state: State, codes: State, folder: Path) -> Any:
+    module = module_of(state)
+    fully_shard(module, mesh=torch.distributed.device_mesh.init_device_mesh("cpu", (1,)))
+    return {name: t.full_tensor() if hasattr(t, "full_tensor") else t for name, t in module.state_dict().items()}
+
+
+WRITERS: dict[str, tuple[Callable[[State, State, Path], Any], str]] = {
+    "DistributedDataParallel": (wrapped(nn.parallel.DistributedDataParallel), ""),
+    "torch.compile": (wrapped(lambda module: torch.compile(module)), ""),  # type: ignore[arg-type, return-value]
+    "compile of DDP": (wrapped(lambda m: torch.compile(nn.parallel.DistributedDataParallel(m))), ""),  # type: ignore[arg-type, return-value]
+    "FSDP2": (sharded, ""),
+    "Lightning": (by_lightning, "state_dict.net"),
+    "one key": (lambda state, codes, folder: {"model_state_dict": state, "epoch": 3}, "model_state_dict"),
+    "deep": (lambda state, codes, folder: {"a": {"b": {"c": {"net.": 1, "d": state}}}}, "a.b.c.d"),
+    "EMA's own": (lambda s, codes, folder: {"ema": {f"shadow.{k}": t for k, t in s.items()}, "n": 3}, "ema.shadow"),
+    "argparse": (lambda s, codes, folder: {"model": s, "args": argparse.Namespace(depth=16, lr=[1e-4])}, "model"),
+    "OmegaConf": (
+        lambda state, codes, folder: {"module": state, "config": OmegaConf.create({"a": {"b": [1, "x", None]}})},
+        "module",
+    ),
+    "VAR's trainer": (
+        lambda state, codes, folder: {"trainer": {"var_wo_ddp": state, "vae_local": codes, "var_opt": {"state": {}}}},
+        "trainer.var_wo_ddp",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_weights_as_trainers_write_them(name: str, state: State, codes: State, tmp_path: Path, group: Any) -> None:
+    write, key = WRITERS[name]
+    torch.save(write(state, codes, tmp_path), tmp_path / "file.pth")
+    found = read_state(tmp_path / "file.pth", MODEL)
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[key], state[key]) for key in state)
+    if key:
+        assert read_state(tmp_path / "file.pth", MODEL, key).keys() == state.keys()
+
+
+def test_both_parts_of_one_file(state: State, codes: State, released: Files, tmp_path: Path) -> None:
+    """A Lightning checkpoint of somebody else's gives transformer and tokenizer, and a fine-tuning starts from it."""
+    content = {f"net.{name}": t for name, t in state.items()} | {f"vae.{name}": t for name, t in codes.items()}
+    torch.save({"state_dict": content, "hparams": argparse.Namespace(depth=2)}, tmp_path / "theirs.ckpt")
+    arguments: dict[str, Any] = {"architecture": "var", "patch_nums": (1, 2, 3, 4)}
+    model, tokenizer = import_official(tmp_path / "theirs.ckpt", tmp_path / "theirs.ckpt", **arguments)
+    wanted, known = import_official(*released["var_tiny"], **arguments)
+    for found, expected in ((model, wanted), (tokenizer, known)):
+        assert all(torch.equal(found.state_dict()[name], t) for name, t in expected.state_dict().items())
+
+
+def test_a_container_of_two_models_needs_a_key(
+    state: State, released: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    averaged = {name: t + 1 if name == "pos_1LC" else t for name, t in state.items()}
+    torch.save({"model": state, "ema": averaged}, tmp_path / "two.pth")
+    with pytest.raises(UserError, match=r"several weights of .*: 'model', 'ema'; say which with key"):
+        read_state(tmp_path / "two.pth", MODEL)
+    assert torch.equal(read_state(tmp_path / "two.pth", MODEL, "ema")["pos_1LC"], averaged["pos_1LC"])
+    with pytest.raises(UserError, match="under the key 'emma'; there are 'model', 'ema'"):
+        read_state(tmp_path / "two.pth", MODEL, "emma")
+    command = ["import", "--architecture", "var", "--model", str(tmp_path / "two.pth"), "--patch-nums", "1,2,3,4"]
+    command += ["--tokenizer", str(released["var_tiny"][1]), "--out", str(tmp_path / "out")]
+    assert main(command) == 2 and "say which with --key" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main([*command, "--key", "ema"]) == 0 and (tmp_path / "out" / "config.json").is_file()
+
+
+def test_a_folder_as_accelerate_writes_it(state: State, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint_0").mkdir()
+    save_file({name: t.contiguous() for name, t in state.items()}, tmp_path / "checkpoint_0" / "model.safetensors")
+    torch.save({"step": 1}, tmp_path / "checkpoint_0" / "optimizer.bin")
+    assert read_state(tmp_path / "checkpoint_0", MODEL).keys() == state.keys()
+    (tmp_path / "checkpoint_0" / "pytorch_model.bin").touch()
+    with pytest.raises(UserError, match=r"a folder with 2 of model\.safetensors"):
+        read_state(tmp_path / "checkpoint_0", MODEL)
+
+
+def test_a_distributed_checkpoint_names_what_converts_it(state: State, tmp_path: Path) -> None:
+    dcp.save(state, checkpoint_id=tmp_path / "dcp", no_dist=True)  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="a distributed checkpoint; make one file of it first: python -m") as error:
+        read_state(tmp_path / "dcp", MODEL)
+    dcp_to_torch_save(tmp_path / "dcp", tmp_path / "one.pt")  # type: ignore[attr-defined]
+    assert "format_utils dcp_to_torch" in str(error.value)
+    assert read_state(tmp_path / "one.pt", MODEL).keys() == state.keys()
+
+
+@pytest.mark.parametrize("content", [{}, {"a": 1}, [1], {"state_dict": {"w": torch.ones(1)}}, {"x": {"y": {}}}])
+def test_nothing_that_is_known(content: Any, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "file.pth")
+    with pytest.raises(UserError, match="holds no weights of"):
+        read_state(tmp_path / "file.pth", MODEL)
+
+
+def test_a_tokenizers_file_is_no_models(codes: State, tmp_path: Path) -> None:
+    torch.save({"vae": codes}, tmp_path / "file.pth")
+    with pytest.raises(UserError, match="holds no weights of var or mvar or markov_var"):
+        read_state(tmp_path / "file.pth", MODEL)
+    assert read_state(tmp_path / "file.pth", TOKENIZER).keys() == codes.keys()
+
+
+class Other:
+    """An object that is no setting."""
+
+
+def test_other_objects_are_refused_as_before(state: State, tmp_path: Path) -> None:
+    torch.save({"model": state, "args": argparse.Namespace(other=Other())}, tmp_path / "file.pth")
+    with pytest.raises(UserError, match=r"refused, it asks to run .*Other"):
+        read_state(tmp_path / "file.pth", MODEL)
+
+
+def test_a_fine_tuning_starts_from_a_container(state: State, pairs: Pairs, tmp_path: Path) -> None:
+    torch.save({"module": {f"module.{name}": t for name, t in state.items()}}, tmp_path / "file.pth")
+    sizes: dict[str, Any] = dict(vocab_size=64, code_dim=32, num_classes=10, depth=2, width=128, heads=2)
+    model = NextScaleTransformer([1, 2, 3, 4], **sizes)
+    load_initial_weights(model, tmp_path / "file.pth")
+    assert torch.equal(model.state_dict()["class_embedding.weight"], state["class_emb.weight"])
