@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -14,14 +15,22 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 MEGABYTES = 6
+SOURCES = ("mvar_lightning", "recipes", "pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE")
 
 pytestmark = pytest.mark.ship
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("dist")
-    subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", out, ROOT], check=True, capture_output=True)
+    out, copy = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("source") / "clone"
+    copy.mkdir()
+    for name in SOURCES:  # of a copy: nothing that an earlier build left behind may get in
+        whole = ROOT / name
+        if whole.is_dir():
+            shutil.copytree(whole, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(whole, copy)
+    subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", out, copy], check=True, capture_output=True)
     (found,) = out.glob("*.whl")
     return found
 
@@ -29,9 +38,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_is_in_the_wheel(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("mvar_lightning/")}
     clone = {file.relative_to(ROOT).as_posix() for file in (ROOT / "mvar_lightning").rglob("*.py")}
+    assert clone, "the package has files"
     recipes = {f"mvar_lightning/{file.relative_to(ROOT).as_posix()}" for file in (ROOT / "recipes").rglob("*.yaml")}
-    model = {f"mvar_lightning/models/digits/{name}.safetensors" for name in ("model", "tokenizer")}
-    assert names == clone | recipes | model | {"mvar_lightning/models/digits/config.json", "mvar_lightning/py.typed"}
+    model = {
+        f"mvar_lightning/models/digits/{name}" for name in ("model.safetensors", "tokenizer.safetensors", "config.json")
+    }
+    others = {"mvar_lightning/py.typed", "mvar_lightning/checkpoints/imagenet_classes.txt"}
+    assert names == clone | recipes | model | others
     assert wheel.stat().st_size < MEGABYTES * 1e6
 
 
