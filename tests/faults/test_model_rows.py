@@ -122,7 +122,7 @@ def test_an_interrupt_between_the_renames_of_save(end: str, pair: Any, folder: P
 def test_a_runs_folder_stands_for_its_model_during_the_exchange(pair: Any, folder: Path) -> None:
     run = folder.parent / "run"
     run.mkdir()
-    folder.rename(run / ".before-model")
+    folder.rename(run / f".before-{os.getppid()}-model")
     assert same(load(run)[0], pair[0])
     assert same(load(run / "model")[0], pair[0])
 
@@ -142,6 +142,19 @@ def test_what_a_killed_save_left_is_swept(number: int, pair: Any, folder: Path) 
     (left / "model.safetensors").write_bytes(b"half")
     save(folder, *pair)
     assert not left.exists()
+
+
+def test_the_folder_before_is_of_the_process_that_replaces_it(pair: Any, folder: Path) -> None:
+    """One at work keeps its own; what a killed one had put aside comes back, or goes where another stands."""
+    working, killed = (folder.parent / f".before-{number}-model" for number in (os.getppid(), 4194305))
+    shutil.copytree(folder, working)
+    folder.rename(killed)
+    with pytest.raises(OSError, match="No space"), files.writing_folder(folder):
+        raise OSError(28, "No space")
+    assert same(load(folder)[0], pair[0]) and not killed.exists()
+    shutil.copytree(folder, killed)
+    save(folder, None, pair[1])
+    assert names(folder.parent) == [working.name, "model"]
 
 
 # wrong in silence
