@@ -108,6 +108,8 @@ def _mistakes(merged: dict[str, Any], overrides: Sequence[str]) -> Iterator[tupl
 def _unknown_settings(name: str, node: Any) -> Iterator[tuple[str, str]]:
     """Of an object given by class and arguments, and of the objects among its arguments."""
     path, arguments = object_of(node)
+    if path and node.get("init_args", {}) is None:
+        yield name, f"{name}: init_args of {short(path)} is null; leave init_args out, or give settings under it"
     known = _settings(path) if path else None
     for key, value in arguments.items():
         if known is not None and key not in known:

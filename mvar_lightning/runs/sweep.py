@@ -6,7 +6,10 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -127,16 +130,39 @@ def _wait(command: Sequence[str]) -> int:
     """Exit status of a command. A stop that reaches the sweep alone (`kill`) is passed on, and the run's end awaited,
     for it keeps its place then; Ctrl-C has reached both, and a run that ends by it in two seconds is not told again.
     After a second stop the run is told at once."""
-    with subprocess.Popen(command) as child:
-        try:
-            return child.wait()
-        except KeyboardInterrupt:
-            try:
-                child.wait(2)
-            except (subprocess.TimeoutExpired, KeyboardInterrupt):
+    told = False
+    with _noted() as stops:
+        child = subprocess.Popen(command)
+        while (status := _ended(child)) is None:
+            if not told and (len(stops) > 1 or (stops and time.monotonic() - stops[0][1] > 2)):
                 child.terminate()
-                child.wait()
-            raise
+                told = True
+    if stops and status not in STOPPED:  # of a run that came to its end
+        signal.raise_signal(stops[0][0])
+    return status
+
+
+def _ended(child: subprocess.Popen[bytes]) -> int | None:
+    with suppress(subprocess.TimeoutExpired):
+        return child.wait(0.1)
+    return None
+
+
+@contextmanager
+def _noted() -> Iterator[list[tuple[int, float]]]:
+    """SIGINT and SIGTERM with their times, noted and no more: raised while the run is being started, they would leave
+    it alone. Those that nobody handles stay as they are."""
+    stops: list[tuple[int, float]] = []
+    main = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if main}
+    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+    try:
+        for number in handlers:
+            signal.signal(number, lambda number, frame: stops.append((number, time.monotonic())))
+        yield stops
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 # What the file says.

@@ -227,7 +227,7 @@ def make_missing(ranks: Ranks, task: SampleRequest, jobs: Sequence[Job], identit
     share = [jobs[number] for batch in ranks.share(batches) for number in batch]
     told: list[Report] = []
     with ranks.agreed(), ranks.progress("images", len(share), len(jobs) - len(missing)) as advance:
-        for report in make_images(task, share):
+        for report in make_images(task, share, len(missing)):
             told[:] = [report]
             advance(report.images)
     reports = [report for last in ranks.exchange(told) for report in last]
@@ -236,9 +236,10 @@ def make_missing(ranks: Ranks, task: SampleRequest, jobs: Sequence[Job], identit
     return f"{len(missing)} made now at {speed:.1f} images/s, peak memory {most / 2**30:.2f} GiB{which}"
 
 
-def make_images(task: SampleRequest, jobs: Sequence[Job]) -> Iterator[Report]:
+def make_images(task: SampleRequest, jobs: Sequence[Job], of_all: int | None = None) -> Iterator[Report]:
     """Make the images of ``jobs`` on the device of a plan's ``task``, batch by batch, and report after each: its files
-    are written while the next batch is sampled, those of the last before it is reported.
+    are written while the next batch is sampled, those of the last before it is reported. ``of_all`` counts the images
+    that all processes make together, if these are a share of them.
 
     Raises:
         UserError: the model cannot be read, or a file not be written.
@@ -252,8 +253,10 @@ def make_images(task: SampleRequest, jobs: Sequence[Job]) -> Iterator[Report]:
     with PictureWriter(to_png) as writer:
         for first in range(0, len(jobs), task.batch_size):
             batch = list(jobs[first : first + task.batch_size])
-            # a last, smaller batch would be compiled or recorded anew: fill it up with one of its images
-            left = task.batch_size - len(batch) if first > 0 and (task.compiled or task.graphs) else 0
+            # a last, smaller batch would be compiled or recorded anew: fill it up with one of its images, also where
+            # this process has no other, for the bits of an image depend on how many are made with it
+            several = (of_all or len(jobs)) > task.batch_size
+            left = task.batch_size - len(batch) if several and (task.compiled or task.graphs) else 0
             asked = batch + batch[:1] * left
             labels, seeds = [job.label for job in asked], [job.seed for job in asked]
             with computing(task.precision, device):

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import glob
 import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import socket
 import stat
@@ -172,16 +172,12 @@ def writing_folder(target: Path) -> Iterator[Path]:
         OSError: something cannot be written.
     """
     target = Path(os.path.realpath(target))  # of a link the folder that it leads to
-    aside, before = _aside(target), _before(target)
+    aside, before = _aside(target), _aside(target, "before")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _sweep(target)
-        if aside.exists():  # in a container, the killed process before often had this one's number
-            shutil.rmtree(aside)
         aside.mkdir()
         yield aside
-        if before.exists() and target.exists():
-            shutil.rmtree(before)
         if target.exists():
             target.rename(before)
         aside.rename(target)
@@ -194,17 +190,19 @@ def writing_folder(target: Path) -> Iterator[Path]:
 
 def standing(target: Path) -> Path:
     """Where a folder is that `writing_folder` replaces: under its own name, but for the moment of the exchange."""
-    return _before(target) if kind_of(target) is None and _before(target).is_dir() else target
+    return target if kind_of(target) else next(_left(target, "before"), target)
 
 
-def _aside(target: Path) -> Path:
+def _aside(target: Path, kind: str = "partial") -> Path:
     """A name beside a target that is no other process's and no other thread's; of the same suffix."""
     thread = "" if threading.current_thread() is threading.main_thread() else f"{threading.get_ident()}-"
-    return target.with_name(f".partial-{os.getpid()}-{thread}{_tail(target)}")
+    return target.with_name(f".{kind}-{os.getpid()}-{thread}{_tail(target)}")
 
 
-def _before(target: Path) -> Path:
-    return target.with_name(f".before-{_tail(target)}")
+def _left(target: Path, kind: str) -> Iterator[Path]:
+    """Names of this form that are there, whoever gave them."""
+    form = re.compile(rf"\.{kind}-\d+-(\d+-)?{re.escape(_tail(target))}")
+    return (left for left in target.parent.glob(f".{kind}-*") if form.fullmatch(left.name))
 
 
 def _tail(target: Path) -> str:
@@ -235,12 +233,14 @@ def _sync(path: Path) -> None:
 
 
 def _sweep(target: Path) -> None:
-    """Remove what processes that are gone left of this file or folder."""
-    for left in target.parent.glob(f".partial-*-{glob.escape(_tail(target))}"):
-        pid = left.name.split("-")[1]
-        if not pid.isdecimal() or is_alive(int(pid)):
+    """Remove what processes that are gone left of this file or folder; a folder that none has replaced is put back."""
+    for left in [*_left(target, "before"), *_left(target, "partial")]:
+        # in a container, the killed process before often had this one's number
+        if left not in (_aside(target), _aside(target, "before")) and is_alive(int(left.name.split("-")[1])):
             continue
-        if left.is_dir():
+        if left.name.startswith(".before-") and not target.exists():
+            left.rename(target)
+        elif left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
         else:
             left.unlink(missing_ok=True)

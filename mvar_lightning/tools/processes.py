@@ -78,6 +78,12 @@ def is_main() -> bool:
     return global_rank() == 0
 
 
+def is_first_here() -> bool:
+    """Whether this is the first process of the run on its machine."""
+    slurm = under_slurm() and not under_torchrun()
+    return number_in("SLURM_LOCALID" if slurm else "LOCAL_RANK") == 0
+
+
 def started_by_lightning() -> bool:
     """Whether this is a further process that Lightning started from the first one, with the same command line."""
     return not under_torchrun() and not under_slurm() and not is_main()

@@ -63,13 +63,18 @@ def check_finite(terms: dict[str, Tensor], trainer: L.Trainer) -> None:
     if not bad.any():
         return
     index = int(bad.nonzero()[0])
-    _refuse(list(terms)[index], values[index].item(), trainer.global_step, trainer)
+    known = last_checkpoint(trainer) if trainer.training else SAME_WEIGHTS
+    _refuse(list(terms)[index], values[index].item(), trainer.global_step, known)
 
 
-def _refuse(name: str, value: float, step: int, trainer: L.Trainer) -> NoReturn:
+SAME_WEIGHTS = "a checkpoint of this step holds the same weights"
+"""In a validation: the newest checkpoint, written before it, is no good one."""
+
+
+def _refuse(name: str, value: float, step: int, checkpoint: str) -> NoReturn:
     found = str(value) if not math.isfinite(value) else "not finite on another process"
     raise UserError(
-        f"loss term {name!r} is {found} at step {step}; {last_checkpoint(trainer)}; "
+        f"loss term {name!r} is {found} at step {step}; {checkpoint}; "
         "check the images for NaN, lower lr, or give the term a smaller weight"
     )
 
@@ -104,7 +109,7 @@ class FiniteTerms:
         """Raise `UserError` where a term was not finite."""
         step, index, value = (-1.0, 0.0, 0.0) if self._first is None else self._first.tolist()
         if step >= 0:
-            _refuse(self._names[int(index)], value, int(step), trainer)
+            _refuse(self._names[int(index)], value, int(step), last_checkpoint(trainer))
 
 
 def last_checkpoint(trainer: L.Trainer) -> str:

@@ -31,8 +31,9 @@ from mvar_lightning.metrics.quality import CodebookUsage
 from mvar_lightning.sampling import Generated, generate
 from mvar_lightning.tokenizer import MultiScaleTokenizer, fingerprint
 from mvar_lightning.tools.drawing import normalize
+from mvar_lightning.tools.processes import sum_over_ranks
 from mvar_lightning.training.distributed import check_precision, has_trainer, log_means, seed_batch, shard_where_asked
-from mvar_lightning.training.manual_steps import compute_as_agreed, window_of
+from mvar_lightning.training.manual_steps import SAME_WEIGHTS, compute_as_agreed, window_of
 from mvar_lightning.training.optimizers import HeldLine, ScheduledAdamW, parameter_groups
 from mvar_lightning.training.scale_groups import ScaleGroups, kept_of_token, loss_of_groups
 from mvar_lightning.training.token_loss import TokenLoss, evaluated_token_loss, token_loss
@@ -82,6 +83,8 @@ class NextScaleModule(L.LightningModule):
     default_attention: AttentionStrategy
     default_history: History
     default_blocks: BlockDesign
+
+    _summed: Tensor | float = 0.0  # of the losses of this validation
 
     def __init__(
         self,
@@ -276,10 +279,21 @@ class NextScaleModule(L.LightningModule):
         batch = named(batch, "label")
         result, predicted_BL = self._evaluated(batch)
         self.usage.update(predicted_BL)
+        self._summed = self._summed + result.loss.detach().float()
         log_means(self, result.named("val/"), images=len(batch["label"]))
 
     def on_validation_epoch_end(self) -> None:
-        """Codebook usage and perplexity of the predictions, over all tokens of the epoch."""
+        """Codebook usage and perplexity of the predictions, over all tokens of the epoch.
+
+        Raises:
+            UserError: a loss that is NaN or infinite, on all ranks together.
+        """
+        loss, self._summed = sum_over_ranks(torch.as_tensor(self._summed, device=self.device)), 0.0
+        if not loss.isfinite():
+            raise UserError(
+                f"val/loss at step {self.trainer.global_step}: not finite; {SAME_WEIGHTS}; lower the "
+                "learning rate, clip gradients harder, or try precision 32-true, and train anew"
+            )
         for name, value_K in self.usage.compute().items():
             stem = name.removesuffix("_K")
             self.log_dict({f"predictions/{stem}_scale_{scale}": value for scale, value in enumerate(value_K)})

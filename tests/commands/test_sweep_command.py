@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from mvar_lightning.cli import main
+from tests.faults.harness import as_here, ask, start
 
 Recipe = dict[str, Any]
 SWEEP: Recipe = {
@@ -48,6 +53,28 @@ def test_a_sweep_trains_each_variant_and_reuses_it(
     assert main(["sweep", "sweep.yaml", "--only", "full"]) == 0
     assert "already trained" in capfd.readouterr().out
     assert Path("runs/sweeps/sweep/full/seed0/metrics.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_a_sweep_that_ctrl_c_stops_is_continued(sweep: Callable[..., str], workplace: Path) -> None:
+    path, run = sweep(variants={"full": None}), workplace / "runs/sweeps/sweep/full/seed0"
+    argv = ["sweep", path, "--trainer.max_epochs=12"]
+    env = as_here({"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"})
+    begun = start(*argv, cwd=workplace, env=env, seconds=120)
+    while not (run / "checkpoints/last.ckpt").exists() and not begun.ended():
+        time.sleep(0.02)
+    os.killpg(begun.pid, signal.SIGINT)  # as a terminal does: to the sweep and to its run
+    stopped = begun.finish()
+    assert stopped.status == 130 and "Traceback" not in stopped.err, stopped.err
+    of_run, of_sweep = [line for line in stopped.err.splitlines() if line.startswith("mvar: ")]
+    assert of_run.endswith("the same command continues from runs/sweeps/sweep/full/seed0/checkpoints/last.ckpt")
+    assert of_sweep == "mvar: sweep: stopped in runs/sweeps/sweep/full/seed0; the same command goes on"
+    assert not (run / "metrics.json").exists()
+    step = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"]
+    answer = ask(*argv, cwd=workplace, env=env, seconds=120)
+    assert answer.status == 0, answer.err
+    steps = [json.loads(path.read_text())["steps"] for path in workplace.glob("runs/sweeps/sweep/*/*/metrics.json")]
+    assert steps == [24] and 0 < step < 24
 
 
 def test_mistakes_are_told_before_the_first_run(sweep: Callable[..., str], fails: Callable[..., str]) -> None:

@@ -16,6 +16,7 @@ from mvar_lightning.data.reading.place import index_at
 from mvar_lightning.data.tokens.cache import open_part
 from mvar_lightning.data.tokens.encoding import EncodeRequest, encode_data
 from mvar_lightning.errors import UserError
+from tests.faults.harness import start_ranks
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +83,26 @@ def test_shards_from_python_by_the_name_of_their_source(tmp_path: Path) -> None:
     for options, message in (({"resize": 0}, "resize 0"), ({"workers": -1}, "workers -1")):
         with pytest.raises(UserError, match=message):
             ShardsRequest("digits", tmp_path / "three", **options)
+
+
+MADE_ONCE = """
+import pathlib, time
+from mvar_lightning.data.making import shards
+make = shards.make_shards
+def making(request):
+    pathlib.Path(f"made-{os.getpid()}").touch()
+    time.sleep(0.3)
+    return make(request)
+shards.make_shards = making
+print(shards.ensure("data/digits").split("train").samples)
+"""
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_of_several_processes_one_makes_missing_data(late: int, tmp_path: Path) -> None:
+    """The second waits, whoever came first."""
+    code = f"import os, time; time.sleep(0.5 * (os.environ['LOCAL_RANK'] == '{late}'))" + MADE_ONCE
+    answers = [each.finish() for each in start_ranks(2, code=code, cwd=tmp_path)]
+    assert [answer.status for answer in answers] == [0, 0], answers
+    assert answers[0].out == answers[1].out != ""
+    assert len(list(tmp_path.glob("made-*"))) == 1

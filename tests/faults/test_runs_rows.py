@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from lightning.pytorch.callbacks import ModelCheckpoint
 from small_run import MODEL_SIZES, TOKENIZER_SIZES
 
 from mvar_lightning.runs.bounds import object_of
+from mvar_lightning.runs.recipe import RecipeCheck
 from tests.faults.harness import Answer, ask, broken_promise, start_ranks
 
 Recipe = dict[str, Any]
@@ -184,6 +187,40 @@ def test_a_mistake_of_the_tokenizers_run_names_its_recipe(
     answer = train(tmp_path, str(path), "--data.batch_size=4")
     assert answer.status == 2 and broken_promise(answer) is None
     assert "tokenizer_recipe recipes/tok.yaml" in answer.line and "batch of 1000" in answer.line
+
+
+def test_a_callback_without_arguments_is_told_with_its_class(
+    recipe: Recipe, write: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe["trainer"]["callbacks"] = [{"class_path": "mvar_lightning.callbacks.EMA", "init_args": None}]
+    answer = train(tmp_path, str(write(recipe)))
+    assert answer.status == 2 and broken_promise(answer) is None
+    assert "trainer.callbacks: init_args of EMA is null; leave init_args out" in answer.line
+
+
+def test_callbacks_are_built_once_to_be_judged(
+    recipe: Recipe, write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing is left behind: those of the run itself are others."""
+    built: list[object] = []
+    init = ModelCheckpoint.__init__
+
+    @wraps(init)
+    def counting(self: ModelCheckpoint, *arguments: Any, **named: Any) -> None:
+        built.append(self)
+        init(self, *arguments, **named)
+
+    monkeypatch.setattr(ModelCheckpoint, "__init__", counting)
+    monkeypatch.chdir(tmp_path)
+    own = {"class_path": "mvar_lightning.TokenizerModule", "init_args": dict(TOKENIZER_SIZES)}
+    kept = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"dirpath": "kept"}}
+    recipe["trainer"]["callbacks"] = [kept, {"class_path": "mvar_lightning.callbacks.EMA"}]
+    recipes = [write({**recipe, "model": own}, "tok"), write(recipe)]
+    before = set(tmp_path.rglob("*"))
+    tokenizers, judged = map(RecipeCheck.of, recipes)
+    assert not built
+    judged.build(tokenizers)
+    assert len(built) == 1 and set(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,28 @@ def gradients(
     return seen.seen
 
 
+class Spoiled(L.Callback):
+    """The last step's weights are no numbers: its loss was one."""
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        with torch.no_grad():
+            for parameter in getattr(pl_module, "model", pl_module).parameters():
+                parameter.fill_(torch.nan)
+
+
+def test_a_validation_loss_that_is_no_number_is_told(tokenizer: Path, shards: Path, tmp_path: Path) -> None:
+    """Also where no callback looks at it, and in a validation alone."""
+    words = r"val/loss at step 2: not finite; a checkpoint of this step holds the same weights; lower the learning rate"
+    short = {"max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 1}
+    with pytest.raises(UserError, match=words):
+        trainer(tmp_path, Spoiled(), **short).fit(module_of(tokenizer), data_module(shards))
+    with pytest.raises(UserError, match="val/loss at step 0: not finite"):
+        trainer(tmp_path, Spoiled(), **short).validate(module_of(tokenizer), data_module(shards), verbose=False)
+    of_tokenizer = TokenizerModule(**TOKENIZER_SIZES, **plain())
+    with pytest.raises(UserError, match=r"loss term .* is nan at step 2; a checkpoint of this step holds"):
+        trainer(tmp_path, Spoiled(), **short).fit(of_tokenizer, data_module(shards))
+
+
 @pytest.mark.parametrize("groups", [None, [[0, 1], [2]]])
 def test_the_last_step_of_an_epoch_is_the_mean_of_the_batches_it_has(
     groups: Any, tokenizer: Path, shards: Path, tmp_path: Path

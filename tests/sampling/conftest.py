@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from mvar_lightning import MultiScaleTokenizer, NextScaleTransformer
+from mvar_lightning import MultiScaleTokenizer, NextScaleTransformer, save
+from mvar_lightning.cli import main
 
+Run = Callable[..., int]
 SCALES, VOCAB, CODE_DIM, CLASSES = (1, 2, 3, 5), 48, 8, 5
 
 
@@ -45,3 +48,20 @@ def make_model() -> Callable[..., NextScaleTransformer]:
 @pytest.fixture(scope="session")
 def model(make_model: Callable[..., NextScaleTransformer]) -> NextScaleTransformer:
     return make_model()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(
+    tmp_path_factory: pytest.TempPathFactory, model: NextScaleTransformer, tokenizer: MultiScaleTokenizer
+) -> Path:
+    folder = tmp_path_factory.mktemp("sampling") / "checkpoint"
+    save(folder, model, tokenizer)
+    return folder
+
+
+@pytest.fixture
+def sample(checkpoint: Path) -> Run:
+    def run(out: Path, *arguments: str) -> int:
+        return main(["sample", "--checkpoint", str(checkpoint), "--out", str(out), "--device", "cpu", *arguments])
+
+    return run

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,34 +22,14 @@ from mvar_lightning import (
     import_official,
     save,
 )
-from mvar_lightning.checkpoints.source import Source
 from mvar_lightning.cli import main
 from mvar_lightning.errors import UserError
 from mvar_lightning.sampling import ConstantGuidance, CutoffGuidance, GuidanceSchedule
-from mvar_lightning.sampling import jobs as sampling_jobs
 from mvar_lightning.sampling.class_choice import class_indices
-from mvar_lightning.sampling.jobs import SampleRequest, list_jobs, make_images, make_missing, mixed
+from mvar_lightning.sampling.jobs import list_jobs, mixed
 from mvar_lightning.tools.drawing import from_image
-from mvar_lightning.tools.ranks import Ranks
 
 Run = Callable[..., int]
-
-
-@pytest.fixture(scope="session")
-def checkpoint(
-    tmp_path_factory: pytest.TempPathFactory, model: NextScaleTransformer, tokenizer: MultiScaleTokenizer
-) -> Path:
-    folder = tmp_path_factory.mktemp("sampling") / "checkpoint"
-    save(folder, model, tokenizer)
-    return folder
-
-
-@pytest.fixture
-def sample(checkpoint: Path) -> Run:
-    def run(out: Path, *arguments: str) -> int:
-        return main(["sample", "--checkpoint", str(checkpoint), "--out", str(out), "--device", "cpu", *arguments])
-
-    return run
 
 
 def pngs(folder: Path) -> dict[str, bytes]:
@@ -330,69 +306,3 @@ def test_blocks_are_compiled_if_asked_for(sample: Run, tmp_path: Path, monkeypat
     arguments = ("--classes", "0", "--count", "1")
     assert sample(tmp_path / "one", *arguments) == 0 and not compiled
     assert sample(tmp_path / "two", *arguments, "--compile") == 0 and len(compiled) == 1
-
-
-def test_a_batch_is_written_while_the_next_is_sampled(
-    sample: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The first batch's files wait for the second one's sampling; written one after another they would wait forever."""
-    second = threading.Event()
-    calls: list[int] = []
-    make, write = sampling_jobs.generate, sampling_jobs.to_png
-
-    def generating(*arguments: Any, **named: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 2:
-            second.set()
-        return make(*arguments, **named)
-
-    def writing(picture: torch.Tensor, file: Path) -> None:
-        assert second.wait(timeout=30), "nothing is sampled meanwhile"
-        write(picture, file)
-
-    monkeypatch.setattr(sampling_jobs, "generate", generating)
-    monkeypatch.setattr(sampling_jobs, "to_png", writing)
-    assert sample(tmp_path, "--classes", "0", "--count", "5", "--batch-size", "2") == 0
-    assert len(calls) == 3 and len(pngs(tmp_path)) == 5
-
-
-def test_a_full_disk_ends_in_one_line_and_what_is_there_counts(
-    sample: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = ("--classes", "0", "--count", "9", "--batch-size", "2")
-    assert sample(tmp_path / "whole", *arguments) == 0
-    files = [job.file for job in list_jobs([0], 9, 0)]
-    save = Image.Image.save
-
-    def full(image: Image.Image, file: Path, **named: Any) -> None:
-        save(image, file, **named)  # part of it is there when the disk is full
-        if files[2] in str(file.name):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    capsys.readouterr()
-    with monkeypatch.context() as patch:
-        patch.setattr(Image.Image, "save", full)
-        assert sample(tmp_path / "full", *arguments) == 2
-    error = capsys.readouterr().err
-    assert f"{files[2]}: cannot be written (No space left on device)" in error and error.count("\n") == 1
-    kept = pngs(tmp_path / "full")
-    assert {files[0], files[1]} <= kept.keys() and files[2] not in kept and len(kept) < 9
-    assert not list((tmp_path / "full").glob(".*")), "nothing half-written stays"
-    assert sample(tmp_path / "full", *arguments) == 0
-    assert f"{9 - len(kept)} made now" in capsys.readouterr().out
-    for file in files:  # in other batches, so to the last bit of a product
-        pixels = [np.asarray(Image.open(tmp_path / folder / file)).astype(int) for folder in ("full", "whole")]
-        assert np.abs(pixels[0] - pixels[1]).max() <= 1
-
-
-def test_the_last_batch_is_written_before_it_is_reported(checkpoint: Path, tmp_path: Path) -> None:
-    task = SampleRequest(Source(str(checkpoint)), tmp_path, precision="32", batch_size=2, device="cpu")
-    there = [len(pngs(tmp_path)) for report in make_images(task, list_jobs([0], 4, 0))]
-    assert len(there) == 2 and there[-1] == 4
-
-
-@pytest.mark.slow
-def test_a_mistake_in_a_process_is_told_as_one(tmp_path: Path) -> None:
-    task = SampleRequest(Source(str(tmp_path / "nothing")), tmp_path, precision="32", batch_size=2, device="cpu")
-    with pytest.raises(UserError, match="no such checkpoint"):
-        Ranks(here=2).run(make_missing, task, list_jobs([0], 4, 0), {})

@@ -34,6 +34,7 @@ from mvar_lightning.data.reading.place import index_at, is_url
 from mvar_lightning.errors import UserError
 from mvar_lightning.tools.console import Bar
 from mvar_lightning.tools.files import Lock, claim, is_alive
+from mvar_lightning.tools.processes import is_first_here, wait_until_visible
 
 log = logging.getLogger(__name__)
 
@@ -141,12 +142,17 @@ def make_shards(
 def ensure(path: str | Path) -> ShardIndex:
     """Index of a shard folder or URL; a missing folder named like an embedded data set (`data/digits`) is made first.
 
-    Raises UserError for any other folder that is missing or empty. Several processes may call this at once.
+    Raises UserError for any other folder that is missing or empty. Several processes may call this at once: the first
+    of each machine makes it, the others wait.
     """
     folder = Path(path)
     is_there = is_url(str(path)) or folder.is_file() or (folder.is_dir() and any(folder.iterdir()))
     if is_there or folder.name not in EMBEDDED:
         return index_at(path)
+    if not is_first_here():
+        with contextlib.suppress(UserError):  # nobody makes it
+            wait_until_visible(folder / INDEX_NAME)
+            return index_at(folder)
     try:
         return make_shards(ShardsRequest(folder.name, folder))
     except UserError:
@@ -304,7 +310,9 @@ class WorkFolder:
         for left in self.destination.parent.glob(f"{glob.escape(self.path.name)}-*"):
             pid = left.name.removeprefix(f"{self.path.name}-").partition("-")[0]
             if pid == str(os.getpid()) or not (pid.isdecimal() and is_alive(int(pid))):
-                shutil.rmtree(left, ignore_errors=True)
+                with contextlib.suppress(UserError, OSError):  # a process of another machine is at it
+                    Lock(left / "lock", "").check()
+                    shutil.rmtree(left, ignore_errors=True)
 
     @property
     def kept(self) -> str:
