@@ -60,7 +60,7 @@ def callback(name: str, **arguments: Any) -> Change:
             "data.batch_size 0: must be a whole number from 1 to 1048576",
         ),
         (set_in("data", "init_args", "crop", value="middle"), "crop 'middle'"),
-        (set_in("data", "init_args", "resize_ratio", value=math.nan), "data.resize_ratio nan: must be in [1, 16]"),
+        (set_in("data", "init_args", "resize_ratio", value=math.nan), "resize_ratio nan: not a finite number"),
         (set_in("data", "init_args", "image_size", value=8), "data.image_size 8: the tokenizer makes images of 16"),
         (set_in("data", "init_args", "path", value="nowhere"), "data folder nowhere: does not exist; make it with"),
         (set_in("model", "class_path", value="mvar_lightning.WARModule"), "WARModule is no LightningModule (did you"),
