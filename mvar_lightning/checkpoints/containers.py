@@ -77,7 +77,7 @@ def _file_of(path: Path) -> Path:
             f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {path} {path.name}.pt"
         )
     if len(found) != 1:
-        raise UserError(f"{path}: a folder with {len(found)} of {', '.join(IN_FOLDER)}; give the file itself")
+        raise UserError(f"{path}: is a folder with {len(found)} of {', '.join(IN_FOLDER)}; give the file itself")
     return found[0]
 
 
