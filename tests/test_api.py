@@ -108,6 +108,8 @@ def test_signatures_are_the_documented_ones() -> None:
         "patch_nums",
         "kernel_size",
         "first_neighborhood_scale",
+        "key",
+        "tokenizer_key",
     ]
     assert parameters(generate)[:8] == [
         "model",

@@ -253,7 +253,7 @@ def open_checkpoint(path: str | Path, whole: bool = True) -> Opened:
         shipped = {folder.name: folder for folder in SHIPPED.glob("*")}
         if str(path) in shipped:
             return _open_folder(shipped[str(path)])
-        raise UserError(f"{path}: no such checkpoint (by name there are: {', '.join(sorted(shipped))})")
+        raise UserError(f"{path}: no such checkpoint")
     if is_part(path):
         raise UserError(f"{path}: is one file of a saved folder, which is read as a whole; give {path.parent}")
     return _open_folder(saved_in(path)) if kind == "folder" else _open_lightning(path, whole)

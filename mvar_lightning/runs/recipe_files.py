@@ -11,6 +11,8 @@ from mvar_lightning.errors import UserError
 
 PACKAGE = Path(__file__).parents[1]
 
+MISSING = "recipe {name}: no such file; see the folder recipes/ for those that ship"
+
 
 def recipes_folder() -> Path:
     """The recipes that ship: in the package where it was built into a wheel, else at the top of its clone."""
@@ -18,14 +20,14 @@ def recipes_folder() -> Path:
     return packed if packed.is_dir() else PACKAGE.parent / "recipes"
 
 
-def recipe_file(name: str | Path, beside: str | Path | None = None, kind: str = "recipe") -> Path:
+def recipe_file(name: str | Path, beside: str | Path | None = None, missing: str = MISSING) -> Path:
     """The file of a recipe or a sweep.
 
     Args:
         name: a path from the current folder; else one from the folder of ``beside``; else the name of one that ships,
             such as ``var/digits``, ``recipes/var/digits.yaml``, or ``d30`` where only one is called so.
         beside: the recipe that names it.
-        kind: what messages call it.
+        missing: what is said where there is no such file.
 
     Raises:
         UserError: no such file, a name that several recipes have, or a file that cannot be looked at.
@@ -35,21 +37,23 @@ def recipe_file(name: str | Path, beside: str | Path | None = None, kind: str = 
             if (folder / name).is_file():
                 return folder / name
     except (OSError, ValueError) as error:  # a folder that may not be entered, a name that no file can have
-        raise UserError(f"{kind} {name}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+        raise UserError(f"recipe {name}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     plain = str(name).removeprefix("recipes/").removesuffix(".yaml")
     if not re.fullmatch(r"\w+(/\w+)*", plain):
-        raise UserError(f"{kind} {name}: no such file; see the folder recipes/ for those that ship")
+        raise UserError(missing.format(name=name))
     for folder in (Path("recipes"), recipes_folder()):  # first those of the clone that is worked in
         if (file := folder / f"{plain}.yaml").is_file():
             return file
         found = sorted(folder.glob(f"*/{plain}.yaml")) if "/" not in plain else []
         if len(found) > 1:
             names = ", ".join(file.relative_to(folder).with_suffix("").as_posix() for file in found)
-            raise UserError(f"{kind} {name}: several are called so; name one of {names}")
+            raise UserError(f"recipe {name}: several are called so; name one of {names}")
         if found:
             return found[0]
+    if plain != str(name) and recipes_folder().is_dir():  # a path, not a name
+        raise UserError(missing.format(name=name))
     every = sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.glob("*/*.yaml"))
-    raise UserError(f"{kind} {name}: no such file, and none that ships is called so ({_shown(every)})")
+    raise UserError(f"recipe {name}: no such file, and none that ships is called so ({_shown(every)})")
 
 
 def tokenizer_recipe(content: Mapping[str, Any], beside: Path) -> Path | None:

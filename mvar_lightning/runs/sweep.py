@@ -20,6 +20,8 @@ from mvar_lightning.runs.recipe_files import recipe_file
 from mvar_lightning.runs.run import RUNS, Run, run_of
 from mvar_lightning.runs.sweep_results import Column, Sweep, SweepResults, read_run, write_results
 
+MISSING = "sweep {name}: cannot be read (No such file or directory); see recipes/ablations/"
+
 STOPPED = (130, -signal.SIGINT, -signal.SIGTERM)
 """Exit statuses of a run that was told to stop."""
 
@@ -72,7 +74,7 @@ def run_sweep(request: SweepRequest) -> SweepResults:
         UserError: a mistake in the sweep, told before the first run; or runs that failed, told after the table.
         KeyboardInterrupt: a run was told to stop, which is meant for the sweep.
     """
-    file = recipe_file(request.sweep, kind="sweep")
+    file = recipe_file(request.sweep, missing=MISSING)
     sweep = read_sweep(file)
     recipe = recipe_file(sweep.recipe, beside=file)
     if unknown := set(request.only) - set(sweep.variants):

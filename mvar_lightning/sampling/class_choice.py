@@ -9,6 +9,11 @@ from mvar_lightning.data.index import read_index
 from mvar_lightning.errors import UserError
 
 
+def owner_of(data: str | None) -> str:
+    """How messages begin that list the names of `class_names`."""
+    return "its names are" if data is None else "``data`` names"
+
+
 def class_names(data: str | None, num_classes: int, source: Source) -> Sequence[str]:
     """Class names of a shard folder, else those that the model's checkpoint tells: there a number stays an index.
 
@@ -25,9 +30,12 @@ def class_names(data: str | None, num_classes: int, source: Source) -> Sequence[
     return names
 
 
-def class_indices(classes: str | Sequence[int] | None, num_classes: int, names: Sequence[str] = ()) -> list[int]:
+def class_indices(
+    classes: str | Sequence[int] | None, num_classes: int, names: Sequence[str] = (), whose: str = "``data`` names"
+) -> list[int]:
     """Classes, each once, from indices or text such as ``3,7``, ``0-9``, ``cat,dog``, ``none`` or
-    ``all``, which None means too. A whole number is an index, whatever classes are called.
+    ``all``, which None means too. A whole number is an index, whatever classes are called. ``whose`` says in messages
+    where the names are from.
 
     Raises:
         UserError: a class that the model does not have, or a name that is not known.
@@ -49,7 +57,7 @@ def class_indices(classes: str | Sequence[int] | None, num_classes: int, names: 
         if not first.isdecimal() or (dash and not last.isdecimal()):
             if part == "all":
                 raise UserError(f"``classes`` {classes}: all takes every class; leave the others out")
-            known = f"names are {', '.join(names[:5])}, ..." if names else "to use names give ``data`` FOLDER"
+            known = f"{whose} {', '.join(names[:5])}, ..." if names else "to use names give ``data`` FOLDER"
             raise UserError(f"class {part!r}: must be an index from 0 to {num_classes - 1} or a known name; {known}")
         chosen = range(int(first), int(last if dash else first) + 1)
         if not chosen or chosen[-1] >= num_classes:

@@ -21,7 +21,7 @@ from mvar_lightning.data.images import ImageError, decode_rgb
 from mvar_lightning.data.transforms import center_crop, resize_shorter, to_batch
 from mvar_lightning.errors import UserError, check_counts, check_kind
 from mvar_lightning.pyramid import ScalePyramid
-from mvar_lightning.sampling.class_choice import class_indices, class_names
+from mvar_lightning.sampling.class_choice import class_indices, class_names, owner_of
 from mvar_lightning.sampling.guidance import GuidanceSchedule, as_schedule
 from mvar_lightning.sampling.jobs import list_jobs
 from mvar_lightning.sampling.sampler import (
@@ -215,7 +215,7 @@ def edit_picture(request: EditRequest) -> list[Path]:
     device = choose_device(request.device)
     model, tokenizer = request.source.load(device)
     names = class_names(request.data, model.num_classes, request.source)
-    labels = class_indices(str(request.class_), model.num_classes, names)
+    labels = class_indices(str(request.class_), model.num_classes, names, owner_of(request.data))
     if len(labels) != 1:
         raise UserError(f"``class_`` {request.class_}: give one class")
     picture = open_picture(request.image)

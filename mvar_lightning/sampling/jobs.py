@@ -25,7 +25,7 @@ from PIL import Image
 
 from mvar_lightning.checkpoints.source import NO_CLASS, Source
 from mvar_lightning.errors import UserError, check_counts
-from mvar_lightning.sampling.class_choice import class_indices, class_names
+from mvar_lightning.sampling.class_choice import class_indices, class_names, owner_of
 from mvar_lightning.sampling.sampler import NUM_SEEDS, SamplingSettings, generate
 from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.tools.compute import choose_device, choose_precision, computing, peak_memory_bytes
@@ -151,7 +151,8 @@ def plan_sampling(request: SampleRequest) -> SamplingPlan:
     task = replace(request, device=device.type, precision=choose_precision(request.precision, device))
     model, tokenizer = request.source.load(torch.device("cpu"))
     names = class_names(request.data, model.num_classes, request.source)
-    labels, count, chosen = class_indices(request.classes, model.num_classes, names), request.count or 16, ""
+    labels = class_indices(request.classes, model.num_classes, names, owner_of(request.data))
+    count, chosen = request.count or 16, ""
     if request.classes is None and len(labels) > GRID_CLASSES:
         labels, count = labels[:: len(labels) // GRID_CLASSES][:GRID_CLASSES], request.count or 1
         shown = ", ".join(map(str, labels[:3]))

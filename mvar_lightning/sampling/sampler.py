@@ -258,9 +258,9 @@ def check_labels(label_B: Tensor | Sequence[int], model: NextScaleTransformer) -
         raise UserError(f"labels of shape {tuple(label_B.shape)}: give a list of at least one class index, (B,)")
     if label_B.is_floating_point() or label_B.dtype == torch.bool:
         raise UserError(f"labels of type {label_B.dtype}: give whole numbers")
-    label_B = label_B.to(next(model.parameters()).device, torch.int64)
+    last, label_B = model.num_classes, label_B.to(next(model.parameters()).device, torch.int64)
     for label in (int(label_B.min()), int(label_B.max())):
-        if not -1 <= label <= (last := model.num_classes):
+        if not -1 <= label <= last:
             raise UserError(f"label {label}: the model knows classes 0 to {last - 1} (and {last} or -1 for no class)")
     return torch.where(label_B < 0, model.num_classes, label_B)
 

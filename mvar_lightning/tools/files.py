@@ -234,10 +234,9 @@ def _sync(path: Path) -> None:
 
 def _sweep(target: Path) -> None:
     """Remove what processes that are gone left of this file or folder; a folder that none has replaced is put back."""
+    names = _aside(target), _aside(target, "before")  # in a container a killed process may have had this number, too
     for left in [*_left(target, "before"), *_left(target, "partial")]:
-        # in a container, the killed process before often had this one's number; a file of that name is written over
-        own = left in (_aside(target), _aside(target, "before")) and left.is_dir()
-        if not own and is_alive(int(left.name.split("-")[1])):
+        if not (left in names and left.is_dir()) and is_alive(int(left.name.split("-")[1])):
             continue
         if left.name.startswith(".before-") and not target.exists():
             left.rename(target)

@@ -92,7 +92,7 @@ def test_every_job_has_an_example() -> None:
         (lambda source, shards: EvaluateTokenizerRequest("x", "y", images=0), "images 0: must be at least 1"),
         (lambda source, shards: ReconstructRequest({}), "reconstruct: give either files of images or data SHARDS"),
         (lambda source, shards: analyze_attention(AnalyzeRequest(source)), "data: the analysis looks at real images"),
-        (lambda source, shards: run_sweep(SweepRequest("none.yaml")), "sweep none.yaml: no such file"),
+        (lambda source, shards: run_sweep(SweepRequest("none.yaml")), "sweep none.yaml: cannot be read"),
         (lambda source, shards: Source(), "model: give either checkpoint PATH or official"),
         (lambda source, shards: open_tokenizer(source.path, image_size=32), "image_size 32: this tokenizer takes"),
     ],

@@ -190,7 +190,7 @@ def test_from_a_folder_of_ones_own_to_samples_by_name(
     assert main([*command, "--classes", "seven,0"]) == 0
     assert len([*(tmp_path / "out").glob("*_*.png")]) == 2
     assert main([*command, "--classes", "eight"]) == 2
-    assert "names are one, four, seven" in capfd.readouterr().err
+    assert "its names are one, four, seven" in capfd.readouterr().err
 
 
 def test_a_record_whose_names_do_not_fit(trained: Path, tmp_path: Path) -> None:
