@@ -349,11 +349,12 @@ class SampleMetrics(ImageMetrics):
         share = -(-count // trainer.world_size)
         seeds = [trainer.global_rank + index * trainer.world_size for index in range(share)]
         start = last = time.perf_counter()
+        rows = min(self.batch_size, share)
         for first in range(0, len(seeds), self.batch_size):
             batch = seeds[first : first + self.batch_size]
             label_B = torch.tensor(batch, device=pl_module.device) % module.model.num_classes
             with isolate_rng():  # sampling must not change what training draws next
-                image_B3HW, _ = generate(trainer, pl_module, label_B, batch, self.cache_bytes)
+                image_B3HW, _ = generate(trainer, pl_module, label_B, batch, self.cache_bytes, rows)
             counted = sum(seed < count for seed in batch)
             if counted:
                 yield image_B3HW[:counted], label_B[:counted]
