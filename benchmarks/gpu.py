@@ -1,19 +1,20 @@
-"""`python -m benchmarks gpu --out DIR`: one call of at most ten minutes that tells what the suite does on a GPU.
+"""`python -m benchmarks.gpu --out DIR`: one call of at most ten minutes that tells what the suite does on a GPU.
 
 Parts run one after the other, most telling first, each in a process of its own under a limit: one that fails or takes
 too long is noted, and the next one begins. Results are written as they come, one JSON line each (``results.jsonl``),
 and after each part a Markdown table beside the published figures and the goals (``table.md``). A part that is done is
-not run again by a second call with the same folder. Without a GPU all of it runs small (depth 2, a few images), to show
-that it runs; such figures mean nothing.
+not run again by a second call with the same folder on the same kind of device. Without a GPU all of it runs small
+(depth 2, a few images), to show that it runs; such figures mean nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
+import importlib.util
 import json
 import math
 import multiprocessing
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -53,6 +54,15 @@ PARTS = tuple(
 """In the order in which they run; 480 s if every one took all of its time. What starts them comes on top."""
 
 
+SMALL = "CPU, small"
+"""Stands for the device where there is no GPU."""
+
+NO_GPU = (
+    f"NO GPU: torch {torch.__version__} (CUDA {torch.version.cuda or 'left out'}) sees none. All runs small on a CPU, "
+    "to show that it runs: NO FIGURE OF THIS CALL MEANS ANYTHING"
+)
+
+
 class Results:
     """What a part writes: one line a result, at once, so that a part which is ended leaves what it had."""
 
@@ -90,32 +100,48 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--out {folder}: is a file; name a folder")
     wanted = [part for part in PARTS if part.name in (arguments.parts or [part.name])]
     folder.mkdir(parents=True, exist_ok=True)
-    small = not _has_gpu()
-    if small:  # forked processes then find it all imported
-        for name in ("benchmarks.gpu_parts", "benchmarks.gpu_fit", "torch._dynamo"):
-            importlib.import_module(name)
+    _import_all()
+    device = _gpu() or SMALL
+    if device == SMALL:
+        print(NO_GPU, file=sys.stderr, flush=True)
     for part in wanted:
-        if not _done(folder, part.name):
-            _run_part(part, folder, small)
+        if not _done(folder, part.name, device):
+            _run_part(part, folder, device)
             write_whole(folder / "table.md", markdown(_rows(folder)))
     rows = [row for row in _latest(_rows(folder)) if row["part"] in {part.name for part in wanted}]
     bad = sorted({row["part"] for row in rows if not row["good"]})
     print(f"{folder / 'table.md'}: " + (f"failed: {', '.join(bad)}" if bad else "all parts within their bounds"))
+    if device == SMALL:
+        print(NO_GPU, file=sys.stderr, flush=True)
     return int(bool(bad))
 
 
-def _has_gpu() -> bool:
-    """Asked in a process of its own: one that has looked at CUDA could not make others that use it."""
+def _import_all() -> None:
+    """What the parts import, before the first begins; forked processes then find it all there."""
+    for name in ("benchmarks.gpu_parts", "benchmarks.gpu_fit", "torch._dynamo"):
+        importlib.import_module(name)
+    if importlib.util.find_spec("pytest") is None:  # imported, it could not look into what is imported after it
+        raise UserError("pytest is not installed: pip install -e '.[dev]' in the clone first")
+
+
+def _gpu() -> str:
+    """The GPU's name, if there is one. Asked in a process of its own: one that has looked at CUDA could not make others
+    that use it."""
     if not torch.backends.cuda.is_built():
-        return False
+        return ""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return bool(pool.apply(torch.cuda.is_available))
+        return str(pool.apply(_name_of_gpu))
 
 
-def _run_part(part: Part, folder: Path, small: bool) -> None:
+def _name_of_gpu() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+
+
+def _run_part(part: Part, folder: Path, device: str) -> None:
+    small = device == SMALL
     # a forked process needs no imports; where CUDA is used it must be a fresh one
     context: Any = multiprocessing.get_context("fork" if small else "spawn")
-    process = context.Process(target=_part, args=(part.name, folder, small))
+    process = context.Process(target=_part, args=(part.name, folder, device))
     begun = time.perf_counter()
     process.start()
     process.join(part.seconds)
@@ -126,22 +152,22 @@ def _run_part(part: Part, folder: Path, small: bool) -> None:
         why = f"ended after {part.seconds} s"
     elif process.exitcode:
         why = f"its process ended with status {process.exitcode}"
-    results = Results(folder, part.name, "")
+    results = Results(folder, part.name, device)
     if why is not None:
         results.write({"what": "part", "part": part.name, "value": None, "good": False, "failed": why})
     seconds = time.perf_counter() - begun
     results.write({"what": "done", "part": part.name, "value": round(seconds, 1), "unit": "s", "good": True})
 
 
-def _part(name: str, folder: Path, small: bool) -> None:
+def _part(name: str, folder: Path, device_name: str) -> None:
     """In the part's own process."""
     from benchmarks import gpu_parts
 
-    if small:
+    if small := device_name == SMALL:
         torch.set_num_threads(1)
     device = torch.device("cpu" if small else "cuda")
     set_precision_policy(device)
-    results = Results(folder, name, "CPU, small" if small else torch.cuda.get_device_name())
+    results = Results(folder, name, device_name)
     measure: Callable[[Results, torch.device, bool], None] = getattr(gpu_parts, name)
     try:
         torch.manual_seed(0)
@@ -164,18 +190,18 @@ def _rows(folder: Path) -> list[Row]:
     return rows
 
 
-def _done(folder: Path, name: str) -> bool:
-    """Whether a part has run to its end and nothing of it was ended early."""
-    rows = [row for row in _latest(_rows(folder)) if row["part"] == name]
+def _done(folder: Path, name: str, device: str) -> bool:
+    """Whether a part has run to its end on such a device and nothing of it was ended early."""
+    rows = [row for row in _latest(_rows(folder)) if row["part"] == name and row["device"] == device]
     return any(row["what"] == "done" for row in rows) and not any("failed" in row for row in rows)
 
 
 def _latest(rows: list[Row]) -> list[Row]:
-    """Rows of each part's last run."""
+    """Rows of each part's last run, which is on one device."""
     kept: dict[str, list[Row]] = {}
     ended: set[str] = set()
     for row in rows:
-        if row["part"] in ended:
+        if row["part"] in ended or any(before["device"] != row["device"] for before in kept.get(row["part"], [])[:1]):
             kept[row["part"]] = []
             ended.discard(row["part"])
         kept.setdefault(row["part"], []).append(row)
@@ -189,9 +215,16 @@ def markdown(rows: list[Row]) -> str:
     lines = ["| part | what | measured | bound | goal | published | device |", "|---|---|---|---|---|---|---|"]
     for row in _latest(rows):
         value = row.get("failed") or ("-" if row["value"] is None else f"{row['value']:.4g} {row.get('unit', '')}")
-        bounds = [f"{sign} {row[name]:g}" for name, sign in (("most", "<="), ("least", ">=")) if row.get(name)]
+        signs = [(sign, row.get(name)) for name, sign in (("most", "<="), ("least", ">="))]
+        bounds = [f"{sign} {bound:g}" for sign, bound in signs if bound is not None]
         verdict = "" if row["good"] else " **failed**"
         beside = [str(row.get(name) or "") for name in ("goal", "published")]
         cells = [row["part"], row["what"], f"{value}{verdict}", ", ".join(bounds), *beside, row.get("device", "")]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    from benchmarks.__main__ import main
+
+    sys.exit(main(["gpu", *sys.argv[1:]]))

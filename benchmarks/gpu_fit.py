@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,8 @@ class Losses(L.Callback):
         return [float(loss) for loss in self.each]
 
 
-def fit_digits(folder: Path, device: torch.device, small: bool) -> dict[str, list[float]]:
-    """Losses of a tokenizer's run and of a transformer's, which is cut in two and taken up again."""
+def fit_digits(folder: Path, device: torch.device, small: bool) -> Iterator[tuple[str, list[float]]]:
+    """Losses of a tokenizer's run and of a transformer's, which is cut in two and taken up again, as they come."""
     whole, steps, batch = digits(), 2 if small else 60, 4 if small else 16
     few = Source(whole.class_names, whole.train[: 4 * batch if small else 1024], whole.val[:batch])
     make_shards(ShardsRequest(few, folder / "shards", ShardLimits(samples=64)))
@@ -65,14 +66,15 @@ def fit_digits(folder: Path, device: torch.device, small: bool) -> dict[str, lis
     adversarial = AdversarialLoss(PatchDiscriminator(channels=8, layers=1, norm_groups=4), start=0)
     tokenizer = TokenizerModule([1, 2, 4], vocab_size=64, code_dim=8, **SIZES, adversarial=adversarial)
     trainer(steps, of_tokenizer).fit(tokenizer, datamodule=data())
+    yield "tokenizer with a discriminator", of_tokenizer.read()
     save(folder / "tokenizer", None, tokenizer.tokenizer)
 
     of_model, checkpoint = Losses(), folder / "half.ckpt"
-    for count, resume in ((steps - 1, None), (2 * steps, str(checkpoint))):
+    for what, count, resume in (("VAR", steps - 1, None), ("VAR, resumed", 2 * steps, str(checkpoint))):
         module = VARModule(
             str(folder / "tokenizer"), num_classes=10, depth=2, base_lr=1e-2, compile_blocks=device.type == "cuda"
         )
         fitted = trainer(count, of_model, EMA(decay=0.9))
         fitted.fit(module, datamodule=data(), ckpt_path=resume, weights_only=True)
         fitted.save_checkpoint(checkpoint)
-    return {"tokenizer with a discriminator": of_tokenizer.read(), "VAR, resumed": of_model.read()}
+        yield what, of_model.read()

@@ -142,14 +142,12 @@ def logs_now(trainer: Any) -> bool:
     return bool(trainer._logger_connector.should_update_logs)
 
 
-def refresh_bar_where_logged(trainer: Any) -> None:
-    """Let tqdm's bar, if it would show every step's loss, show those that are logged: reading one waits for the device.
+def show_in_bar(trainer: Any, name: str, value: float) -> None:
+    """Show a number in the progress bar, whichever it is, until it is replaced: ``_progress_bar_metrics``.
 
-    ``TQDMProgressBar._refresh_rate``, whose public name can only be read, and which a recipe may have set.
+    A value that is logged with ``prog_bar=True`` is read from its device at each batch's end, with a bar or without.
     """
-    bar = trainer.progress_bar_callback
-    if getattr(bar, "_refresh_rate", None) == 1:
-        bar._refresh_rate = max(1, trainer.log_every_n_steps)
+    trainer._logger_connector._progress_bar_metrics[name] = value
 
 
 def epoch_ends_here(trainer: Any) -> bool:

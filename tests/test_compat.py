@@ -9,7 +9,7 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from small_run import data_module, trainer
 from torch import Tensor, nn
@@ -142,9 +142,8 @@ def test_the_processes_of_a_loader_end() -> None:
     assert loader._iterator is None and not worker.is_alive()
 
 
-def test_tqdms_bar_is_refreshed_where_values_are_logged(tmp_path: Path) -> None:
-    for rate, expected in ((1, 7), (3, 3)):
-        bar = TQDMProgressBar(refresh_rate=rate)
-        run = trainer(tmp_path, bar, enable_progress_bar=True, log_every_n_steps=7)
-        compat.refresh_bar_where_logged(run)
-        assert bar.refresh_rate == expected, "1 is the default; another rate is a recipe's own"
+@pytest.mark.parametrize("bar", [TQDMProgressBar, RichProgressBar])
+def test_a_bar_shows_what_it_is_told(bar: type[L.Callback], tmp_path: Path) -> None:
+    run: Any = trainer(tmp_path, bar(), enable_progress_bar=True)
+    compat.show_in_bar(run, "loss", 0.5)
+    assert run.progress_bar_callback.get_metrics(run, Line())["loss"] in (0.5, "0.500")

@@ -109,19 +109,27 @@ def generate(
     label_B: Tensor,
     seeds: Sequence[int],
     cache_bytes: float = CACHE_BYTES,
+    rows: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Images (B, 3, H, W) in [0, 1] and tokens (B, L) of these labels and seeds, with the recipe's settings, in
-    the run's precision: so many images at a time as ``cache_bytes`` of keys and values allow, one at least."""
+    the run's precision: so many images at a time as ``cache_bytes`` of keys and values allow, one at least.
+
+    Where the model's blocks are compiled or recorded each time has equally many: a smaller one is filled up, also to
+    ``rows`` if that is what other calls have.
+    """
     module = cast(Any, pl_module)
     with trainer.precision_plugin.forward_context():
         device = pl_module.device.type
         half = torch.is_autocast_enabled(device)
         size = torch.get_autocast_dtype(device).itemsize if half else next(module.model.parameters()).element_size()
         at_once = max(1, int(cache_bytes / max(1, cache_of_image(module.model, module.cfg, size))))
-        parts = [
-            module.generate(label_B[first : first + at_once], list(seeds[first : first + at_once]))
-            for first in range(0, len(seeds), at_once)
-        ]
+        full = min(at_once, max(rows, len(seeds)))
+        parts = []
+        for first in range(0, len(seeds), full):
+            own_B, own = label_B[first : first + full], list(seeds[first : first + full])
+            count, missing = len(own), full - len(own) if module.model.equal_rows else 0
+            drawn = module.generate(torch.cat([own_B, own_B[:1].expand(missing)]), own + own[:1] * missing)
+            parts.append([each[:count] for each in drawn])
     image_B3HW, idx_BL = (torch.cat(each) for each in zip(*parts, strict=True))
     return image_B3HW, idx_BL
 

@@ -186,7 +186,7 @@ class ImageMetrics(ValidationCallback):
                 self.see(pl_module, image_B3HW, label_B)
         try:
             numbers = self.measure(trainer, pl_module, self.distance)
-            self._once = self._once or self._references(trainer)
+            self._once = self._once or self._references(trainer, numbers.get("fid_images", 0.0))
         except TooFewImages as error:  # on all processes, as the sums are
             self._leave_out(str(error))
             return
@@ -202,15 +202,17 @@ class ImageMetrics(ValidationCallback):
         """Images to generate, and of the floor; a handful in a ``fast_dev_run``."""
         return min(self.num_images, REHEARSAL_IMAGES) if is_rehearsal(trainer) else self.num_images
 
-    def _references(self, trainer: pl.Trainer) -> dict[str, float]:
+    def _references(self, trainer: pl.Trainer, generated: float) -> dict[str, float]:
         """The real-vs-real floor and the counts, once."""
         distance, features = self.judge, self.judge.extractor.num_features
         references = _total(trainer, distance.count(real=True))
         numbers = {"fid_reference_images": references} if references else {}  # ADM's moments do not tell
-        if 0 < references < features and not is_rehearsal(trainer):
+        few = {"reference": references, "generated": generated}  # moments come of enough
+        found = " and ".join(f"{count:.0f} {name}" for name, count in few.items() if 0 < count < features)
+        if found and not is_rehearsal(trainer):
             rank_zero_only(log.warning)(
-                f"{type(self).__name__}: {references:.0f} reference images for {features} "
-                "features: their covariance has no full rank, and the distance is biased upwards; take more images"
+                f"{type(self).__name__}: {found} images for {features} features: "
+                "their covariance has no full rank, and the distance is biased upwards; take more images"
             )
         distance.reset_generated()
         for image_B3HW in training_images(trainer, type(self).__name__, self.count(trainer)):
@@ -349,11 +351,12 @@ class SampleMetrics(ImageMetrics):
         share = -(-count // trainer.world_size)
         seeds = [trainer.global_rank + index * trainer.world_size for index in range(share)]
         start = last = time.perf_counter()
+        rows = min(self.batch_size, share)
         for first in range(0, len(seeds), self.batch_size):
             batch = seeds[first : first + self.batch_size]
             label_B = torch.tensor(batch, device=pl_module.device) % module.model.num_classes
             with isolate_rng():  # sampling must not change what training draws next
-                image_B3HW, _ = generate(trainer, pl_module, label_B, batch, self.cache_bytes)
+                image_B3HW, _ = generate(trainer, pl_module, label_B, batch, self.cache_bytes, rows)
             counted = sum(seed < count for seed in batch)
             if counted:
                 yield image_B3HW[:counted], label_B[:counted]

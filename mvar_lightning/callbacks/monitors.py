@@ -234,8 +234,10 @@ class NonFiniteLossGuard(pl.Callback):
         # all ranks stop together, else the healthy ones would wait for the sick one's gradients
         first_bad = trainer.strategy.reduce(torch.minimum(self._first_bad, step), reduce_op="min")
         self._first_bad = cast(Tensor, first_bad)
-        often = max(1, cast(Any, trainer).log_every_n_steps) if runs_behind(loss.device) else 1
-        if trainer.global_step % (self.every_n_steps or often) == 0:
+        look = logs_now(trainer) or not runs_behind(loss.device)
+        if self.every_n_steps is not None:
+            look = trainer.global_step % self.every_n_steps == 0
+        if look:
             self._check(trainer)
 
     def on_save_checkpoint(

@@ -83,7 +83,19 @@ class Stopwatch:
         for callback in trainer.callbacks:
             if hasattr(callback, "due"):
                 hook = self.watched(type(callback).__name__, callback.on_validation_epoch_end)
-                callback.on_validation_epoch_end = hook
+                callback.on_validation_epoch_end = self._then_again(callback, hook)
+
+    def _then_again(self, callback: Any, hook: Callable[..., Any]) -> Callable[..., Any]:
+        """Of metrics of samples a second time, as each later validation has it: the first compiles, and has its floor
+        to measure."""
+        from mvar_lightning.callbacks import SampleMetrics
+
+        def twice(trainer: Any, module: Any) -> None:
+            hook(trainer, module)
+            if callback.due(trainer):
+                self.watched(type(callback).__name__, callback.measure)(trainer, module, callback.distance)
+
+        return twice if isinstance(callback, SampleMetrics) else hook
 
 
 def rehearse(
@@ -183,7 +195,7 @@ def _go_on(run: Run, cli: SuiteCLI, watch: Stopwatch) -> None:
 
 
 def _one_full_batch(trainer: Any) -> dict[str, float]:
-    """Let each metric generate one full batch on each process; how many times that a whole one is."""
+    """Let each metric take one full batch on each process; how many times that a whole one is."""
     scale: dict[str, float] = {}
     for callback in trainer.callbacks:
         if hasattr(callback, "num_images") and hasattr(callback, "batch_size"):
@@ -209,7 +221,12 @@ def _whole_run(
     validation: float = parts["batch of validation"].each * -(
         -getattr(data, "val_samples", 0) // (data.batch_size * world)
     )
-    validation += sum(parts[type(c).__name__].first * scale.get(type(c).__name__, 1.0)
-                      for c in fitted.callbacks if hasattr(c, "due") and type(c).__name__ in parts)  # fmt: skip
+    once = 0.0
+    for name in {type(callback).__name__ for callback in fitted.callbacks if hasattr(callback, "due")} & parts.keys():
+        # what was done but once grows with no number of images: pictures, and the floor of reconstructions
+        again = parts[name].calls > 1
+        validation += parts[name].each * (scale.get(name, 1.0) if again else 1.0)
+        once += parts[name].first if again else 0.0
     validations = -(-epochs // (trainer.get("check_val_every_n_epoch") or 1))
-    return f"{training / 3600:,.2f} h of {steps:,} steps, {validations * validation / 3600:,.2f} h of validations"
+    hours = (once + validations * validation) / 3600
+    return f"{training / 3600:,.2f} h of {steps:,} steps, {hours:,.2f} h of validations"

@@ -23,7 +23,7 @@ from mvar_lightning.errors import UserError, check_kind
 from mvar_lightning.pyramid import ScalePyramid
 from mvar_lightning.sampling.guidance import GuidanceSchedule, GuidedRows, LinearGuidance, as_schedule
 from mvar_lightning.tokenizer import MultiScaleTokenizer, check_pair
-from mvar_lightning.tools.compute import evaluating, exact_float32, plain_numbers
+from mvar_lightning.tools.compute import evaluating, exact_float32, plain_numbers, runs_behind
 from mvar_lightning.transformer import NextScaleTransformer
 
 Replace = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -308,7 +308,7 @@ def filter_logits(logits_BlV: Tensor, top_k: int | None = None, top_p: float | N
     last_Bl1 = largest_Blk[..., -1:]
     if share < 1:  # a token stays while the probability of those before it is below p
         p_Blk = largest_Blk.float().softmax(dim=-1)
-        if logits_BlV.is_cuda or (beyond_Bl1 == last_Bl1).any():  # a GPU would wait for the question
+        if runs_behind(logits_BlV.device) or (beyond_Bl1 == last_Bl1).any():  # a GPU would wait for the question
             # equals of the last one beyond the k stay, too, and so have a part in the sum
             ties = [(part == last_Bl1).sum(-1, keepdim=True) for part in (logits_BlV, largest_Blk)]
             p_Blk /= 1 + (ties[0] - ties[1]) * p_Blk[..., -1:]

@@ -16,22 +16,20 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
-from mvar_lightning.compat import logs_now, refresh_bar_where_logged
+from mvar_lightning.compat import logs_now, show_in_bar
 from mvar_lightning.data.image_data import run_data
 from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer import MultiScaleTokenizer
-from mvar_lightning.tools.compute import runs_behind, set_precision_policy
+from mvar_lightning.tools.compute import runs_behind
 from mvar_lightning.tools.processes import sum_over_ranks
 
 log = logging.getLogger(__name__)
 
 
-def compute_as_agreed(trainer: L.Trainer) -> None:
-    """At the start of a run: the policy of precision, and a bar that does not make a GPU's steps wait."""
-    device = trainer.strategy.root_device
-    set_precision_policy(device)
-    if runs_behind(device):
-        refresh_bar_where_logged(trainer)
+def show_loss(trainer: L.Trainer, name: str, loss: Tensor) -> None:
+    """Show a step's loss in the progress bar: on a device only where values are logged, as reading it waits."""
+    if logs_now(trainer) or not runs_behind(loss.device):
+        show_in_bar(trainer, name, loss.item())
 
 
 def as_list(one_or_many: Any) -> list[Any]:

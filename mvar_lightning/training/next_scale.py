@@ -30,10 +30,11 @@ from mvar_lightning.errors import UserError
 from mvar_lightning.metrics.quality import CodebookUsage
 from mvar_lightning.sampling import Generated, generate
 from mvar_lightning.tokenizer import MultiScaleTokenizer, fingerprint
+from mvar_lightning.tools.compute import set_precision_policy
 from mvar_lightning.tools.drawing import normalize
 from mvar_lightning.tools.processes import sum_over_ranks
 from mvar_lightning.training.distributed import check_precision, has_trainer, log_means, seed_batch, shard_where_asked
-from mvar_lightning.training.manual_steps import SAME_WEIGHTS, compute_as_agreed, window_of
+from mvar_lightning.training.manual_steps import SAME_WEIGHTS, show_loss, window_of
 from mvar_lightning.training.optimizers import HeldLine, ScheduledAdamW, parameter_groups
 from mvar_lightning.training.scale_groups import ScaleGroups, kept_of_token, loss_of_groups
 from mvar_lightning.training.token_loss import TokenLoss, evaluated_token_loss, token_loss
@@ -201,7 +202,7 @@ class NextScaleModule(L.LightningModule):
         self.check_precision(self.trainer.precision)
         if self.scale_groups.splits_steps and self.trainer.precision == "16-mixed":
             raise UserError("scale_groups: go with precision 32-true or bf16-mixed, not 16-mixed with its loss scaling")
-        compute_as_agreed(self.trainer)
+        set_precision_policy(self.trainer.strategy.root_device)
         if len(self.scale_groups.groups) > 1 and self.scale_groups.target is None:
             rank_zero_info(f"scale groups of a training step: {self.scale_groups}")
         rank_zero_info(f"attention: {self.model.backend!r} rendered by backend {self.model.backend.name!r}")
@@ -267,7 +268,7 @@ class NextScaleModule(L.LightningModule):
         size = window_of(self.trainer, batch_idx, accumulated).size
         loss, figures = loss_of_groups(self.model, x_BLZ, batch["label"], idx_BL, groups, size)
         self.log_dict(figures.named("train/"))
-        self.log("loss", figures.loss, prog_bar=True, logger=False)
+        show_loss(self.trainer, "loss", figures.loss)
         # Lightning divides by the usual number of batches, also where an epoch's last step has fewer
         return loss if size == accumulated else loss * (accumulated / size)
 

@@ -32,6 +32,7 @@ from mvar_lightning.tokenizer.codebook import CodebookRemedy, DataDependentInit,
 from mvar_lightning.tokenizer.losses import EntropyLoss, L1Loss, L2Loss, LossPart, QuantizerLoss, WeightedLoss
 from mvar_lightning.tokenizer.quantizer import FIRST_KEPT, check_scale_dropout, draw_kept_scales
 from mvar_lightning.tokenizer.tokenizer import TRAINING_ONLY, MultiScaleTokenizer, TokenizerOutput, fingerprint_of
+from mvar_lightning.tools.compute import set_precision_policy
 from mvar_lightning.tools.drawing import normalize
 from mvar_lightning.training.distributed import check_precision, has_trainer, log_means, seed_batch, seed_of_batch
 from mvar_lightning.training.manual_steps import (
@@ -39,7 +40,7 @@ from mvar_lightning.training.manual_steps import (
     as_list,
     check_finite,
     check_weights,
-    compute_as_agreed,
+    show_loss,
     warn_of_poor_data,
     window_of,
 )
@@ -160,7 +161,7 @@ class TokenizerModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         size = self.tokenizer.image_size
-        compute_as_agreed(self.trainer)
+        set_precision_policy(self.trainer.strategy.root_device)
         run_data(self.trainer).check_model(self.tokenizer)
         if self.init_from is not None and not self._started:
             start_from(self.tokenizer, self.init_from)
@@ -191,7 +192,8 @@ class TokenizerModule(L.LightningModule):
         output = self._reconstruct(image_B3HW, batch_idx)
         loss, discriminator_loss, terms = self._losses(output, image_B3HW)
         self._finite.note({**terms, "loss": loss}, self.trainer)
-        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log("train/loss", loss.detach())
+        show_loss(self.trainer, "train/loss", loss)
         self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()})
         # one pass for both losses, so that DDP reduces once (see `AdversarialLoss`), and only where the window closes
         strategy = self.trainer.strategy

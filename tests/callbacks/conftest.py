@@ -49,6 +49,7 @@ class FakeModel(nn.Module):
     num_classes = CLASSES
     width, depth = 4, 1
     backend = SimpleNamespace(plan=SimpleNamespace(cache_tokens=0))
+    equal_rows = False
 
     def __init__(self) -> None:
         super().__init__()

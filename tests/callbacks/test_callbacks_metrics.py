@@ -125,12 +125,19 @@ def test_a_wrong_reference_is_told_when_the_callback_is_made(tmp_path: Path) -> 
         SampleMetrics(Colors(), reference=str(file))
 
 
-def test_few_references_are_warned_of(
-    make_trainer: Any, module: Any, data: Any, caplog: pytest.LogCaptureFixture
+def test_few_images_are_warned_of(
+    make_trainer: Any, module: Any, data: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     metrics = SampleMetrics(Pixels(), num_images=4, consistency=False)
     make_trainer(metrics, max_epochs=2).fit(module, datamodule=data)
-    assert [record.message for record in caplog.records if "48 reference images for 192 features" in record.message]
+    few = "48 reference and 4 generated images for 192 features"
+    assert [record.message for record in caplog.records if few in record.message]
+    caplog.clear()
+    moments = tmp_path / "moments.npz"  # of enough images, but there are few to compare with them
+    StoredReference(Moments(torch.zeros(192), torch.eye(192).double())).save(moments)
+    metrics = SampleMetrics(Pixels(), num_images=4, consistency=False, reference=str(moments))
+    make_trainer(metrics).fit(module, datamodule=data)
+    assert [record.message for record in caplog.records if ": 4 generated images for 192 features" in record.message]
 
 
 def test_numbers_equal_a_direct_computation(make_trainer: Any, module: Any, data: Any) -> None:

@@ -9,14 +9,17 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
+from torch._dynamo.testing import CompileCounter
 
 from mvar_lightning import MultiScaleTokenizer, NextScaleTransformer, VARBlocks
 from mvar_lightning.attention import KVCache
+from mvar_lightning.callbacks import SampleMetrics
 from mvar_lightning.callbacks.base import generate
 from mvar_lightning.checkpoints.assign import on_meta
 from mvar_lightning.pyramid import PUBLISHED_SIDES
 from mvar_lightning.sampling import generate as sample
 from mvar_lightning.training.memory import CACHE_BYTES, cache_of_image
+from mvar_lightning.transformer.acceleration import compile_blocks
 
 
 class Module:
@@ -53,6 +56,24 @@ def test_pieces_give_the_same_tokens() -> None:
         image_B3HW, idx_BL = generate(trainer, module, label_B, range(5), allowed)  # type: ignore[arg-type]
         assert [size for size, _ in module.asked] == sizes
         assert torch.equal(idx_BL, whole[1]) and (image_B3HW - whole[0]).abs().max() < 1e-5
+
+
+def test_a_smaller_batch_or_piece_compiles_nothing_anew() -> None:
+    torch._dynamo.reset()
+    module, compiled = Module(), CompileCounter()
+    trainer: Any = trainer_of(nullcontext)
+    trainer.global_rank, trainer.world_size, trainer.fast_dev_run = 0, 1, False
+    plain = list(generate(trainer, module, torch.arange(7) % 5, range(7)))  # type: ignore[arg-type]
+    module.asked.clear()
+    compile_blocks(module.model, backend=compiled)
+    metrics = SampleMetrics(num_images=7, batch_size=3)
+    batches = [image for image, _ in metrics._samples(trainer, module)]  # type: ignore[arg-type]
+    assert [size for size, _ in module.asked] == [3, 3, 3] and [len(image) for image in batches] == [3, 3, 1]
+    assert (torch.cat(batches) - plain[0]).abs().max() < 1e-5
+    assert compiled.frame_count == 3, "one for each scale"
+    metrics.cache_bytes = 2.5 * cache_of_image(module.model, 1.5, 4)
+    assert len(torch.cat([image for image, _ in metrics._samples(trainer, module)])) == 7  # type: ignore[arg-type]
+    assert {size for size, _ in module.asked[3:]} == {2} and compiled.frame_count == 6
 
 
 def test_samples_are_drawn_in_the_runs_precision() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from small_run import DEVICES, MODEL_SIZES, TOKENIZER_SIZES, data_module, trainer
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -34,20 +35,23 @@ def behind(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Reads(L.Callback):
-    """Numbers read from float and integer tensors in each batch between the first and the last: the first makes what
-    is made once, the last one logs."""
+    """Numbers read from float and integer tensors from each batch's start to the next one's, but for the first, which
+    makes what is made once, and for the one that logs."""
 
     def __init__(self) -> None:
         self.of_step: list[list[str]] = []
+        self.shown: list[dict[str, float]] = []
         self._counting = contextlib.ExitStack()
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
-        if not trainer.is_last_batch and batch_idx > 0:
+        self._counting.close()
+        self.shown.append(trainer.progress_bar_metrics.copy())
+        if not trainer.is_last_batch and batch_idx > 0 and (batch_idx + 1) % trainer.log_every_n_steps != 0:
             self.of_step.append([])
             counting = on_a_gpu if module.device.type == "cuda" else on_a_cpu
             self._counting.enter_context(counting(self.of_step[-1]))
 
-    def on_train_batch_end(self, trainer: Any, module: Any, *rest: Any) -> None:
+    def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
         self._counting.close()
 
 
@@ -90,14 +94,22 @@ def modules(tokenizer: Path) -> dict[str, L.LightningModule]:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", ["VAR", "tokenizer"])
-def test_steps_between_logs_read_nothing(name: str, device: str, shards: Path, tokenizer: Path, tmp_path: Path) -> None:
-    reads, callbacks = Reads(), (EMA(), GradientNorm(), NonFiniteLossGuard(), LastCheckpoint())
+@pytest.mark.parametrize(
+    ("name", "bar"),
+    [("VAR", RichProgressBar), ("VAR", TQDMProgressBar), ("VAR", None), ("tokenizer", RichProgressBar)],
+)
+def test_steps_between_logs_read_nothing(
+    name: str, bar: Any, device: str, shards: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    reads, callbacks = Reads(), [EMA(), GradientNorm(), NonFiniteLossGuard(), LastCheckpoint()]
     settings: dict[str, Any] = {"max_epochs": 1, "log_every_n_steps": 4, "enable_checkpointing": True}
-    settings |= {"accelerator": device, "limit_train_batches": 4, "limit_val_batches": 0}
-    run = trainer(tmp_path, reads, *callbacks, precision="bf16-mixed", **settings)
+    settings |= {"accelerator": device, "limit_train_batches": 6, "limit_val_batches": 0}
+    settings |= {"enable_progress_bar": bar is not None, "precision": "bf16-mixed"}
+    run = trainer(tmp_path, reads, *callbacks, *([] if bar is None else [bar()]), **settings)
     run.fit(modules(tokenizer)[name], datamodule=data_module(shards))
-    assert reads.of_step == [[], []], reads.of_step
+    assert reads.of_step == [[]] * 3, reads.of_step
+    loss = "loss" if name == "VAR" else "train/loss"
+    assert [loss in shown for shown in reads.shown] == [False] * 4 + [True] * 2, "shown from the step that logs on"
 
 
 @pytest.mark.parametrize("name", ["VAR", "tokenizer"])
