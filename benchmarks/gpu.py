@@ -182,11 +182,13 @@ def _part(name: str, folder: Path, device_name: str) -> None:
 def _rows(folder: Path) -> list[Row]:
     file = folder / "results.jsonl"
     rows = []
-    for line in file.read_text().splitlines() if file.is_file() else []:
+    for line in file.read_text(errors="replace").splitlines() if file.is_file() else []:
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:  # the last line of a call that was killed
             continue
+        if isinstance(row, dict) and row.keys() >= {"part", "what", "device"}:
+            rows.append(row)
     return rows
 
 

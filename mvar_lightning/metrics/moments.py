@@ -5,6 +5,7 @@ N images, F features, S spatial features.
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,7 +165,7 @@ class StoredReference:
                                 "moments, mu and sigma, or images as arr_0")  # fmt: skip
             found = {name: read_array(path, file, name) for name in file if name in _STORED}
         try:
-            images = int(_numbers(found, "images")) if "images" in found else None
+            images = _images(found["images"]) if "images" in found else None
             features = _moments(found, "mu", "sigma", images)
             spatial = _moments(found, "mu_s", "sigma_s", images) if {"mu_s", "sigma_s"} <= found.keys() else None
             rows_NF = torch.from_numpy(_numbers(found, "features")).float() if "features" in found else None
@@ -186,10 +187,21 @@ LARGEST_MOMENT = 1e100
 _STORED = ("mu", "sigma", "mu_s", "sigma_s", "images", "extractor", "features")
 
 
+def _images(found: Any) -> int:
+    count = np.asarray(found)
+    if count.size != 1 or count.dtype.kind not in "iuf" or not 2 <= count.item() < 1e15 or count.item() % 1:
+        raise UserError(
+            f"images {reprlib.repr(count.tolist())}: must be one whole number of at least 2; write the file again"
+        )
+    return int(count.item())
+
+
 def _moments(found: dict[str, Any], mean: str, covariance: str, images: int | None) -> Moments:
     mean_F, covariance_FF = (torch.from_numpy(_numbers(found, name)) for name in (mean, covariance))
     if max((float(part.abs().max()) for part in (mean_F, covariance_FF) if part.numel()), default=0) > LARGEST_MOMENT:
         raise UserError(f"{mean} or {covariance} beyond {LARGEST_MOMENT:g}: are no moments of features")
+    if not mean_F.numel():
+        raise UserError(f"{mean} is empty: there are no features; write the file again")
     return Moments(mean_F, covariance_FF, images)
 
 

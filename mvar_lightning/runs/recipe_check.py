@@ -49,6 +49,8 @@ def check_quickly(recipe: str | Path, overrides: Sequence[str] = ()) -> dict[str
     """
     recipe = recipe_file(recipe)
     content = read_recipe(recipe)
+    if content.keys() >= {"recipe", "variants"}:
+        raise UserError(f"recipe {recipe}: is a sweep, of the recipe {content['recipe']}; give that, or use mvar sweep")
     if not all(map(_is_plain, overrides)):  # another recipe, values after a space, another class: the parser judges
         return content
     merged = _merged(content, overrides)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mvar_lightning.errors import UserError
 from mvar_lightning.runs.recipe_check import check_quickly
-from mvar_lightning.runs.run import Run, run_of
+from mvar_lightning.runs.run import Run, Stopped, run_of
 from mvar_lightning.runs.train import stoppable, tokenizer_run
 from mvar_lightning.tools.processes import check_number, is_main
 
@@ -104,14 +104,21 @@ def rehearse(
     """Rehearse a recipe, and tell what it takes, as rows of a table; nothing stays.
 
     Raises:
-        UserError: whatever would end the run itself; a tokenizer that is to be trained first.
+        UserError: whatever would end the run itself; a tokenizer that is to be trained first; a folder in its place.
     """
     check_quickly(recipe, overrides)
     real = run_of(recipe, overrides, run_folder)
     folder = real.folder.with_name(f"{real.folder.name}.rehearsal")
+    if is_main() and folder.exists():
+        raise UserError(
+            f"rehearsal folder {folder}: is there already; another rehearsal is at work in it, or one was killed: "
+            "remove it, or name another run folder with ``run_folder``"
+        )
     with stoppable(real):
         try:
             return _rehearse(real, Run(real.recipe, real.overrides, folder))
+        except Stopped as error:
+            raise Stopped(f"{real.folder}: the rehearsal was stopped; nothing of it stays") from error
         finally:
             if is_main():
                 shutil.rmtree(folder, ignore_errors=True)

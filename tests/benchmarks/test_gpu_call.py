@@ -139,3 +139,10 @@ def test_sampling_waits_as_often_as_its_bound_says(monkeypatch: pytest.MonkeyPat
         with Sending(), Reading():
             side.run(part)
         assert found == expected and len(found) == gpu_parts.WAITS[part]
+
+
+def test_lines_that_are_no_results_are_passed_over(tmp_path: Path) -> None:
+    good = {"part": "tokens", "what": "done", "device": "cpu"}
+    lines = ["[]", "null", "{}", '"x"', '{"part": 1}', json.dumps(good)]
+    (tmp_path / "results.jsonl").write_bytes("\n".join(lines).encode() + b"\n\xff\xfe")
+    assert gpu._rows(tmp_path) == [good]

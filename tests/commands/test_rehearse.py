@@ -51,6 +51,16 @@ def test_a_rehearsal_runs_all_parts_and_leaves_nothing(
     assert {path for path in workplace.rglob("*") if path.is_file()} <= before
 
 
+def test_what_lies_in_the_place_of_a_rehearsal_is_not_touched(
+    rehearsed: Recipe, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (workplace / "mine.rehearsal").mkdir()
+    (workplace / "mine.rehearsal" / "keep.txt").write_text("mine")
+    assert main(["train", "recipes/var.yaml", "--rehearse", "--run-folder", "mine"]) == 2
+    assert "mine.rehearsal: is there already" in capsys.readouterr().err
+    assert (workplace / "mine.rehearsal" / "keep.txt").read_text() == "mine"
+
+
 def test_what_is_done_but_once_is_counted_once() -> None:
     """The first validation compiles and measures the floor; the 25 times as many images of a whole one do not."""
 

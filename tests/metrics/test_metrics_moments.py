@@ -277,3 +277,19 @@ def test_two_ranks_hold_the_moments_of_all_images(tmp_path: Path) -> None:
         found = StoredReference.load(tmp_path / f"{rank}.npz").features
         assert found.images == 301
         assert torch.allclose(found.covariance_FF, whole.covariance_FF, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"images": np.array(1)}, "images 1: must be one whole number of at least 2"),
+        ({"images": np.array(-1)}, "images -1: must be one whole number"),
+        ({"images": np.array([1, 2])}, r"images \[1, 2\]: must be one whole number"),
+        ({"images": np.array(2.5)}, "images 2.5: must be one whole number"),
+        ({"mu": np.zeros(0), "sigma": np.zeros((0, 0))}, "mu is empty: there are no features"),
+    ],
+)
+def test_counts_and_features_that_cannot_be(changes: dict[str, np.ndarray], words: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "file.npz", **{"mu": np.zeros(3), "sigma": np.eye(3), **changes})
+    with pytest.raises(UserError, match=f"file.npz: {words}"):
+        StoredReference.load(tmp_path / "file.npz")

@@ -9,6 +9,7 @@ import pytest
 
 from mvar_lightning.errors import UserError
 from mvar_lightning.runs import recipe_files
+from mvar_lightning.runs.recipe_check import check_quickly
 from mvar_lightning.runs.recipe_files import recipe_file
 
 CLONE = recipe_files.PACKAGE.parent / "recipes"
@@ -66,3 +67,8 @@ def test_a_package_without_its_recipes(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(recipe_files, "PACKAGE", tmp_path / "mvar_lightning")
     with pytest.raises(UserError, match="lost its recipes; install it again"):
         recipe_file("var/digits")
+
+
+def test_a_sweep_is_no_recipe() -> None:
+    with pytest.raises(UserError, match=r"is a sweep, of the recipe recipes/.*; give that, or use mvar sweep"):
+        check_quickly("ablations/history")
