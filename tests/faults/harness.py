@@ -246,6 +246,13 @@ def free_port() -> str:
         return str(found.getsockname()[1])
 
 
+def refused(answer: Answer, *words: str) -> None:
+    """One line, which says these words."""
+    assert broken_promise(answer) is None
+    assert answer.status == 2
+    assert all(word in answer.line for word in words), answer.line
+
+
 def broken_promise(answer: Answer, memory_mb: float = 1500) -> str | None:
     """Why an answer is neither a result nor one line, or None; `memory_mb` is what a tiny case may take."""
     if answer.timed_out:

@@ -17,18 +17,11 @@ from mvar_lightning.errors import UserError
 from mvar_lightning.pyramid import ScalePyramid
 from mvar_lightning.sampling import generate
 from mvar_lightning.tools import files
-from tests.faults.harness import Answer, ask, broken_promise
+from tests.faults.harness import ask, broken_promise, refused
 from tests.faults.small_models import published_pair, small_model, small_tokenizer
 
 NOBODY = 65534
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
-
-
-def refused(answer: Answer, *words: str) -> None:
-    """One line, which says these words."""
-    assert broken_promise(answer) is None
-    assert answer.status == 2
-    assert all(word in answer.line for word in words), answer.line
 
 
 def names(folder: Path) -> list[str]:
