@@ -32,6 +32,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--folder", metavar="FOLDER", help=words)
     words = "with --folder: round the weights to float16, in half of the space"
     parser.add_argument("--half", action="store_true", help=words)
+    words = "instead: encode, decode and transformer as ONNX graphs of any batch, for onnxruntime and others"
+    parser.add_argument("--onnx", metavar="FOLDER", help=words)
+    parser.add_argument("--pt2", metavar="FOLDER", help="instead: the same as programs of torch.export")
     parser.set_defaults(run=run_export)
     parser = subparsers.add_parser("info", help="architecture, sizes and tokenizer hash of a checkpoint")
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT)
@@ -53,10 +56,21 @@ def run_export(args: argparse.Namespace) -> int:
     """Export both files, or a folder."""
     from mvar_lightning.checkpoints import export_official, load, save
     from mvar_lightning.checkpoints.folder import open_checkpoint
+    from mvar_lightning.checkpoints.programs import export_programs
 
-    if (args.folder is None) == (args.model is None and args.tokenizer is None) or (args.half and not args.folder):
-        raise UserError("mvar export: give ``model`` FILE and ``tokenizer`` FILE, or ``folder`` FOLDER (and ``half``)")
+    forms = {form: getattr(args, form) for form in ("onnx", "pt2") if getattr(args, form) is not None}
+    files = args.model is not None or args.tokenizer is not None
+    if len(forms) + files + (args.folder is not None) != 1 or (args.half and not args.folder):
+        raise UserError(
+            "mvar export: give one, ``model`` FILE and ``tokenizer`` FILE, or ``folder`` FOLDER (and ``half``), or "
+            "``onnx`` FOLDER, or ``pt2`` FOLDER"
+        )
     model, tokenizer = load(args.checkpoint)
+    for form, folder in forms.items():
+        names = open_checkpoint(args.checkpoint, whole=False).record.class_names
+        export_programs(folder, model, tokenizer, form, names)
+        print(f"wrote {', '.join(sorted(path.name for path in Path(folder).iterdir()))} to {folder}")
+        return 0
     if args.folder is not None:
         names = open_checkpoint(args.checkpoint, whole=False).record.class_names
         save(args.folder, model, tokenizer, args.half, names)

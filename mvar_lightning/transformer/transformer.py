@@ -182,6 +182,10 @@ class NextScaleTransformer(nn.Module):
         if self.training and self.label_drop > 0:
             dropped_B = torch.rand(len(label_B), device=label_B.device) < self.label_drop
             label_B = torch.where(dropped_B, self.num_classes, label_B)
+        return self.unchecked_inputs(x_BLZ, label_B)
+
+    def unchecked_inputs(self, x_BLZ: Tensor, label_B: Tensor) -> Inputs:
+        """`inputs` without a look at the labels and without dropping any: what a graph can hold."""
         class_BC = self.class_embedding(label_B)
         return Inputs(self.embed(x_BLZ, class_BC), self._modulations(class_BC), self.head.modulation(class_BC))
 
