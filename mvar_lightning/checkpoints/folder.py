@@ -59,6 +59,11 @@ class Opened:
     training: Mapping[str, Any] = field(default_factory=dict)
     """What else is in it: the state of training."""
 
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a saved folder, and not a file of Lightning's."""
+        return isinstance(self.parts["tokenizer"], Path)
+
     def check_resumable(self) -> None:
         """Raise `UserError` where weights are all that is there, or what Lightning goes on from is something else."""
         if not self.training.keys() >= {"optimizer_states", "lr_schedulers", "loops"}:
