@@ -275,6 +275,26 @@ class NextScaleTransformer(nn.Module):
                 x_RlC = self.history.step(words_BlC, state.fused_class_RC, state.history)
             return x_RlC + self.positions(range(scale, scale + 1))
 
+    def catch_up(self, state: SamplingState, entered: Sequence[Tensor | None]) -> None:
+        """Take in the first scales, which another model has drawn: the history does, and where keys are read across
+        scales one pass over all of them fills the cache.
+
+        Args:
+            state: from `begin`, before any step.
+            entered: what `step` would have been given at each of these scales.
+        """
+        inputs = [_to_compute_dtype(self.step_input(state, scale, x_BlZ)) for scale, x_BlZ in enumerate(entered)]
+        if not self.backend.plan.crosses_scales:
+            return
+        scales, x_RlC = range(len(entered)), torch.cat(inputs, dim=1)
+        for part in torch.arange(len(x_RlC)).split(max(1, TOKENS_AT_ONCE // x_RlC.shape[1])):
+            rows = slice(int(part[0]), int(part[-1]) + 1)
+            of_rows, x_rlC = state.rows(rows), x_RlC[rows]
+            layers = zip(self._blocks, of_rows.modulations, of_rows.cache.layers, strict=True)
+            for block, modulation, cache in layers:
+                x_rlC = block(x_rlC, modulation, scales, cache.filled_by(scales))
+        state.cache.fill(scales)
+
     def run_rows(self, rows: SamplingState, scale: int, x_RlC: Tensor) -> Tensor:
         """The blocks and the head's norm at one scale, of some rows of `step_features`."""
         for block, modulation, cache in zip(self._blocks, rows.modulations, rows.cache.layers, strict=True):
