@@ -44,6 +44,7 @@ def add_parser(subparsers: Any) -> None:
     options.add_cutting(parser)
     options.add_extractor(parser)
     parser.add_argument("--count", type=int, default=50, metavar="N", help="images of each class to sample (50)")
+    options.add_refiner(parser)
     options.add_settings(parser)
     parser.add_argument("--out", metavar="DIR", help="where to write (default: evaluation/ beside what is evaluated)")
     parser.add_argument("--plan", action="store_true", help="say what would be done, how long and how large")

@@ -12,6 +12,7 @@ def add_parser(subparsers: Any) -> None:
     """Add `sample` to the parser of `mvar`."""
     parser = subparsers.add_parser("sample", help="generate images of chosen classes")
     options.add_source(parser)
+    options.add_refiner(parser)
     options.add_settings(parser)
     words = "indices, ranges (0-9), names, none, or all (default: all, or 16 of them where there are more)"
     parser.add_argument("--classes", metavar="3,7", help=words)

@@ -143,6 +143,8 @@ def open_generated(request: EvaluateImagesRequest, out: Path) -> Generated:
     images = FolderImages(plan.task.folder, [job.file for job in plan.jobs], identity, (side, side))
     about = {name: value for name, value in identity.items() if name != "precision"}  # the report has one of its own
     about |= {"checkpoint": source.path, "sampled_in": plan.task.precision}
+    if source.refiner is not None:
+        about |= {"refiner": source.refiner}
     return Generated(images, plan.task, plan.jobs, about)
 
 

@@ -36,7 +36,7 @@ from mvar_lightning.sampling.sampler import (
     repeated,
     sample_pyramid,
 )
-from mvar_lightning.sampling.stages import Drawers, Stages
+from mvar_lightning.sampling.stages import Drawers, Stages, load_stages
 from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.tools.compute import choose_device, choose_precision, computing, evaluating
 from mvar_lightning.tools.drawing import enlarge, make_grid, make_strips, to_png, to_unit
@@ -54,7 +54,7 @@ TINT = (0.88, 0.22, 0.16)
 
 @torch.no_grad()
 def edit(
-    model: Drawers,
+    model: Drawers | Stages,
     tokenizer: MultiScaleTokenizer,
     image_B3HW: Tensor,
     mask_BHW: Tensor,
@@ -214,7 +214,8 @@ def edit_picture(request: EditRequest) -> list[Path]:
         UserError: a file that is no picture, a mask of another size, a box outside, nothing to paint, or no such class.
     """
     device = choose_device(request.device)
-    model, tokenizer = request.source.load(device)
+    stages, tokenizer = load_stages(request.source, device)
+    model = stages.first
     names = class_names(request.data, model.num_classes, request.source)
     labels = class_indices(str(request.class_), model.num_classes, names, owner_of(request.data))
     if len(labels) != 1:
@@ -228,11 +229,12 @@ def edit_picture(request: EditRequest) -> list[Path]:
     mask_HW = read_mask(request, picture, tokenizer).to(device)
     jobs = list_jobs(labels, request.count, request.seed)
     precision = choose_precision(request.precision, device)
-    prepare(model, precision)
+    for each in stages.models:
+        prepare(each, precision)
     with computing(precision, device):
         seeds = [job.seed for job in jobs]
         arguments = request.settings.arguments()
-        result_B3HW, idx_BL = edit(model, tokenizer, image_13HW, mask_HW, labels[0], seeds=seeds, **arguments)
+        result_B3HW, idx_BL = edit(stages, tokenizer, image_13HW, mask_HW, labels[0], seeds=seeds, **arguments)
     pictures = {job.file: result_3HW for job, result_3HW in zip(jobs, result_B3HW, strict=True)}
     before_3HW = image_13HW[0].add(1).div(2)
     tint_311 = torch.tensor(TINT, device=device)[:, None, None]

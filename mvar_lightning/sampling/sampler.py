@@ -78,7 +78,7 @@ class Generated(NamedTuple):
 
 @torch.no_grad()
 def generate(
-    model: Drawers,
+    model: Drawers | Stages,
     tokenizer: MultiScaleTokenizer,
     label_B: Tensor | Sequence[int] | int,
     cfg: float | GuidanceSchedule | None = 1.5,

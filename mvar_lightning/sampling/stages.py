@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from mvar_lightning.checkpoints.source import Source
 from mvar_lightning.errors import UserError, check_kind
 from mvar_lightning.pyramid import ScalePyramid
 from mvar_lightning.sampling.guidance import GuidanceSchedule, GuidedRows
-from mvar_lightning.tokenizer import MultiScaleTokenizer, check_pair
+from mvar_lightning.tokenizer import MultiScaleTokenizer, check_pair, fingerprint
 from mvar_lightning.transformer import NextScaleTransformer
 
 Drawers = NextScaleTransformer | Sequence[tuple[range, NextScaleTransformer]]
@@ -87,6 +89,27 @@ class Stages:
         ours, theirs = (next(module.parameters()).device for module in (self.first, tokenizer))
         if ours != theirs:
             raise UserError(f"device: the model is on {ours}, the tokenizer on {theirs}; move one")
+
+
+def load_stages(source: Source, device: torch.device) -> tuple[Stages, MultiScaleTokenizer]:
+    """The model or models that a source names, and the tokenizer of all, on ``device``.
+
+    Raises:
+        UserError: as `Source.load` and `Stages`; a refiner of another tokenizer, or a first scale that it cannot have.
+    """
+    model, tokenizer = source.load(device)
+    if source.refiner is None or source.from_scale is None:
+        return Stages.of(model), tokenizer
+    first, last = source.from_scale, model.pyramid.num_scales - 1
+    if not 1 <= first <= last:
+        raise UserError(f"``from_scale`` {first}: the refiner begins with one of 1 to {last}; scales count from 0")
+    refiner, its_tokenizer = Source(source.refiner).load(device)
+    if (ours := fingerprint(tokenizer)) != (its := fingerprint(its_tokenizer)):
+        raise UserError(
+            f"``refiner`` {source.refiner}: was trained with another tokenizer ({its[:12]}, {source.path} with "
+            f"{ours[:12]}); both must read the same tokens"
+        )
+    return Stages(((range(first), model), (range(first, last + 1), refiner))), tokenizer
 
 
 class StagedRows:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from faults.small_models import SIZES, small_tokenizer
+from PIL import Image
 
-from mvar_lightning import UserError, edit, generate
+from mvar_lightning import UserError, edit, generate, load
 from mvar_lightning.attention import (
     AdjacentAttention,
     AttentionStrategy,
@@ -17,8 +20,12 @@ from mvar_lightning.attention import (
     SlidingWindowAttention,
     SpatialAttention,
 )
+from mvar_lightning.checkpoints import save
+from mvar_lightning.cli import main
 from mvar_lightning.sampling import ConstantGuidance, CutoffGuidance
+from mvar_lightning.sampling.jobs import list_jobs
 from mvar_lightning.tokenizer import MultiScaleTokenizer
+from mvar_lightning.tools.drawing import from_image
 from mvar_lightning.transformer import LlamaBlocks, NextScaleTransformer, SlidingWindowHistory
 
 SCALES = [1, 2, 3, 4]
@@ -59,7 +66,7 @@ def test_a_model_that_takes_over_from_its_copy_changes_nothing(family: str, cfg:
     alone = generate(whole, tokenizer(), LABELS, cfg=cfg, seeds=[1, 2, 3])
     for cuts in ([1], [2], [3], [1, 3]):
         borders = [0, *cuts, len(SCALES)]
-        stages = [(range(a, b), deepcopy(whole)) for a, b in zip(borders, borders[1:], strict=False)]
+        stages = [(range(a, b), deepcopy(whole)) for a, b in pairwise(borders)]
         made = generate(stages, tokenizer(), LABELS, cfg=cfg, seeds=[1, 2, 3])
         assert torch.equal(made.tokens, alone.tokens), cuts
         torch.testing.assert_close(made.images, alone.images, atol=1e-4, rtol=0)
@@ -157,3 +164,33 @@ def test_what_does_not_go_together_is_told_before_anything_is_drawn(stages: Any,
 def test_a_tokenizer_of_other_scales_is_told() -> None:
     with pytest.raises(UserError, match="scales"):
         generate([(range(4), FAMILIES["full"]())], small_tokenizer(), LABELS)
+
+
+def test_the_command_takes_a_refiner_and_tells_one_that_does_not_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shipped, own = load("digits")
+    assert shipped is not None
+    torch.manual_seed(0)
+    sizes = {"vocab_size": own.vocab_size, "code_dim": own.code_dim, "num_classes": 10}
+    small = NextScaleTransformer(own.pyramid.sides, **sizes, depth=1, width=32, heads=2, attention=AdjacentAttention())
+    save(tmp_path / "small", small, own)
+    save(tmp_path / "other", small, type(own)(**own.config))
+    command = ["sample", "--checkpoint", "digits", "--classes", "3", "--count", "2", "--out", str(tmp_path / "out")]
+    assert main([*command, "--refiner", str(tmp_path / "small"), "--from-scale", "2"]) == 0
+    made = generate(
+        [(range(2), shipped), (range(2, 4), small.eval())], own, 3, seeds=[job.seed for job in list_jobs([3], 2, 0)]
+    )
+    files = sorted((tmp_path / "out").glob("0003*.png"))
+    for image_3HW, file in zip(made.images, sorted(files, key=lambda f: f.name), strict=True):
+        with Image.open(file) as picture:
+            assert torch.allclose(from_image(picture), image_3HW, atol=1 / 250)
+    for arguments, words in (
+        (["small", "--from-scale", "3"], "from_scale"),  # into the same folder
+        (["small", "--from-scale", "4"], "--from-scale 4"),
+        (["small"], "go together"),
+        (["other", "--from-scale", "2"], "another tokenizer"),
+    ):
+        assert main([*command, "--refiner", str(tmp_path / arguments[0]), *arguments[1:]]) == 2
+        err = capsys.readouterr().err
+        assert words in err and err.count("mvar: error:") == 1 and err.strip().count("\n") == 0
