@@ -92,6 +92,7 @@ class KVCache:
 
     Args:
         plan: decides how many tokens have to be held (`AttentionPlan.cache_tokens`).
+        stop: scales before it alone are drawn; None is all of them.
         layers, batch, heads, head_dim: shape of the model that samples.
         device, dtype: of the keys and values.
     """
@@ -106,8 +107,10 @@ class KVCache:
         head_dim: int,
         device: torch.device,
         dtype: torch.dtype,
+        stop: int | None = None,
     ) -> None:
-        shape = (batch, heads, plan.cache_tokens, head_dim)
+        tokens = plan.cache_tokens if stop is None else plan.cache_tokens_until(stop)
+        shape = (batch, heads, tokens, head_dim)
         self._plan = plan
         self._held = Held()
         keys, values = ([torch.empty(shape, device=device, dtype=dtype) for _ in range(layers)] for _ in range(2))

@@ -115,6 +115,7 @@ class GuidedRows:
         label_B: int64, the model's "no class" (index num_classes) allowed.
         schedule: 0 everywhere runs B rows throughout.
         entered: inputs of the scales that another model drew, (B, l, Z) each, None for the first: this one goes on.
+        stop: the first scale that another model draws after it.
     """
 
     def __init__(
@@ -123,6 +124,7 @@ class GuidedRows:
         label_B: Tensor,
         schedule: GuidanceSchedule,
         entered: Sequence[Tensor | None] = (),
+        stop: int | None = None,
     ) -> None:
         num_scales = model.pyramid.num_scales
         schedule.check(num_scales)
@@ -130,8 +132,8 @@ class GuidedRows:
         self.label_B = label_B
         self.strengths = [schedule.strength(scale, num_scales) for scale in range(num_scales)]
         self.unconditional = unconditional_scales(self.strengths, model.backend.plan.crosses_scales)
-        self.first = len(entered)
-        self.state = model.begin(self._labels(self.first), images=len(label_B))
+        self.first, self.stop = len(entered), stop
+        self.state = model.begin(self._labels(self.first), len(label_B), stop)
         if entered:
             model.catch_up(self.state, entered)
 
@@ -143,7 +145,7 @@ class GuidedRows:
         """What the head's last product reads at ``scale``, (R, l, C): a fraction of the logits' size."""
         if scale > self.first and scale == self.unconditional.start:
             history = self.state.history  # it is of images, not of rows, so it serves both halves
-            self.state = self.model.begin(self._labels(scale), images=len(self.label_B))
+            self.state = self.model.begin(self._labels(scale), len(self.label_B), self.stop)
             self.state.history = history
         elif scale > self.first and scale == self.unconditional.stop:
             self.state = self.state.rows(slice(0, len(self.label_B)))

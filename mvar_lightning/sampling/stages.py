@@ -119,14 +119,14 @@ class StagedRows:
         self.label_B, self.schedule = label_B, schedule
         self.waiting = list(stages.stages[1:])
         self.inputs: list[Tensor | None] = []  # of all scales so far, while a model waits that needs them
-        self.rows = GuidedRows(stages.first, label_B, schedule)
+        self.rows = GuidedRows(stages.first, label_B, schedule, stop=stages.stages[0][0].stop)
 
     def features(self, scale: int, x_BlZ: Tensor | None) -> Tensor:
         """As of `GuidedRows`, by the model whose scale it is."""
         if self.waiting and scale == self.waiting[0][0].start:
-            _, model = self.waiting.pop(0)
+            scales, model = self.waiting.pop(0)
             del self.rows  # with its cache, before the next one is made
-            self.rows = GuidedRows(model, self.label_B, self.schedule, self.inputs)
+            self.rows = GuidedRows(model, self.label_B, self.schedule, self.inputs, scales.stop)
         if self.waiting:
             self.inputs.append(x_BlZ)
         return self.rows.features(scale, x_BlZ)

@@ -222,8 +222,9 @@ class NextScaleTransformer(nn.Module):
                 x_BlC = block(x_BlC, modulation, scales)
         return self.head.features(x_BlC, inputs.head_modulation)
 
-    def begin(self, label_R: Tensor, images: int) -> SamplingState:
-        """Start sampling R rows: the labels of ``images`` images, then perhaps as many unconditional rows."""
+    def begin(self, label_R: Tensor, images: int, stop: int | None = None) -> SamplingState:
+        """Start sampling R rows: the labels of ``images`` images, then perhaps as many unconditional rows; ``stop`` is
+        the first scale that is not drawn."""
         class_RC = self.class_embedding(label_R)
         # in guided sampling a history may fuse the conditional class into the unconditional rows, too
         conditional = self.history_design.conditional_class_when_guided
@@ -231,7 +232,7 @@ class NextScaleTransformer(nn.Module):
         modulations = [_to_compute_dtype(modulation) for modulation in self._modulations(class_RC)]
         head_dim, like = self.width // self.heads, _to_compute_dtype(class_RC[:0])
         sizes = {"layers": self.depth, "batch": len(label_R), "heads": self.heads, "head_dim": head_dim}
-        cache = KVCache(self.backend.plan, **sizes, device=like.device, dtype=like.dtype)
+        cache = KVCache(self.backend.plan, **sizes, device=like.device, dtype=like.dtype, stop=stop)
         head_modulation = self.head.modulation(class_RC)
         return SamplingState(class_RC, fused_RC, modulations, head_modulation, cache, self.history.begin())
 

@@ -118,10 +118,12 @@ def test_the_drafters_cache_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
         alive.append(sum(cache() is not None for cache in caches))
         caches.append(weakref.ref(self))
         init(self, *args, **kwargs)
+        tokens.append(self.layers[0]._buffers[0].shape[2])
 
+    tokens: list[int] = []
     monkeypatch.setattr(KVCache, "__init__", counted)
     generate([(range(2), FAMILIES["full"]()), (range(2, 4), FAMILIES["full"](seed=3))], tokenizer(), LABELS, cfg=0)
-    assert alive == [0, 0]
+    assert alive == [0, 0] and tokens == [1 + 4, 1 + 4 + 9 + 16]  # the drafter's has room for its own scales alone
 
 
 OTHER: dict[str, Any] = {"num_classes": 3, "depth": 1, "width": 16, "heads": 2}
