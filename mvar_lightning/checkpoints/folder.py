@@ -173,6 +173,8 @@ def save(
     check_kind("tokenizer", tokenizer, MultiScaleTokenizer, "a MultiScaleTokenizer")
     if model is not None:
         check_pair(model, tokenizer)
+    if half and model is not None and model.quantized is not None:
+        raise UserError(f"``half``: the model is in {model.quantized} already; save it without")
     if half:
         tokenizer, model = _rounded(tokenizer), None if model is None else _rounded(model)
     names = () if model is None else check_names(class_names, model.num_classes)

@@ -78,6 +78,10 @@ def programs(model: NextScaleTransformer | None, tokenizer: MultiScaleTokenizer)
     """
     if model is not None:
         check_pair(model, tokenizer)
+        if model.quantized is not None:
+            raise UserError(
+                f"a model in {model.quantized}: has products that no graph holds; export the one it was made of"
+            )
         if model.backend.name not in EXPORTABLE_BACKENDS:
             raise UserError(f"backend {model.backend.name}: is no part of a graph; build the model with per_scale")
     device = tokenizer.quant_conv.weight.device

@@ -35,6 +35,7 @@ from mvar_lightning.tools.files import claim, write
 from mvar_lightning.tools.ranks import Ranks
 from mvar_lightning.transformer import NextScaleTransformer
 from mvar_lightning.transformer.acceleration import prepare
+from mvar_lightning.transformer.quantized import check_quantizable
 
 SETTINGS_FILE, GRID_FILE, ARCHIVE_FILE = "sampling.json", "grid.png", "samples.npz"
 GRID_CLASSES, GRID_COLUMNS = 16, 16
@@ -61,6 +62,7 @@ class SampleRequest:
         devices: processes of this machine, each on its own GPU; one, or those of torchrun or SLURM, if not given.
         compiled: compile the blocks.
         graphs: CUDA graphs of the scales, for strategies that keep no key-value cache.
+        quantize: weights of few bits: ``int8``, ``int8-weights`` or ``int4-weights`` (`transformer.quantized`).
         npz: also write all images as one file for ADM's evaluator.
 
     Raises:
@@ -81,6 +83,7 @@ class SampleRequest:
     compiled: bool = False
     graphs: bool = False
     npz: bool = False
+    quantize: str | None = None
 
     def __post_init__(self) -> None:
         check_counts(count=self.count, batch_size=self.batch_size, devices=self.devices)
@@ -170,6 +173,10 @@ def plan_sampling(request: SampleRequest) -> SamplingPlan:
     }
     if request.source.refiner is not None:
         identity["from_scale"] = request.source.from_scale
+    if request.quantize is not None:
+        for each in stages.models:
+            check_quantizable(each, request.quantize, device)
+        identity["precision"] += f", {request.quantize}"
     if (images := len(labels) * count) > MOST_IMAGES:
         raise UserError(f"``count`` {count}: makes {images:,} images; one folder takes {MOST_IMAGES:,}")
     jobs = list_jobs(labels, count, request.seed)
@@ -254,7 +261,7 @@ def make_images(task: SampleRequest, jobs: Sequence[Job], of_all: int | None = N
     device = torch.device(task.device)
     stages, tokenizer = load_stages(task.source, device)
     for model in stages.models:
-        prepare(model, task.precision, compiled=task.compiled, graphs=task.graphs)
+        prepare(model, task.precision, compiled=task.compiled, graphs=task.graphs, quantized=task.quantize)
     start = time.perf_counter()
     with PictureWriter(to_png) as writer:
         for first in range(0, len(jobs), task.batch_size):

@@ -354,6 +354,8 @@ class NextScaleModule(L.LightningModule):
         opened = open_checkpoint(checkpoint_path)
         if opened.record.model is None:
             raise UserError(f"{checkpoint_path}: holds a tokenizer alone; load it with TokenizerModule")
+        if opened.record.model.get("quantized"):
+            raise UserError(f"{checkpoint_path}: holds quantized weights, for sampling; take those they were made of")
         own = {**axes_of(opened.record.model), "tokenizer": str(checkpoint_path)}
         own["class_names"] = opened.record.class_names
         del own["scales"]  # the tokenizer's

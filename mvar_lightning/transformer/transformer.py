@@ -23,6 +23,7 @@ from mvar_lightning.pyramid import ScalePyramid
 from mvar_lightning.tools.compute import exact_float32, runs_behind
 from mvar_lightning.transformer.blocks import AdaLNBlock, BlockDesign, ModulatedHead, VARBlocks
 from mvar_lightning.transformer.history import History, HistoryState, NoHistory
+from mvar_lightning.transformer.quantized import quantize
 
 TOKENS_AT_ONCE = 2**16
 """So many tokens go through the blocks of a sampling step at a time: enough to fill a GPU, and the activations of a
@@ -114,6 +115,7 @@ class NextScaleTransformer(nn.Module):
         self.drop_path = 0.1 * depth / 24 if drop_path is None else drop_path
         self.checkpoint_activations = checkpoint_activations
         self.replay_rows: Callable[[SamplingState, int, Tensor], Tensor] | None = None  # set by `record_scales`
+        self.quantized: str | None = None  # set by `quantize`
         self.equal_rows = False
         """Whether all calls of the blocks at a scale have equally many rows: other numbers are compiled or recorded."""
         self.strategy = attention or FullAttention()
@@ -145,12 +147,15 @@ class NextScaleTransformer(nn.Module):
             "scales": list(self.pyramid.sides),
             **{name: getattr(self, name) for name in (*sizes, *rates)},
             **{name: axis.config() for name, axis in axes.items()},
+            **({} if self.quantized is None else {"quantized": self.quantized}),
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any], **overrides: Any) -> NextScaleTransformer:
         """Build from `config`; ``overrides`` replace constructor arguments (a backend, an attention strategy)."""
-        return cls(**{**axes_of(config), **overrides})
+        given = {**axes_of(config), **overrides}
+        kind = given.pop("quantized", None)
+        return cls(**given) if kind is None else quantize(cls(**given), kind)
 
     def mask(self) -> Tensor:
         """The strategy's boolean (L, L) mask, for plots."""
