@@ -51,7 +51,7 @@ DOORS = {
     "transformer": "attention axis compat errors pyramid tools",
     "checkpoints": "attention errors pyramid tokenizer tools transformer",
     "sampling": "axis checkpoints data errors pyramid tokenizer tools transformer",
-    "training": "attention checkpoints compat data errors metrics pyramid sampling tokenizer tools transformer",
+    "training": "attention axis checkpoints compat data errors metrics pyramid sampling tokenizer tools transformer",
     "evaluation": "attention checkpoints data errors metrics pyramid sampling tokenizer tools transformer",
     "callbacks": "compat data errors evaluation metrics tokenizer tools training",
     "runs": "attention callbacks checkpoints compat data errors pyramid tokenizer tools training",

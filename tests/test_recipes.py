@@ -208,6 +208,8 @@ def test_next_scale_recipes_watch_samples_and_tokenizers_watch_reconstructions(p
     built = build(path)
     kinds = {type(callback).__name__ for callback in built.trainer.callbacks}
     wanted = {"SampleMetrics", "SampleGrid"} if hasattr(built.module, "model") else {"ReconstructionMetrics"}
+    if getattr(built.module, "target", None) is not None and built.module.target.scales is not None:
+        wanted = set()  # it draws some scales alone, after another model
     assert kinds >= {*wanted, "LastCheckpoint", "WritableRunFolder", "NonFiniteLossGuard"}
 
 

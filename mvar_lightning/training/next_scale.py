@@ -24,7 +24,6 @@ from mvar_lightning.checkpoints.assign import on_meta
 from mvar_lightning.checkpoints.classes import ALL, InitClasses, check_names
 from mvar_lightning.checkpoints.folder import open_checkpoint, unwrap_names
 from mvar_lightning.checkpoints.record import Record
-from mvar_lightning.compat import lets_clip
 from mvar_lightning.data.image_data import named, run_data
 from mvar_lightning.errors import UserError
 from mvar_lightning.metrics.quality import CodebookUsage
@@ -36,8 +35,9 @@ from mvar_lightning.tools.processes import sum_over_ranks
 from mvar_lightning.training.distributed import check_precision, has_trainer, log_means, seed_batch, shard_where_asked
 from mvar_lightning.training.loading import alone, batch_size_of_run, module_of_folder
 from mvar_lightning.training.manual_steps import SAME_WEIGHTS, show_loss, window_of
-from mvar_lightning.training.optimizers import HeldLine, ScheduledAdamW, parameter_groups
-from mvar_lightning.training.scale_groups import ScaleGroups, kept_of_token, loss_of_groups
+from mvar_lightning.training.objectives import Objective, Target
+from mvar_lightning.training.optimizers import next_scale_optimizer
+from mvar_lightning.training.scale_groups import ScaleGroups, kept_of_token
 from mvar_lightning.training.token_loss import TokenLoss, evaluated_token_loss, token_loss
 from mvar_lightning.transformer import acceleration
 from mvar_lightning.transformer.blocks import BlockDesign, LlamaBlocks, VARBlocks
@@ -77,6 +77,8 @@ class NextScaleModule(L.LightningModule):
             [[0..7], [8], [9]], ``auto``, the share of the activations that a group may have, or their size on each
             device, such as 4GB (`ScaleGroups`).
         scale_cycle: train one group a step instead, each so many steps in a row (MVAR: [8, 1, 1]).
+        objective: what is minimized; cross-entropy, unless one of `training.objectives` is given.
+        train_scales: train these scales alone, in a row, such as [8, 9] (CoDe's specialists).
 
     Raises:
         UserError: a missing or broken tokenizer, sizes or strategy that do not fit it.
@@ -118,35 +120,34 @@ class NextScaleModule(L.LightningModule):
         scale_groups: list[list[int | str]] | float | str | None = None,
         scale_cycle: list[int] | None = None,
         class_names: tuple[str, ...] | None = None,
+        objective: Objective | None = None,
+        train_scales: list[int] | None = None,
     ) -> None:
         super().__init__()
-        self.tokenizer = load_tokenizer(tokenizer).eval().requires_grad_(False)
-        self.tokenizer_hash = fingerprint(self.tokenizer)
+        self.tokenizer = own = load_tokenizer(tokenizer).eval().requires_grad_(False)
+        self.tokenizer_hash = fingerprint(own)
+        of_tokens = {"vocab_size": own.vocab_size, "code_dim": own.code_dim}
+        sizes: dict[str, Any] = {"num_classes": num_classes, "depth": depth, "width": width, "heads": heads}
+        rates: dict[str, Any] = {"drop_path": drop_path, "label_drop": label_drop, "gamma_init": gamma_init}
         self.model = NextScaleTransformer(
-            self.tokenizer.pyramid.sides,
-            vocab_size=self.tokenizer.vocab_size,
-            code_dim=self.tokenizer.code_dim,
-            num_classes=num_classes,
-            depth=depth,
+            own.pyramid.sides,
             attention=attention or self.default_attention,
             history=history or self.default_history,
             blocks=blocks or self.default_blocks,
-            width=width,
-            heads=heads,
-            drop_path=drop_path,
-            label_drop=label_drop,
-            gamma_init=gamma_init,
             backend=backend,
             checkpoint_activations=checkpoint_activations,
+            **of_tokens | sizes | rates,
         )
         self.scale_groups = ScaleGroups.read(scale_groups, scale_cycle, self.model.backend.plan)
+        self.target = Target.of(objective, train_scales, self.scale_groups, self.model.pyramid)
         self.class_names = check_names(class_names or (), num_classes)
         self.init_from = self._start_from(init_from, init_classes)
         if compile_blocks:
             acceleration.compile_blocks(self.model)
-        self.base_lr, self.betas, self.weight_decay = base_lr, betas, weight_decay
-        self.weight_decay_end = weight_decay if weight_decay_end is None else weight_decay_end
-        self.warmup, self.final_lr_ratio, self.cfg, self.top_k, self.top_p = warmup, final_lr_ratio, cfg, top_k, top_p
+        self.base_lr, self.betas, self.warmup, self.final_lr_ratio = base_lr, betas, warmup, final_lr_ratio
+        end = weight_decay if weight_decay_end is None else weight_decay_end
+        self.weight_decay, self.weight_decay_end = weight_decay, end
+        self.cfg, self.top_k, self.top_p = cfg, top_k, top_p
         self.usage = CodebookUsage(self.tokenizer.pyramid, self.tokenizer.vocab_size)
 
     def _start_from(self, path: str | None, classes: InitClasses) -> str | None:
@@ -173,7 +174,8 @@ class NextScaleModule(L.LightningModule):
         of_tokenizer = signature(MultiScaleTokenizer).parameters.keys() & tokenizer
         made = on_meta(lambda: MultiScaleTokenizer(**{name: tokenizer[name] for name in of_tokenizer}))
         model = cls.transformer_on_meta(made, settings)
-        ScaleGroups.read(settings.get("scale_groups"), settings.get("scale_cycle"), model.backend.plan)
+        groups = ScaleGroups.read(settings.get("scale_groups"), settings.get("scale_cycle"), model.backend.plan)
+        Target.of(settings.get("objective"), settings.get("train_scales"), groups, model.pyramid)
 
     @classmethod
     def transformer_on_meta(
@@ -204,7 +206,9 @@ class NextScaleModule(L.LightningModule):
             self.check_precision(self.trainer.precision)
         if self.scale_groups.splits_steps and self.trainer.precision == "16-mixed":
             raise UserError("scale_groups: go with precision 32-true or bf16-mixed, not 16-mixed with its loss scaling")
-        set_precision_policy(self.trainer.strategy.root_device)
+        set_precision_policy(device := self.trainer.strategy.root_device)
+        if stage == "fit":
+            self.target.load(self.model, self.tokenizer_hash, self.init_from, device)
         if len(self.scale_groups.groups) > 1 and self.scale_groups.target is None:
             rank_zero_info(f"scale groups of a training step: {self.scale_groups}")
         rank_zero_info(f"attention: {self.model.backend!r} rendered by backend {self.model.backend.name!r}")
@@ -268,7 +272,7 @@ class NextScaleModule(L.LightningModule):
             self.trainer.optimizers[0].zero_grad()  # Lightning's own comes after this step's first backward passes
         groups, accumulated = self.scale_groups.at(self.global_step), self.trainer.accumulate_grad_batches
         size = window_of(self.trainer, batch_idx, accumulated).size
-        loss, figures = loss_of_groups(self.model, x_BLZ, batch["label"], idx_BL, groups, size)
+        loss, figures = self.target.loss(self.model, (x_BLZ, batch["label"], idx_BL), groups, size)
         self.log_dict(figures.named("train/"))
         show_loss(self.trainer, "loss", figures.loss)
         # Lightning divides by the usual number of batches, also where an epoch's last step has fewer
@@ -322,15 +326,7 @@ class NextScaleModule(L.LightningModule):
         steps = self.trainer.estimated_stepping_batches
         if math.isinf(steps):
             raise UserError("trainer.max_steps: -1 never ends, but the schedule needs the number of steps; set it")
-        lr = self.base_lr * self.global_batch_size() / 256
-        optimizer = torch.optim.AdamW(
-            parameter_groups(self.model), lr=lr, betas=self.betas, weight_decay=self.weight_decay, fused=True
-        )
-        lets_clip(optimizer)
-        schedule = HeldLine(int(steps), round(self.warmup * steps), self.final_lr_ratio)
-        decay = self.weight_decay, self.weight_decay_end
-        scheduler = ScheduledAdamW(optimizer, schedule, decay, images=self.global_batch_size())
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return next_scale_optimizer(self, int(steps), self.global_batch_size())
 
     def global_batch_size(self) -> int:
         """Images of one optimizer step over all processes."""

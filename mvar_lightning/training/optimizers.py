@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from mvar_lightning.compat import lets_clip
 from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer import AdversarialLoss, MultiScaleTokenizer
 from mvar_lightning.transformer.transformer import without_decay
@@ -225,3 +226,13 @@ def tokenizer_optimizers(
     own = replace(settings, lr=adversarial.lr or settings.lr, betas=adversarial.betas, weight_decay=0.0)
     theirs = own.optimizer(adversarial.discriminator.parameters(), max(1, steps - start), images, "lr-discriminator")
     return cast(OptimizerLRScheduler, (ours, theirs))
+
+
+def next_scale_optimizer(module: Any, steps: int, images: int) -> OptimizerLRScheduler:
+    """AdamW and its schedule of a next-scale module's settings, for so many steps and images a step."""
+    groups, lr = parameter_groups(module.model), module.base_lr * images / 256
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=module.betas, weight_decay=module.weight_decay, fused=True)
+    lets_clip(optimizer)
+    schedule = HeldLine(steps, round(module.warmup * steps), module.final_lr_ratio)
+    scheduler = ScheduledAdamW(optimizer, schedule, (module.weight_decay, module.weight_decay_end), images=images)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
