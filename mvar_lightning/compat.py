@@ -204,3 +204,9 @@ def abandon_workers(loader: Any) -> None:
     if iterator._worker_pids_set:
         signal_handling._remove_worker_pids(id(iterator))
         iterator._worker_pids_set = False
+
+
+def unread(content: Any) -> bytes:
+    """What a stream of aiohttp had received when its transfer broke; asked for it, it raises the error alone."""
+    content._exception = None
+    return bytes(content.read_nowait(-1))
