@@ -26,8 +26,9 @@ from mvar_lightning.checkpoints.classes import check_names
 from mvar_lightning.checkpoints.record import LIBRARY, Record
 from mvar_lightning.errors import UserError, check_kind
 from mvar_lightning.tokenizer import MultiScaleTokenizer, check_pair, fingerprint
+from mvar_lightning.tools.copies import fetched, local_copy, local_root
 from mvar_lightning.tools.files import in_a_line, kind_of, read_json, standing, told, write_json, writing_folder
-from mvar_lightning.tools.remote import fetched, is_url, local_copy, local_root, plain
+from mvar_lightning.tools.remote import is_url, plain
 from mvar_lightning.tools.tensors import read_safetensors, read_torch, safetensors_shapes, write_tensors
 from mvar_lightning.transformer import NextScaleTransformer
 

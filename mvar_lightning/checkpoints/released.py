@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mvar_lightning.errors import UserError
+from mvar_lightning.tools.copies import Progress, download, weights_folder
 from mvar_lightning.tools.files import kind_of, sha256_of
-from mvar_lightning.tools.remote import Progress, check_address, download, is_url, weights_folder
+from mvar_lightning.tools.remote import check_address, is_url
 
 HUB = "https://huggingface.co"
 VAR, MVAR = f"{HUB}/FoundationVision/var/resolve/main", f"{HUB}/CVLUESTC/MVAR/resolve/main"
@@ -118,7 +119,7 @@ def fetch(
 
     Args:
         file: one of `FILES`.
-        folder: where to put it; `tools.remote.weights_folder`, where it is found by its name, if not given.
+        folder: where to put it; `tools.copies.weights_folder`, where it is found by its name, if not given.
         mirror: an address below which files of these names lie.
         progress: told how far it is.
 

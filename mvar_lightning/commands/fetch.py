@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
 def _show() -> None:
     from mvar_lightning.checkpoints.released import FILES, NOT_PUBLISHED
     from mvar_lightning.tools.console import print_table
-    from mvar_lightning.tools.remote import weights_folder
+    from mvar_lightning.tools.copies import weights_folder
 
     rows = []
     for file in FILES:

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from mvar_lightning.errors import UserError
 from mvar_lightning.metrics.classifier import DatasetClassifier, load_classifier
+from mvar_lightning.tools.copies import fetched
 from mvar_lightning.tools.files import in_a_line, kind_of, sha256_of
-from mvar_lightning.tools.remote import fetched
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_ADDRESS = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer.losses import LossPart
 from mvar_lightning.tokenizer.tokenizer import TokenizerOutput
+from mvar_lightning.tools.copies import fetched
 from mvar_lightning.tools.files import kind_of, sha256_of
-from mvar_lightning.tools.remote import fetched
 from mvar_lightning.tools.tensors import read_safetensors, read_torch
 
 VGG_FILE = "vgg16-397923af.pth"

@@ -12,7 +12,8 @@ from mvar_lightning.data.check import check
 from mvar_lightning.data.image_data import ShardsDataModule
 from mvar_lightning.errors import UserError
 from mvar_lightning.tools import remote
-from mvar_lightning.tools.remote import download, open_remote
+from mvar_lightning.tools.copies import download
+from mvar_lightning.tools.remote import open_remote
 
 pytestmark = pytest.mark.slow
 

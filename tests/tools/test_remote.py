@@ -13,7 +13,8 @@ from faulty_server import FaultyServer, serving
 
 from mvar_lightning.errors import UserError
 from mvar_lightning.tools import remote
-from mvar_lightning.tools.remote import TransferError, download, local_copy, open_remote, plain
+from mvar_lightning.tools.copies import download, local_copy
+from mvar_lightning.tools.remote import TransferError, open_remote, plain
 
 DATA = os.urandom(300_000)
 
@@ -102,7 +103,7 @@ def test_a_file_that_changes_while_it_is_read(server):
 
 
 def test_silent_and_slow_servers_end(server, monkeypatch):
-    monkeypatch.setattr(remote, "SILENCE", 0.2)
+    monkeypatch.setattr(remote, "SILENCE", 0.1)
     server.silent = {"/x.bin"}
     with pytest.raises(TransferError, match=r"broke off: no byte for 0 seconds, 4 tries"):
         read(server)

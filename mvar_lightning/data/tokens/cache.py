@@ -37,8 +37,9 @@ from mvar_lightning.data.index import (
     typed,
 )
 from mvar_lightning.errors import UserError
+from mvar_lightning.tools.copies import local_copy, local_root
 from mvar_lightning.tools.files import write
-from mvar_lightning.tools.remote import is_url, local_copy, local_root, plain
+from mvar_lightning.tools.remote import is_url, plain
 
 INDEX_NAME = "tokens.json"
 FORMAT = "mvar-tokens-1"
