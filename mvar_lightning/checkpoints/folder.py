@@ -28,7 +28,7 @@ from mvar_lightning.errors import UserError, check_kind
 from mvar_lightning.tokenizer import MultiScaleTokenizer, check_pair, fingerprint
 from mvar_lightning.tools.copies import fetched, local_copy, local_root
 from mvar_lightning.tools.files import in_a_line, kind_of, read_json, standing, told, write_json, writing_folder
-from mvar_lightning.tools.remote import is_url, plain
+from mvar_lightning.tools.remote import NotThere, is_url, plain
 from mvar_lightning.tools.tensors import read_safetensors, read_torch, safetensors_shapes, write_tensors
 from mvar_lightning.transformer import NextScaleTransformer
 
@@ -277,9 +277,12 @@ def located(path: str | PathLike[str]) -> str | PathLike[str]:
         return local_copy(above, name, "checkpoint")
     try:
         config = local_copy(root, CONFIG, "checkpoint")
-    except UserError:
-        root = f"{root}/{IN_RUN}"
-        config = local_copy(root, CONFIG, "checkpoint")
+    except NotThere:
+        try:
+            config = local_copy(inside := f"{root}/{IN_RUN}", CONFIG, "checkpoint")
+        except NotThere:
+            raise UserError(f"checkpoint {root}: has no {CONFIG}, nor one in a {IN_RUN}/; check the address") from None
+        root = inside
     for part in (TOKENIZER, *([MODEL] if Record.parse(read_json(config), f"{root}/{CONFIG}").model else [])):
         local_copy(root, part, "checkpoint")
     return local_root(root)

@@ -48,6 +48,10 @@ class TransferError(OSError):
     """A transfer that broke off for good; the message says why."""
 
 
+class NotThere(UserError):
+    """Nothing is at an address."""
+
+
 class _Trouble(Exception):
     """What may pass; worth another try."""
 
@@ -141,7 +145,8 @@ def _judged(error: Exception, url: str, what: str) -> _Trouble:
     final = isinstance(error, FileNotFoundError | PermissionError | ValueError | ImportError) or "Credential" in kind
     if final or (status is not None and status < 500 and status not in FOR_THE_MOMENT):
         way_out = "check the address, its server and your credentials"
-        raise UserError(f"{what} {url}: cannot be read ({words}); {way_out}".strip()) from None
+        kind_of_mistake = NotThere if isinstance(error, FileNotFoundError) else UserError
+        raise kind_of_mistake(f"{what} {url}: cannot be read ({words}); {way_out}".strip()) from None
     return _Trouble(words)
 
 
