@@ -50,6 +50,7 @@ _ROOMS = {
         "SlidingWindowHistory",
         "VARBlocks",
     ),
+    "mvar_lightning.transformer.quantized": ("quantize",),
     "mvar_lightning.sampling": ("edit", "generate"),
     "mvar_lightning.checkpoints": ("export_official", "import_official", "load", "save"),
     "mvar_lightning.data.image_data": ("ShardsDataModule",),

@@ -97,6 +97,26 @@ def onednn_linear_times(x: Tensor, weight: Tensor, bias: Tensor | None, factor: 
     return result
 
 
+def int8_packed(weight_OI: Tensor, scale_O: Tensor) -> Any:
+    """Weights in 8 bits as torch's CPU kernels read them: ``torch.ops.quantized.linear_prepack``, which torch's own
+    quantized layers call (1.3 and later). Each weight must be a whole number times its row's scale."""
+    import torch
+
+    zero_O = torch.zeros(len(scale_O), dtype=torch.int64)
+    return torch.ops.quantized.linear_prepack(
+        torch.quantize_per_channel(weight_OI, scale_O.double(), zero_O, 0, torch.qint8), None
+    )
+
+
+def int8_product(x: Tensor, packed: Any) -> Tensor:
+    """``x W^T`` in float32; x is rounded to 8 bits by one scale. Of reduced range: without VNNI two products of 8 bits
+    overflow the 16 that they are added in."""
+    import torch
+
+    result: Tensor = torch.ops.quantized.linear_dynamic(x, packed, True)
+    return result
+
+
 # Lightning (2.6)
 
 

@@ -54,10 +54,29 @@ class LayerCache:
         read_k, read_v = (buffer_BHSD[:, :, first:end] for buffer_BHSD in self._buffers)
         return read_k, read_v
 
+    def filled_by(self, scales: range) -> _Filling:
+        """Takes the keys and values of the first ``scales`` at once; `KVCache.fill` ends it."""
+        kept = self._plan.pyramid.span(range(self._plan.cache_start(scales.stop), scales.stop))
+        return _Filling(self._buffers, kept)
+
     def rows(self, rows: slice) -> LayerCache:
         """A view of some rows."""
         keys_BHSD, values_BHSD = self._buffers
         return LayerCache(self._plan, keys_BHSD[rows], values_BHSD[rows], self._held)
+
+
+@dataclass
+class _Filling:
+    """In the place of a `LayerCache` while one pass runs over the first scales: what later ones read is ``kept``."""
+
+    buffers: tuple[Tensor, Tensor]
+    kept: slice
+
+    def extend(self, k_BHlD: Tensor, v_BHlD: Tensor, scale: int) -> tuple[Tensor, Tensor]:
+        """Keep what is read later; the pass itself reads all as it comes."""
+        for buffer_BHSD, new_BHlD in zip(self.buffers, (k_BHlD, v_BHlD), strict=True):
+            buffer_BHSD[:, :, : self.kept.stop - self.kept.start] = new_BHlD[:, :, self.kept]
+        return k_BHlD, v_BHlD
 
 
 def _forgotten(plan: AttentionPlan, held: Held, scale: int) -> tuple[int, int]:
@@ -73,6 +92,7 @@ class KVCache:
 
     Args:
         plan: decides how many tokens have to be held (`AttentionPlan.cache_tokens`).
+        stop: scales before it alone are drawn; None is all of them.
         layers, batch, heads, head_dim: shape of the model that samples.
         device, dtype: of the keys and values.
     """
@@ -87,8 +107,10 @@ class KVCache:
         head_dim: int,
         device: torch.device,
         dtype: torch.dtype,
+        stop: int | None = None,
     ) -> None:
-        shape = (batch, heads, plan.cache_tokens, head_dim)
+        tokens = plan.cache_tokens if stop is None else plan.cache_tokens_until(stop)
+        shape = (batch, heads, tokens, head_dim)
         self._plan = plan
         self._held = Held()
         keys, values = ([torch.empty(shape, device=device, dtype=dtype) for _ in range(layers)] for _ in range(2))
@@ -100,6 +122,12 @@ class KVCache:
             _, kept = _forgotten(self._plan, self._held, scale)
             first = max(self._held.first_scale, self._plan.cache_start(scale))
             self._held.first_scale, self._held.tokens = first, kept + self._plan.pyramid.tokens_of(scale)
+
+    def fill(self, scales: range) -> None:
+        """All layers and rows hold what is read of the first ``scales`` (`LayerCache.filled_by`)."""
+        first = self._plan.cache_start(scales.stop)
+        kept = self._plan.pyramid.span(range(first, scales.stop))
+        self._held.first_scale, self._held.tokens = first, kept.stop - kept.start
 
     def forgets(self, scale: int) -> bool:
         """Whether adding ``scale`` moves what is kept: then no rows may add theirs twice."""

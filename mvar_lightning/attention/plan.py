@@ -65,7 +65,11 @@ class AttentionPlan:
     @property
     def cache_tokens(self) -> int:
         """Most tokens a key-value cache has to hold at a time; 0 where no scale reads an earlier one."""
-        cached = [read.scale for read in self.reads if self.is_cached(read.scale)]
+        return self.cache_tokens_until(self.pyramid.num_scales)
+
+    def cache_tokens_until(self, stop: int) -> int:
+        """The same where only scales before ``stop`` are drawn."""
+        cached = [read.scale for read in self.reads[:stop] if self.is_cached(read.scale)]
         spans = [self.pyramid.span(range(self.cache_start(scale), scale + 1)) for scale in cached]
         return max((span.stop - span.start for span in spans), default=0)
 

@@ -133,7 +133,11 @@ def fill(module: M, state: Mapping[str, Tensor], source: str, dtype: torch.dtype
 
 
 def _check_kind(what: str, tensor: Tensor, meta: Tensor) -> None:
-    kinds = FLOATS if meta.is_floating_point() else (*FLOATS, torch.int32, torch.int64)  # counts may be either
+    kinds: tuple[torch.dtype, ...] = (
+        FLOATS if meta.is_floating_point() else (*FLOATS, torch.int32, torch.int64)
+    )  # counts may be either
+    if meta.dtype in (torch.int8, torch.uint8):  # of a quantized layer
+        kinds = (meta.dtype,)
     if tensor.dtype not in kinds or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
         found = f"{tensor.dtype}{'' if tensor.layout == torch.strided else f', {tensor.layout}'}".replace("torch.", "")
         raise UserError(f"{what}: its numbers are {found}; give plain floating-point weights")

@@ -44,6 +44,10 @@ def load_initial_weights(
         UserError: a checkpoint or a class that does not fit; the message names what differs.
     """
     source, names = _source_model(model, Path(located(path)))
+    if source.quantized is not None:
+        raise UserError(
+            f"{path}: holds weights in {source.quantized}, for sampling; start from those they were made of"
+        )
     _check_same(model, source, path)
     state = source.state_dict()
     names = names_or_imagenets(names, source.num_classes)

@@ -61,6 +61,11 @@ class Opened:
     training: Mapping[str, Any] = field(default_factory=dict)
     """What else is in it: the state of training."""
 
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a saved folder, and not a file of Lightning's."""
+        return isinstance(self.parts["tokenizer"], Path)
+
     def check_resumable(self) -> None:
         """Raise `UserError` where weights are all that is there, or what Lightning goes on from is something else."""
         if not self.training.keys() >= {"optimizer_states", "lr_schedulers", "loops"}:
@@ -170,6 +175,8 @@ def save(
     check_kind("tokenizer", tokenizer, MultiScaleTokenizer, "a MultiScaleTokenizer")
     if model is not None:
         check_pair(model, tokenizer)
+    if half and model is not None and model.quantized is not None:
+        raise UserError(f"``half``: the model is in {model.quantized} already; save it without")
     if half:
         tokenizer, model = _rounded(tokenizer), None if model is None else _rounded(model)
     names = () if model is None else check_names(class_names, model.num_classes)

@@ -153,8 +153,10 @@ def reference_state(model: NextScaleTransformer) -> dict[str, Tensor]:
     """The reference's state dict of a model, derived buffers included.
 
     Raises:
-        UserError: the references have no such model.
+        UserError: the references have no such model, or none with weights of few bits.
     """
+    if model.quantized is not None:
+        raise UserError(f"a model in {model.quantized}: the references have none; export the one it was made of")
     weights = to_reference(model.state_dict(), table_of(model))
     renamed = {key: tensor.reshape(reference_shape(key, tensor.shape)) for key, tensor in weights.items()}
     return renamed | derived_buffers(model.pyramid, model.width, model.depth, architecture_of(model))

@@ -115,8 +115,8 @@ class Record:
         """The transformer on the meta device, for as many tensors as a file has; see `Opened.empty_model`."""
         config = self.model
         assert config is not None, "a tokenizer alone has no model"
-        axes = ("attention", "history", "blocks")
-        check_types(NextScaleTransformer.__init__, {key: value for key, value in config.items() if key not in axes})
+        others = ("attention", "history", "blocks", "quantized")
+        check_types(NextScaleTransformer.__init__, {key: value for key, value in config.items() if key not in others})
         _check_numbers(config, ("depth",), tensors)
         model = on_meta(lambda: NextScaleTransformer.from_config(config), most=tensors + SLACK)
         if list(model.pyramid.sides) != list(self.tokenizer.get("scales", [])):

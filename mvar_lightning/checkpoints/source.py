@@ -30,9 +30,10 @@ class Source:
         official: else the architecture of released files: ``var``, ``mvar`` or ``markov_var``.
         model, tokenizer: those files.
         untold: what their weights do not tell, keyword arguments of `import_official`.
+        refiner, from_scale: a second checkpoint, which draws the scales from this one on, counted from 0 (CoDe).
 
     Raises:
-        UserError: neither of the two, both, or a released file missing.
+        UserError: neither of the two, both, a released file missing, or one of the last two alone.
     """
 
     checkpoint: str | None = None
@@ -40,12 +41,16 @@ class Source:
     model: str | None = None
     tokenizer: str | None = None
     untold: dict[str, Any] = field(default_factory=dict)
+    refiner: str | None = None
+    from_scale: int | None = None
 
     def __post_init__(self) -> None:
         if (self.checkpoint is None) == (self.official is None):
             raise UserError("model: give either ``checkpoint`` PATH or ``official`` var|mvar|markov_var with its files")
         if self.official is not None and (self.model is None or self.tokenizer is None):
             raise UserError(f"``official`` {self.official}: give both files, ``model`` FILE and ``tokenizer`` FILE")
+        if (self.refiner is None) != (self.from_scale is None):
+            raise UserError("``refiner`` CHECKPOINT and ``from_scale`` N: go together; give both or none")
 
     @property
     def path(self) -> str:

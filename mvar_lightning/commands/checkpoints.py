@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mvar_lightning.commands.options import add_untold, untold_of
+from mvar_lightning.commands.options import add_quantize, add_untold, untold_of
 from mvar_lightning.errors import UserError
 
 CHECKPOINT = "a run's folder, a saved folder, or a Lightning .ckpt"
@@ -32,6 +32,10 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--folder", metavar="FOLDER", help=words)
     words = "with --folder: round the weights to float16, in half of the space"
     parser.add_argument("--half", action="store_true", help=words)
+    add_quantize(parser)
+    words = "instead: encode, decode and transformer as ONNX graphs of any batch, for onnxruntime and others"
+    parser.add_argument("--onnx", metavar="FOLDER", help=words)
+    parser.add_argument("--pt2", metavar="FOLDER", help="instead: the same as programs of torch.export")
     parser.set_defaults(run=run_export)
     parser = subparsers.add_parser("info", help="architecture, sizes and tokenizer hash of a checkpoint")
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT)
@@ -53,12 +57,30 @@ def run_export(args: argparse.Namespace) -> int:
     """Export both files, or a folder."""
     from mvar_lightning.checkpoints import export_official, load, save
     from mvar_lightning.checkpoints.folder import open_checkpoint
+    from mvar_lightning.checkpoints.programs import export_programs
+    from mvar_lightning.transformer.quantized import quantize
 
-    if (args.folder is None) == (args.model is None and args.tokenizer is None) or (args.half and not args.folder):
-        raise UserError("mvar export: give ``model`` FILE and ``tokenizer`` FILE, or ``folder`` FOLDER (and ``half``)")
+    forms = {form: getattr(args, form) for form in ("onnx", "pt2") if getattr(args, form) is not None}
+    files = args.model is not None or args.tokenizer is not None
+    if len(forms) + files + (args.folder is not None) != 1 or ((args.half or args.quantize) and not args.folder):
+        raise UserError(
+            "mvar export: give one, ``model`` FILE and ``tokenizer`` FILE, or ``folder`` FOLDER (and ``half`` or "
+            "``quantize``), or ``onnx`` FOLDER, or ``pt2`` FOLDER"
+        )
     model, tokenizer = load(args.checkpoint)
+    for form, folder in forms.items():
+        names = open_checkpoint(args.checkpoint, whole=False).record.class_names
+        export_programs(folder, model, tokenizer, form, names)
+        print(f"wrote {', '.join(sorted(path.name for path in Path(folder).iterdir()))} to {folder}")
+        return 0
     if args.folder is not None:
         names = open_checkpoint(args.checkpoint, whole=False).record.class_names
+        if args.quantize is not None:
+            if model is None:
+                raise UserError(
+                    f"{args.checkpoint}: a checkpoint of a tokenizer alone; there is nothing to ``quantize``"
+                )
+            quantize(model, args.quantize)
         save(args.folder, model, tokenizer, args.half, names)
         print(describe(args.folder))
         return 0
@@ -122,7 +144,7 @@ def _model_lines(model: Any, class_names: Sequence[str]) -> dict[str, str]:
         "depth": f"{model.depth} (width {model.width}, heads {model.heads})",
         "scales": f"{pyramid} ({pyramid.num_tokens} tokens)",
         "classes": f"{model.num_classes}{f' ({shown})' if shown else ''}",
-        "parameters": f"{_parameters(model):,}",
+        "parameters": f"{_parameters(model):,}{f' (weights in {model.quantized})' if model.quantized else ''}",
     }
 
 

@@ -12,6 +12,7 @@ def add_parser(subparsers: Any) -> None:
     """Add `edit` to the parser of `mvar`."""
     parser = subparsers.add_parser("edit", help="paint a part of a picture anew")
     options.add_source(parser)
+    options.add_refiner(parser)
     options.add_settings(parser)
     parser.add_argument("--image", required=True, metavar="FILE", help="JPEG, PNG or WebP; its middle square is used")
     where = parser.add_mutually_exclusive_group(required=True)

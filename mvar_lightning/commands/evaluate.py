@@ -44,6 +44,8 @@ def add_parser(subparsers: Any) -> None:
     options.add_cutting(parser)
     options.add_extractor(parser)
     parser.add_argument("--count", type=int, default=50, metavar="N", help="images of each class to sample (50)")
+    options.add_refiner(parser)
+    options.add_quantize(parser)
     options.add_settings(parser)
     parser.add_argument("--out", metavar="DIR", help="where to write (default: evaluation/ beside what is evaluated)")
     parser.add_argument("--plan", action="store_true", help="say what would be done, how long and how large")
@@ -92,7 +94,7 @@ def run_images(args: argparse.Namespace) -> int:
     from mvar_lightning.tools.console import print_table
 
     names = "reference images out split features feature_size data save_moments no_npz no_floor batch_size devices"
-    chosen = options.chosen(args, f"{names} workers count seed device precision")
+    chosen = options.chosen(args, f"{names} workers count seed device precision quantize")
     chosen |= {"source": source, "settings": options.settings_of(args)}
     EvaluateImagesRequest(**chosen)  # its mistakes come before what the run says of its images
     matters = args.data is not None or holds_shards(args.reference)

@@ -26,6 +26,19 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--precision", default="auto", choices=("auto", "32", "bf16"), help=words)
 
 
+def add_refiner(parser: argparse.ArgumentParser) -> None:
+    """Arguments for a second model, which finishes what the first drafts."""
+    group = parser.add_argument_group("two models (CoDe)", "of one tokenizer and any families")
+    group.add_argument("--refiner", metavar="CHECKPOINT", help="draws the scales from --from-scale on")
+    group.add_argument("--from-scale", type=int, metavar="N", help="the refiner's first scale, counted from 0")
+
+
+def add_quantize(parser: argparse.ArgumentParser) -> None:
+    """The argument for weights of few bits."""
+    words = "int8: faster on CPUs, a quarter of the memory; -weights: memory alone, any device"
+    parser.add_argument("--quantize", choices=("int8", "int8-weights", "int4-weights"), help=words)
+
+
 def add_untold(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Arguments for what the weights of released files do not tell."""
     words = "its scales (known for 680, 2240 and 9451 tokens)"
@@ -82,7 +95,8 @@ def scale_range(text: str) -> tuple[int, int]:
 
 def source_of(args: argparse.Namespace) -> Source:
     """The source that the arguments name. Raises `UserError` where they name none or two."""
-    return Source(args.checkpoint, args.official, args.model, args.tokenizer, untold_of(args))
+    second = {name: getattr(args, name, None) for name in ("refiner", "from_scale")}  # of commands that take one
+    return Source(args.checkpoint, args.official, args.model, args.tokenizer, untold_of(args), **second)
 
 
 def settings_of(args: argparse.Namespace) -> SamplingSettings:

@@ -12,6 +12,7 @@ def add_parser(subparsers: Any) -> None:
     """Add `sample` to the parser of `mvar`."""
     parser = subparsers.add_parser("sample", help="generate images of chosen classes")
     options.add_source(parser)
+    options.add_refiner(parser)
     options.add_settings(parser)
     words = "indices, ranges (0-9), names, none, or all (default: all, or 16 of them where there are more)"
     parser.add_argument("--classes", metavar="3,7", help=words)
@@ -23,6 +24,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--compile", action="store_true", help=words)
     words = "CUDA graphs of the scales, for strategies that keep no key-value cache"
     parser.add_argument("--graphs", action="store_true", help=words)
+    options.add_quantize(parser)
     options.add_devices(parser)
     parser.set_defaults(run=run)
 
@@ -32,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     source = options.source_of(args)  # a mistake in it is told before the slow imports below
     from mvar_lightning.sampling.jobs import SampleRequest, sample_images
 
-    chosen = options.chosen(args, "out classes count seed data device precision batch_size devices graphs")
+    chosen = options.chosen(args, "out classes count seed data device precision batch_size devices graphs quantize")
     chosen |= {"settings": options.settings_of(args), "compiled": args.compile, "npz": args.format == "npz"}
     sampled = sample_images(SampleRequest(source, **chosen))
     if sampled is None:  # not the first process

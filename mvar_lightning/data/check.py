@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -57,7 +58,7 @@ WORTH_PROCESSES = 1000
 """Samples to decode: fewer are done before processes have started."""
 
 
-def _pool(workers: int, samples: int) -> Executor:
+def _pool(workers: int, samples: int) -> AbstractContextManager[Executor]:
     """Hashing lets other threads run; decoding a JPEG holds Python's lock (Pillow 12), so it wants processes."""
     if workers == 1 or samples < WORTH_PROCESSES:
         return ThreadPoolExecutor(workers)

@@ -133,9 +133,9 @@ class TrainingData(lightning.LightningDataModule):
 class OtherData:
     """A data module that is none of ours, or bare loaders: `TrainingData`'s answers, as far as it has any."""
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, loader: Any = None) -> None:
         self.module = module
-        self.batch_size: int | None = getattr(module, "batch_size", None)
+        self.batch_size: int | None = getattr(module, "batch_size", getattr(loader, "batch_size", None))
         self.holds_images = not hasattr(module, "image_data")
 
     @property
@@ -156,7 +156,9 @@ class OtherData:
 def run_data(trainer: Any) -> TrainingData | OtherData:
     """The data of a trainer's run."""
     module = getattr(trainer, "datamodule", None)
-    return module if isinstance(module, TrainingData) else OtherData(module)
+    if isinstance(module, TrainingData):
+        return module
+    return OtherData(module, getattr(trainer, "train_dataloader", None))
 
 
 def named(batch: Any, needed: str) -> Any:

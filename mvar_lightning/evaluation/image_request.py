@@ -45,7 +45,7 @@ class EvaluateImagesRequest:
         batch_size: images at a time in each process.
         devices: processes of this machine, each on its own GPU; one, or those of torchrun or SLURM, if not given.
         workers: loading processes for shards.
-        count, settings, seed, device, precision: as of `SampleRequest`.
+        count, settings, seed, device, precision, quantize: as of `SampleRequest`.
 
     Raises:
         UserError: not exactly one of ``source`` and ``images``, a number out of range, no features, or no npz's name.
@@ -72,6 +72,7 @@ class EvaluateImagesRequest:
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
+    quantize: str | None = None
 
     def __post_init__(self) -> None:
         check_counts(**{name: getattr(self, name) for name in ("count", "batch_size", "devices", "feature_size")})
@@ -134,7 +135,7 @@ def open_generated(request: EvaluateImagesRequest, out: Path) -> Generated:
     if request.images is not None:
         return Generated(open_images(Path(request.images)), None, [], {"images_from": request.images})
     assert request.source is not None
-    names = ("count", "settings", "seed", "device", "precision", "batch_size", "devices")
+    names = ("count", "settings", "seed", "device", "precision", "batch_size", "devices", "quantize")
     same = {name: getattr(request, name) for name in names}
     source = request.source.inside_run()
     plan = plan_sampling(SampleRequest(source, out / "samples", classes="all", **same))
@@ -142,7 +143,9 @@ def open_generated(request: EvaluateImagesRequest, out: Path) -> Generated:
     identity = {**plan.identity, "classes": classes, "count": request.count, "seed": request.seed}
     images = FolderImages(plan.task.folder, [job.file for job in plan.jobs], identity, (side, side))
     about = {name: value for name, value in identity.items() if name != "precision"}  # the report has one of its own
-    about |= {"checkpoint": source.path, "sampled_in": plan.task.precision}
+    about |= {"checkpoint": source.path, "sampled_in": plan.identity["precision"]}
+    if source.refiner is not None:
+        about |= {"refiner": source.refiner}
     return Generated(images, plan.task, plan.jobs, about)
 
 

@@ -31,16 +31,15 @@ from mvar_lightning.sampling.sampler import (
     check_finite,
     check_labels,
     check_seeds,
-    check_together,
     decode_in_chunks,
     listed,
     repeated,
     sample_pyramid,
 )
+from mvar_lightning.sampling.stages import Drawers, Stages, load_stages
 from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.tools.compute import choose_device, choose_precision, computing, evaluating
 from mvar_lightning.tools.drawing import enlarge, make_grid, make_strips, to_png, to_unit
-from mvar_lightning.transformer import NextScaleTransformer
 from mvar_lightning.transformer.acceleration import prepare
 
 KEPT_TOKENS = 3
@@ -55,7 +54,7 @@ TINT = (0.88, 0.22, 0.16)
 
 @torch.no_grad()
 def edit(
-    model: NextScaleTransformer,
+    model: Drawers | Stages,
     tokenizer: MultiScaleTokenizer,
     image_B3HW: Tensor,
     mask_BHW: Tensor,
@@ -71,6 +70,7 @@ def edit(
     """Paint parts of images anew.
 
     Args:
+        model: one, or several with their scales, as for `generate`.
         image_B3HW: in [-1, 1], of the tokenizer's size. One image with several labels or seeds is repeated.
         mask_BHW: what the model paints: 1 or True there, 0 or False where the image stays; one for all images (H, W)
             or one for each (B, H, W); of the image's size, or of the last token map's.
@@ -84,19 +84,20 @@ def edit(
     Raises:
         UserError: as for `generate`; a mask or image of the wrong size.
     """
-    check_together(model, tokenizer)
+    stages = Stages.of(model)
+    stages.check_together(tokenizer)
     for name, tensor in (("image_B3HW", image_B3HW), ("mask_BHW", mask_BHW)):
         check_kind(name, tensor, Tensor, "a tensor")
     settings = SamplingSettings(as_schedule(cfg), top_k, top_p, temperature, more_smooth)
     images = max(len(image_B3HW), len(listed(seeds) or [0]), len(repeated(label_B, 1)))
-    label_B = check_labels(repeated(label_B, images), model)
+    label_B = check_labels(repeated(label_B, images), stages.first)
     if len(label_B) != images or len(image_B3HW) not in (1, images):
         raise UserError(f"{len(image_B3HW)} images, {len(label_B)} labels, {images} results: give as many of each")
-    noise = ImageNoise(check_seeds(seeds, images), model.pyramid, label_B.device)
+    noise = ImageNoise(check_seeds(seeds, images), stages.pyramid, label_B.device)
     keep_BHW = kept(mask_BHW, tokenizer).to(label_B.device)
     if len(keep_BHW) not in (1, images):
         raise UserError(f"mask of shape {tuple(mask_BHW.shape)}: {images} images need one mask for all or one for each")
-    with evaluating(model, tokenizer):
+    with evaluating(*stages.models, tokenizer):
         given = tokenizer.pyramid.split(tokenizer.encode(image_B3HW.to(label_B.device)).expand(images, -1))
 
         def keep(scale: int, idx_Bl: Tensor, codes_BlZ: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,7 +107,7 @@ def edit(
             codes_BlZ = torch.where(keep_Bl[..., None], given_codes_BlZ, codes_BlZ.to(given_codes_BlZ.dtype))
             return torch.where(keep_Bl, given[scale], idx_Bl), codes_BlZ
 
-        f_hat_BZhw, idx_BL = sample_pyramid(model, tokenizer, label_B, settings, noise, keep)
+        f_hat_BZhw, idx_BL = sample_pyramid(stages, tokenizer, label_B, settings, noise, keep)
         result_B3HW = decode_in_chunks(tokenizer, f_hat_BZhw, decode_chunk)
     check_finite(torch.isfinite(result_B3HW).all(), "pixels", "tokenizer")
     return Generated(result_B3HW, idx_BL)
@@ -213,7 +214,8 @@ def edit_picture(request: EditRequest) -> list[Path]:
         UserError: a file that is no picture, a mask of another size, a box outside, nothing to paint, or no such class.
     """
     device = choose_device(request.device)
-    model, tokenizer = request.source.load(device)
+    stages, tokenizer = load_stages(request.source, device)
+    model = stages.first
     names = class_names(request.data, model.num_classes, request.source)
     labels = class_indices(str(request.class_), model.num_classes, names, owner_of(request.data))
     if len(labels) != 1:
@@ -227,11 +229,12 @@ def edit_picture(request: EditRequest) -> list[Path]:
     mask_HW = read_mask(request, picture, tokenizer).to(device)
     jobs = list_jobs(labels, request.count, request.seed)
     precision = choose_precision(request.precision, device)
-    prepare(model, precision)
+    for each in stages.models:
+        prepare(each, precision)
     with computing(precision, device):
         seeds = [job.seed for job in jobs]
         arguments = request.settings.arguments()
-        result_B3HW, idx_BL = edit(model, tokenizer, image_13HW, mask_HW, labels[0], seeds=seeds, **arguments)
+        result_B3HW, idx_BL = edit(stages, tokenizer, image_13HW, mask_HW, labels[0], seeds=seeds, **arguments)
     pictures = {job.file: result_3HW for job, result_3HW in zip(jobs, result_B3HW, strict=True)}
     before_3HW = image_13HW[0].add(1).div(2)
     tint_311 = torch.tensor(TINT, device=device)[:, None, None]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import numbers
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -113,16 +114,28 @@ class GuidedRows:
     Args:
         label_B: int64, the model's "no class" (index num_classes) allowed.
         schedule: 0 everywhere runs B rows throughout.
+        entered: inputs of the scales that another model drew, (B, l, Z) each, None for the first: this one goes on.
+        stop: the first scale that another model draws after it.
     """
 
-    def __init__(self, model: NextScaleTransformer, label_B: Tensor, schedule: GuidanceSchedule) -> None:
+    def __init__(
+        self,
+        model: NextScaleTransformer,
+        label_B: Tensor,
+        schedule: GuidanceSchedule,
+        entered: Sequence[Tensor | None] = (),
+        stop: int | None = None,
+    ) -> None:
         num_scales = model.pyramid.num_scales
         schedule.check(num_scales)
         self.model = model
         self.label_B = label_B
         self.strengths = [schedule.strength(scale, num_scales) for scale in range(num_scales)]
         self.unconditional = unconditional_scales(self.strengths, model.backend.plan.crosses_scales)
-        self.state = model.begin(self._labels(0), images=len(label_B))
+        self.first, self.stop = len(entered), stop
+        self.state = model.begin(self._labels(self.first), len(label_B), stop)
+        if entered:
+            model.catch_up(self.state, entered)
 
     def step(self, scale: int, x_BlZ: Tensor | None) -> Tensor:
         """Guided logits of ``scale``, float32 (B, l, V)."""
@@ -130,11 +143,11 @@ class GuidedRows:
 
     def features(self, scale: int, x_BlZ: Tensor | None) -> Tensor:
         """What the head's last product reads at ``scale``, (R, l, C): a fraction of the logits' size."""
-        if scale and scale == self.unconditional.start:
+        if scale > self.first and scale == self.unconditional.start:
             history = self.state.history  # it is of images, not of rows, so it serves both halves
-            self.state = self.model.begin(self._labels(scale), images=len(self.label_B))
+            self.state = self.model.begin(self._labels(scale), len(self.label_B), self.stop)
             self.state.history = history
-        elif scale and scale == self.unconditional.stop:
+        elif scale > self.first and scale == self.unconditional.stop:
             self.state = self.state.rows(slice(0, len(self.label_B)))
         return self.model.step_features(self.state, scale, x_BlZ)
 

@@ -27,6 +27,7 @@ from mvar_lightning.checkpoints.source import NO_CLASS, Source
 from mvar_lightning.errors import UserError, check_counts
 from mvar_lightning.sampling.class_choice import class_indices, class_names, owner_of
 from mvar_lightning.sampling.sampler import NUM_SEEDS, SamplingSettings, generate
+from mvar_lightning.sampling.stages import load_stages
 from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.tools.compute import choose_device, choose_precision, computing, peak_memory_bytes
 from mvar_lightning.tools.drawing import PictureWriter, enlarge, from_image, make_grid, to_png
@@ -34,6 +35,7 @@ from mvar_lightning.tools.files import claim, write
 from mvar_lightning.tools.ranks import Ranks
 from mvar_lightning.transformer import NextScaleTransformer
 from mvar_lightning.transformer.acceleration import prepare
+from mvar_lightning.transformer.quantized import check_quantizable
 
 SETTINGS_FILE, GRID_FILE, ARCHIVE_FILE = "sampling.json", "grid.png", "samples.npz"
 GRID_CLASSES, GRID_COLUMNS = 16, 16
@@ -60,6 +62,7 @@ class SampleRequest:
         devices: processes of this machine, each on its own GPU; one, or those of torchrun or SLURM, if not given.
         compiled: compile the blocks.
         graphs: CUDA graphs of the scales, for strategies that keep no key-value cache.
+        quantize: weights of few bits: ``int8``, ``int8-weights`` or ``int4-weights`` (`transformer.quantized`).
         npz: also write all images as one file for ADM's evaluator.
 
     Raises:
@@ -80,6 +83,7 @@ class SampleRequest:
     compiled: bool = False
     graphs: bool = False
     npz: bool = False
+    quantize: str | None = None
 
     def __post_init__(self) -> None:
         check_counts(count=self.count, batch_size=self.batch_size, devices=self.devices)
@@ -149,7 +153,8 @@ def plan_sampling(request: SampleRequest) -> SamplingPlan:
     """Read the model once to see what is to be made; each process reads its own. Writes nothing."""
     device = choose_device(request.device)
     task = replace(request, device=device.type, precision=choose_precision(request.precision, device))
-    model, tokenizer = request.source.load(torch.device("cpu"))
+    stages, tokenizer = load_stages(request.source, torch.device("cpu"))
+    model = stages.first
     names = class_names(request.data, model.num_classes, request.source)
     labels = class_indices(request.classes, model.num_classes, names, owner_of(request.data))
     count, chosen = request.count or 16, ""
@@ -164,8 +169,14 @@ def plan_sampling(request: SampleRequest) -> SamplingPlan:
         "cfg": task.settings.guidance.cfg,
         "guidance": repr(task.settings.guidance),
         "precision": task.precision,
-        "weights": weights_hash(model, tokenizer),
+        "weights": weights_hash(*stages.models, tokenizer),
     }
+    if request.source.refiner is not None:
+        identity["from_scale"] = request.source.from_scale
+    if request.quantize is not None:
+        for each in stages.models:
+            check_quantizable(each, request.quantize, device)
+        identity["precision"] += f", {request.quantize}"
     if (images := len(labels) * count) > MOST_IMAGES:
         raise UserError(f"``count`` {count}: makes {images:,} images; one folder takes {MOST_IMAGES:,}")
     jobs = list_jobs(labels, count, request.seed)
@@ -248,8 +259,9 @@ def make_images(task: SampleRequest, jobs: Sequence[Job], of_all: int | None = N
     if not jobs:
         return
     device = torch.device(task.device)
-    model, tokenizer = task.source.load(device)
-    prepare(model, task.precision, compiled=task.compiled, graphs=task.graphs)
+    stages, tokenizer = load_stages(task.source, device)
+    for model in stages.models:
+        prepare(model, task.precision, compiled=task.compiled, graphs=task.graphs, quantized=task.quantize)
     start = time.perf_counter()
     with PictureWriter(to_png) as writer:
         for first in range(0, len(jobs), task.batch_size):
@@ -261,7 +273,7 @@ def make_images(task: SampleRequest, jobs: Sequence[Job], of_all: int | None = N
             asked = batch + batch[:1] * left
             labels, seeds = [job.label for job in asked], [job.seed for job in asked]
             with computing(task.precision, device):
-                image_B3HW = generate(model, tokenizer, labels, seeds=seeds, **task.settings.arguments()).images
+                image_B3HW = generate(stages, tokenizer, labels, seeds=seeds, **task.settings.arguments()).images
             writer.add(zip(image_B3HW[: len(batch)].cpu(), [task.folder / job.file for job in batch], strict=True))
             if first + len(batch) == len(jobs):
                 writer.wait()

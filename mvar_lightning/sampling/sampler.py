@@ -21,8 +21,9 @@ from torch import Tensor
 
 from mvar_lightning.errors import UserError, check_kind
 from mvar_lightning.pyramid import ScalePyramid
-from mvar_lightning.sampling.guidance import GuidanceSchedule, GuidedRows, LinearGuidance, as_schedule
-from mvar_lightning.tokenizer import MultiScaleTokenizer, check_pair
+from mvar_lightning.sampling.guidance import GuidanceSchedule, LinearGuidance, as_schedule
+from mvar_lightning.sampling.stages import Drawers, StagedRows, Stages
+from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.tools.compute import evaluating, exact_float32, plain_numbers, runs_behind
 from mvar_lightning.transformer import NextScaleTransformer
 
@@ -77,7 +78,7 @@ class Generated(NamedTuple):
 
 @torch.no_grad()
 def generate(
-    model: NextScaleTransformer,
+    model: Drawers | Stages,
     tokenizer: MultiScaleTokenizer,
     label_B: Tensor | Sequence[int] | int,
     cfg: float | GuidanceSchedule | None = 1.5,
@@ -95,6 +96,8 @@ def generate(
     each module's own mode is restored afterwards.
 
     Args:
+        model: the transformer; or several, each with the scales that it draws, counted from 0:
+            ``[(range(0, 8), drafter), (range(8, 10), refiner)]`` (`Stages`, CoDe).
         label_B: class indices; -1 or num_classes means "no class". One number with several seeds is repeated.
         cfg: guidance strength; a number is the published linear schedule, 0 or None computes no unconditional half.
         top_k: keep the k most probable tokens; 1 is greedy, None is off, more than V keeps all.
@@ -109,12 +112,13 @@ def generate(
     Raises:
         UserError: a label, seed or setting out of range, a pair that does not fit, or weights that give no numbers.
     """
-    check_together(model, tokenizer)
+    stages = Stages.of(model)
+    stages.check_together(tokenizer)
     settings = SamplingSettings(as_schedule(cfg), top_k, top_p, temperature, more_smooth)
-    label_B = check_labels(repeated(label_B, len(listed(seeds) or [0])), model)
-    noise = ImageNoise(check_seeds(seeds, len(label_B)), model.pyramid, label_B.device)
-    with evaluating(model, tokenizer):
-        f_hat_BZhw, idx_BL = sample_pyramid(model, tokenizer, label_B, settings, noise)
+    label_B = check_labels(repeated(label_B, len(listed(seeds) or [0])), stages.first)
+    noise = ImageNoise(check_seeds(seeds, len(label_B)), stages.pyramid, label_B.device)
+    with evaluating(*stages.models, tokenizer):
+        f_hat_BZhw, idx_BL = sample_pyramid(stages, tokenizer, label_B, settings, noise)
         images_B3HW = decode_in_chunks(tokenizer, f_hat_BZhw, decode_chunk)
     check_finite(torch.isfinite(images_B3HW).all(), "pixels", "tokenizer")
     if not return_tokens:  # stacklevel: the line that called, past the wrapper of no_grad
@@ -125,7 +129,7 @@ def generate(
 
 @torch.no_grad()
 def sample_pyramid(
-    model: NextScaleTransformer,
+    model: Drawers | Stages,
     tokenizer: MultiScaleTokenizer,
     label_B: Tensor,
     settings: SamplingSettings,
@@ -143,8 +147,9 @@ def sample_pyramid(
     Raises:
         UserError: logits that are NaN or infinite.
     """
-    quantizer, pyramid = tokenizer.quantizer, model.pyramid
-    rows = GuidedRows(model, label_B, settings.guidance)
+    stages = Stages.of(model)
+    quantizer, pyramid = tokenizer.quantizer, stages.pyramid
+    rows = StagedRows(stages, label_B, settings.guidance)
     f_hat_BZhw = quantizer.empty_f_hat(len(label_B))
     tokens: list[Tensor] = []
     sound = torch.ones((), dtype=torch.bool, device=label_B.device)  # read once: each time a GPU would have to wait
@@ -153,7 +158,7 @@ def sample_pyramid(
         h_RlC = rows.features(scale, x_BlZ)
         chosen = []
         # both halves' logits of so many images stay bounded, unless those of all are needed together
-        at_once = max(1, LOGITS_AT_ONCE // (2 * pyramid.tokens_of(scale) * model.vocab_size))
+        at_once = max(1, LOGITS_AT_ONCE // (2 * pyramid.tokens_of(scale) * stages.first.vocab_size))
         if observe is not None or settings.more_smooth:
             at_once = len(label_B)
         for start in range(0, len(label_B), at_once):
@@ -213,14 +218,6 @@ def decode_in_chunks(tokenizer: MultiScaleTokenizer, f_hat_BZhw: Tensor, chunk: 
 
 
 # What is given, checked.
-
-
-def check_together(model: NextScaleTransformer, tokenizer: MultiScaleTokenizer) -> None:
-    """Raise `UserError` where model and tokenizer cannot work together: other tokens, or another device."""
-    check_pair(model, tokenizer)
-    ours, theirs = (next(module.parameters()).device for module in (model, tokenizer))
-    if ours != theirs:
-        raise UserError(f"device: the model is on {ours}, the tokenizer on {theirs}; move one")
 
 
 def check_finite(sound: Tensor, what: str, whose: str) -> None:

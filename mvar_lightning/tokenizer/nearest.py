@@ -89,13 +89,14 @@ class NearestCode:
     @torch.no_grad()
     def __call__(self, rows_NZ: Tensor) -> Tensor:
         """Index of the nearest code of every row, int64 of shape (N,)."""
-        chunks = rows_NZ.detach().split(self.rows_per_chunk)
+        exporting = torch.compiler.is_exporting()  # how many chunks there are would hang on the batch
+        chunks = [rows_NZ] if exporting else rows_NZ.detach().split(self.rows_per_chunk)
         with exact_float32(rows_NZ.device):
             return torch.cat([self._search(chunk_nZ) for chunk_nZ in chunks])
 
     def _search(self, rows_nZ: Tensor) -> Tensor:
         scores_nbS = torch.addmm(self.bias_V, rows_nZ, self.weight_ZV).unflatten(1, (-1, BLOCK))
         block_n = scores_nbS.amin(dim=2).argmin(dim=1)
-        scores_nS = scores_nbS[torch.arange(len(block_n), device=block_n.device), block_n]
+        scores_nS = scores_nbS[torch.arange(block_n.shape[0], device=block_n.device), block_n]
         # A row that is not finite may end in the padding: keep the index valid, the loss will tell.
         return (block_n * BLOCK + scores_nS.argmin(dim=1)).clamp_max_(self.vocab_size - 1)

@@ -256,7 +256,7 @@ class MultiScaleQuantizer(nn.Module):
 
         A pyramid of one scale has none: (B, 0, Z).
         """
-        none_B0Z = self.codebook.weight.new_zeros(len(idx_BL), 0, self.codebook.embedding_dim, dtype=torch.float32)
+        none_B0Z = self.codebook.weight.new_zeros(idx_BL.shape[0], 0, self.codebook.embedding_dim, dtype=torch.float32)
         # the range comes first, so that the last scale's f_hat, which nobody reads, is never made
         later = zip(range(1, self.pyramid.num_scales), self._f_hats(idx_BL), strict=False)
         return torch.cat([none_B0Z, *(self.next_input(f_hat_BZhw, scale) for scale, f_hat_BZhw in later)], dim=1)

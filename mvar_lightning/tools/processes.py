@@ -12,10 +12,12 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
+from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -242,21 +244,36 @@ def _mean() -> Any:
 # Work shared among processes of this machine that only decode and write.
 
 
-def process_pool(workers: int, module: str) -> ProcessPoolExecutor:
-    """Processes that have a module imported and work for this one alone: they end with it, however it ends."""
+@contextmanager
+def process_pool(workers: int, module: str) -> Iterator[ProcessPoolExecutor]:
+    """Processes that have a module imported and work for this one alone: they end with it, however it ends.
+
+    They are ended at once where the block is left by an exception: Python 3.11's pool would else wait for ever for one
+    that it was starting when another was killed.
+    """
     context = multiprocessing.get_context("forkserver")  # a fork of this process would copy the bar's thread and locks
     context.set_forkserver_preload([module])
-    return ProcessPoolExecutor(workers, context, work_for_parent)
+    leave, stay = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(workers, context, work_for_parent, (leave,))
+    try:
+        yield pool
+    except BaseException:
+        stay.close()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+        stay.close()
+        leave.close()
 
 
-def work_for_parent() -> None:
-    """In such a process: Ctrl-C is the parent's to handle, and nobody works on when the parent was killed."""
+def work_for_parent(*leave: Connection) -> None:
+    """In such a process: Ctrl-C is the parent's to handle, and nobody works on when it was killed or gave up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
-    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    threading.Thread(target=_end_with, args=([parent.sentinel, *leave],), daemon=True).start()
 
 
-def _end_with(sentinel: int, end: Callable[[int], None] = os._exit) -> None:
-    wait_for([sentinel])
+def _end_with(signs: list[Any], end: Callable[[int], None] = os._exit) -> None:
+    wait_for(signs)
     end(1)

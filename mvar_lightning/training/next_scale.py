@@ -34,6 +34,7 @@ from mvar_lightning.tools.compute import set_precision_policy
 from mvar_lightning.tools.drawing import normalize
 from mvar_lightning.tools.processes import sum_over_ranks
 from mvar_lightning.training.distributed import check_precision, has_trainer, log_means, seed_batch, shard_where_asked
+from mvar_lightning.training.loading import alone, batch_size_of_run, module_of_folder
 from mvar_lightning.training.manual_steps import SAME_WEIGHTS, show_loss, window_of
 from mvar_lightning.training.optimizers import HeldLine, ScheduledAdamW, parameter_groups
 from mvar_lightning.training.scale_groups import ScaleGroups, kept_of_token, loss_of_groups
@@ -199,7 +200,8 @@ class NextScaleModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         run_data(self.trainer).check_model(self.tokenizer, self.tokenizer_hash)
-        self.check_precision(self.trainer.precision)
+        if stage != "predict":  # there nothing is encoded
+            self.check_precision(self.trainer.precision)
         if self.scale_groups.splits_steps and self.trainer.precision == "16-mixed":
             raise UserError("scale_groups: go with precision 32-true or bf16-mixed, not 16-mixed with its loss scaling")
         set_precision_policy(self.trainer.strategy.root_device)
@@ -236,7 +238,7 @@ class NextScaleModule(L.LightningModule):
         """Loss of a batch and the predicted tokens (B, L); at no time are there logits of all tokens."""
         idx_BL, x_BLZ = self.tokens(batch)
         label_B, images = batch["label"], len(idx_BL)
-        if self.model.equal_rows and 0 < images < (size := self._batch_size()):
+        if self.model.equal_rows and 0 < images < (size := batch_size_of_run(self.trainer)):
             # compiled blocks would be compiled anew for a last, smaller batch: fill it up with its first image
             x_BLZ, label_B = (torch.cat([x, x[:1].expand(size - images, *x.shape[1:])]) for x in (x_BLZ, label_B))
         h_BLC = self.model.features(self.model.inputs(x_BLZ, label_B), range(self.model.pyramid.num_scales))[:images]
@@ -246,7 +248,7 @@ class NextScaleModule(L.LightningModule):
         """Scale groups of a given size: now the device, the precision and the batch are known."""
         if self.scale_groups.target is None:
             return
-        images, pyramid = self._batch_size(), self.model.pyramid
+        images, pyramid = batch_size_of_run(self.trainer), self.model.pyramid
         with self.trainer.precision_plugin.forward_context():
             kept = kept_of_token(self.model)
         self.scale_groups = self.scale_groups.within(kept, images, pyramid)
@@ -305,9 +307,9 @@ class NextScaleModule(L.LightningModule):
         result, _ = self._evaluated(batch)
         log_means(self, result.named("test/"), images=len(batch["label"]))
 
-    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Generated:
-        """Images of a batch's classes, each with a seed of its own."""
-        label_B, place = named(batch, "label")["label"], f"{batch_idx}/{self.global_rank}"
+    def predict_step(self, batch: Any, batch_idx: int) -> Generated:
+        """Images of a batch's classes, each with a seed of its own; labels (B,) alone make a batch, too."""
+        label_B, place = alone(batch, "label"), f"{batch_idx}/{self.global_rank}"
         return self.generate(label_B, [crc32(f"{place}/{i}".encode()) for i in range(len(label_B))])
 
     def generate(self, label_B: Tensor, seeds: list[int]) -> Generated:
@@ -332,14 +334,7 @@ class NextScaleModule(L.LightningModule):
 
     def global_batch_size(self) -> int:
         """Images of one optimizer step over all processes."""
-        return self._batch_size() * self.trainer.world_size * self.trainer.accumulate_grad_batches
-
-    def _batch_size(self) -> int:
-        """Images of one batch on one process."""
-        per_process = run_data(self.trainer).batch_size
-        if per_process is None:
-            raise UserError("the learning rate is scaled by the batch size: give the trainer a datamodule that has one")
-        return int(per_process)
+        return batch_size_of_run(self.trainer) * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
     def _record(self) -> Record:
         return Record(self.tokenizer.config, self.tokenizer_hash, self.model.config, self.class_names)
@@ -350,8 +345,8 @@ class NextScaleModule(L.LightningModule):
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **settings: Any) -> Any:
-        """The module of a checkpoint: sizes, axes and the tokenizer are those in it. Other settings, such as
-        ``backend`` and ``scale_groups``, are the defaults; ``settings`` replace any. Nothing is unpickled.
+        """The module of any checkpoint that `load` takes: sizes, axes and tokenizer are those in it. Other settings,
+        such as ``backend`` and ``scale_groups``, are the defaults; ``settings`` replace any. Nothing is unpickled.
 
         Raises:
             UserError: as `load`; or a checkpoint of a tokenizer.
@@ -359,9 +354,13 @@ class NextScaleModule(L.LightningModule):
         opened = open_checkpoint(checkpoint_path)
         if opened.record.model is None:
             raise UserError(f"{checkpoint_path}: holds a tokenizer alone; load it with TokenizerModule")
+        if opened.record.model.get("quantized"):
+            raise UserError(f"{checkpoint_path}: holds quantized weights, for sampling; take those they were made of")
         own = {**axes_of(opened.record.model), "tokenizer": str(checkpoint_path)}
         own["class_names"] = opened.record.class_names
         del own["scales"]  # the tokenizer's
+        if opened.is_folder:
+            return module_of_folder(cls, opened, "model", own, settings)
         return super().load_from_checkpoint(checkpoint_path, *args, **{"weights_only": True, **own, **settings})
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

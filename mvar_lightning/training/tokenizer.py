@@ -35,6 +35,7 @@ from mvar_lightning.tokenizer.tokenizer import TRAINING_ONLY, MultiScaleTokenize
 from mvar_lightning.tools.compute import set_precision_policy
 from mvar_lightning.tools.drawing import normalize
 from mvar_lightning.training.distributed import check_precision, has_trainer, log_means, seed_batch, seed_of_batch
+from mvar_lightning.training.loading import alone, module_of_folder
 from mvar_lightning.training.manual_steps import (
     FiniteTerms,
     as_list,
@@ -207,9 +208,9 @@ class TokenizerModule(L.LightningModule):
                 remedy.between_batches(self.tokenizer, output)
         return loss.detach()
 
-    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Reconstructions of a batch's images, (B, 3, H, W) in [-1, 1]."""
-        return self.tokenizer.decode(self.tokenizer.encode(normalize(named(batch, "image")["image"])))
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Reconstructions of a batch's images, (B, 3, H, W) in [-1, 1]; images alone make a batch, too."""
+        return self.tokenizer.decode(self.tokenizer.encode(normalize(alone(batch, "image"))))
 
     def _reconstruct(self, image_B3HW: Tensor, batch_idx: int) -> TokenizerOutput:
         ours = as_list(self.optimizers())[0].optimizer
@@ -318,11 +319,14 @@ class TokenizerModule(L.LightningModule):
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **settings: Any) -> Any:
-        """The module of a checkpoint with its tokenizer; losses, discriminator and other settings are the defaults,
+        """The module of any checkpoint that `load` takes; losses, discriminator and other settings are the defaults,
         remedies none, unless they are given. Nothing is unpickled. Raises `UserError` as `load`."""
         opened = open_checkpoint(checkpoint_path)
         opened.tokenizer()  # whole, or refused: what else is in the file may be there or not
-        own = {**opened.record.tokenizer, "remedies": [], "weights_only": True, "strict": False}
+        own = {**opened.record.tokenizer, "remedies": []}
+        if opened.is_folder:
+            return module_of_folder(cls, opened, "tokenizer", own, settings)
+        own |= {"weights_only": True, "strict": False}
         return super().load_from_checkpoint(checkpoint_path, *args, **{**own, **settings})
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

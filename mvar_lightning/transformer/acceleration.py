@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from mvar_lightning.compat import allow_recompiles, compile_whole_under_ddp, copy_each
 from mvar_lightning.errors import UserError
+from mvar_lightning.transformer.quantized import quantize
 from mvar_lightning.transformer.transformer import NextScaleTransformer, SamplingState
 
 RECORDED_TOKENS = 2**14
@@ -155,9 +156,21 @@ def weights_in_bf16(model: NextScaleTransformer) -> NextScaleTransformer:
     return model
 
 
-def prepare(model: NextScaleTransformer, precision: str, *, compiled: bool = False, graphs: bool = False) -> None:
-    """Make a loaded model ready for `computing` in ``precision``, in place; compile its blocks and record its scales if
-    asked for. Raises `UserError` as `record_scales`."""
+def prepare(
+    model: NextScaleTransformer,
+    precision: str,
+    *,
+    compiled: bool = False,
+    graphs: bool = False,
+    quantized: str | None = None,
+) -> None:
+    """Make a loaded model ready for `computing` in ``precision``, in place; give it weights of few bits, compile its
+    blocks and record its scales if asked for. Raises `UserError` as `quantize` and `record_scales`, and for compiled
+    blocks in int8, whose products the compiler does not know."""
+    if quantized is not None:
+        quantize(model, quantized)
+    if compiled and model.quantized == "int8":
+        raise UserError("``quantize`` int8: is not compiled; leave out one of the two, or take int8-weights")
     if precision == "bf16":
         weights_in_bf16(model)
     if compiled:

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from mvar_lightning.attention import AttentionBackend, LayerCache
 from mvar_lightning.axis import AxisMember
 from mvar_lightning.pyramid import ScalePyramid
-from mvar_lightning.transformer.linear import Linear, activated_linear, linear, multiplied_linear
+from mvar_lightning.transformer.linear import Linear, activated_linear, multiplied_linear
 from mvar_lightning.transformer.positions import LearnedPositions, LevelMLP, PyramidRotation
 
 MAX_LOG_SCALE = math.log(100.0)
@@ -59,7 +59,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x_BlC: Tensor, scales: range, cache: LayerCache | None = None) -> Tensor:
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv_Bl3HD = linear(x_BlC, self.qkv.weight, bias).unflatten(2, (3, self.heads, -1))
+        qkv_Bl3HD = self.qkv.with_bias(x_BlC, bias).unflatten(2, (3, self.heads, -1))
         qk_Bl2HD, v_Bl1HD = qkv_Bl3HD.split((2, 1), dim=2)  # its backward pass is one concatenation
         v_BlHD = v_Bl1HD.squeeze(2)
         if self.log_scale is not None:
@@ -240,7 +240,7 @@ class ModulatedHead(nn.Module):
         """What the classifier reads, in its precision."""
         scale, shift = modulation_B12C.unbind(2)
         h_BlC = torch.addcmul(shift, self.norm(x_BlC.float()), 1 + scale)
-        return h_BlC.to(self.linear.weight.dtype)
+        return h_BlC.to(self.linear.input_dtype)
 
     def classify(self, h_BlC: Tensor) -> Tensor:
         """Logits (B, l, V), float32."""

@@ -36,10 +36,19 @@ Activation = Literal["gelu", "swish"]
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` on `linear`."""
+    """`nn.Linear` on `linear`. `quantize` puts others in its place that have the same three."""
+
+    @property
+    def input_dtype(self) -> torch.dtype:
+        """What a caller converts its input to."""
+        return self.weight.dtype
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
+
+    def with_bias(self, x: Tensor, bias_O: Tensor) -> Tensor:
+        """The product and a bias of the caller's."""
+        return linear(x, self.weight, bias_O)
 
 
 def linear(x_BlI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
@@ -54,7 +63,7 @@ def activated_linear(layer: nn.Linear, x_BlI: Tensor, activation: Activation) ->
     """act(x W^T + b): tanh-approximated GELU or SiLU, appended to the product where no gradient is asked for."""
     if _suits_onednn(x_BlI, layer.weight):
         return _product(x_BlI, layer.weight, layer.bias, activation)
-    h_BlO = linear(x_BlI, layer.weight, layer.bias)
+    h_BlO = layer(x_BlI)
     return F.gelu(h_BlO, approximate="tanh") if activation == "gelu" else F.silu(h_BlO)
 
 
@@ -62,7 +71,7 @@ def multiplied_linear(layer: nn.Linear, x_BlI: Tensor, factor_BlO: Tensor) -> Te
     """(x W^T + b) times ``factor_BlO``, in one pass where no gradient is asked for."""
     if _suits_onednn(x_BlI, layer.weight):
         return onednn_linear_times(x_BlI, layer.weight, layer.bias, factor_BlO)
-    return linear(x_BlI, layer.weight, layer.bias) * factor_BlO
+    return layer(x_BlI) * factor_BlO
 
 
 def _suits_onednn(x: Tensor, weight: Tensor) -> bool:

@@ -23,6 +23,7 @@ from mvar_lightning.pyramid import ScalePyramid
 from mvar_lightning.tools.compute import exact_float32, runs_behind
 from mvar_lightning.transformer.blocks import AdaLNBlock, BlockDesign, ModulatedHead, VARBlocks
 from mvar_lightning.transformer.history import History, HistoryState, NoHistory
+from mvar_lightning.transformer.quantized import quantize
 
 TOKENS_AT_ONCE = 2**16
 """So many tokens go through the blocks of a sampling step at a time: enough to fill a GPU, and the activations of a
@@ -114,6 +115,7 @@ class NextScaleTransformer(nn.Module):
         self.drop_path = 0.1 * depth / 24 if drop_path is None else drop_path
         self.checkpoint_activations = checkpoint_activations
         self.replay_rows: Callable[[SamplingState, int, Tensor], Tensor] | None = None  # set by `record_scales`
+        self.quantized: str | None = None  # set by `quantize`
         self.equal_rows = False
         """Whether all calls of the blocks at a scale have equally many rows: other numbers are compiled or recorded."""
         self.strategy = attention or FullAttention()
@@ -145,12 +147,15 @@ class NextScaleTransformer(nn.Module):
             "scales": list(self.pyramid.sides),
             **{name: getattr(self, name) for name in (*sizes, *rates)},
             **{name: axis.config() for name, axis in axes.items()},
+            **({} if self.quantized is None else {"quantized": self.quantized}),
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any], **overrides: Any) -> NextScaleTransformer:
         """Build from `config`; ``overrides`` replace constructor arguments (a backend, an attention strategy)."""
-        return cls(**{**axes_of(config), **overrides})
+        given = {**axes_of(config), **overrides}
+        kind = given.pop("quantized", None)
+        return cls(**given) if kind is None else quantize(cls(**given), kind)
 
     def mask(self) -> Tensor:
         """The strategy's boolean (L, L) mask, for plots."""
@@ -182,6 +187,10 @@ class NextScaleTransformer(nn.Module):
         if self.training and self.label_drop > 0:
             dropped_B = torch.rand(len(label_B), device=label_B.device) < self.label_drop
             label_B = torch.where(dropped_B, self.num_classes, label_B)
+        return self.unchecked_inputs(x_BLZ, label_B)
+
+    def unchecked_inputs(self, x_BLZ: Tensor, label_B: Tensor) -> Inputs:
+        """`inputs` without a look at the labels and without dropping any: what a graph can hold."""
         class_BC = self.class_embedding(label_B)
         return Inputs(self.embed(x_BLZ, class_BC), self._modulations(class_BC), self.head.modulation(class_BC))
 
@@ -218,8 +227,9 @@ class NextScaleTransformer(nn.Module):
                 x_BlC = block(x_BlC, modulation, scales)
         return self.head.features(x_BlC, inputs.head_modulation)
 
-    def begin(self, label_R: Tensor, images: int) -> SamplingState:
-        """Start sampling R rows: the labels of ``images`` images, then perhaps as many unconditional rows."""
+    def begin(self, label_R: Tensor, images: int, stop: int | None = None) -> SamplingState:
+        """Start sampling R rows: the labels of ``images`` images, then perhaps as many unconditional rows; ``stop`` is
+        the first scale that is not drawn."""
         class_RC = self.class_embedding(label_R)
         # in guided sampling a history may fuse the conditional class into the unconditional rows, too
         conditional = self.history_design.conditional_class_when_guided
@@ -227,7 +237,7 @@ class NextScaleTransformer(nn.Module):
         modulations = [_to_compute_dtype(modulation) for modulation in self._modulations(class_RC)]
         head_dim, like = self.width // self.heads, _to_compute_dtype(class_RC[:0])
         sizes = {"layers": self.depth, "batch": len(label_R), "heads": self.heads, "head_dim": head_dim}
-        cache = KVCache(self.backend.plan, **sizes, device=like.device, dtype=like.dtype)
+        cache = KVCache(self.backend.plan, **sizes, device=like.device, dtype=like.dtype, stop=stop)
         head_modulation = self.head.modulation(class_RC)
         return SamplingState(class_RC, fused_RC, modulations, head_modulation, cache, self.history.begin())
 
@@ -270,6 +280,26 @@ class NextScaleTransformer(nn.Module):
                 words_BlC = self.word_embedding(x_BlZ.to(self.word_embedding.weight.dtype))
                 x_RlC = self.history.step(words_BlC, state.fused_class_RC, state.history)
             return x_RlC + self.positions(range(scale, scale + 1))
+
+    def catch_up(self, state: SamplingState, entered: Sequence[Tensor | None]) -> None:
+        """Take in the first scales, which another model has drawn: the history does, and where keys are read across
+        scales one pass over all of them fills the cache.
+
+        Args:
+            state: from `begin`, before any step.
+            entered: what `step` would have been given at each of these scales.
+        """
+        inputs = [_to_compute_dtype(self.step_input(state, scale, x_BlZ)) for scale, x_BlZ in enumerate(entered)]
+        if not self.backend.plan.crosses_scales:
+            return
+        scales, x_RlC = range(len(entered)), torch.cat(inputs, dim=1)
+        for part in torch.arange(len(x_RlC)).split(max(1, TOKENS_AT_ONCE // x_RlC.shape[1])):
+            rows = slice(int(part[0]), int(part[-1]) + 1)
+            of_rows, x_rlC = state.rows(rows), x_RlC[rows]
+            layers = zip(self._blocks, of_rows.modulations, of_rows.cache.layers, strict=True)
+            for block, modulation, cache in layers:
+                x_rlC = block(x_rlC, modulation, scales, cache.filled_by(scales))
+        state.cache.fill(scales)
 
     def run_rows(self, rows: SamplingState, scale: int, x_RlC: Tensor) -> Tensor:
         """The blocks and the head's norm at one scale, of some rows of `step_features`."""

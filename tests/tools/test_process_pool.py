@@ -8,11 +8,20 @@ import sys
 import time
 from pathlib import Path
 
+LEFT = """
+import os, time
+from mvar_lightning.tools.processes import process_pool
+with process_pool(1, "json") as pool:
+    pool.submit(os.getpid).result()  # it has started
+    pool.submit(time.sleep, 600)
+    raise SystemExit(7)
+"""
 KILLED = """
 import os, signal
 from mvar_lightning.tools.processes import process_pool
-print(process_pool(1, "json").submit(os.getpid).result(), flush=True)
-os.kill(os.getpid(), signal.SIGKILL)
+with process_pool(1, "json") as pool:
+    print(pool.submit(os.getpid).result(), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
@@ -30,3 +39,7 @@ def test_a_worker_ends_with_a_process_that_was_killed(tmp_path: Path) -> None:
     while works(worker) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not works(worker)
+
+
+def test_a_block_left_by_an_exception_does_not_wait_for_its_processes() -> None:
+    assert subprocess.run([sys.executable, "-c", LEFT], check=False, timeout=60).returncode == 7

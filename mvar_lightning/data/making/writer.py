@@ -223,11 +223,10 @@ def _in_processes(chunks: Sequence[Chunk], writer: ChunkWriter, workers: int) ->
 
     After a failure the chunks before it are finished, so that the failure raised is the first in order.
     """
-    pool = process_pool(workers, writer.__class__.__module__)
     ahead = iter(range(len(chunks)))
     running: dict[Future[ChunkRecord], int] = {}
     failures: dict[int, BaseException] = {}
-    try:
+    with process_pool(workers, writer.__class__.__module__) as pool:
         while True:
             while not failures and len(running) < 2 * workers and (index := next(ahead, None)) is not None:
                 running[pool.submit(writer, chunks[index].by_itself())] = index
@@ -246,5 +245,3 @@ def _in_processes(chunks: Sequence[Chunk], writer: ChunkWriter, workers: int) ->
                     yield index, future.result()
         if failures:
             raise failures[min(failures)]
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)

@@ -22,10 +22,10 @@ from mvar_lightning.sampling.sampler import (
     SamplingSettings,
     check_labels,
     check_seeds,
-    check_together,
     decode_in_chunks,
     sample_pyramid,
 )
+from mvar_lightning.sampling.stages import Stages
 from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.tools.compute import evaluating
 from mvar_lightning.tools.ranks import ALONE, Ranks
@@ -95,7 +95,7 @@ def perturb(
     """
     if count < 1:
         raise UserError(f"{count} images: perturb at least one")
-    check_together(model, tokenizer)
+    Stages.of(model).check_together(tokenizer)
     clean: dict[int, Tensor] = {}  # in main memory: sampled once, compared with at every scale
     turns = ranks.turns([range(first, min(first + batch_size, count)) for first in range(0, count, batch_size)])
     found = []

@@ -1,0 +1,54 @@
+"""What Lightning's users bring: checkpoints that are folders, bare loaders, batches of one thing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from inspect import signature
+from typing import Any, TypeVar, cast
+
+import lightning as L
+from torch import Tensor
+
+from mvar_lightning.checkpoints.folder import Opened
+from mvar_lightning.data.image_data import named, run_data
+from mvar_lightning.errors import UserError
+
+M = TypeVar("M", bound=L.LightningModule)
+LIGHTNINGS = ("map_location", "hparams_file", "strict", "weights_only")
+"""Arguments of `load_from_checkpoint` that are no settings of a module."""
+
+
+def module_of_folder(
+    make: Callable[..., M], opened: Opened, part: str, recorded: Mapping[str, Any], given: Mapping[str, Any]
+) -> M:
+    """A module with the weights of one ``part`` (``model``, ``tokenizer``) of a folder, where ``map_location`` says.
+
+    Args:
+        recorded: what the record tells of the module; what its constructor does not take is left out (as by Lightning).
+        given: by the caller, who is told of what it does not take.
+    """
+    own = {name: recorded[name] for name in signature(make).parameters.keys() & recorded}
+    module = make(**own | {name: value for name, value in given.items() if name not in LIGHTNINGS})
+    getattr(module, part).load_state_dict(opened.tensors(part))
+    device = given.get("map_location")
+    return module if device is None else module.to(device)
+
+
+def alone(batch: Any, needed: str) -> Tensor:
+    """What a prediction needs of a batch: it may come alone, as a tensor or a list of one, or as `named` takes it."""
+    if isinstance(batch, (list, tuple)) and len(batch) == 1:
+        (batch,) = batch
+    if isinstance(batch, dict) and isinstance(batch.get(needed), Tensor):
+        batch = batch[needed]
+    return batch if isinstance(batch, Tensor) else cast(Tensor, named(batch, needed)[needed])
+
+
+def batch_size_of_run(trainer: L.Trainer) -> int:
+    """Images of one batch on one process. Raises `UserError` where the data do not tell."""
+    per_process = run_data(trainer).batch_size
+    if per_process is None and trainer.state.fn == "fit":
+        trainer.fit_loop.setup_data()  # opens a bare loader, which has one
+        per_process = run_data(trainer).batch_size
+    if per_process is None:
+        raise UserError("the learning rate is scaled by the batch size: give a datamodule or a loader that has one")
+    return int(per_process)
