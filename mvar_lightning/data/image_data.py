@@ -17,7 +17,7 @@ from mvar_lightning.data.reading.place import UNKNOWN, ShardPlace, index_of_name
 from mvar_lightning.data.reading.samples import ImageReader
 from mvar_lightning.data.transforms import DRAFT_MARGIN, Transform, build_transform
 from mvar_lightning.errors import UserError
-from mvar_lightning.tools.remote import is_url, plain
+from mvar_lightning.tools.remote import plain
 
 if TYPE_CHECKING:
     from mvar_lightning.tokenizer import MultiScaleTokenizer
@@ -289,7 +289,7 @@ class ShardsDataModule(TrainingData):
         return self.index.split("val").samples
 
     def prepare_data(self) -> None:
-        if self.path and not is_url(plain(self.path)):
+        if self.path and "://" not in plain(self.path):
             ensure(self.path)
 
     def setup(self, stage: str) -> None:
