@@ -226,7 +226,10 @@ def abandon_workers(loader: Any) -> None:
         iterator._worker_pids_set = False
 
 
+# aiohttp (3.14)
+
+
 def unread(content: Any) -> bytes:
-    """What a stream of aiohttp had received when its transfer broke; asked for it, it raises the error alone."""
+    """What an ``aiohttp.StreamReader`` had received when its transfer broke; asked for it, it raises the error alone."""
     content._exception = None
     return bytes(content.read_nowait(-1))

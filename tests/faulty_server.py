@@ -28,6 +28,7 @@ class FaultyServer(ThreadingHTTPServer):
         self.breaks: dict[str, int] = {}
         self.at = 0.5
         self.statuses: dict[str, list[int]] = {}
+        self.heads_too = False
         self.silent: set[str] = set()
         self.trickling: set[str] = set()
         self.lies: dict[str, str] = {}
@@ -61,7 +62,9 @@ class Handler(BaseHTTPRequestHandler):
         server, path = self.server, self.path
         file = server.folder / path.lstrip("/").partition("?")[0]
         statuses = server.statuses.get(path, [])
-        status = (statuses.pop(0) if len(statuses) > 1 else statuses[0]) if statuses and body else 200
+        status = (
+            (statuses.pop(0) if len(statuses) > 1 else statuses[0]) if statuses and (body or server.heads_too) else 200
+        )
         if status != 200 or not file.is_file():
             self.send_response(status if status != 200 else 404)
             self.send_header("Content-Length", "0")

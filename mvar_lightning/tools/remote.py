@@ -132,21 +132,23 @@ def _judged(error: Exception, url: str, what: str) -> _Trouble:
         if isinstance(error, _Trouble):
             return error
         raise UserError(f"{what} {error.marked}".strip()) from None
+    if url.startswith("http") and isinstance(error, FileNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # fsspec's `info` calls whatever goes wrong a missing file
     status = getattr(error, "status", None)
     status = status if isinstance(status, int) and status >= 400 else None
-    kind = type(error).__name__
+    if url.startswith("http") and isinstance(error, FileNotFoundError):
+        status = 404
     if status is not None:
         words = f"HTTP error {status}"
-    elif isinstance(error, TimeoutError) or "Timeout" in kind:
+    elif isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
         words = f"no byte for {SILENCE:.0f} seconds"
     else:
-        missing = isinstance(error, FileNotFoundError)
-        words = "HTTP error 404" if missing and url.startswith("http") else in_a_line(error)
-    final = isinstance(error, FileNotFoundError | PermissionError | ValueError | ImportError) or "Credential" in kind
-    if final or (status is not None and status < 500 and status not in FOR_THE_MOMENT):
-        way_out = "check the address, its server and your credentials"
-        kind_of_mistake = NotThere if isinstance(error, FileNotFoundError) else UserError
-        raise kind_of_mistake(f"{what} {url}: cannot be read ({words}); {way_out}".strip()) from None
+        words = in_a_line(error)
+    missing = isinstance(error, FileNotFoundError) or status in (404, 410)
+    final = isinstance(error, PermissionError | ValueError | ImportError) or "Credential" in type(error).__name__
+    if missing or final or (status is not None and status < 500 and status not in FOR_THE_MOMENT):
+        message = f"{url}: cannot be read ({words}); check the address, its server and your credentials"
+        raise (NotThere if missing else UserError)(f"{what} {message}".strip()) from None
     return _Trouble(words)
 
 

@@ -115,6 +115,15 @@ def test_silent_and_slow_servers_end(server, monkeypatch):
 def test_nobody_there(server):
     with pytest.raises(UserError, match=r"^shard http://127\.0\.0\.1:9/x: cannot be read \(.*, 4 tries\)"):
         open_remote("http://127.0.0.1:9/x", what="shard").read()
+    with pytest.raises(UserError, match=r"^http://127\.0\.0\.1:9/x: cannot be read \(.*, 4 tries\)"):
+        local_copy("http://127.0.0.1:9", "x")
+
+
+@pytest.mark.parametrize(("status", "words"), [(503, "HTTP error 503, 4 tries"), (404, "HTTP error 404"), (403, "403")])
+def test_what_is_asked_of_a_file_before_it_is_copied_is_judged_alike(server, status, words):
+    server.statuses, server.heads_too = {"/x.bin": [status]}, True
+    with pytest.raises(UserError, match=rf"x\.bin: cannot be read \(.*{words}\)"):
+        local_copy(server.url, "x.bin")
 
 
 def test_forked_processes_read_too(server):
