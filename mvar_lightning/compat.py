@@ -230,6 +230,6 @@ def abandon_workers(loader: Any) -> None:
 
 
 def unread(content: Any) -> bytes:
-    """What an ``aiohttp.StreamReader`` had received when its transfer broke; asked for it, it raises the error alone."""
+    """What an ``aiohttp.StreamReader`` held when its transfer broke; asked for it, it raises the error alone."""
     content._exception = None
     return bytes(content.read_nowait(-1))
