@@ -22,6 +22,7 @@ from mvar_lightning.commands import (
     checkpoints,
     edit,
     evaluate,
+    fetch,
     plan,
     reconstruct,
     sample,
@@ -33,9 +34,9 @@ from mvar_lightning.commands import (
 from mvar_lightning.errors import UserError
 from mvar_lightning.tools.console import patient_streams
 
-COMMANDS = (train, plan, sweep, sample, edit, evaluate, analyze, reconstruct, checkpoints, shards, tokens)
+COMMANDS = (train, plan, sweep, sample, edit, evaluate, analyze, reconstruct, checkpoints, shards, tokens, fetch)
 
-GO_ON = ("train", "fit", "sweep", "sample", "evaluate", "shards", "tokens")
+GO_ON = ("train", "fit", "sweep", "sample", "evaluate", "shards", "tokens", "fetch")
 """Commands that, interrupted and given again, keep what they have done."""
 
 NO_MEMORY = re.compile(r"can't allocate memory|out of memory|not enough memory", re.IGNORECASE)

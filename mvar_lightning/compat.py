@@ -224,3 +224,12 @@ def abandon_workers(loader: Any) -> None:
     if iterator._worker_pids_set:
         signal_handling._remove_worker_pids(id(iterator))
         iterator._worker_pids_set = False
+
+
+# aiohttp (3.14)
+
+
+def unread(content: Any) -> bytes:
+    """What an ``aiohttp.StreamReader`` held when its transfer broke; asked for it, it raises the error alone."""
+    content._exception = None
+    return bytes(content.read_nowait(-1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
+from faulty_server import serving
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from small_run import data_module, trainer
@@ -147,3 +149,18 @@ def test_a_bar_shows_what_it_is_told(bar: type[L.Callback], tmp_path: Path) -> N
     run: Any = trainer(tmp_path, bar(), enable_progress_bar=True)
     compat.show_in_bar(run, "loss", 0.5)
     assert run.progress_bar_callback.get_metrics(run, Line())["loss"] in (0.5, "0.500")
+
+
+def test_what_came_before_a_transfer_broke_is_not_lost(tmp_path: Path) -> None:
+    """aiohttp's reader raises the error in place of the bytes that it holds."""
+    import fsspec
+
+    (tmp_path / "x").write_bytes(bytes(range(200)))
+    with serving(tmp_path) as server:
+        server.breaks = {"/x": 1}
+        file: Any = fsspec.filesystem("http").open(f"{server.url}/x", "rb", block_size=0, size=1)
+        while file.r.content.exception() is None:
+            time.sleep(0.01)
+        with pytest.raises(Exception, match="not completed"):
+            file.read(10)
+        assert compat.unread(file.r.content) == bytes(range(100))

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from mvar_lightning.checkpoints.assign import plain_names
+from mvar_lightning.checkpoints.folder import located
 from mvar_lightning.checkpoints.official_sizes import SIGNS
 from mvar_lightning.errors import UserError
 from mvar_lightning.tools.files import kind_of
@@ -38,7 +39,7 @@ def read_state(path: str | Path, wanted: tuple[str, ...], key: str | None = None
     """The state dict of a file under the reference's own names.
 
     Args:
-        path: a ``torch.save`` or safetensors file, or a folder with one that is named as in `IN_FOLDER`.
+        path: a ``torch.save`` or safetensors file, or a folder with one named as in `IN_FOLDER`; found by `located`.
         wanted: `MODEL` or `TOKENIZER`.
         key: which one, where there are several: the keys to it and what stands before its names, such as ``ema`` or
             ``state_dict.generator``.
@@ -46,7 +47,7 @@ def read_state(path: str | Path, wanted: tuple[str, ...], key: str | None = None
     Raises:
         UserError: no such file, none in it, or several and no ``key``.
     """
-    path = _file_of(Path(path))
+    path = _file_of(Path(located(path)))
     content: Any = read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
     found = list(_candidates(content, wanted, str(path)))
     names = ", ".join(repr(candidate.key) for candidate in found)

@@ -9,7 +9,7 @@ from typing import Any
 from mvar_lightning.checkpoints.assign import on_meta
 from mvar_lightning.checkpoints.classes import InitClasses, class_rows, names_or_imagenets
 from mvar_lightning.checkpoints.containers import MODEL, read_state
-from mvar_lightning.checkpoints.folder import is_released, open_checkpoint
+from mvar_lightning.checkpoints.folder import is_released, located, open_checkpoint
 from mvar_lightning.checkpoints.official import import_transformer
 from mvar_lightning.checkpoints.official_sizes import attention_of, looks_like, pyramid_of, transformer_arguments
 from mvar_lightning.errors import UserError
@@ -43,7 +43,7 @@ def load_initial_weights(
     Raises:
         UserError: a checkpoint or a class that does not fit; the message names what differs.
     """
-    source, names = _source_model(model, Path(path))
+    source, names = _source_model(model, Path(located(path)))
     if source.quantized is not None:
         raise UserError(
             f"{path}: holds weights in {source.quantized}, for sampling; start from those they were made of"

@@ -26,7 +26,9 @@ from mvar_lightning.checkpoints.classes import check_names
 from mvar_lightning.checkpoints.record import LIBRARY, Record
 from mvar_lightning.errors import UserError, check_kind
 from mvar_lightning.tokenizer import MultiScaleTokenizer, check_pair, fingerprint
+from mvar_lightning.tools.copies import fetched, local_copy, local_root
 from mvar_lightning.tools.files import in_a_line, kind_of, read_json, standing, told, write_json, writing_folder
+from mvar_lightning.tools.remote import NotThere, is_url, plain
 from mvar_lightning.tools.tensors import read_safetensors, read_torch, safetensors_shapes, write_tensors
 from mvar_lightning.transformer import NextScaleTransformer
 
@@ -254,7 +256,7 @@ def open_checkpoint(path: str | Path, whole: bool = True) -> Opened:
         UserError: there is none, or it is damaged.
     """
     check_kind("path", path, (str, PathLike), "a folder or a file")
-    path = standing(Path(path))
+    path = standing(Path(located(path)))
     kind = kind_of(path)
     if kind is None:
         shipped = {folder.name: folder for folder in SHIPPED.glob("*")}
@@ -264,6 +266,33 @@ def open_checkpoint(path: str | Path, whole: bool = True) -> Opened:
     if is_part(path):
         raise UserError(f"{path}: is one file of a saved folder, which is read as a whole; give {path.parent}")
     return _open_folder(saved_in(path)) if kind == "folder" else _open_lightning(path, whole)
+
+
+def located(path: str | PathLike[str]) -> str | PathLike[str]:
+    """Where a checkpoint or a released file is on this machine: what is at an address is copied first, and what
+    `mvar fetch` got is found by its name. An address that ends as a file does is one; any other is a saved folder's, or
+    a run's.
+
+    Raises:
+        UserError: it cannot be copied.
+    """
+    root = plain(str(path)).rstrip("/")
+    if not is_url(root):
+        return fetched(path if root == str(path).rstrip("/") else root)
+    above, _, name = root.rpartition("/")
+    if Path(name.partition("?")[0]).suffix in (".ckpt", *RELEASED):
+        return local_copy(above, name, "checkpoint")
+    try:
+        config = local_copy(root, CONFIG, "checkpoint")
+    except NotThere:
+        try:
+            config = local_copy(inside := f"{root}/{IN_RUN}", CONFIG, "checkpoint")
+        except NotThere:
+            raise UserError(f"checkpoint {root}: has no {CONFIG}, nor one in a {IN_RUN}/; check the address") from None
+        root = inside
+    for part in (TOKENIZER, *([MODEL] if Record.parse(read_json(config), f"{root}/{CONFIG}").model else [])):
+        local_copy(root, part, "checkpoint")
+    return local_root(root)
 
 
 def saved_in(path: Path) -> Path:

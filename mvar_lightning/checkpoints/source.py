@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mvar_lightning.errors import UserError
 from mvar_lightning.tools.files import kind_of
+from mvar_lightning.tools.remote import is_url
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +26,7 @@ class Source:
     """Where a model is read from: a checkpoint of ours, or a released pair of files.
 
     Args:
-        checkpoint: a run's folder, a saved folder, or a Lightning checkpoint.
+        checkpoint: a run's folder, a saved folder, or a Lightning checkpoint; a path, or an address of one.
         official: else the architecture of released files: ``var``, ``mvar`` or ``markov_var``.
         model, tokenizer: those files.
         untold: what their weights do not tell, keyword arguments of `import_official`.
@@ -58,7 +59,11 @@ class Source:
 
     def inside_run(self) -> Source:
         """The same; of a run's folder the model in it."""
-        if self.checkpoint is None or kind_of(Path(self.checkpoint) / "model" / "config.json") != "file":
+        if (
+            self.checkpoint is None
+            or is_url(self.checkpoint)
+            or kind_of(Path(self.checkpoint) / "model" / "config.json") != "file"
+        ):
             return self
         return replace(self, checkpoint=str(Path(self.checkpoint) / "model"))
 
@@ -87,6 +92,8 @@ class Source:
 
 def beside(checkpoint: str | Path, name: str = "evaluation") -> Path:
     """Where what is made of a checkpoint goes: in a run's folder, beside anything else."""
+    if is_url(checkpoint):  # nothing is written there
+        return Path(name) / str(checkpoint).rstrip("/").rpartition("/")[2]
     checkpoint = Path(checkpoint)
     return (checkpoint if kind_of(checkpoint / "model") == "folder" else checkpoint.parent) / name
 
@@ -105,9 +112,10 @@ def open_tokenizer(
         UserError: no such file, one that holds no tokenizer, or one for images of another size than ``image_size``.
     """
     from mvar_lightning import checkpoints
+    from mvar_lightning.checkpoints.folder import located
     from mvar_lightning.pyramid import PUBLISHED_SIDES, ScalePyramid
 
-    path, wanted = Path(path), 256 if image_size is None else image_size
+    path, wanted = Path(located(path)), 256 if image_size is None else image_size
     if checkpoints.is_released(path):
         if patch_nums is None and wanted not in PUBLISHED_SIDES:
             raise UserError(

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 from mvar_lightning.data.images import SampleError, decode_rgb
 from mvar_lightning.data.index import INDEX_NAME, ShardInfo, content_problem, not_listed, read_index
 from mvar_lightning.data.tar import RawSample, TarDamage, label_of, read_samples
 from mvar_lightning.errors import UserError
 from mvar_lightning.tools.processes import process_pool
+from mvar_lightning.tools.remote import is_url, open_remote, plain
 
 
 def check(
     folder: str | Path, workers: int = 1, decode: bool = False, progress: Callable[[int], None] | None = None
 ) -> list[str]:
     """Compare shards with the index: one line for each that is missing, damaged or not listed, and for each sample that
-    lacks a picture or a label, or has two; empty when sound.
+    lacks a picture or a label, or has two; empty when sound. At an address each shard is read once, and what is not
+    listed is not looked for.
 
     Args:
-        folder: what `mvar shards make` wrote.
+        folder: what `mvar shards make` wrote, here or at an address.
         workers: shards that are read at a time.
         decode: also decode every image and label, and name those that cannot be.
         progress: given the number of shards just checked.
@@ -31,10 +36,10 @@ def check(
     Raises:
         UserError: there is no index.
     """
-    folder = Path(folder)
+    folder = plain(str(folder))
     index = read_index(folder)
     listed = [shard for split in index.splits.values() for shard in split.shards]
-    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*.tar")}
+    found = set() if is_url(folder) else {p.relative_to(folder).as_posix() for p in Path(folder).rglob("*.tar")}
     problems = []
     of_shard = partial(_problems, folder, index.num_classes if decode else None)
     samples = sum(shard.samples for shard in listed) if decode else 0
@@ -60,25 +65,52 @@ def _pool(workers: int, samples: int) -> AbstractContextManager[Executor]:
     return process_pool(workers, __name__)
 
 
-def _problems(folder: Path, classes: int | None, shard: ShardInfo) -> list[str]:
+def _problems(folder: str, classes: int | None, shard: ShardInfo) -> list[str]:
     """What is wrong with a shard; its samples are decoded where the number of classes is given."""
-    path = folder / shard.name
     try:
+        if is_url(folder):
+            return _remote_problems(folder, classes, shard)
+        path = Path(folder) / shard.name
         if problem := content_problem(shard, {shard.name: path}, INDEX_NAME):
             return [problem]
-        return list(_sample_problems(path, shard, classes))
+        with path.open("rb") as file:
+            return list(_sample_problems(file, shard, classes))
     except OSError as error:
-        return [f"{shard.name}: cannot be read ({error.strerror})"]
+        return [f"{shard.name}: cannot be read ({error.strerror or error})"]
 
 
-def _sample_problems(path: Path, shard: ShardInfo, classes: int | None) -> Iterator[str]:
+class _Hashed(io.RawIOBase):
+    """A file that is read in order, and its checksum."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.digest = file, hashlib.sha256()
+
+    def read(self, size: int = -1, /) -> bytes:
+        data = self.file.read(size)
+        self.digest.update(data)
+        return data
+
+
+def _remote_problems(root: str, classes: int | None, shard: ShardInfo) -> list[str]:
+    try:
+        with open_remote(f"{root.rstrip('/')}/{shard.name}", shard.bytes, "shard") as file:
+            hashed = _Hashed(file)
+            problems = list(_sample_problems(hashed, shard, classes))  # type: ignore[arg-type]
+            while hashed.read(1 << 20):
+                pass
+    except UserError as error:
+        return [str(error).removeprefix("shard ")]
+    damaged = hashed.digest.hexdigest() != shard.sha256
+    return [f"{shard.name}: damaged (its content does not match the checksum in {INDEX_NAME})"] if damaged else problems
+
+
+def _sample_problems(file: IO[bytes], shard: ShardInfo, classes: int | None) -> Iterator[str]:
     samples = 0
     try:
-        with path.open("rb") as file:
-            for raw in read_samples(file, shard.name, load=classes is not None):
-                samples += 1
-                if problem := raw.fault or (_undecodable(raw, classes) if classes is not None else None):
-                    yield f"{shard.name}, {raw.key}: {problem}"
+        for raw in read_samples(file, shard.name, load=classes is not None):
+            samples += 1
+            if problem := raw.fault or (_undecodable(raw, classes) if classes is not None else None):
+                yield f"{shard.name}, {raw.key}: {problem}"
     except TarDamage as damage:
         yield f"{shard.name}: {damage}"
     if samples != shard.samples:

@@ -17,6 +17,7 @@ from mvar_lightning.data.reading.place import UNKNOWN, ShardPlace, index_of_name
 from mvar_lightning.data.reading.samples import ImageReader
 from mvar_lightning.data.transforms import DRAFT_MARGIN, Transform, build_transform
 from mvar_lightning.errors import UserError
+from mvar_lightning.tools.remote import plain
 
 if TYPE_CHECKING:
     from mvar_lightning.tokenizer import MultiScaleTokenizer
@@ -211,7 +212,7 @@ class ShardsDataModule(TrainingData):
         train_shards: instead of `path`, names or URLs of shards that have no index; `{000..127}` is expanded.
         val_shards: the same for validation; they are counted first.
         num_classes: labels are below it; needed with `train_shards`, else read from the index.
-        allow_pipe: run commands that `train_shards` and `val_shards` name as `pipe:COMMAND`.
+        allow_pipe: false; commands (`pipe:COMMAND`) are not run any more.
     """
 
     def __init__(
@@ -248,8 +249,9 @@ class ShardsDataModule(TrainingData):
         self.val_transform: Transform = build_transform(val_crop, image_size, resize_ratio)
         draftable = decoding == "fast" and crop != "adm"
         self.draft_side = DRAFT_MARGIN * round(resize_ratio * image_size) if draftable else None
-        self.allow_pipe = allow_pipe
-        self._place = ShardPlace(self.path, allow_pipe)
+        if allow_pipe:
+            raise UserError("data.allow_pipe True: commands are not run any more; give addresses, or files they wrote")
+        self._place = ShardPlace(self.path)
         self._names = (train_shards, val_shards)
         self._num_classes = num_classes
 
@@ -265,7 +267,7 @@ class ShardsDataModule(TrainingData):
                 )
             return index
         assert self._num_classes is not None
-        return index_of_names(train, val, self._num_classes, self.allow_pipe)
+        return index_of_names(train, val, self._num_classes)
 
     @property
     def num_classes(self) -> int:
@@ -287,7 +289,7 @@ class ShardsDataModule(TrainingData):
         return self.index.split("val").samples
 
     def prepare_data(self) -> None:
-        if self.path and "://" not in self.path:
+        if self.path and "://" not in plain(self.path):
             ensure(self.path)
 
     def setup(self, stage: str) -> None:

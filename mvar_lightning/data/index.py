@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from mvar_lightning.errors import UserError
 from mvar_lightning.tools.files import JSON_BYTES, parse_json, sha256_of
+from mvar_lightning.tools.remote import is_url, open_remote, plain
 
 T = TypeVar("T")
 
@@ -130,7 +131,12 @@ def check_once(names: Iterable[str]) -> None:
 
 
 def read_index(folder: str | Path) -> ShardIndex:
-    """Index of a shard folder. Raises UserError when the folder, the index or its content is missing or wrong."""
+    """Index of a shard folder, local or at an address. Raises UserError when the folder, the index or its content is
+    missing or wrong."""
+    if is_url(folder := plain(str(folder))):
+        where = f"{folder.rstrip('/')}/{INDEX_NAME}"
+        way_out = f"shards are read from an address with the {INDEX_NAME} that `mvar shards make` wrote"
+        return parse_index(read_remote(where, "shard index", way_out), where, "copy the shards anew")
     path = Path(folder) / INDEX_NAME
     try:
         content = read_bytes(path)
@@ -152,6 +158,16 @@ def read_bytes(path: Path) -> bytes:
         raise OSError(errno.EINVAL, "not a plain file")
     with path.open("rb") as file:
         return file.read(JSON_BYTES + 1)
+
+
+def read_remote(where: str, what: str, way_out: str) -> bytes:
+    """The same of an address. Raises UserError."""
+    try:
+        with open_remote(where, what=what) as file:
+            return file.read(JSON_BYTES + 1)
+    except (UserError, OSError) as error:
+        problem = error.marked if isinstance(error, UserError) else f"{what} {where}: {error}"
+        raise UserError(f"{problem}; {way_out}") from None
 
 
 def parse(content: bytes, make: Callable[[Any], T], what: str, way_out: str) -> T:

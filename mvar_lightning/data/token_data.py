@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import groupby, pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -240,7 +239,7 @@ class TokenShardsDataModule(TrainingData):
     before it ended.
 
     Args:
-        path: folder written by `mvar tokens make`.
+        path: folder written by `mvar tokens make`, or an address of one, whose parts are copied as they are needed.
         batch_size: samples a step on one process; a global batch is batch_size x processes x accumulation.
         num_workers: loading processes for each training process; 0 loads in the training process.
         epoch_samples: samples that make an epoch over all processes; default all of the training split.
@@ -345,8 +344,8 @@ class TokenShardsDataModule(TrainingData):
     def setup(self, stage: str) -> None:
         """Every part must be there in full length before the first step, not hours into the run."""
         super().setup(stage)
-        for part in self.cache.parts:
-            if problem := presence_problem(part, part_files(Path(self.path), part.name)):
+        for part in () if self.cache.remote else self.cache.parts:
+            if problem := presence_problem(part, part_files(self.cache.folder, part.name)):
                 raise UserError(f"token cache {self.path}: {problem}; copy it again or run `mvar tokens make` again")
         if self.images is not None:
             self._images.prepare_data()

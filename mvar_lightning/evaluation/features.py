@@ -28,6 +28,7 @@ from mvar_lightning.metrics.classifier import (
 )
 from mvar_lightning.metrics.features import INCEPTION_FILE
 from mvar_lightning.tokenizer import perceptual
+from mvar_lightning.tools.remote import is_url
 
 STEPS = (300, 6000)
 """Training steps of a data set's classifier, at least and at most."""
@@ -115,12 +116,15 @@ def _classifier_features(
 def classifier_file(data: Any, fallback: Path, device: torch.device) -> Path:
     """The file of a data set's classifier, trained in this process if it is not there; ``fallback`` is a folder for it
     where the data may not be written. Draws random numbers."""
+    is_remote = is_url(data.path)
     index = Path(data.path) / "index.json"
-    if not index.is_file():
+    if not is_remote and not index.is_file():
         raise UserError(f"data {data.path}: no index.json; make the shards first (mvar shards make SRC {data.path})")
     cut = f"{getattr(data, 'resize_ratio', '')} {getattr(data, 'val_crop', '')}"
-    key = hashlib.sha256(index.read_bytes() + cut.encode()).hexdigest()[:16]
-    files = [Path(f) / "classifier" / f"{key}-{data.image_size}.safetensors" for f in (data.path, fallback)]
+    content = data.index.to_json().encode() if is_remote else index.read_bytes()
+    key = hashlib.sha256(content + cut.encode()).hexdigest()[:16]
+    folders = (fallback,) if is_remote else (data.path, fallback)
+    files = [Path(f) / "classifier" / f"{key}-{data.image_size}.safetensors" for f in folders]
     for file in files:
         if file.is_file():
             return file

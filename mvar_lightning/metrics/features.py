@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from mvar_lightning.errors import UserError
 from mvar_lightning.metrics.classifier import DatasetClassifier, load_classifier
+from mvar_lightning.tools.copies import fetched
 from mvar_lightning.tools.files import in_a_line, kind_of, sha256_of
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -159,10 +160,11 @@ class InceptionFeatures(FeatureExtractor):
     """
 
     def __init__(self, path: str) -> None:
-        file = Path(path)
+        file = fetched(path)
         if kind_of(file) != "file":
             raise UserError(
-                f"Inception weights {path}: no such file; download {INCEPTION_FILE} from {INCEPTION_ADDRESS}"
+                f"Inception weights {path}: no such file; download {INCEPTION_FILE} from {INCEPTION_ADDRESS} "
+                "(`mvar fetch inception` does)"
             )
         expected = INCEPTION_FILE.removesuffix(".pth").rpartition("-")[2]
         found = sha256_of(file)

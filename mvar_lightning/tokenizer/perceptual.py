@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer.losses import LossPart
 from mvar_lightning.tokenizer.tokenizer import TokenizerOutput
+from mvar_lightning.tools.copies import fetched
 from mvar_lightning.tools.files import kind_of, sha256_of
 from mvar_lightning.tools.tensors import read_safetensors, read_torch
 
 VGG_FILE = "vgg16-397923af.pth"
 VGG_HASH = "397923af"
 VGG_ADDRESS = f"https://download.pytorch.org/models/{VGG_FILE}"
-WAY_OUT = f"download {VGG_ADDRESS} (SHA-256 starts with {VGG_HASH})"
+WAY_OUT = f"download {VGG_ADDRESS} (SHA-256 starts with {VGG_HASH}; `mvar fetch vgg` does)"
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 """Widths of VGG16's convolutions between its poolings; LPIPS looks at the last map of each stage."""
@@ -48,7 +49,7 @@ class LPIPS(nn.Module):
 
     def __init__(self, vgg_weights: str) -> None:
         super().__init__()
-        self.vgg = _vgg(Path(vgg_weights))
+        self.vgg = _vgg(fetched(vgg_weights))
         file = Path(str(files("torchmetrics.functional.image"))) / "lpips_models" / "vgg.pth"
         if not file.is_file():
             raise UserError(f"LPIPS heads {file}: no such file; install torchmetrics again, it brings them")

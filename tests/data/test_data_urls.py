@@ -1,70 +1,29 @@
-"""Shards from URLs, brace ranges and commands, over a real server: same stream, and every fault named."""
+"""Shards from addresses and brace ranges, over a real server: same stream, and every fault named."""
 
 from __future__ import annotations
 
 import logging
-import os
-import stat
-import threading
-from collections import Counter
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+import re
+from contextlib import ExitStack
 
 import pytest
 import torch
+from faulty_server import serving
 
+from mvar_lightning.data.check import check
 from mvar_lightning.data.image_data import ShardsDataModule
 from mvar_lightning.data.index import ShardInfo, read_index
-from mvar_lightning.data.reading import place as remote
-from mvar_lightning.data.reading.place import ShardPlace, expand, index_at
+from mvar_lightning.data.reading.place import ShardPlace, expand
 from mvar_lightning.data.reading.samples import Faults, read_shard
 from mvar_lightning.errors import UserError
-
-
-class Handler(SimpleHTTPRequestHandler):
-    """Serves a folder; `server.breaks[path]` times it breaks off in the middle, `server.silent` paths never end."""
-
-    def do_GET(self) -> None:
-        self.server.asked[self.path] += 1
-        path = Path(self.translate_path(self.path))
-        breaks = self.server.breaks.get(self.path, 0)
-        if not path.is_file() or (breaks < self.server.asked[self.path] and self.path not in self.server.silent):
-            return super().do_GET()
-        data = path.read_bytes()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data[: len(data) // 2])
-        self.wfile.flush()
-        if self.path in self.server.silent:
-            self.server.over.wait(20)
-        self.close_connection = True
-        return None
-
-    def log_message(self, *_: object) -> None:
-        pass
+from mvar_lightning.tools import remote
 
 
 @pytest.fixture
 def serve(monkeypatch):
     monkeypatch.setattr(remote, "WAITS", (0.01, 0.01, 0.01))
-    servers = []
-
-    def start(folder: Path) -> ThreadingHTTPServer:
-        server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
-        server.asked, server.breaks, server.silent = Counter(), {}, set()
-        server.over = threading.Event()
-        server.url = f"http://127.0.0.1:{server.server_port}"
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-        return server
-
-    yield start
-    for server in servers:
-        server.over.set()
-        server.shutdown()
-        server.server_close()
+    with ExitStack() as servers:
+        yield lambda folder: servers.enter_context(serving(folder))
 
 
 def module_of(path, **options) -> ShardsDataModule:
@@ -123,19 +82,20 @@ def test_uncounted_training_shards_need_an_epoch(numbered_shards, serve):
 def test_a_transfer_that_breaks_off_is_taken_up_again(numbered_shards, serve, caplog):
     folder = numbered_shards()
     server = serve(folder)
-    server.breaks = {"/train/000002.tar": 2}
+    server.breaks, server.at = {"/train/000002.tar": 2}, 0.3
     shard = read_index(folder).split("train").shards[2]
     with caplog.at_level(logging.WARNING):
         got = list(read_shard(ShardPlace(server.url), shard, Faults(1)))
     assert got == list(read_shard(ShardPlace(str(folder)), shard, Faults(1)))
     assert server.asked["/train/000002.tar"] == 3
-    assert f"{server.url}/train/000002.tar: ended after {shard.bytes // 2} of {shard.bytes} bytes" in caplog.text
+    assert f"shard {server.url}/train/000002.tar: " in caplog.text
+    assert server.sent["/train/000002.tar"] <= shard.bytes + 2 * remote.TAIL
 
 
 def test_a_transfer_that_never_succeeds_is_damage_and_named(numbered_shards, serve, caplog):
     folder = numbered_shards()
     server = serve(folder)
-    server.breaks = {"/train/000002.tar": 99}
+    server.breaks, server.at = {"/train/000002.tar": 99}, 0.25
     shard = read_index(folder).split("train").shards[2]
     with caplog.at_level(logging.WARNING):
         got = list(read_shard(ShardPlace(server.url), shard, Faults(num_shards=1000)))
@@ -150,7 +110,7 @@ def test_a_silent_server_does_not_hang_the_run(numbered_shards, serve, monkeypat
     monkeypatch.setattr(remote, "SILENCE", 0.3)
     folder = numbered_shards()
     server = serve(folder)
-    server.silent = {"/train/000001.tar"}
+    server.silent, server.at = {"/train/000001.tar"}, 0.1
     with pytest.raises(UserError, match=r"train/000001\.tar is damaged: transfer broke off: no byte for"):
         images(module_of(server.url).train_dataloader())
 
@@ -161,72 +121,72 @@ def test_a_shard_that_the_server_lacks_is_named(numbered_shards, serve, workers)
     server = serve(folder)
     data = module_of(server.url, num_workers=workers)
     (folder / "train" / "000003.tar").unlink()
-    with pytest.raises(UserError, match=rf"shard {server.url}/train/000003\.tar: cannot be read .*HTTP error"):
+    with pytest.raises(UserError, match=rf"shard {server.url}/train/000003\.tar: cannot be read .*HTTP error 404"):
         images(data.train_dataloader())
 
 
 def test_a_url_without_an_index_says_so(tmp_path, serve):
     server = serve(tmp_path)
     with pytest.raises(UserError, match=rf"{server.url}/index\.json: cannot be read .*`mvar shards make`"):
-        index_at(server.url)
+        read_index(server.url)
     (tmp_path / "index.json").write_text("{}")
     with pytest.raises(UserError, match="not a valid index"):
-        index_at(server.url + "/")
+        read_index(server.url + "/")
     with pytest.raises(UserError, match="cannot be read"):
-        index_at("http://127.0.0.1:9/nothing")
+        read_index("http://127.0.0.1:9/nothing")
     with pytest.raises(UserError, match="of this kind are not opened"):
-        index_at("ipfs://nothing")
+        read_index("ipfs://nothing")
 
 
-@pytest.fixture
-def fake_aws(tmp_path, monkeypatch):
-    """A program `aws` that copies a file from `bucket/` and writes down what it was asked."""
-    programs = tmp_path / "programs"
-    programs.mkdir()
-    program = programs / "aws"
-    program.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\ncat {tmp_path}/"${{4#s3://}}"\n')
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", str(programs), prepend=os.pathsep)
-    return tmp_path
-
-
-def test_s3_is_read_by_the_aws_program(numbered_shards, fake_aws):
-    folder = numbered_shards(train=8, val=5, samples_per_shard=2)
-    folder.rename(fake_aws / "bucket")
-    here, there = module_of(fake_aws / "bucket"), module_of("s3://bucket")
-    assert torch.equal(images(here.val_dataloader()), images(there.val_dataloader()))
-    assert torch.equal(images(here.train_dataloader()), images(there.train_dataloader()))
-    asked = (fake_aws / "asked").read_text().splitlines()
-    assert asked[0] == "s3 cp --only-show-errors s3://bucket/index.json -"
-
-
-def test_a_missing_program_is_named(monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(UserError, match="needs the program `gsutil`"):
-        index_at("gs://bucket/shards")
-
-
-def test_commands_run_only_where_they_are_allowed(numbered_shards, tmp_path):
+def test_commands_are_not_run(numbered_shards, tmp_path):
     folder = numbered_shards()
-    shards = {
-        "train_shards": f"pipe:touch {tmp_path}/ran; cat {folder}/train/000000.tar",
-        "val_shards": f"{folder}/val/000000.tar",
-        "num_classes": 3,
-        "epoch_samples": 8,
-    }
-    with pytest.raises(UserError, match=r"pipe:touch .*runs a command; set data\.allow_pipe to true"):
-        images(module_of(None, **shards).train_dataloader())
+    shards = {"val_shards": f"{folder}/val/000000.tar", "num_classes": 3, "epoch_samples": 8}
+    command = f"pipe:touch {tmp_path}/ran; cat {folder}/train/000000.tar"
+    with pytest.raises(UserError, match=r"shards pipe:touch .*: runs a command, which is not done any more"):
+        images(module_of(None, train_shards=command, **shards).train_dataloader())
+    with pytest.raises(UserError, match=r"data\.allow_pipe True: commands are not run any more"):
+        module_of(None, train_shards=command, allow_pipe=True, **shards)
+    of_0_1 = {"train_shards": shards["val_shards"], "allow_pipe": False}
+    assert module_of(None, **of_0_1, **shards).val_samples
     assert not (tmp_path / "ran").exists()
-    assert len(images(module_of(None, allow_pipe=True, **shards).train_dataloader())) == 8
-    assert (tmp_path / "ran").exists()
-    with pytest.raises(UserError, match="runs a command"):
-        module_of(None, **(shards | {"val_shards": shards["train_shards"]})).setup("fit")
+
+
+def test_file_addresses_are_local(numbered_shards):
+    folder = numbered_shards()
+    here, there = module_of(folder), module_of(f"file://{folder}")
+    assert torch.equal(images(here.val_dataloader()), images(there.val_dataloader()))
+    name = f"file://{folder}/val/{{000000..000001}}.tar"
+    named = module_of(None, train_shards=name, val_shards=name, num_classes=3)
+    assert named.train_samples == 6
+    with pytest.raises(UserError, match=r"data folder /none: does not exist"):
+        _ = module_of("file:///none").index
+
+
+def test_shards_at_an_address_are_checked(numbered_shards, serve, rewrite_shard):
+    folder = numbered_shards()
+    server = serve(folder)
+    assert check(server.url, decode=True) == []
+    assert max(server.asked.values()) == 1
+    rewrite_shard(folder, "train/000001.tar", lambda name, data: (name, b"x" if name.endswith("cls") else data))
+    shard = folder / "train" / "000002.tar"
+    shard.write_bytes(shard.read_bytes()[:-600] + bytes(599) + b"x")
+    (folder / "train" / "000003.tar").unlink()
+    cut = folder / "val" / "000000.tar"
+    cut.write_bytes(cut.read_bytes()[:-512])
+    problems = "\n".join(check(server.url, decode=True))
+    for problem in (
+        r"train/000001.tar, \S+: label b'x' is not a number",
+        r"train/000002.tar: damaged \(its content does not match the checksum",
+        rf"{server.url}/train/000003.tar: cannot be read \(HTTP error 404\)",
+        rf"{server.url}/val/000000.tar: has \d+ bytes instead of \d+",
+    ):
+        assert re.search(problem, problems), problems
 
 
 def test_a_name_in_a_local_index_is_never_a_url(tmp_path):
     for name in (f"pipe:touch {tmp_path}/owned", "http://127.0.0.1:9/x.tar"):
         with pytest.raises(UserError, match="cannot be opened"):
-            ShardPlace(str(tmp_path), allow_pipe=True).open(ShardInfo(name, 1, 1, ""))
+            ShardPlace(str(tmp_path)).open(ShardInfo(name, 1, 1, ""))
     assert not (tmp_path / "owned").exists()
 
 
@@ -244,24 +204,6 @@ def test_list_files_and_too_many_names(tmp_path):
         expand("x/{0..999999}/{0..9}.tar")
     with pytest.raises(UserError, match=r"none\.txt: cannot be read"):
         expand("none.txt")
-
-
-@pytest.mark.parametrize("address", ["pipe:true", "PIPE:true", "\tpipe:true", " pipe://true", "pi\npe:true"])
-def test_a_command_is_found_as_the_opener_finds_it(address):
-    for allowed in (False, True):
-        if allowed and address == "pipe:true":
-            continue
-        with pytest.raises(UserError, match=r"runs a command|are not opened"):
-            remote.open_remote(address, allow_pipe=allowed)
-
-
-@pytest.mark.parametrize("address", ["ftp://host/x", "ipfs://x", "x/y://z", "HTTP ://x", "http://[x", "file:///x", "-"])
-def test_only_listed_schemes_are_opened(address, monkeypatch):
-    with pytest.raises(UserError, match=r"are not opened|are no address"):
-        remote.open_remote(address)
-    monkeypatch.setenv("GOPEN_REWRITE", "no rule")
-    with pytest.raises(UserError, match="are no address"):
-        remote.open_remote("https://host/x.tar")
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import torch
 
 from mvar_lightning import MultiScaleTokenizer, ShardsDataModule, TokenShardsDataModule, normalize
 from mvar_lightning.data.check import check
+from mvar_lightning.data.index import read_index
 from mvar_lightning.data.making.shards import ShardLimits, ShardsRequest, ensure, make_shards
-from mvar_lightning.data.reading.place import index_at
 from mvar_lightning.data.tokens.cache import open_part
 from mvar_lightning.data.tokens.encoding import EncodeRequest, encode_data
 from mvar_lightning.errors import UserError
@@ -72,7 +72,7 @@ def test_encoding_makes_no_images(tokenizer: MultiScaleTokenizer, tmp_path: Path
     with pytest.raises(UserError, match="digits: does not exist; make it with `mvar shards make"):
         encode_data(request_of(tokenizer, tmp_path / "digits", tmp_path / "cache"))
     with pytest.raises(UserError, match="does not exist"):
-        index_at(tmp_path / "digits")
+        read_index(tmp_path / "digits")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -16,8 +16,6 @@ from tests.faults.rows_kit import ROWS, Row
 OLD = Path(__file__).with_name("rows_a16be38.jsonl")
 RIGHT_THEN: dict[str, str] = {}
 """Rows that the old commit answers rightly here, and why."""
-PENDING: dict[str, str] = {"server-breaks-once": "ranges belong to the package's own issue"}
-"""Rows whose mend belongs to other work."""
 MISSING_NAME = re.compile(r"ImportError|ModuleNotFoundError|cannot import name|module '.*' has no attribute")
 
 
@@ -30,9 +28,6 @@ def test_a_row_is_right(row: Row, assets: Path, tmp_path_factory: pytest.TempPat
     told = answer_of(row, PROJECT, shared(), assets, place / "case")
     if told["right"] is None:
         pytest.skip(told["reason"])
-    if row.id in PENDING:
-        assert not told["right"], "no longer pending"
-        pytest.xfail(PENDING[row.id])
     assert told["right"], told["reason"]
 
 

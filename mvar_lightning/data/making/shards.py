@@ -26,15 +26,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mvar_lightning.data.index import INDEX_NAME, ShardIndex, ShardInfo, SplitIndex
+from mvar_lightning.data.index import INDEX_NAME, ShardIndex, ShardInfo, SplitIndex, read_index
 from mvar_lightning.data.making.embedded import EMBEDDED, load_source
 from mvar_lightning.data.making.sources import Source
 from mvar_lightning.data.making.writer import Chunk, ChunkRecord, ChunkWriter, WritingFailed, run_chunks
-from mvar_lightning.data.reading.place import index_at, is_url
 from mvar_lightning.errors import UserError
 from mvar_lightning.tools.console import Bar
 from mvar_lightning.tools.files import Lock, claim, is_alive
 from mvar_lightning.tools.processes import is_first_here, wait_until_visible
+from mvar_lightning.tools.remote import is_url, plain
 
 log = logging.getLogger(__name__)
 
@@ -145,19 +145,19 @@ def ensure(path: str | Path) -> ShardIndex:
     Raises UserError for any other folder that is missing or empty. Several processes may call this at once: the first
     of each machine makes it, the others wait.
     """
-    folder = Path(path)
-    is_there = is_url(str(path)) or folder.is_file() or (folder.is_dir() and any(folder.iterdir()))
+    folder = Path(plain(str(path)))
+    is_there = is_url(plain(str(path))) or folder.is_file() or (folder.is_dir() and any(folder.iterdir()))
     if is_there or folder.name not in EMBEDDED:
-        return index_at(path)
+        return read_index(path)
     if not is_first_here():
         with contextlib.suppress(UserError):  # nobody makes it
             wait_until_visible(folder / INDEX_NAME)
-            return index_at(folder)
+            return read_index(folder)
     try:
         return make_shards(ShardsRequest(folder.name, folder))
     except UserError:
         if (folder / INDEX_NAME).is_file():  # another process was first; its folder is complete
-            return index_at(folder)
+            return read_index(folder)
         raise
 
 

@@ -12,6 +12,7 @@ Legend: n samples of a part, v views, L tokens, V vocabulary.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass, fields
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from mvar_lightning.data.index import (
+    CHECK,
     ENTRY,
     ShardInfo,
     check_once,
@@ -29,11 +31,15 @@ from mvar_lightning.data.index import (
     content_problem,
     not_listed,
     parse,
+    presence_problem,
     read_bytes,
+    read_remote,
     typed,
 )
 from mvar_lightning.errors import UserError
+from mvar_lightning.tools.copies import local_copy, local_root
 from mvar_lightning.tools.files import write
+from mvar_lightning.tools.remote import is_url, plain
 
 INDEX_NAME = "tokens.json"
 FORMAT = "mvar-tokens-1"
@@ -122,6 +128,10 @@ class TokenCache:
     settings: CacheSettings
     class_names: tuple[str, ...]
     parts: tuple[PartInfo, ...]
+    remote: str = ""
+    """The address that it is at; ``folder`` then holds copies of the parts that were asked for."""
+    version: str = ""
+    """Of the index at the address."""
 
     def split(self, name: str) -> tuple[PartInfo, ...]:
         """Parts of a split that have samples."""
@@ -155,8 +165,15 @@ class TokenCache:
 
 
 def read_cache(folder: str | Path) -> TokenCache:
-    """The index of a cache. Raises UserError when folder, index or content is missing or wrong."""
-    folder = Path(folder)
+    """The index of a cache, here or at an address. Raises UserError when folder, index or content is missing or
+    wrong."""
+    if is_url(root := plain(str(folder)).rstrip("/")):
+        where = f"{root}/{INDEX_NAME}"
+        content = read_remote(where, "token cache", f"give the address of what {MAKE} DIR` wrote")
+        version = hashlib.sha256(content).hexdigest()
+        cache = partial(_cache_of, local_root(root, version), remote=root, version=version)
+        return parse(content, cache, f"token cache {where}", "copy it there anew")
+    folder = Path(root)
     path = folder / INDEX_NAME
     try:
         content = read_bytes(path)
@@ -167,7 +184,7 @@ def read_cache(folder: str | Path) -> TokenCache:
     return parse(content, partial(_cache_of, folder), f"token cache {path}", f"make it anew with {MAKE} NEW`")
 
 
-def _cache_of(folder: Path, content: Any) -> TokenCache:
+def _cache_of(folder: Path, content: Any, remote: str = "", version: str = "") -> TokenCache:
     """Raises KeyError, TypeError or ValueError where the content is no index, or its numbers contradict one another."""
     names, settings = class_names_of(content, FORMAT), CacheSettings.from_plain(content["settings"])
     splits = typed(content, "splits", dict)
@@ -177,7 +194,7 @@ def _cache_of(folder: Path, content: Any) -> TokenCache:
         row = settings.views_of(part.name.split("/")[0]) * settings.num_tokens * settings.dtype.itemsize + 4
         if part.samples * row > part.bytes:
             raise ValueError(f"part {part.name} of {part.samples} samples does not fit in {part.bytes} bytes")
-    return TokenCache(folder, settings, names, parts)
+    return TokenCache(folder, settings, names, parts, remote, version)
 
 
 def _no_index(folder: Path) -> str:
@@ -205,6 +222,7 @@ def open_part(cache: TokenCache, part: PartInfo) -> tuple[np.ndarray, np.ndarray
     views = settings.views_of(part.name.split("/")[0])
     wanted = ((settings.dtype, (views, part.samples, settings.num_tokens)), (np.dtype("<i4"), (part.samples,)))
     arrays = []
+    _fetch(cache, part)
     for path, (dtype, shape) in zip(part_files(cache.folder, part.name).values(), wanted, strict=True):
         try:
             array = np.lib.format.open_memmap(path, mode="r")
@@ -220,19 +238,37 @@ def open_part(cache: TokenCache, part: PartInfo) -> tuple[np.ndarray, np.ndarray
     return arrays[0], arrays[1]
 
 
+def _fetch(cache: TokenCache, part: PartInfo) -> None:
+    """Copy a part from the cache's address, unless it was. Raises UserError where it cannot be had or is damaged."""
+    files = part_files(cache.folder, part.name)
+    if not cache.remote or presence_problem(part, files) is None:
+        return
+    for name in files:
+        local_copy(cache.remote, name, "token cache", cache.version)
+    if problem := content_problem(part, files, INDEX_NAME):
+        for path in files.values():
+            path.unlink(missing_ok=True)
+        raise UserError(f"token cache {cache.remote}: {problem}; {CHECK.replace('shards', 'tokens')}")
+
+
 REPAIR = "run the same `mvar tokens make` again, it mends what is damaged"
 
 
 def check_cache(folder: str | Path) -> list[str]:
-    """One line for each part that is missing, damaged, not as the index tells, or not listed; empty when sound."""
+    """One line for each part that is missing, damaged, not as the index tells, or not listed; empty when sound. Of a
+    cache at an address the copies are looked at, and parts that were not copied yet are."""
     cache = read_cache(folder)
     problems = [problem for part in cache.parts if (problem := _problem_of(cache, part))]
     listed = {file for part in cache.parts for file in part_files(cache.folder, part.name)}
-    found = {path.relative_to(folder).as_posix() for path in cache.folder.glob("*/*.npy")}
+    found = {path.relative_to(cache.folder).as_posix() for path in cache.folder.glob("*/*.npy")}
     return problems + not_listed(found, listed, INDEX_NAME)
 
 
 def _problem_of(cache: TokenCache, part: PartInfo) -> str | None:
+    try:
+        _fetch(cache, part)
+    except UserError as error:
+        return f"{part.name}: {error}"
     if problem := content_problem(part, part_files(cache.folder, part.name), INDEX_NAME):
         return problem
     if not part.samples:

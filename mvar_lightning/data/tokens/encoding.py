@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mvar_lightning.data.index import ShardIndex
+from mvar_lightning.data.index import ShardIndex, read_index
 from mvar_lightning.data.reading.loader import StreamLoader, loading
-from mvar_lightning.data.reading.place import ShardPlace, index_at
+from mvar_lightning.data.reading.place import ShardPlace
 from mvar_lightning.data.reading.samples import ImageReader
 from mvar_lightning.data.tokens.cache import CacheSettings, TokenCache
 from mvar_lightning.data.tokens.making import Rows, Task, TokenJob, Views, ViewStream, content_hash
@@ -125,7 +125,7 @@ def encode_data(request: EncodeRequest) -> TokenCache | None:
 
 def _open(request: EncodeRequest) -> tuple[Callable[[Sequence[Task]], ViewStream], TokenJob]:
     """The rows of some tasks, and the cache in the making."""
-    index = index_at(request.data)
+    index = read_index(request.data)
     settings = request.settings(index)
     views, job = Views(settings), TokenJob(request.out, settings, index)
     reader = ImageReader(ShardPlace(str(request.data)), 0, views.val, index.num_classes)
