@@ -96,7 +96,8 @@ def _run(argv: Sequence[str] | None) -> int:
     if rest and not getattr(arguments, "takes_overrides", False):
         print(f"mvar: error: unknown arguments: {' '.join(rest)} (see mvar --help)", file=sys.stderr)
         return 2
-    arguments.overrides = rest
+    # without dashes as well, as Hydra's users write them
+    arguments.overrides = [f"--{each}" if re.match(r"[a-z_]+(\.\w+)+=", each) else each for each in rest]
     try:
         # recipes may name classes of the user's own; last in the path, so that nothing installed is shadowed
         sys.path.append(str(_current_folder()))

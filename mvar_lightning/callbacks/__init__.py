@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mvar_lightning.callbacks.ema import EMA
 from mvar_lightning.callbacks.last_checkpoint import LastCheckpoint
+from mvar_lightning.callbacks.loggers import ScaleCharts
 from mvar_lightning.callbacks.metrics import ReconstructionMetrics, SampleMetrics
 from mvar_lightning.callbacks.monitors import (
     GradientNorm,
@@ -33,6 +34,7 @@ __all__ = [
     "ReconstructionStrips",
     "SampleGrid",
     "SampleMetrics",
+    "ScaleCharts",
     "Throughput",
     "WritableRunFolder",
 ]

@@ -12,11 +12,11 @@ from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
+from mvar_lightning.callbacks.loggers import log_picture
 from mvar_lightning.data.image_data import run_data
 from mvar_lightning.data.reading.loader import TrainLoader, loading
 from mvar_lightning.errors import UserError
@@ -139,14 +139,12 @@ def run_folder(trainer: pl.Trainer) -> Path:
 
 
 def publish(trainer: pl.Trainer, picture_3HW: Tensor, tag: str, file: str | None) -> None:
-    """A picture in [0, 1] to every TensorBoard of the run and, if ``file`` is named, into the run's folder.
+    """A picture in [0, 1] to every logger that takes pictures and, if ``file`` is named, into the run's folder.
 
     Rank zero only. A ``fast_dev_run`` writes no file: it must not replace the picture of a real run.
     """
     if not trainer.is_global_zero:
         return
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_image(tag, picture_3HW, global_step=trainer.global_step)
+    log_picture(trainer, picture_3HW, tag)
     if file is not None and not is_rehearsal(trainer):
         to_png(picture_3HW, run_folder(trainer) / file)

@@ -25,6 +25,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from mvar_lightning.callbacks.base import is_rehearsal, run_folder
+from mvar_lightning.callbacks.best import BestCheckpoints
 from mvar_lightning.compat import epoch_ends_here, logs_now
 from mvar_lightning.errors import UserError
 from mvar_lightning.tools.compute import runs_behind
@@ -46,13 +47,25 @@ class LastCheckpoint(Checkpoint):
     Args:
         every_steps: optimizer steps between checkpoints inside an epoch; null leaves it to the minutes.
         every_minutes: the same in minutes; null leaves it to the steps.
+        monitor: a metric of the validation, such as val/loss: the ``top_k`` checkpoints that are best by it are kept
+            beside the last, ``checkpoints/best-step=N.ckpt``.
+        top_k: how many.
+        mode: ``min`` or ``max``; null goes by the metric's name (accuracy, PSNR and the like are to be large).
     """
 
-    def __init__(self, every_steps: int | None = None, every_minutes: float | None = 15.0) -> None:
+    def __init__(
+        self,
+        every_steps: int | None = None,
+        every_minutes: float | None = 15.0,
+        monitor: str | None = None,
+        top_k: int = 1,
+        mode: str | None = None,
+    ) -> None:
         if every_steps is not None and every_steps < 1:
             raise UserError(f"checkpoint.every_steps {every_steps}: must be at least 1, or null for none")
         if every_minutes is not None and every_minutes < 0:
             raise UserError(f"checkpoint.every_minutes {every_minutes}: must not be negative; null for none")
+        self.best = BestCheckpoints(monitor, top_k, mode)
         self.every_steps = every_steps
         self.every_minutes = every_minutes
         self.last_model_path = ""
@@ -109,6 +122,10 @@ class LastCheckpoint(Checkpoint):
         if trainer.state.fn == TrainerFn.FITTING:
             self._signals.obey(trainer, self._signals.wish)
 
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and not is_rehearsal(trainer):
+            self.best.judge(trainer, Path(self.last_model_path))
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._save(trainer)
         self._signals.obey(trainer, agreed(trainer, self._signals.wish))
@@ -142,10 +159,12 @@ class LastCheckpoint(Checkpoint):
         now = time.monotonic()
         self.seconds += now - self._counted_at
         self._counted_at = now
-        return {"seconds": self.seconds, "metrics": dict(self.metrics)}
+        best = {} if self.best.monitor is None else {"best": list(self.best.kept)}
+        return {"seconds": self.seconds, "metrics": dict(self.metrics), **best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.seconds, self.metrics = float(state_dict["seconds"]), dict(state_dict.get("metrics", {}))
+        self.best.kept = [(float(value), str(name)) for value, name in state_dict.get("best", [])]
 
     def keep_metrics(self, trainer: pl.Trainer) -> None:
         """Take note of what was logged last; Lightning forgets it where `fit` or `validate` begins."""

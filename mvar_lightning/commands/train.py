@@ -31,8 +31,10 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(run=run_train, takes_overrides=True)
     for stage, help_text in STAGES.items():
         parser = subparsers.add_parser(stage, help=help_text, description=help_text)
-        parser.add_argument("--config", metavar="FILE", help="recipe (YAML)")
-        parser.add_argument("--ckpt-path", metavar="FILE", help="Lightning checkpoint to resume from or to evaluate")
+        words = "recipe (YAML); given again, a file whose settings replace the recipe's"
+        parser.add_argument("-c", "--config", metavar="FILE", action="append", default=[], help=words)
+        words = "Lightning checkpoint to resume from or to evaluate"
+        parser.add_argument("--ckpt-path", "--ckpt_path", metavar="FILE", help=words)
         parser.add_argument("--run-folder", metavar="DIR", help="where to write (default: runs/ and the recipe's name)")
         parser.add_argument("--options", action="store_true", help="list everything a recipe can set")
         parser.set_defaults(run=partial(run_stage, stage), takes_overrides=True)
@@ -63,9 +65,11 @@ def run_stage(stage: str, args: argparse.Namespace) -> int:
     from mvar_lightning.runs import train
 
     if args.options:
-        train.list_options(args.config)
-    elif args.config is None:
+        train.list_options(args.config[0] if args.config else None)
+    elif not args.config:
         raise UserError(f"mvar {stage}: --config is missing; name a recipe, for example recipes/var/digits.yaml")
     else:
-        train.run_stage(stage, args.config, args.overrides, args.ckpt_path, args.run_folder)
+        recipe, *others = args.config
+        overrides = [*(f"--config={other}" for other in others), *args.overrides]
+        train.run_stage(stage, recipe, overrides, args.ckpt_path, args.run_folder)
     return 0

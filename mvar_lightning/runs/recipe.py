@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
@@ -14,6 +15,7 @@ from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -35,6 +37,9 @@ NOISE = (
     r"FSDP2-wrapped module .* returned a view tensor",  # nothing here writes into it
 )
 """Warnings of the libraries that a user can do nothing about."""
+
+LOGGERS = ("wandb", "mlflow")
+"""Extras of the package."""
 
 PARSER = {"parser_mode": "omegaconf", "prog": "mvar fit", "exit_on_error": False, "allow_abbrev": False}
 
@@ -109,6 +114,8 @@ class SuiteCLI(LightningCLI):
             mistake: BaseException | None = error
             while mistake is not None and not isinstance(mistake, UserError):
                 mistake = mistake.__cause__ or mistake.__context__
+            if mistake is None and (told := _of_a_class(error)):
+                raise UserError(told) from error
             if mistake is None and "Does not validate against" in str(error):  # the parser's own, found late
                 raise UserError(explain(str(error), self.arguments)) from error
             if mistake is None:
@@ -126,9 +133,29 @@ class SuiteCLI(LightningCLI):
             trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError, TypeError) as error:
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+        if trainer.loggers and not any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
+            # the curves of a sweep are read from it, whatever else the recipe names
+            trainer.loggers = [*trainer.loggers, made_of(tensorboard_of(self.run_folder))]
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the recipe names no other
             trainer.strategy.checkpoint_io = callbacks.last_checkpoint.DurableCheckpointIO()
         return trainer
+
+
+def _of_a_class(error: Exception) -> str:
+    """Why a class of the recipe could not be made, such as a logger whose package is not there; nothing where the
+    error is another's. The parser has what the class said among what it tried besides."""
+    tried = re.findall(
+        r"^\s*- (?!Expected a |Not a valid subclass|Problem|Import path)(\S.*)$", str(error), re.MULTILINE
+    )
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ModuleNotFoundError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is None and not tried:
+        return ""
+    said = " ".join(str(cause if cause is not None else tried[0]).split())
+    package = next((name for name in LOGGERS if f"`{name}`" in said or f"'{name}" in said), None)
+    way_out = f"; pip install mvar-lightning[{package}]" if package else ""
+    return f"trainer: one of the recipe's classes cannot be made: {said[:400]}{way_out}"
 
 
 def class_names_of(data: LightningDataModule) -> tuple[str, ...] | None:
@@ -182,14 +209,10 @@ class RecipeCheck(SuiteCLI):
 
 def trainer_defaults(run_folder: Path) -> dict[str, Any]:
     """What every run has, unless its recipe says otherwise: device and precision, logger, checkpoints, guards."""
-    logger = {
-        "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
-        "init_args": {"save_dir": str(run_folder), "name": "tensorboard", "version": ""},
-    }
     return {
         "default_root_dir": str(run_folder),
         "precision": "bf16-mixed" if torch.cuda.is_available() else "32-true",
-        "logger": logger,
+        "logger": tensorboard_of(run_folder),
         "callbacks": [
             callbacks.WritableRunFolder(),
             LearningRateMonitor("step"),
@@ -197,5 +220,14 @@ def trainer_defaults(run_folder: Path) -> dict[str, Any]:
             callbacks.GradientNorm(),
             callbacks.NonFiniteLossGuard(),
             callbacks.ProgressLines(),
+            callbacks.ScaleCharts(),
         ],
+    }
+
+
+def tensorboard_of(run_folder: Path) -> dict[str, Any]:
+    """The logger of every run."""
+    return {
+        "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+        "init_args": {"save_dir": str(run_folder), "name": "tensorboard", "version": ""},
     }

@@ -219,6 +219,7 @@ def write_report(run: Run, cli: SuiteCLI) -> None:
 
     The seconds are those of training with its validations, over all the times that the run was taken up again.
     """
+    from mvar_lightning.callbacks.loggers import log_report
     from mvar_lightning.tools.compute import peak_memory_bytes
 
     module: Any = cli.model
@@ -237,6 +238,7 @@ def write_report(run: Run, cli: SuiteCLI) -> None:
         "seconds_per_step": latest.get("speed/step_seconds"),
         "peak_memory_bytes": peak_memory_bytes(trainer.strategy.root_device),
         "metrics": dict(sorted(kept.metrics.items())),
+        **kept.best.report(run.last_checkpoint.parent),
     }
     if hasattr(module, "model"):
         report["attention"] = repr(core.strategy)
@@ -244,6 +246,7 @@ def write_report(run: Run, cli: SuiteCLI) -> None:
         elements = 2 * core.backend.plan.cache_tokens * core.width * core.depth
         report["kv_cache_bytes_per_image"] = elements * next(core.parameters()).element_size()
     write_json(run.metrics_file, report)
+    log_report(trainer, report)
 
 
 def _last_checkpoint(trainer: Any) -> Any:
@@ -263,8 +266,11 @@ def print_report(run: Run) -> None:
         ("peak memory", f"{report['peak_memory_bytes'] / 2**20:,.0f} MiB"),
         *((name, f"{value:.4g}") for name, value in shown.items() if "_scale_" not in name),
     ]
+    if isinstance(best := report.get("best"), dict):
+        rows.append((f"best {best.get('monitor')}", f"{best.get('value'):.4g} at step {best.get('step'):,}"))
     print_table(rows, title=str(run.recipe))
     written = {
+        "best": Path(best["checkpoint"]) if isinstance(best, dict) else run.folder / "none",
         "samples": run.folder / "samples.png",
         "reconstructions": run.folder / "reconstructions.png",
         "metrics": run.metrics_file,
