@@ -23,6 +23,7 @@ from mvar_lightning.commands import (
     edit,
     evaluate,
     fetch,
+    listing,
     plan,
     reconstruct,
     sample,
@@ -34,7 +35,21 @@ from mvar_lightning.commands import (
 from mvar_lightning.errors import UserError
 from mvar_lightning.tools.console import patient_streams
 
-COMMANDS = (train, plan, sweep, sample, edit, evaluate, analyze, reconstruct, checkpoints, shards, tokens, fetch)
+COMMANDS = (
+    train,
+    plan,
+    sweep,
+    listing,
+    sample,
+    edit,
+    evaluate,
+    analyze,
+    reconstruct,
+    checkpoints,
+    shards,
+    tokens,
+    fetch,
+)
 
 GO_ON = ("train", "fit", "sweep", "sample", "evaluate", "shards", "tokens", "fetch")
 """Commands that, interrupted and given again, keep what they have done."""

@@ -15,12 +15,12 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mvar_lightning.compat import said_by_lightning
 from mvar_lightning.errors import UserError
+from mvar_lightning.runs.naming import in_words, other_recipes, short_hash
 from mvar_lightning.runs.recipe_files import recipe_file
 from mvar_lightning.tools.files import Lock, check_claim, read_json, write_json
 from mvar_lightning.tools.processes import is_lost_process, is_main, started_by_lightning
@@ -293,12 +293,6 @@ def _resolved(content: Any) -> Any:
         return content
 
 
-def other_recipes(overrides: Sequence[str]) -> list[Path]:
-    """Files that overrides lay over a recipe: ``--config FILE`` or ``--config=FILE``."""
-    after = [value for name, value in pairwise(overrides) if name == "--config"]
-    return [Path(name) for name in (*after, *(o[len("--config=") :] for o in overrides if o.startswith("--config=")))]
-
-
 def run_of(recipe: str | Path, overrides: Sequence[str], folder: str | Path | None = None) -> Run:
     """The run of a recipe with these overrides, in its usual place unless a folder is given."""
     is_main()  # a rank in the environment that is no number is told before Lightning trips over it
@@ -308,43 +302,11 @@ def run_of(recipe: str | Path, overrides: Sequence[str], folder: str | Path | No
     if folder is None:
         # recipes/var/digits.yaml and mine/var/digits.yaml both are var/digits; their contents tell them apart
         family = "" if recipe.parent.name == "recipes" else recipe.parent.name
-        before = RUNS / family / f"{recipe.stem}+{_short_hash(overrides)}"  # of a version that wrote no words
+        before = RUNS / family / f"{recipe.stem}+{short_hash(overrides)}"  # of a version that wrote no words
         folder = before if overrides and before.exists() else RUNS / family / f"{recipe.stem}{in_words(overrides)}"
     if "${" in str(folder):  # the parser would look it up: pictures here, curves there
         raise UserError(f"run folder {folder}: ${{ begins a reference in a recipe; choose a name without it")
     return Run(recipe, tuple(overrides), Path(folder))
-
-
-WORDS = 60
-"""Longest name that overrides are given in full."""
-
-
-def in_words(overrides: Sequence[str]) -> str:
-    """What a run's folder says of its overrides: ``+depth=6,trainer.max_epochs=3``; nothing where there are none.
-
-    The model's settings go by their own names, others with their section. Where the words cannot say all (long, or
-    signs that a folder's name should not have) a few letters of a hash tell such runs apart.
-    """
-    if not overrides:
-        return ""
-    said = [re.fullmatch(r"--(\w+(?:\.\w+)+)=([\w.+-]+)", override) for override in overrides]
-    words = ",".join(f"{_short_name(found[1])}={found[2]}" for found in said if found is not None)
-    if (
-        None not in said
-        and len(words) <= WORDS
-        and len({_short_name(found[1]) for found in said if found}) == len(said)
-    ):
-        return f"+{words}"
-    kept = words[:WORDS].rpartition(",")[0] if len(words) > WORDS else words
-    return f"+{kept}{'~' if kept else ''}{_short_hash(overrides)}"
-
-
-def _short_name(setting: str) -> str:
-    return setting.replace(".init_args.", ".").removeprefix("model.")
-
-
-def _short_hash(overrides: Sequence[str]) -> str:
-    return hashlib.sha256(json.dumps(list(overrides)).encode()).hexdigest()[:6]
 
 
 # Where a checkpoint's run has its data, and how it cuts its images.
