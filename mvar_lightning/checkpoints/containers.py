@@ -39,7 +39,8 @@ def read_state(path: str | Path, wanted: tuple[str, ...], key: str | None = None
     """The state dict of a file under the reference's own names.
 
     Args:
-        path: a ``torch.save`` or safetensors file, or a folder with one named as in `IN_FOLDER`; found by `located`.
+        path: a ``torch.save`` or safetensors file, a folder with one named as in `IN_FOLDER`, or a folder of
+            ``torch.distributed.checkpoint``; found by `located`.
         wanted: `MODEL` or `TOKENIZER`.
         key: which one, where there are several: the keys to it and what stands before its names, such as ``ema`` or
             ``state_dict.generator``.
@@ -48,7 +49,24 @@ def read_state(path: str | Path, wanted: tuple[str, ...], key: str | None = None
         UserError: no such file, none in it, or several and no ``key``.
     """
     path = _file_of(Path(located(path)))
+    if kind_of(path) == "folder":
+        return _read_distributed(path, wanted, key)
     content: Any = read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
+    return _state_in(content, wanted, key, path)
+
+
+def _read_distributed(path: Path, wanted: tuple[str, ...], key: str | None) -> Mapping[str, Tensor]:
+    """The state dict of a distributed checkpoint: found by its names, of which only those are read."""
+    from mvar_lightning.checkpoints.distributed import outline, read_distributed
+
+    outlined = outline(path)
+    chosen = _state_in(outlined, wanted, key, path)
+    names = {id(tensor): name for name, tensor in outlined.items()}
+    whole = read_distributed(path, {names[id(tensor)]: tensor for tensor in chosen.values()})
+    return {name: whole[names[id(tensor)]] for name, tensor in chosen.items()}
+
+
+def _state_in(content: Any, wanted: tuple[str, ...], key: str | None, path: Path) -> Mapping[str, Tensor]:
     found = list(_candidates(content, wanted, str(path)))
     names = ", ".join(repr(candidate.key) for candidate in found)
     if key is not None:
@@ -71,12 +89,9 @@ def read_state(path: str | Path, wanted: tuple[str, ...], key: str | None = None
 def _file_of(path: Path) -> Path:
     if kind_of(path) != "folder":
         return path
-    found = [path / name for name in IN_FOLDER if kind_of(path / name) == "file"]
     if kind_of(path / ".metadata") == "file":
-        raise UserError(
-            f"{path}: a distributed checkpoint; make one file of it first: "
-            f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {path} {path.name}.pt"
-        )
+        return path  # of torch.distributed.checkpoint
+    found = [path / name for name in IN_FOLDER if kind_of(path / name) == "file"]
     if len(found) != 1:
         raise UserError(f"{path}: is a folder with {len(found)} of {', '.join(IN_FOLDER)}; give the file itself")
     return found[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ import torch.distributed.checkpoint as dcp
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.fsdp import fully_shard
 
 from mvar_lightning.checkpoints import import_official, load_initial_weights
@@ -167,13 +167,76 @@ def test_a_folder_as_accelerate_writes_it(state: State, tmp_path: Path) -> None:
         read_state(tmp_path / "checkpoint_0", MODEL)
 
 
-def test_a_distributed_checkpoint_names_what_converts_it(state: State, tmp_path: Path) -> None:
-    dcp.save(state, checkpoint_id=tmp_path / "dcp", no_dist=True)  # type: ignore[attr-defined]
-    with pytest.raises(UserError, match="a distributed checkpoint; make one file of it first: python -m") as error:
-        read_state(tmp_path / "dcp", MODEL)
-    dcp_to_torch_save(tmp_path / "dcp", tmp_path / "one.pt")  # type: ignore[attr-defined]
-    assert "format_utils dcp_to_torch" in str(error.value)
-    assert read_state(tmp_path / "one.pt", MODEL).keys() == state.keys()
+class Runs:
+    """What a pickle would call; here only a name."""
+
+    def __reduce__(self) -> Any:
+        return (print, ("executed",))
+
+
+def sharded(folder: Path, tensors: Any) -> Path:
+    dcp.save(tensors, checkpoint_id=folder, no_dist=True)  # type: ignore[attr-defined]
+    return folder
+
+
+def test_a_distributed_checkpoint_is_made_whole_on_the_way(state: State, codes: State, tmp_path: Path) -> None:
+    inside = {
+        "model": {f"module.{key}": value for key, value in state.items()},
+        "epoch": 3,
+        "optimizer": {"a": torch.ones(2)},
+    }
+    for number, content in enumerate((state, inside, {"state_dict": {"vae": codes, "gpt": state}})):
+        folder = sharded(tmp_path / str(number), content)
+        found = read_state(folder, MODEL)
+        assert found.keys() == state.keys()
+        assert all(torch.equal(found[key], value) for key, value in state.items())
+    assert read_state(tmp_path / "2", TOKENIZER).keys() == codes.keys()
+    two = sharded(tmp_path / "two", {"model": state, "ema": {key: value + 1 for key, value in state.items()}})
+    with pytest.raises(UserError, match="say which"):
+        read_state(two, MODEL)
+    name = next(iter(state))
+    assert torch.equal(read_state(two, MODEL, "ema")[name], state[name] + 1)
+
+
+def test_a_distributed_checkpoint_of_two_processes(tmp_path: Path) -> None:
+    """Each writes its half of every weight."""
+    torch.multiprocessing.spawn(write_half, (str(tmp_path / "dcp"), str(tmp_path / "meeting")), nprocs=2)
+    from mvar_lightning.checkpoints.distributed import outline, read_distributed
+
+    whole = read_distributed(tmp_path / "dcp", outline(tmp_path / "dcp"))
+    assert torch.equal(whole["model.weight"], torch.arange(12.0).view(4, 3))
+
+
+def write_half(rank: int, folder: str, meeting: str) -> None:
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    dcp.save(
+        {"model": {"weight": distribute_tensor(torch.arange(12.0).view(4, 3), mesh, [Shard(0)])}}, checkpoint_id=folder
+    )  # type: ignore[attr-defined]
+    dist.destroy_process_group()
+
+
+def test_a_bad_distributed_checkpoint_is_one_line_and_runs_nothing(
+    state: State, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, spoil, words in (
+        ("code", lambda f: (f / ".metadata").write_bytes(pickle.dumps(Runs())), "nothing was executed"),
+        ("cut", lambda f: (f / ".metadata").write_bytes((f / ".metadata").read_bytes()[:-20]), "not readable"),
+        ("other", lambda f: (f / ".metadata").write_bytes(pickle.dumps({"a": 1})), "no table"),
+        ("gone", lambda f: (f / "__0_0.distcp").unlink(), "not what its"),
+        ("short", lambda f: (f / "__0_0.distcp").write_bytes(b"x" * 100), "not what its"),
+    ):
+        folder = sharded(tmp_path / name, state)
+        spoil(folder)
+        with pytest.raises(UserError, match=words):
+            read_state(folder, MODEL)
+    assert "executed" not in capsys.readouterr().out
+    empty = sharded(tmp_path / "empty", {"a": torch.ones(2)})
+    assert not read_state(empty, MODEL).keys() & state.keys()  # what is missing is told by name, later
 
 
 @pytest.mark.parametrize("content", [{}, {"a": 1}, [1], {"state_dict": {"w": torch.ones(1)}}, {"x": {"y": {}}}])
