@@ -12,15 +12,20 @@ from mvar_lightning.checkpoints.containers import MODEL, read_state
 from mvar_lightning.checkpoints.folder import is_released, located, open_checkpoint
 from mvar_lightning.checkpoints.official import import_transformer
 from mvar_lightning.checkpoints.official_sizes import attention_of, looks_like, pyramid_of, transformer_arguments
+from mvar_lightning.checkpoints.rescale import for_scales
 from mvar_lightning.errors import UserError
 from mvar_lightning.transformer import NextScaleTransformer
 
-SIZES = ("scales", "vocab_size", "code_dim", "depth", "width", "heads")
+SIZES = ("vocab_size", "code_dim", "depth", "width", "heads")
 ROWS = "class_embedding.weight"
 
 
 def load_initial_weights(
-    model: NextScaleTransformer, path: str | Path, init_classes: InitClasses = None, class_names: Sequence[str] = ()
+    model: NextScaleTransformer,
+    path: str | Path,
+    init_classes: InitClasses = None,
+    class_names: Sequence[str] = (),
+    init_scales: str | None = None,
 ) -> str:
     """Initialize a model from another checkpoint, in place.
 
@@ -31,14 +36,16 @@ def load_initial_weights(
     Args:
         model: the model to initialize, on any device.
         path: a folder of `save` or of a run, a Lightning checkpoint, or a released file of the published models (its
-            scales are taken to be the model's).
+            scales are the model's where they have as many tokens, else the published ones that do).
         init_classes: what the classes start from: ``fresh``, ``mean``, or a mapping such as ``{corgi: 263, cat:
             tabby}``, by names or indices of classes here and there. Not given: all classes where there are as many,
             else fresh ones. "No class" is always taken.
         class_names: of the model's own classes, by index.
+        init_scales: where the scales are others: ``resize`` positions and levels by the nearest side, or ``fresh`` ones
+            (`rescale.for_scales`).
 
     Returns:
-        What became of the classes, in words.
+        What became of the classes and scales, in words.
 
     Raises:
         UserError: a checkpoint or a class that does not fit; the message names what differs.
@@ -51,9 +58,13 @@ def load_initial_weights(
     _check_same(model, source, path)
     state = source.state_dict()
     names = names_or_imagenets(names, source.num_classes)
+    scales = ""
+    if source.pyramid != model.pyramid:
+        state, scales = for_scales(state, source.pyramid, model.pyramid, model.state_dict(), init_scales)
+        scales = f"; {scales}"
     state[ROWS], words = class_rows(model.class_embedding.weight, state[ROWS], init_classes, class_names, names)
     model.load_state_dict(state, strict=True)
-    return f"init_from {path}: classes: {words}"
+    return f"init_from {path}: classes: {words}{scales}"
 
 
 def _source_model(model: NextScaleTransformer, path: Path) -> tuple[NextScaleTransformer, Sequence[str]]:
@@ -67,14 +78,20 @@ def _source_model(model: NextScaleTransformer, path: Path) -> tuple[NextScaleTra
 
 
 def _released_model(model: NextScaleTransformer, path: Path) -> NextScaleTransformer:
-    """The model of a released file, on the scales of the model that it is for."""
+    """The model of a released file, on the scales of the model that it is for, or the published ones that it fits."""
     if not path.exists():
         raise UserError(f"{path}: no such checkpoint")
     state = read_state(path, MODEL)
     looks = {"markov_var": "markov_var", "var or mvar": "mvar"}.get(looks_like(state) or "")
     if looks is None:
         raise UserError(f"{path}: looks like {looks_like(state) or 'no known model'}; give a transformer's weights")
-    pyramid = pyramid_of(state, model.pyramid.sides, str(path))
+    try:
+        pyramid = pyramid_of(state, model.pyramid.sides, str(path))
+    except UserError as error:
+        try:  # of other scales: the published ones of its number of tokens
+            pyramid = pyramid_of(state, None, str(path))
+        except UserError:
+            raise error from None
     arguments = transformer_arguments(state, looks, pyramid, model.vocab_size, model.code_dim, str(path))
     attention = attention_of(looks, pyramid, kernel_size=1, first_neighborhood_scale=None)
     source = on_meta(lambda: NextScaleTransformer(**arguments, attention=attention))

@@ -7,11 +7,14 @@ from inspect import signature
 from typing import Any, TypeVar, cast
 
 import lightning as L
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
-from mvar_lightning.checkpoints.folder import Opened
+from mvar_lightning.checkpoints.folder import Opened, is_released, load_tokenizer
+from mvar_lightning.checkpoints.official import import_tokenizer
 from mvar_lightning.data.image_data import named, run_data
 from mvar_lightning.errors import UserError
+from mvar_lightning.tokenizer.tokenizer import TRAINING_ONLY, MultiScaleTokenizer
 
 M = TypeVar("M", bound=L.LightningModule)
 LIGHTNINGS = ("map_location", "hparams_file", "strict", "weights_only")
@@ -52,3 +55,32 @@ def batch_size_of_run(trainer: L.Trainer) -> int:
     if per_process is None:
         raise UserError("the learning rate is scaled by the batch size: give a datamodule or a loader that has one")
     return int(per_process)
+
+
+HITS = "quantizer.ema_hits_KV"
+
+
+def start_from(tokenizer: MultiScaleTokenizer, path: str) -> None:
+    """Take over the weights of another tokenizer, in place; a released file's scales are taken to be the tokenizer's.
+
+    Other scales are taken over as they are: phi's convolutions belong to places between the coarsest scale and the
+    finest (`phi_of_scales`), not to scales, unless each scale has its own (``phi_layers`` 0).
+
+    Raises:
+        UserError: no such file, or a tokenizer of other sizes.
+    """
+    source = import_tokenizer(path, tokenizer.pyramid) if is_released(path) else load_tokenizer(path)
+    ours, theirs = tokenizer.config, source.config
+    differing = [key for key in ours if key not in TRAINING_ONLY and ours[key] != theirs.get(key)]
+    if ours["scales"] != theirs["scales"] and ours["phi_layers"]:
+        differing.remove("scales")
+    if differing:
+        sizes = ", ".join(f"{key} ({ours[key]} here, {theirs.get(key)} there)" for key in differing)
+        raise UserError(f"init_from {path}: a tokenizer of another kind: {sizes}; set the recipe to what the file has")
+    state = source.state_dict()
+    if ours["scales"] != theirs["scales"]:
+        state[HITS] = tokenizer.state_dict()[HITS]  # counts of each scale, of the released training alone
+        rank_zero_info(
+            f"init_from {path}: scales {source.pyramid} to {tokenizer.pyramid}: phi by its place between them"
+        )
+    tokenizer.load_state_dict(state)

@@ -70,6 +70,7 @@ class NextScaleModule(L.LightningModule):
         init_from: weights to start from (fine-tuning): a folder (saved, or a run's), a checkpoint or a released file.
         init_classes: what the classes start from then: ``fresh``, ``mean``, or a mapping such as ``{corgi: 263, cat:
             tabby}`` from classes here to classes there, by name or index (`load_initial_weights`).
+        init_scales: ``resize`` or ``fresh``: what positions start from where the scales there are others.
         class_names: of the classes, by index; a recipe's are the data's.
         compile_blocks: `torch.compile` every block.
         checkpoint_activations: recompute blocks in the backward pass.
@@ -122,6 +123,7 @@ class NextScaleModule(L.LightningModule):
         class_names: tuple[str, ...] | None = None,
         objective: Objective | None = None,
         train_scales: list[int] | None = None,
+        init_scales: str | None = None,
     ) -> None:
         super().__init__()
         self.tokenizer = own = load_tokenizer(tokenizer).eval().requires_grad_(False)
@@ -141,7 +143,7 @@ class NextScaleModule(L.LightningModule):
         self.scale_groups = ScaleGroups.read(scale_groups, scale_cycle, self.model.backend.plan)
         self.target = Target.of(objective, train_scales, self.scale_groups, self.model.pyramid)
         self.class_names = check_names(class_names or (), num_classes)
-        self.init_from = self._start_from(init_from, init_classes)
+        self.init_from = self._start_from(init_from, init_classes, init_scales)
         if compile_blocks:
             acceleration.compile_blocks(self.model)
         self.base_lr, self.betas, self.warmup, self.final_lr_ratio = base_lr, betas, warmup, final_lr_ratio
@@ -150,10 +152,10 @@ class NextScaleModule(L.LightningModule):
         self.cfg, self.top_k, self.top_p = cfg, top_k, top_p
         self.usage = CodebookUsage(self.tokenizer.pyramid, self.tokenizer.vocab_size)
 
-    def _start_from(self, path: str | None, classes: InitClasses) -> str | None:
+    def _start_from(self, path: str | None, classes: InitClasses, scales: str | None) -> str | None:
         """Take weights, if any are named, and give the name back."""
         if path is not None:
-            words = load_initial_weights(self.model, path, classes, self.class_names)
+            words = load_initial_weights(self.model, path, classes, self.class_names, scales)
             if not words.endswith(ALL):
                 rank_zero_info(words)
         elif classes is not None:

@@ -20,9 +20,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
-from mvar_lightning.checkpoints import load_tokenizer
-from mvar_lightning.checkpoints.folder import is_released, open_checkpoint, unwrap_names
-from mvar_lightning.checkpoints.official import import_tokenizer
+from mvar_lightning.checkpoints.folder import open_checkpoint, unwrap_names
 from mvar_lightning.checkpoints.record import Record
 from mvar_lightning.data.image_data import named, run_data
 from mvar_lightning.errors import UserError
@@ -31,11 +29,11 @@ from mvar_lightning.tokenizer.adversarial import AdversarialLoss
 from mvar_lightning.tokenizer.codebook import CodebookRemedy, DataDependentInit, DeadCodeRestart
 from mvar_lightning.tokenizer.losses import EntropyLoss, L1Loss, L2Loss, LossPart, QuantizerLoss, WeightedLoss
 from mvar_lightning.tokenizer.quantizer import FIRST_KEPT, check_scale_dropout, draw_kept_scales
-from mvar_lightning.tokenizer.tokenizer import TRAINING_ONLY, MultiScaleTokenizer, TokenizerOutput, fingerprint_of
+from mvar_lightning.tokenizer.tokenizer import MultiScaleTokenizer, TokenizerOutput, fingerprint_of
 from mvar_lightning.tools.compute import set_precision_policy
 from mvar_lightning.tools.drawing import normalize
 from mvar_lightning.training.distributed import check_precision, has_trainer, log_means, seed_batch, seed_of_batch
-from mvar_lightning.training.loading import alone, module_of_folder
+from mvar_lightning.training.loading import alone, module_of_folder, start_from
 from mvar_lightning.training.manual_steps import (
     FiniteTerms,
     as_list,
@@ -351,21 +349,6 @@ class TokenizerModule(L.LightningModule):
         progress = loop.get("epoch_loop.manual_optimization.optim_step_progress")
         if progress is not None and progress["total"]["completed"] == 0:
             progress["total"] = {"ready": steps, "completed": steps}
-
-
-def start_from(tokenizer: MultiScaleTokenizer, path: str) -> None:
-    """Take over the weights of another tokenizer, in place; a released file's scales are taken to be the tokenizer's.
-
-    Raises:
-        UserError: no such file, or a tokenizer of other sizes.
-    """
-    source = import_tokenizer(path, tokenizer.pyramid) if is_released(path) else load_tokenizer(path)
-    ours, theirs = tokenizer.config, source.config
-    differing = [key for key in ours if key not in TRAINING_ONLY and ours[key] != theirs.get(key)]
-    if differing:
-        sizes = ", ".join(f"{key} ({ours[key]} here, {theirs.get(key)} there)" for key in differing)
-        raise UserError(f"init_from {path}: a tokenizer of another kind: {sizes}; set the recipe to what the file has")
-    tokenizer.load_state_dict(source.state_dict())
 
 
 PARTS = ("encoder", "quant_conv", "quantizer", "post_quant_conv", "decoder")

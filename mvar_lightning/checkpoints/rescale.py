@@ -1,0 +1,82 @@
+"""Weights for other scales: what a transformer learnt of its token maps, moved to maps of other sides.
+
+A map of n x n tokens always covers the whole image, so what stands for a place of it is found by the map's side, not by
+its number among the scales: from the scale whose side is nearest, as a ratio. Token positions are resized as a picture
+(bicubic, as ViT's: arXiv 2010.11929, section 3.2, and DeiT's code); a level's vector lies between those of the next
+smaller and next larger side, by the logarithm of the side. Beyond the first and last side the nearest is taken.
+
+C width, K scales.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mvar_lightning.errors import UserError
+from mvar_lightning.pyramid import ScalePyramid
+
+RULES = ("resize", "fresh")
+START, TOKEN, LEVEL = "positions.start", "positions.token", "positions.level.weight"
+
+
+def for_scales(
+    state: Mapping[str, Tensor], there: ScalePyramid, here: ScalePyramid, own: Mapping[str, Tensor], rule: str | None
+) -> tuple[dict[str, Tensor], str]:
+    """A state dict on other scales, and what was done, in words.
+
+    Args:
+        state: of a model with scales ``there``; of models that rotate by positions (Markov-VAR) nothing hangs on the
+            scales but the angles, which are made anew.
+        here: the scales that are wanted.
+        own: the new model's state dict, for what is fresh.
+        rule: ``resize``, or ``fresh``: positions and levels as initialized.
+
+    Raises:
+        UserError: no rule, or an unknown one.
+    """
+    if rule not in RULES:
+        raise UserError(
+            f"scales ({list(here.sides)} here, {list(there.sides)} there): say how positions become these, "
+            f"init_scales: {' or '.join(RULES)}"
+        )
+    moved = dict(state)
+    if TOKEN not in state:
+        return moved, f"scales {there} to {here}: rotary positions, made anew"
+    if rule == "fresh":
+        moved |= {name: own[name] for name in (START, TOKEN, LEVEL)}
+        return moved, f"scales {there} to {here}: positions and levels fresh"
+    maps = [part.unflatten(1, (side, side)) for part, side in zip(there.split(state[TOKEN]), there.sides, strict=True)]
+    nearest = [min(range(there.num_scales), key=lambda k: abs(math.log(there.sides[k] / side))) for side in here.sides]
+    tokens = [resized(maps[source], side) for source, side in zip(nearest, here.sides, strict=True)]
+    moved[TOKEN] = torch.cat([part.flatten(1, 2) for part in tokens], dim=1)
+    moved[LEVEL] = torch.stack([_level(state[LEVEL], there, side) for side in here.sides])
+    first = state[START].unflatten(1, (there.sides[0], there.sides[0]))
+    moved[START] = resized(first, here.sides[0]).flatten(1, 2)
+    return moved, f"scales {there} to {here}: positions and levels resized by the nearest side"
+
+
+def resized(map_1nnC: Tensor, side: int) -> Tensor:
+    """A map of positions (1, n, n, C) on another side, bicubic."""
+    if map_1nnC.shape[1] == side:
+        return map_1nnC
+    image_1Cnn = map_1nnC.permute(0, 3, 1, 2).float()
+    made = F.interpolate(image_1Cnn, size=(side, side), mode="bicubic", align_corners=False, antialias=True)
+    return made.permute(0, 2, 3, 1).to(map_1nnC.dtype)
+
+
+def _level(level_KC: Tensor, there: ScalePyramid, side: int) -> Tensor:
+    """The vector of a level of so many tokens a side."""
+    smaller = [k for k, other in enumerate(there.sides) if other <= side]
+    larger = [k for k, other in enumerate(there.sides) if other >= side]
+    if not smaller or not larger:
+        return level_KC[0 if not smaller else -1]
+    low, high = smaller[-1], larger[0]
+    if low == high:
+        return level_KC[low]
+    share = math.log(side / there.sides[low]) / math.log(there.sides[high] / there.sides[low])
+    return torch.lerp(level_KC[low].float(), level_KC[high].float(), share).to(level_KC.dtype)
