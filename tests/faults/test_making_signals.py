@@ -75,9 +75,9 @@ def test_making_shards(number: signal.Signals, to: str, tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 3), dtype=np.uint8)
     np.savez(tmp_path / "set.npz", images=images, labels=np.arange(32) % 2)
     argv = ["shards", "make", "set.npz", "out", "--workers", "2", "--samples-per-shard", "2", "--resize", "256"]
-    check_stopped(stopped(argv, tmp_path, ".out*/records/*.json", number, to), "the same command goes on")
+    check_stopped(stopped(argv, tmp_path, ".out*/records/[!.]*.json", number, to), "the same command goes on")
     assert not (tmp_path / "out").exists()
-    records = len(list(tmp_path.glob(".out*/records/*.json")))
+    records = len(list(tmp_path.glob(".out*/records/[!.]*.json")))
     answer = ask(*argv, cwd=tmp_path)
     assert answer.status == 0, answer.err
     assert f"going on, {records} of " in answer.out + answer.err

@@ -163,10 +163,10 @@ def test_settings_that_cannot_train_are_refused(
         trainer(tmp_path, **settings).fit(module(tokenizer), datamodule=data_module(shards, **data))
 
 
-def test_bare_loaders_have_no_batch_size_to_scale_by(shards: Path, tokenizer: Path, tmp_path: Path) -> None:
-    loader = data_module(shards).train_dataloader()
-    with pytest.raises(UserError, match="give the trainer a datamodule"):
-        trainer(tmp_path).fit(module(tokenizer), loader)
+def test_lists_of_batches_have_no_batch_size_to_scale_by(shards: Path, tokenizer: Path, tmp_path: Path) -> None:
+    batches = [next(iter(data_module(shards).train_dataloader()))]
+    with pytest.raises(UserError, match="give a datamodule or a loader that has one"):
+        trainer(tmp_path).fit(module(tokenizer), batches)
 
 
 def test_a_checkpoint_of_another_tokenizer_is_refused_by_both_hashes(
