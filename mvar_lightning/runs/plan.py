@@ -198,6 +198,16 @@ def _check_kernels(recipe: Path) -> None:
         )
 
 
+def _trained(tokenizer: str) -> Mapping[str, Any]:
+    """The sizes of a tokenizer that is there; nothing of one that is not."""
+    from mvar_lightning.checkpoints.folder import open_checkpoint
+
+    try:
+        return open_checkpoint(tokenizer, whole=False).record.tokenizer
+    except UserError:
+        return {}
+
+
 def _shape(config: Mapping[str, Any], header: str, tokenizer_recipe: str | None) -> Shape:
     from mvar_lightning.checkpoints.assign import on_meta
     from mvar_lightning.tokenizer import MultiScaleTokenizer
@@ -212,9 +222,11 @@ def _shape(config: Mapping[str, Any], header: str, tokenizer_recipe: str | None)
     elif side in PUBLISHED_SIDES:
         given = {"scales": PUBLISHED_SIDES[side]}
     else:
-        given = {}
+        given = dict(_trained(str(settings.get("tokenizer"))))
     if "scales" not in given:
-        raise UserError("plan: neither tokenizer_recipe nor data.image_size of 256, 512 or 1024 tells its sizes")
+        raise UserError(
+            "plan: neither model.tokenizer, tokenizer_recipe nor data.image_size of 256, 512 or 1024 tells its sizes"
+        )
     names = signature(MultiScaleTokenizer).parameters.keys() & given
     tokenizer = on_meta(lambda: MultiScaleTokenizer(**{name: given[name] for name in names}))
     callbacks = [object_of(each) for each in trainer.get("callbacks") or []]
@@ -319,7 +331,9 @@ def _images(data: Mapping[str, Any], header: str) -> int | None:
 def _missing(config: Mapping[str, Any], tokenizer_recipe: str | None) -> Iterator[str]:
     """Files and folders that a recipe names and that are not there."""
     (_, settings), (_, data) = (object_of(config[name]) for name in ("model", "data"))
-    tokenizer = None if tokenizer_recipe is not None else settings.get("tokenizer")
+    tokenizer = settings.get("tokenizer")
+    if tokenizer_recipe is not None or _trained(str(tokenizer)):  # the second: one that ships, by its name, too
+        tokenizer = None
     yield from (str(path) for path in (data.get("path"), data.get("images"), tokenizer) if _lacks(path))
     yield from _weights(config["model"])
     yield from _weights(config["trainer"].get("callbacks"))

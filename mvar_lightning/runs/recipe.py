@@ -24,6 +24,7 @@ from mvar_lightning.compat import expect_unused_parameters, share_gradients_with
 from mvar_lightning.errors import UserError
 from mvar_lightning.runs.bounds import import_class, made_of, object_of
 from mvar_lightning.runs.recipe_check import check_quickly, check_values, explain
+from mvar_lightning.runs.recipe_files import tokenizer_recipe
 from mvar_lightning.runs.run import run_of
 from mvar_lightning.tools.compute import keep_freed_memory
 from mvar_lightning.training import TokenizerModule
@@ -90,8 +91,10 @@ class SuiteCLI(LightningCLI):
 
     @property
     def tokenizer_recipe(self) -> str | None:
-        """Overrides included."""
-        return self.config.get("tokenizer_recipe")
+        """Overrides included; the file, where it is found from here or beside the recipe."""
+        name = self.config.get("tokenizer_recipe")
+        found = tokenizer_recipe({"tokenizer_recipe": name}, self.recipe)
+        return name if found is None else str(found)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         words = "recipe that trains the tokenizer if it is missing"

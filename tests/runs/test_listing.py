@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -166,3 +167,16 @@ def test_the_identity_of_a_run_knows_the_files_laid_over_its_recipe(
         assert run.identity() != before
         more.write_text("trainer: {max_epochs: 3}\n")
         assert run.identity() == before
+
+
+def test_a_plan_reads_the_sizes_of_a_tokenizer_that_is_there_and_of_one_beside_its_recipe(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", "var/digits_cca"]) == 0
+    out = capsys.readouterr().out
+    assert "peak of a device" in out and not re.search(r"not there yet +│ digits ", out)
+    _, recipe = write_recipes(str(shards), 16, "var", tmp_path / "own")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["plan", str(recipe)]) == 0
+    assert "peak of a device" in capsys.readouterr().out
