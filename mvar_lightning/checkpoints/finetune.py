@@ -12,7 +12,7 @@ from mvar_lightning.checkpoints.containers import MODEL, read_state
 from mvar_lightning.checkpoints.folder import is_released, located, open_checkpoint
 from mvar_lightning.checkpoints.official import import_transformer
 from mvar_lightning.checkpoints.official_sizes import attention_of, looks_like, pyramid_of, transformer_arguments
-from mvar_lightning.checkpoints.rescale import for_scales
+from mvar_lightning.checkpoints.rescale import RULES, for_scales
 from mvar_lightning.errors import UserError
 from mvar_lightning.transformer import NextScaleTransformer
 
@@ -50,6 +50,8 @@ def load_initial_weights(
     Raises:
         UserError: a checkpoint or a class that does not fit; the message names what differs.
     """
+    if init_scales not in (None, *RULES):
+        raise UserError(f"init_scales {init_scales!r}: unknown; choose {' or '.join(RULES)}")
     source, names = _source_model(model, Path(located(path)))
     if source.quantized is not None:
         raise UserError(

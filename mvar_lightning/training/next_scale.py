@@ -160,6 +160,8 @@ class NextScaleModule(L.LightningModule):
                 rank_zero_info(words)
         elif classes is not None:
             raise UserError(f"init_classes {classes!r}: needs init_from, the weights that classes are taken from")
+        elif scales is not None:
+            raise UserError(f"init_scales {scales!r}: needs init_from, the weights whose scales are others")
         return path
 
     @classmethod

@@ -9,7 +9,7 @@ import pytest
 import torch
 from faults.small_models import CONVOLUTIONS, SIZES, small_model, small_tokenizer
 
-from mvar_lightning import LlamaBlocks, NextScaleTransformer, ScalePyramid, UserError
+from mvar_lightning import LlamaBlocks, NextScaleTransformer, ScalePyramid, UserError, VARModule
 from mvar_lightning.checkpoints import load_initial_weights, save
 from mvar_lightning.checkpoints.rescale import LEVEL, START, TOKEN, for_scales, resized
 from mvar_lightning.tokenizer import MultiScaleTokenizer
@@ -84,6 +84,13 @@ def test_without_a_rule_nothing_starts(source: Path) -> None:
     ):
         with pytest.raises(UserError, match=words):
             load_initial_weights(NextScaleTransformer(HERE, **SIZES, **SIZE), source, init_scales=rule)
+
+
+def test_a_rule_that_means_nothing_is_told_where_the_scales_agree_too(source: Path) -> None:
+    with pytest.raises(UserError, match="init_scales 'strech': unknown"):
+        load_initial_weights(small_model(), source, init_scales="strech")
+    with pytest.raises(UserError, match="needs init_from"):
+        VARModule(str(source), 3, depth=1, width=16, heads=2, init_scales="resize")
 
 
 def test_a_tokenizer_goes_on_with_other_scales(source: Path) -> None:
