@@ -24,7 +24,7 @@ from mvar_lightning.runs.recipe import SuiteCLI
 from mvar_lightning.training import next_scale
 
 ROOT = Path(__file__).parents[1]
-SWEEPS = sorted((ROOT / "recipes/ablations").glob("*.yaml"))
+SWEEPS = sorted([*(ROOT / "recipes/ablations").glob("*.yaml"), *(ROOT / "recipes/evidence").glob("*.yaml")])
 RECIPES = [path for path in sorted((ROOT / "recipes").rglob("*.yaml")) if path not in SWEEPS]
 DIGITS, IMAGENET = 10, 1000
 

@@ -284,7 +284,7 @@ def test_curves_are_read_back_and_a_continued_run_replaces_what_it_repeats(tmp_p
 
 def test_every_sweep_that_ships_reads_and_names_a_recipe_that_ships() -> None:
     root = Path(__file__).parents[2]
-    found = sorted((root / "recipes" / "ablations").glob("*.yaml"))
+    found = sorted([*(root / "recipes/ablations").glob("*.yaml"), *(root / "recipes/evidence").glob("*.yaml")])
     assert found
     for path in found:
         sweep = read_sweep(path)
