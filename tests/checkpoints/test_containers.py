@@ -97,6 +97,24 @@ def sharded(state: State, codes: State, folder: Path) -> Any:
     return {name: t.full_tensor() if hasattr(t, "full_tensor") else t for name, t in module.state_dict().items()}
 
 
+def trained(state: State, codes: State) -> dict[str, Any]:
+    """After a step, what FoundationVision/VAR's train.py and trainer.py save, part by part."""
+    model, tokenizer = module_of(state), module_of(codes)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95))
+    sum(parameter.sum() for parameter in model.parameters()).backward()  # type: ignore[union-attr]
+    optimizer.zero_grad(set_to_none=False)
+    optimizer.step()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**11)
+    trainer = {
+        "config": {"patch_nums": (1, 2, 3), "label_smooth": 0.0, "prog_it": 0, "first_prog": True},
+        "var_wo_ddp": model.state_dict(),
+        "vae_local": tokenizer.state_dict(),
+        "var_opt": {"scaler": scaler.state_dict(), "optimizer": optimizer.state_dict()},
+    }
+    arguments = {"depth": 16, "tblr": 1e-4, "pn": "1_2_3", "device": "cpu", "patch_nums": (1, 2, 3)}
+    return {"epoch": 3, "iter": 0, "trainer": trainer, "args": arguments}
+
+
 WRITERS: dict[str, tuple[Callable[[State, State, Path], Any], str]] = {
     "DistributedDataParallel": (wrapped(nn.parallel.DistributedDataParallel), ""),
     "torch.compile": (wrapped(lambda module: torch.compile(module)), ""),  # type: ignore[arg-type, return-value]
@@ -111,10 +129,9 @@ WRITERS: dict[str, tuple[Callable[[State, State, Path], Any], str]] = {
         lambda state, codes, folder: {"module": state, "config": OmegaConf.create({"a": {"b": [1, "x", None]}})},
         "module",
     ),
-    "VAR's trainer": (
-        lambda state, codes, folder: {"trainer": {"var_wo_ddp": state, "vae_local": codes, "var_opt": {"state": {}}}},
-        "trainer.var_wo_ddp",
-    ),
+    "VAR's trainer": (lambda state, codes, folder: trained(state, codes), "trainer.var_wo_ddp"),
+    # thu-ml/CCA's trainer gives its model alone; CoDe's and DDO's releases are flat, under VAR's names
+    "CCA's trainer": (lambda s, c, folder: {**trained(s, c), "trainer": module_of(s).state_dict()}, "trainer"),
 }
 
 
