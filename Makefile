@@ -79,7 +79,7 @@ figures: install  ## draw the pictures of the docs
 
 # One sweep a table. What has been measured lies in docs/evidence/, committed: it is not trained again, and the page is
 # drawn from it without runs/. A sweep is one process of one thread, two at a time.
-EVIDENCE := prefix families
+EVIDENCE := strategies
 EVIDENCE_LONG := $(EVIDENCE) history
 FASHION := data/fashion_tokens/tokens.json
 
