@@ -22,6 +22,7 @@ from mvar_lightning.checkpoints.containers import MODEL, TOKENIZER, read_state
 from mvar_lightning.cli import main
 from mvar_lightning.errors import UserError
 from mvar_lightning.transformer import NextScaleTransformer
+from tests.faults.harness import call, start
 
 Files = dict[str, tuple[Path, Path]]
 Pairs = dict[str, Any]
@@ -100,7 +101,7 @@ def sharded(state: State, codes: State, folder: Path) -> Any:
 def trained(state: State, codes: State) -> dict[str, Any]:
     """After a step, what FoundationVision/VAR's train.py and trainer.py save, part by part."""
     model, tokenizer = module_of(state), module_of(codes)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.95))
     sum(parameter.sum() for parameter in model.parameters()).backward()  # type: ignore[union-attr]
     optimizer.zero_grad(set_to_none=False)
     optimizer.step()
@@ -217,7 +218,10 @@ def test_a_distributed_checkpoint_is_made_whole_on_the_way(state: State, codes: 
 
 def test_a_distributed_checkpoint_of_two_processes(tmp_path: Path) -> None:
     """Each writes its half of every weight."""
-    torch.multiprocessing.spawn(write_half, (str(tmp_path / "dcp"), str(tmp_path / "meeting")), nprocs=2)
+    begun = [start(code=call(write_half, rank, str(tmp_path / "dcp"), str(tmp_path / "meeting"))) for rank in range(2)]
+    for process in begun:
+        answer = process.finish()
+        assert answer.status == 0, answer.err
     from mvar_lightning.checkpoints.distributed import outline, read_distributed
 
     whole = read_distributed(tmp_path / "dcp", outline(tmp_path / "dcp"))
