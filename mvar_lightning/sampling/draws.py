@@ -1,6 +1,6 @@
 """One draw: the filters, the tokens that random numbers stand for, and the numbers that an image's seed stands for.
 
-B batch, l tokens of one scale, L all tokens, V vocabulary.
+B batch, l tokens of one scale, L all tokens, M maps drawn for one, V vocabulary.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import numbers
 from collections.abc import Sequence
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -94,12 +95,22 @@ def sample_tokens(
     check_filters(top_k, top_p, temperature)
     if top_k == 1:
         return logits_BlV.argmax(dim=-1)
+    return sample_maps(logits_BlV, uniform_Bl[..., None], top_k, top_p, temperature)[..., 0]
+
+
+def sample_maps(
+    logits_BlV: Tensor, uniform_BlM: Tensor, top_k: int | None, top_p: float | None, temperature: float
+) -> Tensor:
+    """Token indices, int64 (B, l, M), of M maps from one distribution, which is filtered and summed up once.
+
+    Arguments as of `sample_tokens`, checked there; with as many numbers for each token as there are maps.
+    """
     scaled = logits_BlV if temperature == 1.0 else logits_BlV / temperature
     cumulative_BlV = filter_logits(scaled, top_k, top_p).float().softmax(dim=-1).cumsum_(dim=-1)
     # the first token whose share exceeds the number; scaled by the sum as rounded: a number below 1 finds a token
-    target_Bl1 = uniform_Bl[..., None] * cumulative_BlV[..., -1:]
+    target_BlM = uniform_BlM * cumulative_BlV[..., -1:]
     # of logits that are no numbers there is no such token: `sample_pyramid` tells
-    return torch.searchsorted(cumulative_BlV, target_Bl1, right=True)[..., 0].clamp_(max=logits_BlV.shape[-1] - 1)
+    return torch.searchsorted(cumulative_BlV, target_BlM, right=True).clamp_(max=logits_BlV.shape[-1] - 1)
 
 
 # One random generator for each image, so that image i depends on its seed alone: not on batch size, order or processes.
@@ -118,6 +129,7 @@ class ImageNoise:
     def __init__(self, seed_B: Sequence[int], pyramid: ScalePyramid, device: torch.device) -> None:
         self.pyramid = pyramid
         self.device = device
+        self.seeds = list(seed_B)
         self._generators = [torch.Generator("cpu").manual_seed(seed) for seed in seed_B]
         uniform = [torch.rand(pyramid.num_tokens, generator=g, device="cpu") for g in self._generators]
         self._uniform_BL = torch.stack(uniform).to(device)
@@ -125,6 +137,20 @@ class ImageNoise:
     def uniform(self, scale: int) -> Tensor:
         """Numbers in [0, 1) for the tokens of ``scale``, float32 (B, l)."""
         return self._uniform_BL[:, self.pyramid.slice_of(scale)]
+
+    def of_maps(self, scale: int, count: int) -> tuple[Tensor, Tensor]:
+        """Numbers in [0, 1) for ``count`` maps of ``scale``, float32 (B, l, M), and one more for each image, (B,).
+
+        The first map's are `uniform`'s; the others come from a generator of the image and the scale, so that no other
+        draw changes, nor do the first ones where more are asked for.
+        """
+        shape, more, extra = (count - 1, self.pyramid.tokens_of(scale)), [], []
+        for seed in self.seeds:
+            generator = torch.Generator("cpu").manual_seed(crc32(f"{seed}/maps/{scale}".encode()))
+            extra.append(torch.rand((), generator=generator, device="cpu"))
+            more.append(torch.rand(shape, generator=generator, device="cpu").t())
+        own_Bl1 = self.uniform(scale)[..., None]
+        return torch.cat([own_Bl1, torch.stack(more).to(self.device)], dim=-1), torch.stack(extra).to(self.device)
 
     def gumbel(self, scale: int, vocab_size: int) -> Tensor:
         """Gumbel noise for the tokens of ``scale``, float32 (B, l, V); to be asked for in the order of the scales."""

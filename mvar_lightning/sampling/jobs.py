@@ -172,6 +172,9 @@ def plan_sampling(request: SampleRequest) -> SamplingPlan:
         "precision": task.precision,
         "weights": weights_hash(*stages.models, tokenizer),
     }
+    if (selector := task.settings.selector) is not None:
+        selector.check(model, tokenizer)
+        identity["selector"] = selector.identity()
     if request.source.refiner is not None:
         identity["from_scale"] = request.source.from_scale
     if request.quantize is not None:

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mvar_lightning.errors import UserError
+from mvar_lightning.errors import UserError, check_kind
 from mvar_lightning.sampling.draws import ImageNoise, check_filters, check_seeds, filter_logits, listed, sample_tokens
 from mvar_lightning.sampling.guidance import GuidanceSchedule, LinearGuidance, as_schedule
+from mvar_lightning.sampling.selectors import Selection, Selector
 from mvar_lightning.sampling.stages import Drawers, StagedRows, Stages
 from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.tools.compute import evaluating, exact_float32, plain_numbers
@@ -46,6 +47,7 @@ class SamplingSettings:
         top_k, top_p: filters; None is off. A top_k above the vocabulary keeps all.
         temperature: divides the guided logits before they are filtered.
         more_smooth: feed mixtures of codes back instead of the codes drawn; for looks only (VAR).
+        selector: draw several maps of a scale, and go on with one of them.
     """
 
     guidance: GuidanceSchedule = field(default_factory=LinearGuidance)
@@ -53,13 +55,25 @@ class SamplingSettings:
     top_p: float | None = 0.96
     temperature: float = 1.0
     more_smooth: bool = False
+    selector: Selector | None = None
 
     def __post_init__(self) -> None:
         check_filters(self.top_k, self.top_p, self.temperature)
+        if self.selector is not None:
+            check_kind("selector", self.selector, Selector, "a selector such as MostLikely(4)")
+            if self.top_k == 1 or self.more_smooth:
+                why = (
+                    "top_k 1 draws the same map each time"
+                    if self.top_k == 1
+                    else "more_smooth goes on with no map's codes"
+                )
+                raise UserError(f"``selector``: {why}; leave one of them out")
 
     def arguments(self) -> dict[str, Any]:
         """The same as arguments of `generate` and `edit`."""
         settings = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.selector is None:
+            del settings["selector"]
         return {"cfg": settings.pop("guidance"), **settings}
 
 
@@ -83,6 +97,7 @@ def generate(
     temperature: float = 1.0,
     more_smooth: bool = False,
     decode_chunk: int | None = None,
+    selector: Selector | None = None,
 ) -> Generated:
     """Images of the given classes, and their tokens.
 
@@ -102,13 +117,14 @@ def generate(
         temperature: divides the logits before they are filtered.
         more_smooth: mix codes by Gumbel softmax (VAR's option for looks; not for FID).
         decode_chunk: images decoded at a time; None is about 260,000 pixels.
+        selector: of several maps drawn for a scale, which one goes on, such as ``MostLikely(4)``; None draws one.
 
     Raises:
         UserError: a label, seed or setting out of range, a pair that does not fit, or weights that give no numbers.
     """
     stages = Stages.of(model)
     stages.check_together(tokenizer)
-    settings = SamplingSettings(as_schedule(cfg), top_k, top_p, temperature, more_smooth)
+    settings = SamplingSettings(as_schedule(cfg), top_k, top_p, temperature, more_smooth, selector=selector)
     label_B = check_labels(repeated(label_B, len(listed(seeds) or [0])), stages.first)
     noise = ImageNoise(check_seeds(seeds, len(label_B)), stages.pyramid, label_B.device)
     with evaluating(*stages.models, tokenizer):
@@ -139,7 +155,7 @@ def sample_pyramid(
         observe: see the guided logits of each scale.
 
     Raises:
-        UserError: logits that are NaN or infinite.
+        UserError: logits that are NaN or infinite, or a selector that does not fit.
     """
     stages = Stages.of(model)
     quantizer, pyramid = tokenizer.quantizer, stages.pyramid
@@ -147,13 +163,17 @@ def sample_pyramid(
     f_hat_BZhw = quantizer.empty_f_hat(len(label_B))
     tokens: list[Tensor] = []
     sound = torch.ones((), dtype=torch.bool, device=label_B.device)  # read once: each time a GPU would have to wait
-    x_BlZ = None
+    x_BlZ, selection = None, None
+    if settings.selector is not None:
+        filters = settings.top_k, settings.top_p, settings.temperature
+        selection = Selection(settings.selector, stages.first, tokenizer, label_B, noise, filters, replace)
     for scale in range(pyramid.num_scales):
+        selects = selection is not None and selection.chooses_at(scale)
         h_RlC = rows.features(scale, x_BlZ)
         chosen = []
         # both halves' logits of so many images stay bounded, unless those of all are needed together
         at_once = max(1, LOGITS_AT_ONCE // (2 * pyramid.tokens_of(scale) * stages.first.vocab_size))
-        if observe is not None or settings.more_smooth:
+        if observe is not None or settings.more_smooth or (selects and replace is not None):
             at_once = len(label_B)
         for start in range(0, len(label_B), at_once):
             images = slice(start, start + at_once)
@@ -161,16 +181,21 @@ def sample_pyramid(
             sound &= torch.isfinite(logits_blV.sum())
             if observe is not None:
                 observe(scale, logits_blV)
-            chosen.append(choose(logits_blV, scale, settings, noise, tokenizer, images))
+            if selection is not None and selects:
+                chosen.append(selection.choose(logits_blV, scale, images, f_hat_BZhw))
+            else:
+                chosen.append(choose(logits_blV, scale, settings, noise, tokenizer, images))
             del logits_blV  # not held while the next ones are computed
         idx_Bl, codes_BlZ = (torch.cat(parts) for parts in zip(*chosen, strict=True))
-        if replace is not None:
+        if replace is not None and not selects:  # a selection's maps were judged with it
             idx_Bl, codes_BlZ = replace(scale, idx_Bl, codes_BlZ)
         tokens.append(idx_Bl)
         f_hat_BZhw = quantizer.accumulate(f_hat_BZhw, codes_BlZ, scale)
         if scale + 1 < pyramid.num_scales:
             x_BlZ = quantizer.next_input(f_hat_BZhw, scale + 1)
     check_finite(sound, "logits", "model")
+    if selection is not None:
+        check_finite(selection.sound, "scores", "selector")
     return f_hat_BZhw, torch.cat(tokens, dim=1)
 
 
