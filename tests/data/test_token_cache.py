@@ -247,7 +247,7 @@ def test_two_jobs_do_not_write_at_once(tmp_path: Path) -> None:
     command = [sys.executable, "-c", other + "print('locked', flush=True); input()"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "locked\n"
-        with pytest.raises(UserError, match="another `mvar tokens make` is writing it"), job.locked():
+        with pytest.raises(UserError, match="another `mvar tokens` is writing it"), job.locked():
             pass
         process.communicate("\n")
     with job.locked():
