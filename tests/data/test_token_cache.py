@@ -106,7 +106,7 @@ def cut(path: Path) -> None:
 def test_a_damaged_part_is_one_clear_line(tmp_path: Path, spoil: Callable[[Path], Any], message: str) -> None:
     cache = write_token_cache(tmp_path / "c")
     spoil(tmp_path / "c" / "train" / "000000.npy")
-    with pytest.raises(UserError, match=rf"train/000000\.npy.*{message}.*run the same `mvar tokens make` again"):
+    with pytest.raises(UserError, match=rf"train/000000\.npy.*{message}.*run the same `mvar tokens` command again"):
         open_part(cache, cache.split("train")[0])
 
 
