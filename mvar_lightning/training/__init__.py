@@ -1,4 +1,4 @@
-"""The LightningModules: of the tokenizer, of a scorer, and one of next-scale models with the published families as defaults."""
+"""The LightningModules: a tokenizer's, a scorer's, and one of next-scale models with the families as its defaults."""
 
 from mvar_lightning.training.distributed import FullySharded
 from mvar_lightning.training.next_scale import MarkovVARModule, MVARModule, NextScaleModule, VARModule
