@@ -272,6 +272,8 @@ def test_what_does_not_fit_is_told_before_anything_is_drawn(
 
 def test_the_command_takes_a_name_or_a_scorer(
     sample: Callable[..., int],
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     model: NextScaleTransformer,
     tokenizer: MultiScaleTokenizer,
@@ -293,6 +295,14 @@ def test_the_command_takes_a_name_or_a_scorer(
             assert torch.allclose(from_image(picture), image_3HW, atol=1 / 250)
     assert sample(tmp_path / "plain", *common) == 0
     assert "selector" not in json.loads((tmp_path / "plain" / "sampling.json").read_text())
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "docs"))  # the worked example of the documents
+    command = ["--import", "my_selectors", "sample", "--checkpoint", str(checkpoint), "--device", "cpu", *common]
+    assert main([*command, "--out", str(tmp_path / "own"), "--selector", "MostVaried", "--candidates", "9"]) == 0
+    varied, plain = (
+        generate(model, tokenizer, 3, seeds=range(20), selector=selector).tokens[:, -25:]
+        for selector in (Selector.members["MostVaried"](9), None)
+    )
+    assert sum(len(row.unique()) for row in varied) > sum(len(row.unique()) for row in plain) + 20
     capsys.readouterr()
     for arguments, said in (
         (("--selector", "MostLikely"), "holds images with selector"),
