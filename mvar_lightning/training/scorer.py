@@ -28,6 +28,7 @@ from mvar_lightning.errors import UserError
 from mvar_lightning.sampling.scorer import Scorer, save_scorer
 from mvar_lightning.tokenizer import MultiScaleTokenizer, fingerprint
 from mvar_lightning.tools.compute import set_precision_policy
+from mvar_lightning.tools.remote import is_url
 from mvar_lightning.training.distributed import check_precision, log_means, seed_batch
 from mvar_lightning.training.loading import batch_size_of_run
 from mvar_lightning.training.manual_steps import show_loss
@@ -137,11 +138,18 @@ class ScorerModule(L.LightningModule):
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self._evaluate(batch, batch_idx, "val")
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self._evaluate(batch, batch_idx, "test")
+
+    def _evaluate(self, batch: dict[str, Tensor], batch_idx: int, stage: str) -> None:
+        """Loss, and the share of pairs in the right order, on pairs that are always the same."""
         generator = torch.Generator().manual_seed(batch_idx * self.trainer.world_size + self.global_rank)
         margin_KB = self.margins(batch, "val", generator)
         right_K = (margin_KB > 0).float().mean(dim=1)
-        means = {"val/loss": -F.logsigmoid(margin_KB).mean(), "val/accuracy": right_K.mean()}
-        means |= {f"val/accuracy_scale_{scale}": right for scale, right in enumerate(right_K)}
+        means = {f"{stage}/loss": -F.logsigmoid(margin_KB).mean(), f"{stage}/accuracy": right_K.mean()}
+        means |= {f"{stage}/accuracy_scale_{scale}": right for scale, right in enumerate(right_K)}
         log_means(self, means, images=len(batch["label"]))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -182,6 +190,8 @@ class DrawnTokens:
     """
 
     def __init__(self, folder: str, split: str, scorer: Scorer) -> None:
+        if not is_url(folder) and not Path(folder).exists():
+            raise UserError(f"model.drawn {folder}: does not exist; make it with `mvar tokens draw --out {folder}`")
         cache = read_cache(folder)
         if cache.settings.tokenizer_hash != scorer.tokenizer_hash:
             raise UserError(
