@@ -18,6 +18,8 @@ from token_files import token_job
 from mvar_lightning import MultiScaleTokenizer, ScorerModule, TokenShards, UserError
 from mvar_lightning.checkpoints import load_tokenizer
 from mvar_lightning.cli import main
+from mvar_lightning.runs.plan import plan
+from mvar_lightning.runs.recipe import RecipeCheck
 from mvar_lightning.sampling import load_scorer
 from mvar_lightning.tokenizer import fingerprint
 
@@ -147,4 +149,6 @@ def test_mvar_train_leaves_a_scorer(tokenizer: Path, caches: tuple[Path, Path], 
     assert load_scorer(tmp_path / "run").tokenizer_hash == fingerprint(load_tokenizer(tokenizer))
     report = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert report["parameters"] == sum(p.numel() for p in load_scorer(tmp_path / "run").parameters())
+    planned = plan(RecipeCheck.of(recipe)).shape.parameters
+    assert planned - report["parameters"] == (1000 - CLASSES) * SIZES["embedding"], "a cache's classes are not read"
     assert main(["train", str(recipe), "--run-folder", str(tmp_path / "run"), "--model.hidden=[0]"]) == 2
