@@ -173,7 +173,8 @@ class BestOfScales(Selector):
             )
 
     def identity(self) -> str:
-        return repr({**self.config(), "scorer": self.network().digest()})  # wherever it lies
+        named = {**vars(self), "scorer": self.network().digest()}  # wherever it lies
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in named.items())})"
 
     def scores(self, drawn: Drawn) -> Tensor:
         scorer = self.network().to(drawn.label_B.device)
