@@ -21,13 +21,14 @@ from mvar_lightning.data.transforms import Transform, build_transform, to_batch
 from mvar_lightning.errors import UserError, check_counts
 from mvar_lightning.evaluation.image_sources import SizeWatch, open_data
 from mvar_lightning.metrics.quality import psnr
+from mvar_lightning.pyramid import Scales, Size, times
 from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.tools.compute import choose_device, evaluating
 from mvar_lightning.tools.drawing import labeled_rows, to_png, to_unit
 from mvar_lightning.tools.files import check_folder
 
 
-def progressive_picture(original_N3HW: Tensor, after_NK3HW: Tensor, sides: Sequence[int]) -> Tensor:
+def progressive_picture(original_N3HW: Tensor, after_NK3HW: Tensor, sides: Sequence[Size]) -> Tensor:
     """One row an image: after each scale, coarse on the left, and the original at the right end.
 
     Args:
@@ -36,7 +37,7 @@ def progressive_picture(original_N3HW: Tensor, after_NK3HW: Tensor, sides: Seque
         sides: of the K token maps, the labels of the columns.
     """
     rows_RN3HW = torch.cat([after_NK3HW, original_N3HW[:, None]], dim=1)
-    labels = [*(f"{side} x {side}" for side in sides), "original"]
+    labels = [*map(times, sides), "original"]
     captions = [[*row, ""] for row in _decibel(original_N3HW, after_NK3HW)]
     return labeled_rows(rows_RN3HW, labels, captions)
 
@@ -99,8 +100,8 @@ class ReconstructRequest:
     data: str | None = None
     images: int | None = None
     out: str | Path = "strip.png"
-    image_size: int | None = None
-    patch_nums: Sequence[int] | None = None
+    image_size: Size | None = None
+    patch_nums: Scales | None = None
     resize_ratio: float = 1.125
     crop: str = "center"
     device: str = "auto"
@@ -124,11 +125,11 @@ class ReconstructRequest:
 
 
 class Reconstructed(NamedTuple):
-    """What the picture shows: how many images, of what in words, and whether some had to be enlarged to this side."""
+    """What the picture shows: how many images, of what in words, and whether some had to be enlarged to this size."""
 
     images: int
     shown: str
-    side: int
+    side: Size
     enlarged: bool
 
 
@@ -147,7 +148,7 @@ def reconstruct_images(request: ReconstructRequest) -> Reconstructed:
     for name, other in others:
         if other != side:
             raise UserError(
-                f"``checkpoint`` {name}: takes images of {other} x {other}, {first} of {side} x {side}; "
+                f"``checkpoint`` {name}: takes images of {times(other)}, {first} of {times(side)}; "
                 "compare tokenizers for one size"
             )
     image_N3HW, enlarged = _images(request, side)
@@ -167,7 +168,7 @@ def reconstruct_images(request: ReconstructRequest) -> Reconstructed:
     return Reconstructed(len(image_N3HW), shown, side, enlarged)
 
 
-def _images(request: ReconstructRequest, side: int) -> tuple[Tensor, bool]:
+def _images(request: ReconstructRequest, side: Size) -> tuple[Tensor, bool]:
     """Images in [0, 1], and whether one was smaller than that."""
     if request.data is None:
         watch = SizeWatch(build_transform(request.crop, side, request.resize_ratio), side)
