@@ -20,6 +20,7 @@ from mvar_lightning.errors import UserError, check_counts
 from mvar_lightning.evaluation.features import OTHER_SPLIT, holds_shards, open_features
 from mvar_lightning.evaluation.image_sources import ArchiveImages, FolderImages, ImageSource, ShardImages, open_images
 from mvar_lightning.metrics import FeatureExtractor, StoredReference
+from mvar_lightning.pyramid import height_width
 from mvar_lightning.sampling.jobs import Job, SampleRequest, make_images, plan_sampling
 from mvar_lightning.sampling.sampler import SamplingSettings
 from mvar_lightning.tools.tensors import open_arrays
@@ -139,9 +140,9 @@ def open_generated(request: EvaluateImagesRequest, out: Path) -> Generated:
     same = {name: getattr(request, name) for name in names}
     source = request.source.inside_run()
     plan = plan_sampling(SampleRequest(source, out / "samples", classes="all", **same))
-    side, classes = plan.image_size, plan.num_classes
+    classes = plan.num_classes
     identity = {**plan.identity, "classes": classes, "count": request.count, "seed": request.seed}
-    images = FolderImages(plan.task.folder, [job.file for job in plan.jobs], identity, (side, side))
+    images = FolderImages(plan.task.folder, [job.file for job in plan.jobs], identity, height_width(plan.image_size))
     about = {name: value for name, value in identity.items() if name != "precision"}  # the report has one of its own
     about |= {"checkpoint": source.path, "sampled_in": plan.identity["precision"]}
     if source.refiner is not None:

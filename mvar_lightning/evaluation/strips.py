@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mvar_lightning.checkpoints.source import open_tokenizer
-from mvar_lightning.data.images import ImageError, decode_rgb
+from mvar_lightning.data.images import ImageError, decode, form_of
 from mvar_lightning.data.reading.loader import loading
 from mvar_lightning.data.transforms import Transform, build_transform, to_batch
 from mvar_lightning.errors import UserError, check_counts
@@ -151,7 +151,13 @@ def reconstruct_images(request: ReconstructRequest) -> Reconstructed:
                 f"``checkpoint`` {name}: takes images of {times(other)}, {first} of {times(side)}; "
                 "compare tokenizers for one size"
             )
-    image_N3HW, enlarged = _images(request, side)
+    channels = {tokenizer.image_channels for tokenizer in tokenizers.values()}
+    if len(channels) > 1:
+        raise UserError(
+            f"``checkpoint``: images of {' and '.join(map(str, sorted(channels)))} channels; compare tokenizers for "
+            "one kind of images"
+        )
+    image_N3HW, enlarged = _images(request, side, channels.pop())
     after = {
         name: torch.cat([reconstruct_after_each_scale(tokenizer, one).cpu() for one in image_N3HW.split(1)])
         for name, tokenizer in tokenizers.items()
@@ -168,13 +174,13 @@ def reconstruct_images(request: ReconstructRequest) -> Reconstructed:
     return Reconstructed(len(image_N3HW), shown, side, enlarged)
 
 
-def _images(request: ReconstructRequest, side: Size) -> tuple[Tensor, bool]:
+def _images(request: ReconstructRequest, side: Size, channels: int) -> tuple[Tensor, bool]:
     """Images in [0, 1], and whether one was smaller than that."""
     if request.data is None:
         watch = SizeWatch(build_transform(request.crop, side, request.resize_ratio), side)
-        return torch.cat([_read_image(path, watch) for path in request.files]), watch.enlarged
+        return torch.cat([_read_image(path, watch, channels) for path in request.files]), watch.enlarged
     wanted = request.images or NUM_IMAGES
-    data = open_data(request.data, side, "val", wanted, request.resize_ratio, request.crop)
+    data = open_data(request.data, side, "val", wanted, request.resize_ratio, request.crop, channels=channels)
     watch = data.val_transform = SizeWatch(data.val_transform, side)
     found: list[Tensor] = []
     with loading(data.ordered_dataloader("val")) as batches:
@@ -185,10 +191,11 @@ def _images(request: ReconstructRequest, side: Size) -> tuple[Tensor, bool]:
     return torch.cat(found)[:wanted], watch.enlarged
 
 
-def _read_image(path: str, transform: Transform) -> Tensor:
+def _read_image(path: str, transform: Transform, channels: int) -> Tensor:
     """One picture, cut as validation does: (1, 3, S, S) in [0, 1]. Raises UserError where it is none."""
     try:
-        picture = transform(decode_rgb(Path(path).read_bytes()), random.Random(0))
+        data = Path(path).read_bytes()
+        picture = transform(decode(data, form_of(data, channels)), random.Random(0))
     except OSError as error:
         raise UserError(f"image {path}: cannot be read ({error.strerror})") from error
     except ImageError as error:

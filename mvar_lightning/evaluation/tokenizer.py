@@ -332,7 +332,8 @@ def _run(ranks: Ranks, request: EvaluateTokenizerRequest) -> EvaluatedTokenizer 
         tokenizer = open_tokenizer(request.checkpoint, request.patch_nums, request.image_size)
         size, split, other = tokenizer.image_size, request.split, OTHER_SPLIT[request.split]
         cutting = (request.resize_ratio, request.crop)
-        data = open_data(request.data, size, split, request.batch_size, *cutting, request.workers)
+        channels = tokenizer.image_channels
+        data = open_data(request.data, size, split, request.batch_size, *cutting, request.workers, channels)
         watch = data.val_transform = SizeWatch(data.val_transform, size)
         lpips = open_lpips(request.lpips, device)
         extractor = None

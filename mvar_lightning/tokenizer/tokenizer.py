@@ -251,7 +251,7 @@ def check_pair(model: SpeaksTokens, tokenizer: MultiScaleTokenizer) -> None:
 TRAINING_ONLY = frozenset({"beta", "codebook_std"})
 """Entries of the configuration that change no token and no image once the weights are there."""
 
-UNCHANGED = {"codes": "euclidean"}
+UNCHANGED = {"codes": "euclidean", "image_channels": 3}
 """Entries that came later, with the value that leaves a tokenizer as it was: old hashes stay valid."""
 
 
