@@ -71,8 +71,8 @@ LINES = 30_400
 """The plan says 20,000; what was reached (22,087), and why not more, is in docs/log.md. What was right for wrong input
 (judging files, recipes and shards before work begins) added 3,200, what a first GPU needs (plan, rehearsal, KID,
 references, a watchdog, synchronizations) 1,400, recipes by name and classes of one's own, and jobs
-that several machines share (400), addresses by ranges and copies of them (500) the rest. Maps and images that are no squares,
-and pictures that are not RGB, took 300."""
+that several machines share (400), addresses by ranges and copies of them (500) the rest. Maps and images that are no
+squares, and pictures that are not RGB, took 300."""
 REACHED = {"sample": 44, "evaluate images": 82, "train": 53}
 """Files that a reader of a command may have to open (the plan's 30 for `sample` is eight away: classes by name, a
 checkpoint's record and processes by Fabric are four of them)."""
