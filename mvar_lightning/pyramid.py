@@ -62,12 +62,12 @@ def as_size(given: Any) -> Size | None:
 
 
 def times(size: Size, sign: str = " x ") -> str:
-    """ "16 x 32", for messages and labels."""
+    """Height times width, for messages and labels: 16 x 32."""
     return sign.join(map(str, height_width(size)))
 
 
 def short(size: Size) -> str:
-    """ "16" of a square, "16x32" of another."""
+    """Of a square its side, 16; of others 16x32."""
     return str(size) if isinstance(size, int) else times(size, "x")
 
 

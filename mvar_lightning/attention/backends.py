@@ -267,13 +267,8 @@ def _flex_block_mask(strategy: AttentionStrategy, pyramid: ScalePyramid, device:
         sizes_K2 = torch.tensor(
             [pyramid.last_shape if read.kernel_size is None else read.window for read in plan.reads]
         )
-        starts = [tuple(map(window_starts, read.shape, read.window)) for read in plan.reads]
-        first_L2 = torch.stack(
-            [
-                torch.stack([of_y[y], of_x[x]])
-                for (of_y, of_x), (y, x) in zip([starts[k] for k in scale_L], yx_L2, strict=True)
-            ]
-        )
+        starts = [map(window_starts, read.shape, read.window) for read in plan.reads]
+        first_L2 = torch.cat([torch.cartesian_prod(*of_axes) for of_axes in starts])
         stop_L2 = (first_L2 + sizes_K2[scale_L]).to(device)
         first_L2, yx_L2 = first_L2.to(device), yx_L2.to(device)
         windows = any(read.kernel_size is not None for read in plan.reads)

@@ -20,7 +20,7 @@ from mvar_lightning.errors import UserError, check_counts
 from mvar_lightning.evaluation.features import OTHER_SPLIT, holds_shards, open_features
 from mvar_lightning.evaluation.image_sources import ArchiveImages, FolderImages, ImageSource, ShardImages, open_images
 from mvar_lightning.metrics import FeatureExtractor, StoredReference
-from mvar_lightning.pyramid import height_width
+from mvar_lightning.pyramid import height_width, size_of
 from mvar_lightning.sampling.jobs import Job, SampleRequest, make_images, plan_sampling
 from mvar_lightning.sampling.sampler import SamplingSettings
 from mvar_lightning.tools.tensors import open_arrays
@@ -103,7 +103,7 @@ class EvaluateImagesRequest:
         path = self.data or (self.reference if holds_shards(self.reference) else None)
         if self.features == "data" and path is not None:
             data = ShardsDataModule(
-                path, size[0], 64, num_workers=self.workers, resize_ratio=self.resize_ratio, val_crop=self.crop
+                path, size_of(*size), 64, num_workers=self.workers, resize_ratio=self.resize_ratio, val_crop=self.crop
             )
             data.setup("validate")
         others = "inception or a TorchScript file"  # none leaves no number
@@ -189,10 +189,7 @@ def _open_reference(request: EvaluateImagesRequest, generated: ImageSource) -> R
         raise UserError(f"``reference`` {path}: is a file, but no npz; give a folder of shards or images, or an npz")
     if not holds_shards(path):
         return RealImages(str(path), FolderImages(path))
-    height, width = generated.size
-    if height != width:
-        raise UserError(f"``images`` {request.images}: are {width} x {height}; images of shards are square, give such")
-    cutting = (height, request.crop, request.resize_ratio, request.workers)
+    cutting = (size_of(*generated.size), request.crop, request.resize_ratio, request.workers)
     real, other, other_split = ShardImages(request.reference, request.split, *cutting), None, OTHER_SPLIT[request.split]
     if not request.no_floor and other_split in real.splits:
         other = ShardImages(request.reference, other_split, *cutting, at_least=len(generated))

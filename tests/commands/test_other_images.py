@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
+from torch import Tensor
 
 from mvar_lightning import load
 from mvar_lightning.cli import main
@@ -44,6 +46,14 @@ SHARDS = {"path": "shards", "image_size": [8, 16], "batch_size": 8, "num_workers
 TOKENS = {"path": "tokens", "batch_size": 8, "num_workers": 0, "images": "shards"}
 TRAINER: dict[str, Any] = {"max_epochs": 1, "accelerator": "cpu", "num_sanity_val_steps": 0}
 SCALES = [1, [1, 2], [2, 4]]
+
+
+class ChannelMeans(torch.nn.Module):
+    """Features that know RGB alone: the mean of each channel."""
+
+    def forward(self, image_B3HW: Tensor) -> Tensor:
+        assert image_B3HW.shape[1] == 3
+        return image_B3HW.mean(dim=(2, 3))
 
 
 def write_recipe(file: str, model: str, settings: dict[str, Any], callbacks: list[str], **more: Any) -> None:
@@ -94,6 +104,12 @@ def test_wide_transparent_images_from_arrays_to_pictures(workplace: Path, capsys
     assert "8 x 16 pixels" in capsys.readouterr().out
 
     mvar("evaluate tokenizer --checkpoint runs/var --data shards --features none --out report --device cpu")
+    torch.jit.save(torch.jit.script(ChannelMeans()), "means.pt")
+    mvar(
+        "evaluate images --checkpoint runs/var --reference shards --count 3 --features means.pt --out report "
+        "--device cpu"
+    )
+    assert json.loads(Path("report/images.json").read_text())["fid"] >= 0
     report = json.loads(Path("report/tokenizer.json").read_text())
     assert report["image_size"] == [8, 16] and report["tokens_per_image"] == 11
     assert [scale["side"] for scale in report["scales"]] == SCALES
