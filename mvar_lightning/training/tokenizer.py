@@ -123,8 +123,7 @@ class TokenizerModule(L.LightningModule):
         self.tokenizer = MultiScaleTokenizer(scales, *sizes, *quantizer, norm_groups, codes, image_channels)
         hold_still(self.tokenizer, frozen, remedies, adversarial)
         check_scale_dropout(scale_dropout, self.tokenizer.pyramid.num_scales, scale_dropout_keeps)
-        if losses is None:
-            losses = default_losses()
+        losses = default_losses() if losses is None else losses
         if remedies is None:
             # none where codes come trained or stay: what new images leave unused is not the tokenizer's loss
             fresh = init_from is None and "quantizer" not in frozen
@@ -135,8 +134,7 @@ class TokenizerModule(L.LightningModule):
         self.remedies = cast(Sequence[CodebookRemedy], nn.ModuleList(remedies))
         for remedy in self.remedies:
             remedy.attach(self.tokenizer)
-        self.init_from, self._started, self._data_checked = init_from, False, False
-        self._finite = FiniteTerms()
+        self.init_from, self._started, self._data_checked, self._finite = init_from, False, False, FiniteTerms()
         self.scale_dropout, self.scale_dropout_keeps = scale_dropout, scale_dropout_keeps
         self.accumulate_grad_batches, self.gradient_clip_val = accumulate_grad_batches, gradient_clip_val
         self.psnr = PeakSignalNoiseRatio(data_range=1.0)

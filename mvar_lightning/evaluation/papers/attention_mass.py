@@ -36,7 +36,8 @@ class AttentionMass:
 
     ``on_scale[b, k, j]`` is the share of block b's softmax that queries of scale k spend on keys of scale j; a row
     sums to 1. ``within[b, k, n]`` is the share of the mass on the query's own block inside a window of ``kernels[n]``,
-    NaN where the map is smaller than that; ``even[k, n]`` is what an even spread over what is visible would have there.
+    NaN where the map is smaller than that in height and width; ``even[k, n]`` is what an even spread over what is
+    visible would have there.
     """
 
     images: int
