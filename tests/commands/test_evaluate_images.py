@@ -139,6 +139,35 @@ def test_other_arguments_are_refused(evaluated: Evaluated, copy: Path, fails: Fa
     assert "with extractor means, these have other" in fails(*start, 4, "--features", "other.pt")
 
 
+def test_memorization(evaluated: Evaluated, shards: Path, workplace: Path, fails: Fails) -> None:
+    """Images that were trained on are found out, against shards and against an npz of them."""
+    data = ShardImages(str(shards), "train", 16, resize_ratio=1.0)
+    batches = [batch.numpy() for part in range(len(data.parts)) for batch in data.read(part, 64)]
+    training = np.concatenate(batches).transpose(0, 2, 3, 1)
+    np.savez("training.npz", training)
+    np.savez("held_out.npz", np.roll(training[:40], 1, axis=2))
+    np.savez("copies.npz", np.clip(training[:40].astype(int) + 1, 0, 255).astype(np.uint8))
+    options = [*evaluated.options, "--reference", "held_out.npz", "--images", "copies.npz", "--memorization"]
+    assert evaluate(*options, "--training", shards, "--out", "out") == 0
+    found = content("out")["memorization"]
+    assert found["images"] == len(training)
+    assert found["features"]["p_value"] < 0.01 and found["pixels"]["p_value"] < 1e-6
+    assert found["pixels"]["closer"] == 1.0
+    with Image.open("out/memorization.png") as picture:
+        assert picture.width > picture.height
+    assert "C_T, features" in Path("out/images.md").read_text()
+    assert evaluate(*options, "--training", "training.npz", "--out", "other") == 0
+    assert {**content("other")["memorization"], "training": ""} == {**found, "training": ""}
+    assert "no training split" in fails("evaluate", "images", *options)
+
+
+def test_memorization_that_cannot_be_measured(evaluated: Evaluated, workplace: Path, fails: Fails) -> None:
+    given = ["evaluate", "images", "--checkpoint", evaluated.checkpoint, *evaluated.options]
+    assert "held out; choose --split val" in fails(*given, "--memorization", "--split", "train")
+    assert "for --memorization alone" in fails(*given, "--training", "nowhere")
+    assert "it takes 20" in fails(*given, "--memorization", "--count", 1)
+
+
 def test_folder_and_npz_say_the_same(evaluated: Evaluated, workplace: Path) -> None:
     given = evaluated.folder / "samples"
     expected = content(evaluated.folder)
