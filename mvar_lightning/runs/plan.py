@@ -256,7 +256,7 @@ def _shape(config: Mapping[str, Any], header: str, tokenizer_recipe: str | None)
     if hasattr(module, "core_on_meta"):  # a scorer: convolutions as a tokenizer's, over the maps of both sides together
         core = module.core_on_meta(tokenizer, settings, data.get("num_classes") or 1000)
         maps = 2 * tokenizer.pyramid.num_scales * core.config["channels"][0]
-        return replace(shape, parameters=_count(core), image_size=tokenizer.pyramid.last_side, channels=maps)
+        return replace(shape, parameters=_count(core), pixels=math.prod(tokenizer.pyramid.shapes[-1]), channels=maps)
     return (
         _of_transformer(shape, module, tokenizer, settings, data, of_kind)
         if hasattr(module, "check_settings")

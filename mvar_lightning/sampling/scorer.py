@@ -24,7 +24,7 @@ from mvar_lightning.checkpoints.assign import check_fit, fill, on_meta, shapes_o
 from mvar_lightning.checkpoints.folder import CONFIG, crc32_of, saved_in
 from mvar_lightning.checkpoints.record import FORMAT, LIBRARY, SLACK
 from mvar_lightning.errors import UserError, check_types
-from mvar_lightning.pyramid import ScalePyramid
+from mvar_lightning.pyramid import ScalePyramid, Scales
 from mvar_lightning.tokenizer import MultiScaleTokenizer, fingerprint
 from mvar_lightning.tools.files import kind_of, read_json, told, write_json, writing_folder
 from mvar_lightning.tools.tensors import read_safetensors, safetensors_shapes, write_tensors
@@ -58,7 +58,7 @@ class Scorer(nn.Module):
     def __init__(
         self,
         tokenizer_hash: str,
-        scales: Sequence[int],
+        scales: Scales,
         code_dim: int,
         num_classes: int,
         channels: Sequence[int] = (64, 128, 256),
