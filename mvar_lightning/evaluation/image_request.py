@@ -190,11 +190,11 @@ def open_real(request: EvaluateImagesRequest, generated: ImageSource) -> RealIma
             if len(images) < LEAST:
                 raise UserError(f"``memorization``: {len(images)} {name} images; it takes {LEAST} of each")
         real = real._replace(training=_open_training(request, generated))
-    for name, source in (("reference", real.source), ("training", real.training)):
-        if source is not None and source.size != generated.size:
-            (height, width), (high, wide) = generated.size, source.size
+    for name, other in (("reference", real.source), ("training", real.training)):
+        if other is not None and other.size != generated.size:
+            (height, width), (high, wide) = generated.size, other.size
             raise UserError(
-                f"``{name}`` {source.name}: its images are {wide} x {high}, the generated ones {width} x "
+                f"``{name}`` {other.name}: its images are {wide} x {high}, the generated ones {width} x "
                 f"{height}; make both of one size (images of a shard folder are cut to it)"
             )
     return real
@@ -203,7 +203,8 @@ def open_real(request: EvaluateImagesRequest, generated: ImageSource) -> RealIma
 def _open_training(request: EvaluateImagesRequest, generated: ImageSource) -> ImageSource:
     path = request.training or request.reference
     if holds_shards(path):
-        return ShardImages(path, "train", generated.size[0], request.crop, request.resize_ratio, request.workers)
+        size = size_of(*generated.size)
+        return ShardImages(path, "train", size, request.crop, request.resize_ratio, request.workers)
     if request.training is None:
         raise UserError(f"``memorization``: {path} holds no training split; name the training images with ``training``")
     return open_images(Path(path))

@@ -86,7 +86,6 @@ TOKENIZER: dict[str, Bound] = {
     "vocab_size": whole(2, 2**20),
     "code_dim": whole(1, 2**14),
     "channels": whole(1, 2**14),
-    "image_channels": whole(1, 1024),
     "channel_multipliers": whole(1, 256),
     "num_res_blocks": whole(1, 64),
     "phi_layers": whole(0, 1024),
@@ -160,6 +159,10 @@ TABLES: dict[str, dict[str, Bound]] = {
     "TokenShards": DATA,
 }
 """By the name of the class."""
+
+
+FROM_DATA = "is told by the data (mvar shards make --channels, or its module's `channels`); leave it out"
+"""Of a setting that is linked to the data: one that is written twice could contradict it."""
 
 
 def out_of_bounds(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

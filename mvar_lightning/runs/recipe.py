@@ -21,8 +21,6 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mvar_lightning import callbacks
 from mvar_lightning.compat import expect_unused_parameters, share_gradients_with_buckets
-from mvar_lightning.data.image_data import ShardsDataModule
-from mvar_lightning.data.images import RGB
 from mvar_lightning.errors import UserError
 from mvar_lightning.runs.bounds import import_class, made_of, object_of
 from mvar_lightning.runs.recipe_check import check_quickly, check_values, explain
@@ -173,12 +171,11 @@ def class_names_of(data: LightningDataModule) -> tuple[str, ...] | None:
 
 
 def channels_of(data: LightningDataModule) -> int:
-    """Channels of a data module's images; those of a module that is none of ours are taken to be RGB. That data is not
-    there is told by the module."""
+    """Channels of a data module's images; RGB of one that does not say. That data is not there is told by the module."""
     try:
-        return data.channels if isinstance(data, ShardsDataModule) else RGB.channels
+        return int(getattr(data, "channels", 3))
     except UserError:
-        return RGB.channels
+        return 3
 
 
 class RecipeCheck(SuiteCLI):

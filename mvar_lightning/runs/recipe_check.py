@@ -23,7 +23,7 @@ from typing import Any
 
 from mvar_lightning import _ROOM_OF as ROOM_OF
 from mvar_lightning.errors import UserError
-from mvar_lightning.runs.bounds import import_class, object_of, out_of_bounds, shown
+from mvar_lightning.runs.bounds import FROM_DATA, import_class, object_of, out_of_bounds, shown
 from mvar_lightning.runs.recipe_files import recipe_file, tokenizer_recipe
 from mvar_lightning.runs.run import read_recipe
 
@@ -97,6 +97,8 @@ def _mistakes(merged: dict[str, Any], overrides: Sequence[str]) -> Iterator[tupl
             yield "", not_a_section(str(name))
     for section in ("model", "data"):
         yield from _unknown_settings(section, merged.get(section))
+    if "image_channels" in object_of(merged.get("model"))[1]:
+        yield "model.image_channels", f"model.image_channels {FROM_DATA}"
     trainer = merged.get("trainer")
     if isinstance(trainer, dict):
         known = _trainer_settings()

@@ -13,8 +13,9 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from mvar_lightning import load
+from mvar_lightning import UserError, load
 from mvar_lightning.cli import main
+from mvar_lightning.runs.recipe_check import check_quickly
 
 TOKENIZER: dict[str, Any] = {
     "scales": [[1, 1], [1, 2], [2, 4]],
@@ -69,6 +70,12 @@ def write_recipe(file: str, model: str, settings: dict[str, Any], callbacks: lis
 
 def mvar(words: str, status: int = 0) -> None:
     assert main(words.split()) == status, words
+
+
+def test_channels_are_the_datas() -> None:
+    recipe = Path(__file__).parents[2] / "recipes" / "tokenizer" / "digits.yaml"
+    with pytest.raises(UserError, match=r"override --model.image_channels=1: .* is told by the data"):
+        check_quickly(recipe, ["--model.image_channels=1"])
 
 
 @pytest.mark.slow
