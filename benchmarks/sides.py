@@ -115,8 +115,7 @@ class Side(ABC):
         self.idx_BL = torch.randint(4096, (case.batch, pyramid.num_tokens), generator=generator).to(device)
         rest = pyramid.num_tokens - pyramid.first_tokens
         self.x_BLZ = torch.randn(case.batch, rest, 32, generator=generator).to(device)
-        side = pyramid.last_side
-        self.f_hat_BZhw = torch.randn(case.batch, 32, side, side, generator=generator).to(device)
+        self.f_hat_BZhw = torch.randn(case.batch, 32, *pyramid.last_shape, generator=generator).to(device)
 
     def run(self, part: str) -> Tensor:
         """A part or a check by its method's name; gives its result, for comparison."""

@@ -18,7 +18,7 @@ from mvar_lightning import MultiScaleTokenizer, ShardsDataModule, TokenShardsDat
 from mvar_lightning.callbacks import ReconstructionMetrics, SampleMetrics
 from mvar_lightning.data.making.embedded import DIGITS_SIDE
 from mvar_lightning.metrics import FeatureExtractor, InceptionFeatures
-from mvar_lightning.pyramid import PUBLISHED_SIDES
+from mvar_lightning.pyramid import PUBLISHED_SIDES, Size, as_size
 from mvar_lightning.runs.plan import plan
 from mvar_lightning.runs.recipe import SuiteCLI
 from mvar_lightning.training import next_scale, scorer
@@ -91,10 +91,12 @@ class Built(NamedTuple):
         return self.data.batch_size * self.trainer.world_size * accumulated
 
 
-def image_size_of(path: Path, raw: dict[str, Any]) -> int:
+def image_size_of(path: Path, raw: dict[str, Any]) -> Size:
     """A token cache tells the size itself; those of the recipes are of digits, or of what the header names."""
     named = re.search(r"at (\d+) x \1", header_of(path))
-    return raw["data"]["init_args"].get("image_size", int(named[1]) if named else DIGITS_SIDE)
+    size = as_size(raw["data"]["init_args"].get("image_size", int(named[1]) if named else DIGITS_SIDE))
+    assert size is not None
+    return size
 
 
 def without_file(self: InceptionFeatures, path: str) -> None:
@@ -123,6 +125,7 @@ def build(path: Path) -> Built:
         patch.setattr("mvar_lightning.callbacks.sample_metrics.read_reference", lambda path, extractor: None)
         for kind in (ShardsDataModule, TokenShardsDataModule):
             patch.setattr(kind, "num_classes", property(lambda data: num_classes))
+        patch.setattr(ShardsDataModule, "channels", property(lambda data: 3))
         patch.setenv("PL_GLOBAL_SEED", "0")  # the recipes seed everything; leave no trace of it
         patch.setattr(sys, "argv", sys.argv[:1])
         cli = SuiteCLI(["--config", str(path)], Path("runs") / "never-written")

@@ -91,7 +91,7 @@ def _released_model(model: NextScaleTransformer, path: Path) -> NextScaleTransfo
     if looks is None:
         raise UserError(f"{path}: looks like {looks_like(state) or 'no known model'}; give a transformer's weights")
     try:
-        pyramid = pyramid_of(state, model.pyramid.sides, str(path))
+        pyramid = pyramid_of(state, model.pyramid.scales, str(path))
     except UserError as error:
         try:  # of other scales: the published ones of its number of tokens
             pyramid = pyramid_of(state, None, str(path))

@@ -39,7 +39,7 @@ from mvar_lightning.checkpoints.official_sizes import (
     vocab_size_of,
 )
 from mvar_lightning.errors import UserError, check_kind
-from mvar_lightning.pyramid import ScalePyramid
+from mvar_lightning.pyramid import ScalePyramid, Scales
 from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.tools.files import kind_of, told, writing
 from mvar_lightning.tools.tensors import write_tensors
@@ -50,7 +50,7 @@ def import_official(
     model_path: str | Path,
     tokenizer_path: str | Path,
     architecture: str,
-    patch_nums: Sequence[int] | None = None,
+    patch_nums: Scales | None = None,
     kernel_size: int = 7,
     first_neighborhood_scale: int | None = None,
     key: str | None = None,

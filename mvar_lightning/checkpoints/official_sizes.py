@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mvar_lightning.attention import AdjacentAttention, AttentionStrategy, FullAttention, SpatialAttention
 from mvar_lightning.errors import UserError
-from mvar_lightning.pyramid import ScalePyramid
+from mvar_lightning.pyramid import ScalePyramid, Scales
 from mvar_lightning.transformer import LlamaBlocks, NoHistory, SlidingWindowHistory, VARBlocks
 
 State = Mapping[str, Tensor]
@@ -53,7 +53,7 @@ def check_architecture(state: State, architecture: str, source: str) -> None:
         raise UserError(f"{source}: looks like {seen}, not like {architecture}; name the right architecture or file")
 
 
-def pyramid_of(state: State, patch_nums: Sequence[int] | None, source: str) -> ScalePyramid:
+def pyramid_of(state: State, patch_nums: Scales | None, source: str) -> ScalePyramid:
     """The scales given, or those published with the file's number of tokens.
 
     Raises:
@@ -87,7 +87,7 @@ def transformer_arguments(
     heads = _vote([_size(state, key, 1) for key in state if key.endswith(".attn.scale_mul_1H11")])
     classes = _need([_size(state, "class_emb.weight")], "the number of classes (class_emb.weight)", source)
     return {
-        "scales": pyramid.sides,
+        "scales": pyramid.scales,
         "vocab_size": vocab_size,
         "code_dim": code_dim,
         "num_classes": classes - 1,
@@ -130,7 +130,7 @@ def tokenizer_arguments(
     code_votes = [_size(state, "quantize.embedding.weight", 1), _size(state, "quant_conv.bias")]
     code_votes += [_size(state, "encoder.conv_out.bias"), _size(state, "post_quant_conv.bias")]
     return {
-        "scales": pyramid.sides,
+        "scales": pyramid.scales,
         "vocab_size": _need(vocab_votes, "the number of codes (quantize.embedding.weight)", source),
         "code_dim": _need(code_votes, "the code length (quantize.embedding.weight)", source),
         "channels": channels,

@@ -119,9 +119,10 @@ def describe(path: str) -> str:
     if opened.record.model is not None:
         lines |= _model_lines(opened.empty_model(), opened.record.class_names)
     tokenizer: Any = opened.empty_tokenizer()
-    config = tokenizer.config
+    config, (channels, height, width) = tokenizer.config, tokenizer.image_shape
+    others = "" if channels == 3 else f" of {channels} channels"
     lines |= {
-        "tokenizer": f"{tokenizer.image_size} x {tokenizer.image_size} pixels, {tokenizer.vocab_size} codes of length "
+        "tokenizer": f"{height} x {width} pixels{others}, {tokenizer.vocab_size} codes of length "
         f"{tokenizer.code_dim}, scales {tokenizer.pyramid}",
         "tokenizer sizes": f"channels {config['channels']} x {config['channel_multipliers']}, "
         f"{config['num_res_blocks']} residual blocks, {config['phi_layers']} phi layers, "

@@ -21,6 +21,7 @@ from mvar_lightning.evaluation.features import OTHER_SPLIT, holds_shards, open_f
 from mvar_lightning.evaluation.image_sources import ArchiveImages, FolderImages, ImageSource, ShardImages, open_images
 from mvar_lightning.metrics import FeatureExtractor, StoredReference
 from mvar_lightning.metrics.copying import LEAST
+from mvar_lightning.pyramid import height_width, size_of
 from mvar_lightning.sampling.jobs import Job, SampleRequest, make_images, plan_sampling
 from mvar_lightning.sampling.sampler import SamplingSettings
 from mvar_lightning.tools.tensors import open_arrays
@@ -112,7 +113,7 @@ class EvaluateImagesRequest:
         path = self.data or (self.reference if holds_shards(self.reference) else None)
         if self.features == "data" and path is not None:
             data = ShardsDataModule(
-                path, size[0], 64, num_workers=self.workers, resize_ratio=self.resize_ratio, val_crop=self.crop
+                path, size_of(*size), 64, num_workers=self.workers, resize_ratio=self.resize_ratio, val_crop=self.crop
             )
             data.setup("validate")
         others = "inception or a TorchScript file"  # none leaves no number
@@ -149,9 +150,9 @@ def open_generated(request: EvaluateImagesRequest, out: Path) -> Generated:
     same = {name: getattr(request, name) for name in names}
     source = request.source.inside_run()
     plan = plan_sampling(SampleRequest(source, out / "samples", classes="all", **same))
-    side, classes = plan.image_size, plan.num_classes
+    classes = plan.num_classes
     identity = {**plan.identity, "classes": classes, "count": request.count, "seed": request.seed}
-    images = FolderImages(plan.task.folder, [job.file for job in plan.jobs], identity, (side, side))
+    images = FolderImages(plan.task.folder, [job.file for job in plan.jobs], identity, height_width(plan.image_size))
     about = {name: value for name, value in identity.items() if name != "precision"}  # the report has one of its own
     about |= {"checkpoint": source.path, "sampled_in": plan.identity["precision"]}
     if source.refiner is not None:
@@ -185,9 +186,9 @@ def open_real(request: EvaluateImagesRequest, generated: ImageSource) -> RealIma
             raise UserError(
                 f"``memorization``: ``reference`` {request.reference} holds moments alone; give held-out images"
             )
-        for name, source in (("generated", generated), ("``reference``", real.source)):
-            if len(source) < LEAST:
-                raise UserError(f"``memorization``: {len(source)} {name} images; it takes {LEAST} of each")
+        for name, images in (("generated", generated), ("``reference``", real.source)):
+            if len(images) < LEAST:
+                raise UserError(f"``memorization``: {len(images)} {name} images; it takes {LEAST} of each")
         real = real._replace(training=_open_training(request, generated))
     for name, source in (("reference", real.source), ("training", real.training)):
         if source is not None and source.size != generated.size:
@@ -219,10 +220,7 @@ def _open_reference(request: EvaluateImagesRequest, generated: ImageSource) -> R
         raise UserError(f"``reference`` {path}: is a file, but no npz; give a folder of shards or images, or an npz")
     if not holds_shards(path):
         return RealImages(str(path), FolderImages(path))
-    height, width = generated.size
-    if height != width:
-        raise UserError(f"``images`` {request.images}: are {width} x {height}; images of shards are square, give such")
-    cutting = (height, request.crop, request.resize_ratio, request.workers)
+    cutting = (size_of(*generated.size), request.crop, request.resize_ratio, request.workers)
     real, other, other_split = ShardImages(request.reference, request.split, *cutting), None, OTHER_SPLIT[request.split]
     if not request.no_floor and other_split in real.splits:
         other = ShardImages(request.reference, other_split, *cutting, at_least=len(generated))

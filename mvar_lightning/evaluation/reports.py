@@ -18,6 +18,7 @@ from torch import Tensor
 from mvar_lightning.errors import UserError
 from mvar_lightning.evaluation.strips import progressive_picture
 from mvar_lightning.metrics.copying import CopyingTest
+from mvar_lightning.pyramid import Size, height_width, short, times
 from mvar_lightning.tools.console import table_of
 from mvar_lightning.tools.drawing import enlarge, make_grid, make_pairs, to_image
 from mvar_lightning.tools.files import writing
@@ -192,7 +193,7 @@ class ScaleReport:
     """One scale over all images: its share of the codebook, and the image as it is after it.
 
     Args:
-        side: of the token map.
+        side: of the token map, or its height and width.
         tokens_seen: tokens of this scale over all images.
         codes_used: different codes among them.
         codes_possible: min(V, tokens seen).
@@ -200,12 +201,16 @@ class ScaleReport:
         psnr: mean PSNR of the images decoded from this scale and the ones before.
     """
 
-    side: int
+    side: Size
     tokens_seen: int
     codes_used: int
     codes_possible: int
     perplexity: float
     psnr: float
+
+    @property
+    def tokens(self) -> int:
+        return math.prod(height_width(self.side))
 
     @property
     def usage(self) -> float:
@@ -219,7 +224,7 @@ class ScaleReport:
     @property
     def entropy_bits(self) -> float:
         """Bits of this scale in one image."""
-        return self.side**2 * self.bits_per_token
+        return self.tokens * self.bits_per_token
 
 
 @dataclass(frozen=True)
@@ -255,7 +260,7 @@ class TokenizerReport:
     """Everything that was measured; PSNR, SSIM and LPIPS are means over images."""
 
     images: int
-    image_size: int
+    image_size: Size
     vocab_size: int
     psnr: float
     ssim: float | None
@@ -268,7 +273,11 @@ class TokenizerReport:
 
     @property
     def tokens_per_image(self) -> int:
-        return sum(scale.side**2 for scale in self.scales)
+        return sum(scale.tokens for scale in self.scales)
+
+    @property
+    def pixels(self) -> int:
+        return math.prod(height_width(self.image_size))
 
     @property
     def fixed_bits(self) -> float:
@@ -282,7 +291,7 @@ class TokenizerReport:
 
     def content(self) -> dict[str, Any]:
         """The numbers as plain values, for JSON."""
-        bits, pixels = {"fixed_rate": self.fixed_bits, "entropy_coded": self.entropy_bits}, self.image_size**2
+        bits, pixels = {"fixed_rate": self.fixed_bits, "entropy_coded": self.entropy_bits}, self.pixels
         return {
             "images": self.images,
             "image_size": self.image_size,
@@ -301,14 +310,14 @@ class TokenizerReport:
 
     def rows(self) -> list[Row]:
         """Measures of the whole image: name and value."""
-        pixels, rfid = self.image_size**2, [("rFID", "-")]
+        pixels, rfid = self.pixels, [("rFID", "-")]
         if (found := self.frechet) is not None:
             name = f"rFID ({found.features}, {found.num_features} features)"
             rfid = [(name, f"{found.rfid:.3f} on {found.images:,} images")]
             if found.floor is not None:
                 rfid.append(("FID of other real images", f"{found.floor:.3f} on {found.floor_images:,} images"))
         return [
-            ("images", f"{self.images:,} of {self.image_size} x {self.image_size} pixels"),
+            ("images", f"{self.images:,} of {times(self.image_size)} pixels"),
             ("PSNR", f"{self.psnr:.2f} dB"),
             ("SSIM", "-" if self.ssim is None else f"{self.ssim:.4f}"),
             ("LPIPS", "-" if self.lpips is None else f"{self.lpips:.4f}"),
@@ -323,7 +332,7 @@ class TokenizerReport:
         head = ["scale", "codes used", "possible", "usage", "perplexity", "bits a token", "PSNR after it"]
         body = [
             [
-                f"{scale.side} x {scale.side}",
+                times(scale.side),
                 f"{scale.codes_used:,}",
                 f"{scale.codes_possible:,}",
                 f"{scale.usage:.1%}",
@@ -361,7 +370,7 @@ def write_evaluation(report: TokenizerReport, about: Mapping[str, Any], folder: 
 
 def plot_scales(scales: tuple[ScaleReport, ...], path: Path) -> None:
     """Three panels over the scales: usage, perplexity beside what is possible, PSNR after the scale."""
-    indices, names = range(len(scales)), [str(scale.side) for scale in scales]
+    indices, names = range(len(scales)), [short(scale.side) for scale in scales]
     with figure_of(path, columns=3, width=7.2, height=2.4) as (usage, perplexity, decibel):
         usage.bar(indices, [100 * scale.usage for scale in scales], color=COLORS[0])
         usage.set(title="usage, % of possible codes", ylim=(0, 105))

@@ -24,7 +24,9 @@ import torch
 from PIL import Image
 
 from mvar_lightning.checkpoints.source import NO_CLASS, Source
+from mvar_lightning.data.images import to_rgb
 from mvar_lightning.errors import UserError, check_counts
+from mvar_lightning.pyramid import Size
 from mvar_lightning.sampling.class_choice import class_indices, class_names, owner_of
 from mvar_lightning.sampling.draws import NUM_SEEDS
 from mvar_lightning.sampling.sampler import SamplingSettings, generate
@@ -146,7 +148,7 @@ class SamplingPlan(NamedTuple):
     jobs: list[Job]
     identity: dict[str, Any]
     num_classes: int
-    image_size: int
+    image_size: Size
     classes: str = ""
 
 
@@ -323,7 +325,7 @@ def write_grid(folder: Path, jobs: Sequence[Job]) -> Path:
     images = []
     for job in (job for row in shown for job in row):
         with Image.open(folder / job.file) as image:
-            images.append(from_image(image))
+            images.append(from_image(to_rgb(image)))
     to_png(make_grid(enlarge(torch.stack(images)), columns=len(shown[0])), folder / GRID_FILE)
     return folder / GRID_FILE
 
@@ -369,7 +371,7 @@ def _write_npz(stream: Any, folder: Path, jobs: Sequence[Picture], digest: bytes
         archive.comment = digest
         with archive.open("arr_0.npy", "w", force_zip64=True) as member:
             for index, job in enumerate(jobs):
-                pixels_HW3 = np.asarray(Image.open(folder / job.file).convert("RGB"))
+                pixels_HW3 = np.asarray(to_rgb(Image.open(folder / job.file)))
                 if index == 0:
                     shape = (len(jobs), *pixels_HW3.shape)
                     header = {"descr": "|u1", "fortran_order": False, "shape": shape}

@@ -228,9 +228,10 @@ def decode_in_chunks(tokenizer: MultiScaleTokenizer, f_hat_BZhw: Tensor, chunk: 
     """Images (B, 3, H, W), float32 in [0, 1], decoded ``chunk`` at a time into one tensor."""
     if chunk is not None and chunk < 1:
         raise UserError(f"decode_chunk {chunk}: must be at least 1, or None for about 260,000 pixels at a time")
-    size = tokenizer.image_size
-    chunk = chunk or max(1, DECODED_PIXELS // size**2)
-    images_B3HW = torch.empty(len(f_hat_BZhw), 3, size, size, dtype=torch.float32, device=f_hat_BZhw.device)
+    channels, height, width = tokenizer.image_shape
+    chunk = chunk or max(1, DECODED_PIXELS // (height * width))
+    shape = (len(f_hat_BZhw), channels, height, width)
+    images_B3HW = torch.empty(shape, dtype=torch.float32, device=f_hat_BZhw.device)
     for target, part in zip(images_B3HW.split(chunk), f_hat_BZhw.split(chunk), strict=True):
         target.copy_(tokenizer.decode_latent(part))
     return images_B3HW.add_(1).mul_(0.5)

@@ -24,7 +24,7 @@ from mvar_lightning.checkpoints.assign import check_fit, fill, on_meta, shapes_o
 from mvar_lightning.checkpoints.folder import CONFIG, crc32_of, saved_in
 from mvar_lightning.checkpoints.record import FORMAT, LIBRARY, SLACK
 from mvar_lightning.errors import UserError, check_types
-from mvar_lightning.pyramid import ScalePyramid
+from mvar_lightning.pyramid import ScalePyramid, Scales
 from mvar_lightning.tokenizer import MultiScaleTokenizer, fingerprint
 from mvar_lightning.tools.files import kind_of, read_json, told, write_json, writing_folder
 from mvar_lightning.tools.tensors import read_safetensors, safetensors_shapes, write_tensors
@@ -58,7 +58,7 @@ class Scorer(nn.Module):
     def __init__(
         self,
         tokenizer_hash: str,
-        scales: Sequence[int],
+        scales: Scales,
         code_dim: int,
         num_classes: int,
         channels: Sequence[int] = (64, 128, 256),
@@ -76,7 +76,7 @@ class Scorer(nn.Module):
         self.tokenizer_hash, self.pyramid = tokenizer_hash, ScalePyramid(scales)
         self.code_dim, self.num_classes = code_dim, num_classes
         self.config: dict[str, Any] = {
-            "scales": list(self.pyramid.sides),
+            "scales": self.pyramid.scales,
             "code_dim": code_dim,
             "num_classes": num_classes,
             "channels": list(channels),
@@ -84,15 +84,15 @@ class Scorer(nn.Module):
             "hidden": list(hidden),
             "dropout": dropout,
         }
-        side, before, blocks = self.pyramid.last_side, code_dim, []
-        for width in channels:
-            stride = 2 if side > LEAST_SIDE else 1
-            blocks += [ResidualBlock(before, width, stride, dropout), ResidualBlock(width, width, 1, dropout)]
-            side, before = -(-side // stride), width
+        (height, width), before, blocks = self.pyramid.shapes[-1], code_dim, []
+        for after in channels:
+            strides = 2 if height > LEAST_SIDE else 1, 2 if width > LEAST_SIDE else 1
+            blocks += [ResidualBlock(before, after, strides, dropout), ResidualBlock(after, after, (1, 1), dropout)]
+            height, width, before = -(-height // strides[0]), -(-width // strides[1]), after
         self.stages = nn.Sequential(*blocks)
         self.of_class = nn.Sequential(nn.Embedding(num_classes + 1, embedding), nn.Linear(embedding, embedding))
         self.of_scale = nn.Sequential(nn.Embedding(self.pyramid.num_scales, embedding), nn.Linear(embedding, embedding))
-        widths = [before * side**2 + 2 * embedding, *hidden]
+        widths = [before * height * width + 2 * embedding, *hidden]
         layers = [_linear(a, b) for a, b in zip(widths, hidden, strict=False)]
         self.head = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
         self._known: weakref.ref[MultiScaleTokenizer] | None = None
@@ -133,7 +133,7 @@ class Scorer(nn.Module):
 class ResidualBlock(nn.Module):
     """3x3, norm, LeakyReLU, 3x3, norm, LeakyReLU, 1x1, norm, shortcut, LeakyReLU."""
 
-    def __init__(self, channels_in: int, channels: int, stride: int, dropout: float) -> None:
+    def __init__(self, channels_in: int, channels: int, stride: tuple[int, int], dropout: float) -> None:
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv2d(channels_in, channels, 3, stride, padding=1),
@@ -145,7 +145,7 @@ class ResidualBlock(nn.Module):
             nn.Conv2d(channels, channels, 1),
             nn.GroupNorm(1, channels),
         )
-        same = stride == 1 and channels_in == channels
+        same = stride == (1, 1) and channels_in == channels
         self.shortcut = nn.Identity() if same else nn.Conv2d(channels_in, channels, 1, stride)
         self.dropout = nn.Dropout(dropout)
 

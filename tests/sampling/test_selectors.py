@@ -209,6 +209,15 @@ def test_edits_judge_maps_with_the_images_tokens_in_them(
     assert (other != plain.tokens).any() and torch.equal(other[:, -25:][:, kept], given[:, kept].expand(2, -1))
 
 
+def test_a_scorer_of_maps_that_are_no_squares(tmp_path: Path) -> None:
+    made = Scorer("", [1, [1, 2], [2, 4], [4, 8]], 4, 3, channels=[8, 16], embedding=8, hidden=[16]).eval()
+    assert made.head[0][0].in_features == 16 * 2 * 2 + 2 * 8  # halved down to 2 on either axis
+    score_N = made(torch.randn(5, 4, 4, 8), torch.arange(5) % 4, torch.arange(5) % 4)
+    assert score_N.shape == (5,) and torch.isfinite(score_N).all()
+    save_scorer(tmp_path / "scorer", made)
+    assert load_scorer(tmp_path / "scorer").pyramid == made.pyramid
+
+
 def test_scorers_are_saved_and_read_without_unpickling(tmp_path: Path, scorer: Scorer) -> None:
     save_scorer(tmp_path / "run" / "model", scorer)
     assert sorted(path.name for path in (tmp_path / "run" / "model").iterdir()) == ["config.json", "scorer.safetensors"]
