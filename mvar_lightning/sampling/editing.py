@@ -22,17 +22,15 @@ from mvar_lightning.data.transforms import center_crop, resize_shorter, to_batch
 from mvar_lightning.errors import UserError, check_counts, check_kind
 from mvar_lightning.pyramid import ScalePyramid
 from mvar_lightning.sampling.class_choice import class_indices, class_names, owner_of
+from mvar_lightning.sampling.draws import ImageNoise, check_seeds, listed
 from mvar_lightning.sampling.guidance import GuidanceSchedule, as_schedule
 from mvar_lightning.sampling.jobs import list_jobs
 from mvar_lightning.sampling.sampler import (
     Generated,
-    ImageNoise,
     SamplingSettings,
     check_finite,
     check_labels,
-    check_seeds,
     decode_in_chunks,
-    listed,
     repeated,
     sample_pyramid,
 )

@@ -26,7 +26,8 @@ from PIL import Image
 from mvar_lightning.checkpoints.source import NO_CLASS, Source
 from mvar_lightning.errors import UserError, check_counts
 from mvar_lightning.sampling.class_choice import class_indices, class_names, owner_of
-from mvar_lightning.sampling.sampler import NUM_SEEDS, SamplingSettings, generate
+from mvar_lightning.sampling.draws import NUM_SEEDS
+from mvar_lightning.sampling.sampler import SamplingSettings, generate
 from mvar_lightning.sampling.stages import load_stages
 from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.tools.compute import choose_device, choose_precision, computing, peak_memory_bytes
