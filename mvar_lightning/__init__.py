@@ -19,7 +19,10 @@ _ROOMS = {
     "mvar_lightning.attention": (
         "AdjacentAttention",
         "AttentionStrategy",
+        "CachePolicy",
         "FullAttention",
+        "KeepAll",
+        "ScaleKV",
         "SlidingWindowAttention",
         "SpatialAttention",
     ),

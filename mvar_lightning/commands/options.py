@@ -6,8 +6,10 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from mvar_lightning.checkpoints.source import Source
+from mvar_lightning.errors import UserError
 
 if TYPE_CHECKING:
+    from mvar_lightning.attention import CachePolicy
     from mvar_lightning.sampling import GuidanceSchedule, SamplingSettings
 
 
@@ -37,6 +39,15 @@ def add_quantize(parser: argparse.ArgumentParser) -> None:
     """The argument for weights of few bits."""
     words = "int8: faster on CPUs, a quarter of the memory; -weights: memory alone, any device"
     parser.add_argument("--quantize", choices=("int8", "int8-weights", "int4-weights"), help=words)
+
+
+def add_cache_policy(parser: argparse.ArgumentParser) -> None:
+    """Arguments that say which keys and values are kept from scale to scale."""
+    group = parser.add_argument_group("keys and values (ScaleKV)", "an approximation, for models that keep some")
+    words = "layers keep this share of all tokens on average, e.g. 0.1 (all)"
+    group.add_argument("--cache-budget", type=float, metavar="SHARE", help=words)
+    words = "layers that keep nearly everything, counted from 0 (0; `mvar analyze attention` measures which)"
+    group.add_argument("--cache-drafters", type=side_lengths, metavar="0,1", help=words)
 
 
 def add_untold(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
@@ -108,7 +119,18 @@ def settings_of(args: argparse.Namespace) -> SamplingSettings:
     if args.guided_scales is not None:
         first, last = args.guided_scales
         schedule = CutoffGuidance(args.cfg, first, last, linear)
-    return SamplingSettings(schedule, args.top_k or None, args.top_p, args.temperature, args.more_smooth)
+    filters = args.top_k or None, args.top_p, args.temperature
+    return SamplingSettings(schedule, *filters, args.more_smooth, cache_policy_of(args))
+
+
+def cache_policy_of(args: argparse.Namespace) -> CachePolicy | None:
+    """What is kept from scale to scale; None, which is everything, unless asked for. Raises `UserError` as `ScaleKV`."""
+    from mvar_lightning.attention import ScaleKV
+
+    budget, drafters = (getattr(args, name, None) for name in ("cache_budget", "cache_drafters"))
+    if budget is None and drafters is not None:
+        raise UserError("``cache_drafters``: needs ``cache_budget`` SHARE")
+    return None if budget is None else ScaleKV(budget, None if drafters is None else list(drafters))
 
 
 def chosen(args: argparse.Namespace, names: str) -> dict[str, Any]:

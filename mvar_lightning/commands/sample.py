@@ -14,6 +14,7 @@ def add_parser(subparsers: Any) -> None:
     options.add_source(parser)
     options.add_refiner(parser)
     options.add_settings(parser)
+    options.add_cache_policy(parser)
     words = "indices, ranges (0-9), names, none, or all (default: all, or 16 of them where there are more)"
     parser.add_argument("--classes", metavar="3,7", help=words)
     parser.add_argument("--count", type=int, metavar="N", help="images of each class (16; 1 where 16 are chosen)")

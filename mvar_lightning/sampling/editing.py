@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from mvar_lightning.attention import CachePolicy
 from mvar_lightning.checkpoints.source import Source
 from mvar_lightning.data.images import ImageError, decode_rgb
 from mvar_lightning.data.transforms import center_crop, resize_shorter, to_batch
@@ -64,6 +65,7 @@ def edit(
     temperature: float = 1.0,
     more_smooth: bool = False,
     decode_chunk: int | None = None,
+    cache_policy: CachePolicy | None = None,
 ) -> Generated:
     """Paint parts of images anew.
 
@@ -73,7 +75,7 @@ def edit(
         mask_BHW: what the model paints: 1 or True there, 0 or False where the image stays; one for all images (H, W)
             or one for each (B, H, W); of the image's size, or of the last token map's.
         label_B: what to paint; -1 ("no class") in-paints, another class edits towards it.
-        cfg, top_k, top_p, seeds, temperature, more_smooth, decode_chunk: as for `generate`.
+        cfg, top_k, top_p, seeds, temperature, more_smooth, decode_chunk, cache_policy: as for `generate`.
 
     Returns:
         Images and tokens as of `generate`. Where the mask is 0 the tokens are the image's; pixels near the border of
@@ -86,7 +88,8 @@ def edit(
     stages.check_together(tokenizer)
     for name, tensor in (("image_B3HW", image_B3HW), ("mask_BHW", mask_BHW)):
         check_kind(name, tensor, Tensor, "a tensor")
-    settings = SamplingSettings(as_schedule(cfg), top_k, top_p, temperature, more_smooth)
+    settings = SamplingSettings(as_schedule(cfg), top_k, top_p, temperature, more_smooth, cache_policy)
+    stages.check_policy(cache_policy)
     images = max(len(image_B3HW), len(listed(seeds) or [0]), len(repeated(label_B, 1)))
     label_B = check_labels(repeated(label_B, images), stages.first)
     if len(label_B) != images or len(image_B3HW) not in (1, images):

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from mvar_lightning.attention import KeepAll
 from mvar_lightning.checkpoints.source import NO_CLASS, Source
 from mvar_lightning.errors import UserError, check_counts
 from mvar_lightning.sampling.class_choice import class_indices, class_names, owner_of
@@ -172,6 +173,10 @@ def plan_sampling(request: SampleRequest) -> SamplingPlan:
         "precision": task.precision,
         "weights": weights_hash(*stages.models, tokenizer),
     }
+    stages.check_policy(task.settings.cache_policy)
+    identity.pop("cache_policy")
+    if task.settings.cache_policy not in (None, KeepAll()):
+        identity["cache_policy"] = repr(task.settings.cache_policy)
     if request.source.refiner is not None:
         identity["from_scale"] = request.source.from_scale
     if request.quantize is not None:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mvar_lightning.attention import CachePolicy
 from mvar_lightning.errors import UserError, check_kind
 from mvar_lightning.sampling.draws import ImageNoise, check_filters, check_seeds, filter_logits, listed, sample_tokens
 from mvar_lightning.sampling.guidance import GuidanceSchedule, LinearGuidance, as_schedule
@@ -46,6 +47,7 @@ class SamplingSettings:
         top_k, top_p: filters; None is off. A top_k above the vocabulary keeps all.
         temperature: divides the guided logits before they are filtered.
         more_smooth: feed mixtures of codes back instead of the codes drawn; for looks only (VAR).
+        cache_policy: which keys and values are kept from scale to scale; None is `KeepAll`.
     """
 
     guidance: GuidanceSchedule = field(default_factory=LinearGuidance)
@@ -53,8 +55,11 @@ class SamplingSettings:
     top_p: float | None = 0.96
     temperature: float = 1.0
     more_smooth: bool = False
+    cache_policy: CachePolicy | None = None
 
     def __post_init__(self) -> None:
+        if self.cache_policy is not None:
+            check_kind("cache_policy", self.cache_policy, CachePolicy, "KeepAll() or ScaleKV(0.1)")
         check_filters(self.top_k, self.top_p, self.temperature)
 
     def arguments(self) -> dict[str, Any]:
@@ -83,6 +88,7 @@ def generate(
     temperature: float = 1.0,
     more_smooth: bool = False,
     decode_chunk: int | None = None,
+    cache_policy: CachePolicy | None = None,
 ) -> Generated:
     """Images of the given classes, and their tokens.
 
@@ -102,13 +108,16 @@ def generate(
         temperature: divides the logits before they are filtered.
         more_smooth: mix codes by Gumbel softmax (VAR's option for looks; not for FID).
         decode_chunk: images decoded at a time; None is about 260,000 pixels.
+        cache_policy: which keys and values are kept from scale to scale, where the model keeps any: all (`KeepAll`), or
+            `ScaleKV`, an approximation in a fraction of the memory.
 
     Raises:
         UserError: a label, seed or setting out of range, a pair that does not fit, or weights that give no numbers.
     """
     stages = Stages.of(model)
     stages.check_together(tokenizer)
-    settings = SamplingSettings(as_schedule(cfg), top_k, top_p, temperature, more_smooth)
+    settings = SamplingSettings(as_schedule(cfg), top_k, top_p, temperature, more_smooth, cache_policy)
+    stages.check_policy(cache_policy)
     label_B = check_labels(repeated(label_B, len(listed(seeds) or [0])), stages.first)
     noise = ImageNoise(check_seeds(seeds, len(label_B)), stages.pyramid, label_B.device)
     with evaluating(*stages.models, tokenizer):
@@ -143,7 +152,7 @@ def sample_pyramid(
     """
     stages = Stages.of(model)
     quantizer, pyramid = tokenizer.quantizer, stages.pyramid
-    rows = StagedRows(stages, label_B, settings.guidance)
+    rows = StagedRows(stages, label_B, settings.guidance, settings.cache_policy)
     f_hat_BZhw = quantizer.empty_f_hat(len(label_B))
     tokens: list[Tensor] = []
     sound = torch.ones((), dtype=torch.bool, device=label_B.device)  # read once: each time a GPU would have to wait
