@@ -124,7 +124,7 @@ def settings_of(args: argparse.Namespace) -> SamplingSettings:
 
 
 def cache_policy_of(args: argparse.Namespace) -> CachePolicy | None:
-    """What is kept from scale to scale; None, which is everything, unless asked for. Raises `UserError` as `ScaleKV`."""
+    """What is kept from scale to scale; None is everything. Raises `UserError` as `ScaleKV`."""
     from mvar_lightning.attention import ScaleKV
 
     budget, drafters = (getattr(args, name, None) for name in ("cache_budget", "cache_drafters"))
