@@ -111,7 +111,8 @@ def report(
     ]
     whole, less = held.values()
     rows.append(
-        f"\nbuffers {less / whole:.3f}x; median of {len(first)} pairs: wall {ratios[0]:.3f}x, processor {ratios[1]:.3f}x"
+        f"\nbuffers {less / whole:.3f}x; median of {len(first)} pairs: wall {ratios[0]:.3f}x, "
+        f"processor {ratios[1]:.3f}x"
     )
     return "\n".join(rows)
 

@@ -41,6 +41,22 @@ def add_quantize(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quantize", choices=("int8", "int8-weights", "int4-weights"), help=words)
 
 
+def add_refinement(parser: argparse.ArgumentParser) -> None:
+    """Arguments for a head that draws some of a map's tokens anew."""
+    group = parser.add_argument_group("refinement in passes (HMAR)")
+    group.add_argument("--refinement", metavar="CHECKPOINT", help="a run of RefinementModule beside this model")
+    words = "tokens that each draw leaves, by scale from 0 (2 x 2: 1,3; 3 x 3: 1,1,2,5)"
+    group.add_argument("--refinement-passes", type=passes_of, nargs="+", metavar="1:1,3", help=words)
+
+
+def passes_of(text: str) -> tuple[int, list[int]]:
+    """A scale and its numbers from text like 1:1,3."""
+    scale, colon, counts = text.partition(":")
+    if not colon or not scale.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: give a scale and numbers of tokens, like 1:1,3")
+    return int(scale), list(side_lengths(counts))
+
+
 def add_cache_policy(parser: argparse.ArgumentParser) -> None:
     """Arguments that say which keys and values are kept from scale to scale."""
     group = parser.add_argument_group("keys and values (ScaleKV)", "an approximation, for models that keep some")

@@ -126,6 +126,11 @@ class ImageNoise:
         """Numbers in [0, 1) for the tokens of ``scale``, float32 (B, l)."""
         return self._uniform_BL[:, self.pyramid.slice_of(scale)]
 
+    def again(self, scale: int) -> Tensor:
+        """Further ones, float32 (B, l); to be asked for in the order of the scales."""
+        own = [torch.rand(self.pyramid.tokens_of(scale), generator=g, device="cpu") for g in self._generators]
+        return torch.stack(own).to(self.device)
+
     def gumbel(self, scale: int, vocab_size: int) -> Tensor:
         """Gumbel noise for the tokens of ``scale``, float32 (B, l, V); to be asked for in the order of the scales."""
         shape = (self.pyramid.tokens_of(scale), vocab_size)

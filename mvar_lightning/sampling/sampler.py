@@ -20,6 +20,7 @@ from mvar_lightning.attention import CachePolicy
 from mvar_lightning.errors import UserError, check_kind
 from mvar_lightning.sampling.draws import ImageNoise, check_filters, check_seeds, filter_logits, listed, sample_tokens
 from mvar_lightning.sampling.guidance import GuidanceSchedule, LinearGuidance, as_schedule
+from mvar_lightning.sampling.refinement import InPasses, Refining
 from mvar_lightning.sampling.stages import Drawers, StagedRows, Stages
 from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.tools.compute import evaluating, exact_float32, plain_numbers
@@ -89,6 +90,7 @@ def generate(
     more_smooth: bool = False,
     decode_chunk: int | None = None,
     cache_policy: CachePolicy | None = None,
+    refinement: InPasses | None = None,
 ) -> Generated:
     """Images of the given classes, and their tokens.
 
@@ -110,6 +112,7 @@ def generate(
         decode_chunk: images decoded at a time; None is about 260,000 pixels.
         cache_policy: which keys and values are kept from scale to scale, where the model keeps any: all (`KeepAll`), or
             `ScaleKV`, an approximation in a fraction of the memory.
+        refinement: draws some maps' least probable tokens anew, knowing the others (`InPasses`).
 
     Raises:
         UserError: a label, seed or setting out of range, a pair that does not fit, or weights that give no numbers.
@@ -118,10 +121,12 @@ def generate(
     stages.check_together(tokenizer)
     settings = SamplingSettings(as_schedule(cfg), top_k, top_p, temperature, more_smooth, cache_policy)
     stages.check_policy(cache_policy)
+    if refinement is not None:
+        refinement.check(stages, more_smooth)
     label_B = check_labels(repeated(label_B, len(listed(seeds) or [0])), stages.first)
     noise = ImageNoise(check_seeds(seeds, len(label_B)), stages.pyramid, label_B.device)
-    with evaluating(*stages.models, tokenizer):
-        f_hat_BZhw, idx_BL = sample_pyramid(stages, tokenizer, label_B, settings, noise)
+    with evaluating(*stages.models, tokenizer, *(() if refinement is None else (refinement.refinement,))):
+        f_hat_BZhw, idx_BL = sample_pyramid(stages, tokenizer, label_B, settings, noise, refinement=refinement)
         images_B3HW = decode_in_chunks(tokenizer, f_hat_BZhw, decode_chunk)
     check_finite(torch.isfinite(images_B3HW).all(), "pixels", "tokenizer")
     if not return_tokens:  # stacklevel: the line that called, past the wrapper of no_grad
@@ -139,6 +144,7 @@ def sample_pyramid(
     noise: ImageNoise,
     replace: Replace | None = None,
     observe: Observe | None = None,
+    refinement: InPasses | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The loop itself, for modules in evaluation mode: f_hat (B, Z, h, w) and tokens (B, L).
 
@@ -146,6 +152,7 @@ def sample_pyramid(
         label_B: int64 on the model's device (`check_labels`).
         replace: exchange what was drawn at a scale before it is used (editing, perturbation).
         observe: see the guided logits of each scale.
+        refinement: draw parts of some maps anew.
 
     Raises:
         UserError: logits that are NaN or infinite.
@@ -153,6 +160,7 @@ def sample_pyramid(
     stages = Stages.of(model)
     quantizer, pyramid = tokenizer.quantizer, stages.pyramid
     rows = StagedRows(stages, label_B, settings.guidance, settings.cache_policy)
+    refining = Refining(refinement, stages, tokenizer, label_B, settings, noise)
     f_hat_BZhw = quantizer.empty_f_hat(len(label_B))
     tokens: list[Tensor] = []
     sound = torch.ones((), dtype=torch.bool, device=label_B.device)  # read once: each time a GPU would have to wait
@@ -171,8 +179,10 @@ def sample_pyramid(
             if observe is not None:
                 observe(scale, logits_blV)
             chosen.append(choose(logits_blV, scale, settings, noise, tokenizer, images))
+            refining.see(scale, logits_blV, chosen[-1][0])
             del logits_blV  # not held while the next ones are computed
         idx_Bl, codes_BlZ = (torch.cat(parts) for parts in zip(*chosen, strict=True))
+        idx_Bl, codes_BlZ = refining.refine(scale, x_BlZ, idx_Bl, codes_BlZ)
         if replace is not None:
             idx_Bl, codes_BlZ = replace(scale, idx_Bl, codes_BlZ)
         tokens.append(idx_Bl)
