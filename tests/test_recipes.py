@@ -24,7 +24,7 @@ from mvar_lightning.runs.recipe import SuiteCLI
 from mvar_lightning.training import next_scale
 
 ROOT = Path(__file__).parents[1]
-SWEEPS = sorted((ROOT / "recipes/ablations").glob("*.yaml"))
+SWEEPS = sorted([*(ROOT / "recipes/ablations").glob("*.yaml"), *(ROOT / "recipes/evidence").glob("*.yaml")])
 RECIPES = [path for path in sorted((ROOT / "recipes").rglob("*.yaml")) if path not in SWEEPS]
 DIGITS, IMAGENET = 10, 1000
 
@@ -117,7 +117,7 @@ def build(path: Path) -> Built:
         patch.setattr(next_scale, "fingerprint", lambda tokenizer: "0" * 64)
         patch.setattr(next_scale, "load_initial_weights", lambda *_: "")
         patch.setattr(InceptionFeatures, "__init__", without_file)
-        patch.setattr("mvar_lightning.callbacks.metrics.read_reference", lambda path, extractor: None)
+        patch.setattr("mvar_lightning.callbacks.sample_metrics.read_reference", lambda path, extractor: None)
         for kind in (ShardsDataModule, TokenShardsDataModule):
             patch.setattr(kind, "num_classes", property(lambda data: num_classes))
         patch.setenv("PL_GLOBAL_SEED", "0")  # the recipes seed everything; leave no trace of it

@@ -20,7 +20,7 @@ from mvar_lightning.transformer import LlamaBlocks, NoHistory, SlidingWindowHist
 
 State = Mapping[str, Tensor]
 
-ARCHITECTURES = ("var", "mvar", "markov_var")
+ARCHITECTURES = ("var", "mvar", "markov_var", "hmar")
 HITS = "quantize.ema_vocab_hit_SV"
 LEVELS, MASK, ZERO_K_BIAS = "lvl_1L", "attn_bias_for_masking", "zero_k_bias"
 """Buffers that follow from the sizes; what they hold is told below."""
@@ -106,7 +106,7 @@ def attention_of(
     """The attention of an architecture; MVAR's neighborhood starts at the last but one scale by default."""
     if architecture == "var":
         return FullAttention()
-    if architecture == "markov_var":
+    if architecture in ("markov_var", "hmar"):
         return AdjacentAttention()
     total = pyramid.num_scales
     first = max(total - 2, 0) if first_neighborhood_scale is None else first_neighborhood_scale

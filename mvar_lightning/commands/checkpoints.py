@@ -17,7 +17,9 @@ SHOWN_CLASSES = 10
 def add_parser(subparsers: Any) -> None:
     """Add `import`, `export` and `info` to the parser of `mvar`."""
     parser = subparsers.add_parser("import", help="turn published weights into a checkpoint folder")
-    parser.add_argument("--architecture", required=True, choices=("var", "mvar", "markov_var"), help="of the file")
+    parser.add_argument(
+        "--architecture", required=True, choices=("var", "mvar", "markov_var", "hmar"), help="of the file"
+    )
     parser.add_argument("--model", required=True, metavar="FILE", help="the transformer, e.g. var_d16.pth")
     parser.add_argument("--tokenizer", required=True, metavar="FILE", help="the tokenizer, vae_ch160v4096z32.pth")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="new or empty folder for the checkpoint")

@@ -18,7 +18,9 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     source = parser.add_argument_group("model", "a checkpoint, or --official with both released files")
     words = "a run's folder, a saved folder, or a Lightning checkpoint"
     source.add_argument("--checkpoint", metavar="PATH", help=words)
-    source.add_argument("--official", choices=("var", "mvar", "markov_var"), help="architecture of released files")
+    source.add_argument(
+        "--official", choices=("var", "mvar", "markov_var", "hmar"), help="architecture of released files"
+    )
     source.add_argument("--model", metavar="FILE", help="released transformer, e.g. var_d16.pth")
     source.add_argument("--tokenizer", metavar="FILE", help="released tokenizer, e.g. vae_ch160v4096z32.pth")
     add_untold(source)

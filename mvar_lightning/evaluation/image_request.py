@@ -20,6 +20,7 @@ from mvar_lightning.errors import UserError, check_counts
 from mvar_lightning.evaluation.features import OTHER_SPLIT, holds_shards, open_features
 from mvar_lightning.evaluation.image_sources import ArchiveImages, FolderImages, ImageSource, ShardImages, open_images
 from mvar_lightning.metrics import FeatureExtractor, StoredReference
+from mvar_lightning.metrics.copying import LEAST
 from mvar_lightning.sampling.jobs import Job, SampleRequest, make_images, plan_sampling
 from mvar_lightning.sampling.sampler import SamplingSettings
 from mvar_lightning.tools.tensors import open_arrays
@@ -42,6 +43,9 @@ class EvaluateImagesRequest:
         save_moments: npz to write the reference's moments to, for later evaluations.
         no_npz: do not write ``samples.npz``.
         no_floor: leave out the FID of other real images.
+        memorization: also measure whether images are copies of training images; the reference is what was held out.
+        training: those: a shard folder (its training split), a folder of images or an npz; the training split of the
+            reference if not given.
         batch_size: images at a time in each process.
         devices: processes of this machine, each on its own GPU; one, or those of torchrun or SLURM, if not given.
         workers: loading processes for shards.
@@ -64,6 +68,8 @@ class EvaluateImagesRequest:
     save_moments: str | None = None
     no_npz: bool = False
     no_floor: bool = False
+    memorization: bool = False
+    training: str | None = None
     batch_size: int = 16
     devices: int | None = None
     workers: int = 0
@@ -84,6 +90,10 @@ class EvaluateImagesRequest:
             )
         if self.save_moments is not None and Path(self.save_moments).suffix.lower() != ".npz":
             raise UserError(f"``save_moments`` {self.save_moments}: give a name that ends in .npz")
+        if self.memorization and self.split == "train":
+            raise UserError("``memorization``: the reference must be images that were held out; choose ``split`` val")
+        if self.training is not None and not self.memorization:
+            raise UserError("``training``: is for ``memorization`` alone; ask for that, too")
         if self.workers < 0:
             raise UserError(f"``workers`` {self.workers}: must be 0 or more")
 
@@ -157,24 +167,45 @@ class RealImages(NamedTuple):
         source: of the images.
         stored: moments of their features, as a file holds them.
         other: real images that are not the reference's.
+        training: those of the memorization test.
     """
 
     name: str
     source: ImageSource | None = None
     stored: StoredReference | None = None
     other: ImageSource | None = None
+    training: ImageSource | None = None
 
 
 def open_real(request: EvaluateImagesRequest, generated: ImageSource) -> RealImages:
     """The reference that a request names. Raises `UserError` where it is none, or for images of another size."""
     real = _open_reference(request, generated)
-    if real.source is not None and real.source.size != generated.size:
-        (height, width), (high, wide) = generated.size, real.source.size
-        raise UserError(
-            f"``reference`` {request.reference}: its images are {wide} x {high}, the generated ones {width} x "
-            f"{height}; make both of one size (images of a shard folder are cut to it)"
-        )
+    if request.memorization:
+        if real.source is None:
+            raise UserError(
+                f"``memorization``: ``reference`` {request.reference} holds moments alone; give held-out images"
+            )
+        for name, source in (("generated", generated), ("``reference``", real.source)):
+            if len(source) < LEAST:
+                raise UserError(f"``memorization``: {len(source)} {name} images; it takes {LEAST} of each")
+        real = real._replace(training=_open_training(request, generated))
+    for name, source in (("reference", real.source), ("training", real.training)):
+        if source is not None and source.size != generated.size:
+            (height, width), (high, wide) = generated.size, source.size
+            raise UserError(
+                f"``{name}`` {source.name}: its images are {wide} x {high}, the generated ones {width} x "
+                f"{height}; make both of one size (images of a shard folder are cut to it)"
+            )
     return real
+
+
+def _open_training(request: EvaluateImagesRequest, generated: ImageSource) -> ImageSource:
+    path = request.training or request.reference
+    if holds_shards(path):
+        return ShardImages(path, "train", generated.size[0], request.crop, request.resize_ratio, request.workers)
+    if request.training is None:
+        raise UserError(f"``memorization``: {path} holds no training split; name the training images with ``training``")
+    return open_images(Path(path))
 
 
 def _open_reference(request: EvaluateImagesRequest, generated: ImageSource) -> RealImages:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mvar_lightning.errors import UserError
 from mvar_lightning.evaluation.strips import progressive_picture
+from mvar_lightning.metrics.copying import CopyingTest
 from mvar_lightning.tools.console import table_of
 from mvar_lightning.tools.drawing import enlarge, make_grid, make_pairs, to_image
 from mvar_lightning.tools.files import writing
@@ -67,6 +68,27 @@ class Floor:
 
 
 @dataclass(frozen=True)
+class Memorization:
+    """Distances to the nearest of ``images`` training images of ``training``, by features and by pixels."""
+
+    training: str
+    images: int
+    features: CopyingTest
+    pixels: CopyingTest
+
+    def rows(self) -> list[Row]:
+        rows = [("memorization against", f"{self.training}, {self.images:,} images")]
+        for space, test in (("features", self.features), ("pixels", self.pixels)):
+            of = f"{test.images:,} generated, {test.held_out_images:,} held out, {test.cells} cells"
+            rows += [
+                (f"C_T, {space} ({of})", f"{test.statistic:.2f} (p = {test.p_value:.2g})"),
+                (f"median nearest, {space}", f"{test.generated:.4g}; held out {test.held_out:.4g}"),
+                (f"closer than 5% of held out, {space}", f"{test.closer:.1%}"),
+            ]
+        return rows
+
+
+@dataclass(frozen=True)
 class ImageReport:
     """Everything that was measured; None is left out, and `notes` say why.
 
@@ -76,11 +98,12 @@ class ImageReport:
         reference: what they are compared with.
         reference_images: None where a file with moments does not tell.
         features, num_features: name of the extractor, and numbers an image.
-        fid: Frechet distance of the features.
+        fid, kid: Frechet and kernel distance of the features.
         sfid, num_spatial: of the spatial features.
         inception_score: mean and standard deviation over the splits.
         precision, recall: with ``neighbors``, of ``covered_generated`` and ``covered_reference`` images.
         floor: of other real images.
+        memorization: where it was asked for.
         notes: whole sentences.
     """
 
@@ -91,6 +114,7 @@ class ImageReport:
     features: str
     num_features: int
     fid: float
+    kid: float | None = None
     sfid: float | None = None
     num_spatial: int = 0
     inception_score: tuple[float, float] | None = None
@@ -100,10 +124,14 @@ class ImageReport:
     covered_generated: int = 0
     covered_reference: int = 0
     floor: Floor | None = None
+    memorization: Memorization | None = None
     notes: tuple[str, ...] = ()
 
     def rows(self) -> list[Row]:
         """Name and value of every measure; a dash for what was left out."""
+        return [*self._quality(), *(self.memorization.rows() if self.memorization is not None else [])]
+
+    def _quality(self) -> list[Row]:
         height, width = self.size
         count = "?" if self.reference_images is None else f"{self.reference_images:,}"
         rows = [
@@ -113,6 +141,9 @@ class ImageReport:
         ]
         if (floor := self.floor) is not None:
             rows.append(("FID of other real images", f"{floor.fid:.3f} ({floor.images:,} of {floor.name})"))
+        rows.append(
+            (f"KID ({self.features}, {self.num_features} features)", "-" if self.kid is None else f"{self.kid:.5f}")
+        )
         if self.sfid is None:
             rows.append(("sFID", "-"))
         else:
@@ -129,9 +160,15 @@ class ImageReport:
 
 
 def write_image_report(
-    report: ImageReport, about: Mapping[str, Any], image_N3HW: Tensor, columns: int, folder: Path
+    report: ImageReport,
+    about: Mapping[str, Any],
+    image_N3HW: Tensor,
+    columns: int,
+    folder: Path,
+    pairs_3HW: Tensor | None = None,
 ) -> list[Path]:
-    """Write ``images.json``, ``images.md`` and ``images.png`` into ``folder``, all or none.
+    """Write ``images.json``, ``images.md`` and ``images.png`` into ``folder``, and ``memorization.png`` where there are
+    closest pairs, all or none.
 
     ``about`` is what was measured on, for the JSON and the foot of the Markdown. The picture shows images in [0, 1],
     ``columns`` of them in a row; 0 makes a square. Raises UserError as `write_report`.
@@ -142,6 +179,8 @@ def write_image_report(
         "images.md": markdown_of("Generated images", tables, report.notes, about),
         "images.png": to_image(make_grid(enlarge(image_N3HW), columns)).save,
     }
+    if pairs_3HW is not None:
+        files["memorization.png"] = to_image(pairs_3HW).save
     return write_report(folder, files)
 
 

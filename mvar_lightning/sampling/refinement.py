@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,9 +24,6 @@ from mvar_lightning.sampling.stages import Stages
 from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.tokenizer.quantizer import MultiScaleQuantizer
 from mvar_lightning.transformer.refinement import Refinement
-
-if TYPE_CHECKING:
-    from mvar_lightning.sampling.sampler import SamplingSettings
 
 PASSES: dict[int, list[int]] = {4: [1, 3], 9: [1, 1, 2, 5]}
 """As published, by tokens of the map: 2 x 2 in two draws, 3 x 3 in four, all others in one."""
@@ -97,6 +94,14 @@ class InPasses:
         return " ".join(f"{scale}:{','.join(map(str, counts))}" for scale, counts in self.of(pyramid).items())
 
 
+class Filters(NamedTuple):
+    """Of a draw, as of `sample_tokens`."""
+
+    top_k: int | None
+    top_p: float | None
+    temperature: float
+
+
 def open_passes(
     path: str | None, passes: Mapping[int, Sequence[int]] | None, stages: Stages, tokenizer: MultiScaleTokenizer
 ) -> InPasses | None:
@@ -120,11 +125,11 @@ class Refining:
         stages: Stages,
         tokenizer: MultiScaleTokenizer,
         label_B: Tensor,
-        settings: SamplingSettings,
+        filters: Filters,
         noise: ImageNoise,
     ) -> None:
         self.passes = {} if given is None else given.of(stages.pyramid)
-        self.settings, self.noise, self.quantizer = settings, noise, tokenizer.quantizer
+        self.filters, self.noise, self.quantizer = filters, noise, tokenizer.quantizer
         self.probability: list[Tensor] = []
         if given is not None:
             self.model, self.refinement = stages.first, given.refinement
@@ -151,20 +156,14 @@ class Refining:
             masked_Bl = _lowest(probability_Bl.masked_fill(~masked_Bl, torch.inf), left)
             y_BlZ = known_codes(self.quantizer.lookup(idx_Bl), masked_Bl, self.quantizer, scale)
             logits_BlV = self.refinement(self.model, self.conditions, scale, x_BlC, y_BlZ, masked_Bl)
-            drawn_Bl = sample_tokens(
-                logits_BlV,
-                self.noise.again(scale),
-                self.settings.top_k,
-                self.settings.top_p,
-                self.settings.temperature,
-            )
+            drawn_Bl = sample_tokens(logits_BlV, self.noise.again(scale), *self.filters)
             idx_Bl = torch.where(masked_Bl, drawn_Bl, idx_Bl)
             probability_Bl = self._probability(logits_BlV, idx_Bl)
         return idx_Bl, self.quantizer.lookup(idx_Bl)
 
     def _probability(self, logits_blV: Tensor, idx_bl: Tensor) -> Tensor:
         """Of tokens under the logits they were drawn from, before these are filtered."""
-        scaled = logits_blV if self.settings.temperature == 1.0 else logits_blV / self.settings.temperature
+        scaled = logits_blV if self.filters.temperature == 1.0 else logits_blV / self.filters.temperature
         own_bl1 = scaled.gather(-1, idx_bl[..., None])
         return (own_bl1 - scaled.logsumexp(dim=-1, keepdim=True))[..., 0].exp()
 

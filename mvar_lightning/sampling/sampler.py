@@ -20,7 +20,7 @@ from mvar_lightning.attention import CachePolicy
 from mvar_lightning.errors import UserError, check_kind
 from mvar_lightning.sampling.draws import ImageNoise, check_filters, check_seeds, filter_logits, listed, sample_tokens
 from mvar_lightning.sampling.guidance import GuidanceSchedule, LinearGuidance, as_schedule
-from mvar_lightning.sampling.refinement import InPasses, Refining
+from mvar_lightning.sampling.refinement import Filters, InPasses, Refining
 from mvar_lightning.sampling.stages import Drawers, StagedRows, Stages
 from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.tools.compute import evaluating, exact_float32, plain_numbers
@@ -62,6 +62,10 @@ class SamplingSettings:
         if self.cache_policy is not None:
             check_kind("cache_policy", self.cache_policy, CachePolicy, "KeepAll() or ScaleKV(0.1)")
         check_filters(self.top_k, self.top_p, self.temperature)
+
+    @property
+    def filters(self) -> Filters:
+        return Filters(self.top_k, self.top_p, self.temperature)
 
     def arguments(self) -> dict[str, Any]:
         """The same as arguments of `generate` and `edit`."""
@@ -160,7 +164,7 @@ def sample_pyramid(
     stages = Stages.of(model)
     quantizer, pyramid = tokenizer.quantizer, stages.pyramid
     rows = StagedRows(stages, label_B, settings.guidance, settings.cache_policy)
-    refining = Refining(refinement, stages, tokenizer, label_B, settings, noise)
+    refining = Refining(refinement, stages, tokenizer, label_B, settings.filters, noise)
     f_hat_BZhw = quantizer.empty_f_hat(len(label_B))
     tokens: list[Tensor] = []
     sound = torch.ones((), dtype=torch.bool, device=label_B.device)  # read once: each time a GPU would have to wait
