@@ -19,7 +19,10 @@ _ROOMS = {
     "mvar_lightning.attention": (
         "AdjacentAttention",
         "AttentionStrategy",
+        "CachePolicy",
         "FullAttention",
+        "KeepAll",
+        "ScaleKV",
         "SlidingWindowAttention",
         "SpatialAttention",
     ),
@@ -52,10 +55,13 @@ _ROOMS = {
     ),
     "mvar_lightning.transformer.quantized": ("quantize",),
     "mvar_lightning.sampling": ("BestOfScales", "MostLikely", "Selector", "edit", "generate"),
+    "mvar_lightning.sampling.refinement": ("InPasses",),
+    "mvar_lightning.checkpoints.refinement": ("load_refinement", "save_refinement"),
     "mvar_lightning.checkpoints": ("export_official", "import_official", "load", "save"),
     "mvar_lightning.data.image_data": ("ShardsDataModule",),
     "mvar_lightning.data.token_data": ("TokenShards", "TokenShardsDataModule"),
     "mvar_lightning.training.objectives": ("CCA", "CrossEntropy", "Distillation", "Objective", "WeightedScales"),
+    "mvar_lightning.training.refinement": ("RefinementModule",),
     "mvar_lightning.training": ("MarkovVARModule", "MVARModule", "ScorerModule", "TokenizerModule", "VARModule"),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}

@@ -50,7 +50,15 @@ class AttentionBackend(ABC):
 
     @abstractmethod
     def __call__(self, q_BHlD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, scales: range, softmax_scale: float) -> Tensor:
-        """Attention output (B, H, l, D) of the queries of ``scales``; the keys end with the last of them."""
+        """Attention output (B, H, l, D) of the queries of ``scales``; the keys end with the last of them.
+
+        Of one scale there may be fewer keys than it could read, and then it reads all of them.
+        """
+
+    def some_are_left_out(self, k_BHSD: Tensor, scales: range) -> bool:
+        """Whether these are fewer keys than the queries of one scale could read: a `CachePolicy` dropped the others."""
+        keys = self.plan.keys_of(scales.start)
+        return len(scales) == 1 and k_BHSD.shape[2] < keys.stop - keys.start
 
     def prepare(self, device: torch.device) -> None:
         """Make what a call on ``device`` reads and a compiler cannot trace; called before blocks run."""
@@ -66,6 +74,8 @@ class DenseBackend(AttentionBackend):
     name = "dense"
 
     def __call__(self, q_BHlD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, scales: range, softmax_scale: float) -> Tensor:
+        if self.some_are_left_out(k_BHSD, scales):
+            return F.scaled_dot_product_attention(q_BHlD, k_BHSD, v_BHSD, scale=softmax_scale)
         end = self.pyramid.span(scales).stop
         rows, columns = slice(end - q_BHlD.shape[2], end), slice(end - k_BHSD.shape[2], end)
         mask = _strategy_mask(self.strategy, self.pyramid, q_BHlD.device)[rows, columns]
@@ -81,6 +91,8 @@ class PerScaleBackend(AttentionBackend):
     name = "per_scale"
 
     def __call__(self, q_BHlD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, scales: range, softmax_scale: float) -> Tensor:
+        if self.some_are_left_out(k_BHSD, scales):
+            return self.read(self.plan.reads[scales.start], q_BHlD, k_BHSD, v_BHSD, softmax_scale)
         first_query, first_key = self.pyramid.span(scales).start, self.pyramid.span(scales).stop - k_BHSD.shape[2]
         own = [_shifted(self.pyramid.slice_of(scale), first_query) for scale in scales]
         keys = [_shifted(self.plan.keys_of(scale), first_key) for scale in scales]

@@ -10,11 +10,18 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from mvar_lightning.attention.plan import AttentionPlan
+
+
+class TakesKeys(Protocol):
+    """A `LayerCache`, or what stands in its place while a cache is filled."""
+
+    def extend(self, q_BHlD: Tensor, k_BHlD: Tensor, v_BHlD: Tensor, scale: int) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass
@@ -36,10 +43,11 @@ class LayerCache:
         self._buffers = keys_BHSD, values_BHSD
         self._held = held
 
-    def extend(self, k_BHlD: Tensor, v_BHlD: Tensor, scale: int) -> tuple[Tensor, Tensor]:
+    def extend(self, q_BHlD: Tensor, k_BHlD: Tensor, v_BHlD: Tensor, scale: int) -> tuple[Tensor, Tensor]:
         """Add the keys and values of ``scale``; return all that its queries read, as views (B, H, S, D).
 
-        `KVCache.advance` ends the scale: until then other layers and other rows add theirs at the same tokens.
+        The queries are for layers that choose by them what they keep (`ScoredLayer`). `KVCache.advance` ends the scale:
+        until then other layers and other rows add theirs at the same tokens.
         """
         if not self._plan.is_cached(scale):
             return k_BHlD, v_BHlD
@@ -54,10 +62,15 @@ class LayerCache:
         read_k, read_v = (buffer_BHSD[:, :, first:end] for buffer_BHSD in self._buffers)
         return read_k, read_v
 
-    def filled_by(self, scales: range) -> _Filling:
+    def filled_by(self, scales: range) -> TakesKeys:
         """Takes the keys and values of the first ``scales`` at once; `KVCache.fill` ends it."""
         kept = self._plan.pyramid.span(range(self._plan.cache_start(scales.stop), scales.stop))
         return _Filling(self._buffers, kept)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the buffers."""
+        return sum(buffer.nbytes for buffer in self._buffers)
 
     def rows(self, rows: slice) -> LayerCache:
         """A view of some rows."""
@@ -72,7 +85,7 @@ class _Filling:
     buffers: tuple[Tensor, Tensor]
     kept: slice
 
-    def extend(self, k_BHlD: Tensor, v_BHlD: Tensor, scale: int) -> tuple[Tensor, Tensor]:
+    def extend(self, q_BHlD: Tensor, k_BHlD: Tensor, v_BHlD: Tensor, scale: int) -> tuple[Tensor, Tensor]:
         """Keep what is read later; the pass itself reads all as it comes."""
         for buffer_BHSD, new_BHlD in zip(self.buffers, (k_BHlD, v_BHlD), strict=True):
             buffer_BHSD[:, :, : self.kept.stop - self.kept.start] = new_BHlD[:, :, self.kept]
@@ -115,6 +128,11 @@ class KVCache:
         self._held = Held()
         keys, values = ([torch.empty(shape, device=device, dtype=dtype) for _ in range(layers)] for _ in range(2))
         self.layers = [LayerCache(plan, *buffers, self._held) for buffers in zip(keys, values, strict=True)]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all buffers: what is held from one scale to the next has room in them."""
+        return sum(layer.nbytes for layer in self.layers)
 
     def advance(self, scale: int) -> None:
         """All layers and rows have added ``scale``."""

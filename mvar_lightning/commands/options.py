@@ -9,6 +9,7 @@ from mvar_lightning.checkpoints.source import Source
 from mvar_lightning.errors import UserError
 
 if TYPE_CHECKING:
+    from mvar_lightning.attention import CachePolicy
     from mvar_lightning.sampling import GuidanceSchedule, SamplingSettings, Selector
 
 
@@ -40,6 +41,31 @@ def add_quantize(parser: argparse.ArgumentParser) -> None:
     """The argument for weights of few bits."""
     words = "int8: faster on CPUs, a quarter of the memory; -weights: memory alone, any device"
     parser.add_argument("--quantize", choices=("int8", "int8-weights", "int4-weights"), help=words)
+
+
+def add_refinement(parser: argparse.ArgumentParser) -> None:
+    """Arguments for a head that draws some of a map's tokens anew."""
+    group = parser.add_argument_group("refinement in passes (HMAR)")
+    group.add_argument("--refinement", metavar="CHECKPOINT", help="a run of RefinementModule beside this model")
+    words = "tokens that each draw leaves, by scale from 0 (2 x 2: 1,3; 3 x 3: 1,1,2,5)"
+    group.add_argument("--refinement-passes", type=passes_of, nargs="+", metavar="1:1,3", help=words)
+
+
+def passes_of(text: str) -> tuple[int, list[int]]:
+    """A scale and its numbers from text like 1:1,3."""
+    scale, colon, counts = text.partition(":")
+    if not colon or not scale.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: give a scale and numbers of tokens, like 1:1,3")
+    return int(scale), list(side_lengths(counts))
+
+
+def add_cache_policy(parser: argparse.ArgumentParser) -> None:
+    """Arguments that say which keys and values are kept from scale to scale."""
+    group = parser.add_argument_group("keys and values (ScaleKV)", "an approximation, for models that keep some")
+    words = "layers keep this share of all tokens on average, e.g. 0.1 (all)"
+    group.add_argument("--cache-budget", type=float, metavar="SHARE", help=words)
+    words = "layers that keep nearly everything, counted from 0 (0; `mvar analyze attention` measures which)"
+    group.add_argument("--cache-drafters", type=side_lengths, metavar="0,1", help=words)
 
 
 def add_untold(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
@@ -119,7 +145,8 @@ def settings_of(args: argparse.Namespace) -> SamplingSettings:
         first, last = args.guided_scales
         schedule = CutoffGuidance(args.cfg, first, last, linear)
     filters = args.top_k or None, args.top_p, args.temperature
-    return SamplingSettings(schedule, *filters, args.more_smooth, selector=selector_of(args))
+    policy, selector = cache_policy_of(args), selector_of(args)
+    return SamplingSettings(schedule, *filters, args.more_smooth, policy, selector)
 
 
 def selector_of(args: argparse.Namespace) -> Selector | None:
@@ -136,6 +163,16 @@ def selector_of(args: argparse.Namespace) -> Selector | None:
                 raise UserError(f"``{name}``: goes with ``selector`` NAME or PATH")
         return None
     return named_selector(args.selector, **chosen)
+
+
+def cache_policy_of(args: argparse.Namespace) -> CachePolicy | None:
+    """What is kept from scale to scale; None is everything. Raises `UserError` as `ScaleKV`."""
+    from mvar_lightning.attention import ScaleKV
+
+    budget, drafters = (getattr(args, name, None) for name in ("cache_budget", "cache_drafters"))
+    if budget is None and drafters is not None:
+        raise UserError("``cache_drafters``: needs ``cache_budget`` SHARE")
+    return None if budget is None else ScaleKV(budget, None if drafters is None else list(drafters))
 
 
 def chosen(args: argparse.Namespace, names: str) -> dict[str, Any]:

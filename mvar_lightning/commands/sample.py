@@ -14,6 +14,7 @@ def add_parser(subparsers: Any) -> None:
     options.add_source(parser)
     options.add_refiner(parser)
     options.add_settings(parser)
+    options.add_cache_policy(parser)
     words = "indices, ranges (0-9), names, none, or all (default: all, or 16 of them where there are more)"
     parser.add_argument("--classes", metavar="3,7", help=words)
     parser.add_argument("--count", type=int, metavar="N", help="images of each class (16; 1 where 16 are chosen)")
@@ -25,6 +26,7 @@ def add_parser(subparsers: Any) -> None:
     words = "CUDA graphs of the scales, for strategies that keep no key-value cache"
     parser.add_argument("--graphs", action="store_true", help=words)
     options.add_quantize(parser)
+    options.add_refinement(parser)
     options.add_devices(parser)
     parser.set_defaults(run=run)
 
@@ -34,8 +36,16 @@ def run(args: argparse.Namespace) -> int:
     source = options.source_of(args)  # a mistake in it is told before the slow imports below
     from mvar_lightning.sampling.jobs import SampleRequest, sample_images
 
-    chosen = options.chosen(args, "out classes count seed data device precision batch_size devices graphs quantize")
-    chosen |= {"settings": options.settings_of(args), "compiled": args.compile, "npz": args.format == "npz"}
+    chosen = options.chosen(
+        args, "out classes count seed data device precision batch_size devices graphs quantize refinement"
+    )
+    passes = None if args.refinement_passes is None else dict(args.refinement_passes)
+    chosen |= {
+        "refinement_passes": passes,
+        "settings": options.settings_of(args),
+        "compiled": args.compile,
+        "npz": args.format == "npz",
+    }
     sampled = sample_images(SampleRequest(source, **chosen))
     if sampled is None:  # not the first process
         return 0

@@ -152,6 +152,7 @@ TABLES: dict[str, dict[str, Bound]] = {
     "VARModule": NEXT_SCALE,
     "MVARModule": NEXT_SCALE,
     "MarkovVARModule": NEXT_SCALE,
+    "RefinementModule": NEXT_SCALE,
     "TokenizerModule": TOKENIZER,
     "ScorerModule": SCORER,
     "ShardsDataModule": DATA,

@@ -154,6 +154,8 @@ def _fit(run: Run, extra: list[str], checkpoint: Path | None) -> None:
         model = getattr(cli.model, "model", None)
         model = None if model is None else gathered(model)  # sharded weights need all ranks for that
         if trainer.is_global_zero:
+            if (save_beside := getattr(cli.model, "save_beside", None)) is not None:
+                save_beside(run.folder)
             if hasattr(cli.model, "save"):  # neither a tokenizer nor a model over one
                 cli.model.save(run.model_folder)
             else:

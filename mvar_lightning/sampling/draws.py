@@ -152,6 +152,11 @@ class ImageNoise:
         own_Bl1 = self.uniform(scale)[..., None]
         return torch.cat([own_Bl1, torch.stack(more).to(self.device)], dim=-1), torch.stack(extra).to(self.device)
 
+    def again(self, scale: int) -> Tensor:
+        """Further ones, float32 (B, l); to be asked for in the order of the scales."""
+        own = [torch.rand(self.pyramid.tokens_of(scale), generator=g, device="cpu") for g in self._generators]
+        return torch.stack(own).to(self.device)
+
     def gumbel(self, scale: int, vocab_size: int) -> Tensor:
         """Gumbel noise for the tokens of ``scale``, float32 (B, l, V); to be asked for in the order of the scales."""
         shape = (self.pyramid.tokens_of(scale), vocab_size)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from mvar_lightning.attention import CachePolicy
 from mvar_lightning.checkpoints.source import Source
 from mvar_lightning.data.images import ImageError, decode, form_of
 from mvar_lightning.data.transforms import center_crop, resize_shorter, to_batch, window_of
@@ -65,6 +66,7 @@ def edit(
     temperature: float = 1.0,
     more_smooth: bool = False,
     decode_chunk: int | None = None,
+    cache_policy: CachePolicy | None = None,
     selector: Selector | None = None,
 ) -> Generated:
     """Paint parts of images anew.
@@ -75,8 +77,8 @@ def edit(
         mask_BHW: what the model paints: 1 or True there, 0 or False where the image stays; one for all images (H, W)
             or one for each (B, H, W); of the image's size, or of the last token map's.
         label_B: what to paint; -1 ("no class") in-paints, another class edits towards it.
-        cfg, top_k, top_p, seeds, temperature, more_smooth, decode_chunk, selector: as for `generate`; maps are judged
-            with the image's tokens in them.
+        cfg, top_k, top_p, seeds, temperature, more_smooth, decode_chunk, cache_policy, selector: as for `generate`;
+            maps are judged with the image's tokens in them.
 
     Returns:
         Images and tokens as of `generate`. Where the mask is 0 the tokens are the image's; pixels near the border of
@@ -89,7 +91,8 @@ def edit(
     stages.check_together(tokenizer)
     for name, tensor in (("image_B3HW", image_B3HW), ("mask_BHW", mask_BHW)):
         check_kind(name, tensor, Tensor, "a tensor")
-    settings = SamplingSettings(as_schedule(cfg), top_k, top_p, temperature, more_smooth, selector=selector)
+    settings = SamplingSettings(as_schedule(cfg), top_k, top_p, temperature, more_smooth, cache_policy, selector)
+    stages.check_policy(cache_policy)
     images = max(len(image_B3HW), len(listed(seeds) or [0]), len(repeated(label_B, 1)))
     label_B = check_labels(repeated(label_B, images), stages.first)
     if len(label_B) != images or len(image_B3HW) not in (1, images):

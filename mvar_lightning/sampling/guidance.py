@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mvar_lightning.attention import CachePolicy
 from mvar_lightning.axis import AxisMember
 from mvar_lightning.errors import UserError, check_kind
 from mvar_lightning.transformer import NextScaleTransformer
@@ -116,6 +117,7 @@ class GuidedRows:
         schedule: 0 everywhere runs B rows throughout.
         entered: inputs of the scales that another model drew, (B, l, Z) each, None for the first: this one goes on.
         stop: the first scale that another model draws after it.
+        policy: which keys and values are kept, where any are.
     """
 
     def __init__(
@@ -125,6 +127,7 @@ class GuidedRows:
         schedule: GuidanceSchedule,
         entered: Sequence[Tensor | None] = (),
         stop: int | None = None,
+        policy: CachePolicy | None = None,
     ) -> None:
         num_scales = model.pyramid.num_scales
         schedule.check(num_scales)
@@ -132,8 +135,8 @@ class GuidedRows:
         self.label_B = label_B
         self.strengths = [schedule.strength(scale, num_scales) for scale in range(num_scales)]
         self.unconditional = unconditional_scales(self.strengths, model.backend.plan.crosses_scales)
-        self.first, self.stop = len(entered), stop
-        self.state = model.begin(self._labels(self.first), len(label_B), stop)
+        self.first, self.stop, self.policy = len(entered), stop, policy
+        self.state = model.begin(self._labels(self.first), len(label_B), stop, policy)
         if entered:
             model.catch_up(self.state, entered)
 
@@ -145,7 +148,7 @@ class GuidedRows:
         """What the head's last product reads at ``scale``, (R, l, C): a fraction of the logits' size."""
         if scale > self.first and scale == self.unconditional.start:
             history = self.state.history  # it is of images, not of rows, so it serves both halves
-            self.state = self.model.begin(self._labels(scale), len(self.label_B), self.stop)
+            self.state = self.model.begin(self._labels(scale), len(self.label_B), self.stop, self.policy)
             self.state.history = history
         elif scale > self.first and scale == self.unconditional.stop:
             self.state = self.state.rows(slice(0, len(self.label_B)))

@@ -23,12 +23,14 @@ import numpy as np
 import torch
 from PIL import Image
 
+from mvar_lightning.attention import KeepAll
 from mvar_lightning.checkpoints.source import NO_CLASS, Source
 from mvar_lightning.data.images import to_rgb
 from mvar_lightning.errors import UserError, check_counts
 from mvar_lightning.pyramid import Size
 from mvar_lightning.sampling.class_choice import class_indices, class_names, owner_of
 from mvar_lightning.sampling.draws import NUM_SEEDS
+from mvar_lightning.sampling.refinement import open_passes
 from mvar_lightning.sampling.sampler import SamplingSettings, generate
 from mvar_lightning.sampling.stages import load_stages
 from mvar_lightning.tokenizer import MultiScaleTokenizer
@@ -39,6 +41,7 @@ from mvar_lightning.tools.ranks import Ranks
 from mvar_lightning.transformer import NextScaleTransformer
 from mvar_lightning.transformer.acceleration import prepare
 from mvar_lightning.transformer.quantized import check_quantizable
+from mvar_lightning.transformer.refinement import Refinement
 
 SETTINGS_FILE, GRID_FILE, ARCHIVE_FILE = "sampling.json", "grid.png", "samples.npz"
 GRID_CLASSES, GRID_COLUMNS = 16, 16
@@ -65,6 +68,8 @@ class SampleRequest:
         devices: processes of this machine, each on its own GPU; one, or those of torchrun or SLURM, if not given.
         compiled: compile the blocks.
         graphs: CUDA graphs of the scales, for strategies that keep no key-value cache.
+        refinement, refinement_passes: folder or run of a `Refinement`, which draws some maps' least probable tokens
+            anew, and its schedule by scale (`InPasses`).
         quantize: weights of few bits: ``int8``, ``int8-weights`` or ``int4-weights`` (`transformer.quantized`).
         npz: also write all images as one file for ADM's evaluator.
 
@@ -87,6 +92,8 @@ class SampleRequest:
     graphs: bool = False
     npz: bool = False
     quantize: str | None = None
+    refinement: str | None = None
+    refinement_passes: Mapping[int, Sequence[int]] | None = None
 
     def __post_init__(self) -> None:
         check_counts(count=self.count, batch_size=self.batch_size, devices=self.devices)
@@ -177,6 +184,13 @@ def plan_sampling(request: SampleRequest) -> SamplingPlan:
     if (selector := task.settings.selector) is not None:
         selector.check(model, tokenizer)
         identity["selector"] = selector.identity()
+    if (passes := open_passes(request.refinement, request.refinement_passes, stages, tokenizer)) is not None:
+        passes.check(stages, task.settings.more_smooth)
+        identity["refinement"] = f"{weights_hash(passes.refinement)} {passes.told(model.pyramid)}"
+    stages.check_policy(task.settings.cache_policy)
+    identity.pop("cache_policy")
+    if task.settings.cache_policy not in (None, KeepAll()):
+        identity["cache_policy"] = repr(task.settings.cache_policy)
     if request.source.refiner is not None:
         identity["from_scale"] = request.source.from_scale
     if request.quantize is not None:
@@ -202,7 +216,7 @@ def list_jobs(labels: Sequence[int], count: int, seed: int) -> list[Job]:
     return [Job(label, (starts[label] + index) % NUM_SEEDS) for label in labels for index in range(count)]
 
 
-def weights_hash(*modules: NextScaleTransformer | MultiScaleTokenizer) -> str:
+def weights_hash(*modules: NextScaleTransformer | MultiScaleTokenizer | Refinement) -> str:
     """SHA-256 over all parameters as they are stored, and over what has none: attention, kernel size, scales."""
     digest = hashlib.sha256()
     for module in modules:
@@ -266,6 +280,7 @@ def make_images(task: SampleRequest, jobs: Sequence[Job], of_all: int | None = N
         return
     device = torch.device(task.device)
     stages, tokenizer = load_stages(task.source, device)
+    passes = open_passes(task.refinement, task.refinement_passes, stages, tokenizer)
     for model in stages.models:
         prepare(model, task.precision, compiled=task.compiled, graphs=task.graphs, quantized=task.quantize)
     start = time.perf_counter()
@@ -279,7 +294,8 @@ def make_images(task: SampleRequest, jobs: Sequence[Job], of_all: int | None = N
             asked = batch + batch[:1] * left
             labels, seeds = [job.label for job in asked], [job.seed for job in asked]
             with computing(task.precision, device):
-                image_B3HW = generate(stages, tokenizer, labels, seeds=seeds, **task.settings.arguments()).images
+                arguments = {**task.settings.arguments(), "refinement": passes}
+                image_B3HW = generate(stages, tokenizer, labels, seeds=seeds, **arguments).images
             writer.add(zip(image_B3HW[: len(batch)].cpu(), [task.folder / job.file for job in batch], strict=True))
             if first + len(batch) == len(jobs):
                 writer.wait()

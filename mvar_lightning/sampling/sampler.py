@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mvar_lightning.attention import CachePolicy
 from mvar_lightning.errors import UserError, check_kind
 from mvar_lightning.sampling.draws import ImageNoise, check_filters, check_seeds, filter_logits, listed, sample_tokens
 from mvar_lightning.sampling.guidance import GuidanceSchedule, LinearGuidance, as_schedule
+from mvar_lightning.sampling.refinement import Filters, InPasses, Refining
 from mvar_lightning.sampling.selectors import Selection, Selector
 from mvar_lightning.sampling.stages import Drawers, StagedRows, Stages
 from mvar_lightning.tokenizer import MultiScaleTokenizer
@@ -47,6 +49,7 @@ class SamplingSettings:
         top_k, top_p: filters; None is off. A top_k above the vocabulary keeps all.
         temperature: divides the guided logits before they are filtered.
         more_smooth: feed mixtures of codes back instead of the codes drawn; for looks only (VAR).
+        cache_policy: which keys and values are kept from scale to scale; None is `KeepAll`.
         selector: draw several maps of a scale, and go on with one of them.
     """
 
@@ -55,9 +58,12 @@ class SamplingSettings:
     top_p: float | None = 0.96
     temperature: float = 1.0
     more_smooth: bool = False
+    cache_policy: CachePolicy | None = None
     selector: Selector | None = None
 
     def __post_init__(self) -> None:
+        if self.cache_policy is not None:
+            check_kind("cache_policy", self.cache_policy, CachePolicy, "KeepAll() or ScaleKV(0.1)")
         check_filters(self.top_k, self.top_p, self.temperature)
         if self.selector is not None:
             check_kind("selector", self.selector, Selector, "a selector such as MostLikely(4)")
@@ -68,6 +74,10 @@ class SamplingSettings:
                     else "more_smooth goes on with no map's codes"
                 )
                 raise UserError(f"``selector``: {why}; leave one of them out")
+
+    @property
+    def filters(self) -> Filters:
+        return Filters(self.top_k, self.top_p, self.temperature)
 
     def arguments(self) -> dict[str, Any]:
         """The same as arguments of `generate` and `edit`."""
@@ -97,7 +107,9 @@ def generate(
     temperature: float = 1.0,
     more_smooth: bool = False,
     decode_chunk: int | None = None,
+    cache_policy: CachePolicy | None = None,
     selector: Selector | None = None,
+    refinement: InPasses | None = None,
 ) -> Generated:
     """Images of the given classes, and their tokens.
 
@@ -117,18 +129,24 @@ def generate(
         temperature: divides the logits before they are filtered.
         more_smooth: mix codes by Gumbel softmax (VAR's option for looks; not for FID).
         decode_chunk: images decoded at a time; None is about 260,000 pixels.
+        cache_policy: which keys and values are kept from scale to scale, where the model keeps any: all (`KeepAll`), or
+            `ScaleKV`, an approximation in a fraction of the memory.
         selector: of several maps drawn for a scale, which one goes on, such as ``MostLikely(4)``; None draws one.
+        refinement: draws some maps' least probable tokens anew, knowing the others (`InPasses`).
 
     Raises:
         UserError: a label, seed or setting out of range, a pair that does not fit, or weights that give no numbers.
     """
     stages = Stages.of(model)
     stages.check_together(tokenizer)
-    settings = SamplingSettings(as_schedule(cfg), top_k, top_p, temperature, more_smooth, selector=selector)
+    settings = SamplingSettings(as_schedule(cfg), top_k, top_p, temperature, more_smooth, cache_policy, selector)
+    stages.check_policy(cache_policy)
+    if refinement is not None:
+        refinement.check(stages, more_smooth)
     label_B = check_labels(repeated(label_B, len(listed(seeds) or [0])), stages.first)
     noise = ImageNoise(check_seeds(seeds, len(label_B)), stages.pyramid, label_B.device)
-    with evaluating(*stages.models, tokenizer):
-        f_hat_BZhw, idx_BL = sample_pyramid(stages, tokenizer, label_B, settings, noise)
+    with evaluating(*stages.models, tokenizer, *(() if refinement is None else (refinement.refinement,))):
+        f_hat_BZhw, idx_BL = sample_pyramid(stages, tokenizer, label_B, settings, noise, refinement=refinement)
         images_B3HW = decode_in_chunks(tokenizer, f_hat_BZhw, decode_chunk)
     check_finite(torch.isfinite(images_B3HW).all(), "pixels", "tokenizer")
     if not return_tokens:  # stacklevel: the line that called, past the wrapper of no_grad
@@ -146,6 +164,7 @@ def sample_pyramid(
     noise: ImageNoise,
     replace: Replace | None = None,
     observe: Observe | None = None,
+    refinement: InPasses | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The loop itself, for modules in evaluation mode: f_hat (B, Z, h, w) and tokens (B, L).
 
@@ -153,13 +172,15 @@ def sample_pyramid(
         label_B: int64 on the model's device (`check_labels`).
         replace: exchange what was drawn at a scale before it is used (editing, perturbation).
         observe: see the guided logits of each scale.
+        refinement: draw parts of some maps anew.
 
     Raises:
         UserError: logits that are NaN or infinite, or a selector that does not fit.
     """
     stages = Stages.of(model)
     quantizer, pyramid = tokenizer.quantizer, stages.pyramid
-    rows = StagedRows(stages, label_B, settings.guidance)
+    rows = StagedRows(stages, label_B, settings.guidance, settings.cache_policy)
+    refining = Refining(refinement, stages, tokenizer, label_B, settings.filters, noise)
     f_hat_BZhw = quantizer.empty_f_hat(len(label_B))
     tokens: list[Tensor] = []
     sound = torch.ones((), dtype=torch.bool, device=label_B.device)  # read once: each time a GPU would have to wait
@@ -185,8 +206,10 @@ def sample_pyramid(
                 chosen.append(selection.choose(logits_blV, scale, images, f_hat_BZhw))
             else:
                 chosen.append(choose(logits_blV, scale, settings, noise, tokenizer, images))
+            refining.see(scale, logits_blV, chosen[-1][0])
             del logits_blV  # not held while the next ones are computed
         idx_Bl, codes_BlZ = (torch.cat(parts) for parts in zip(*chosen, strict=True))
+        idx_Bl, codes_BlZ = refining.refine(scale, x_BlZ, idx_Bl, codes_BlZ)
         if replace is not None and not selects:  # a selection's maps were judged with it
             idx_Bl, codes_BlZ = replace(scale, idx_Bl, codes_BlZ)
         tokens.append(idx_Bl)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mvar_lightning.attention import CachePolicy
 from mvar_lightning.checkpoints.source import Source
 from mvar_lightning.errors import UserError, check_kind
 from mvar_lightning.pyramid import ScalePyramid
@@ -83,6 +84,14 @@ class Stages:
     def pyramid(self) -> ScalePyramid:
         return self.first.pyramid
 
+    def check_policy(self, policy: CachePolicy | None) -> None:
+        """Raise `UserError` where no model keeps what a policy could drop, or it does not fit one that does."""
+        if policy is None:
+            return
+        keeping = [model for model in self.models if model.backend.plan.cache_tokens]
+        for model in keeping or self.models:
+            policy.check(model.backend.plan, model.depth)
+
     def check_together(self, tokenizer: MultiScaleTokenizer) -> None:
         """Raise `UserError` where models and tokenizer cannot work together: other tokens, or another device."""
         check_pair(self.first, tokenizer)
@@ -115,18 +124,20 @@ def load_stages(source: Source, device: torch.device) -> tuple[Stages, MultiScal
 class StagedRows:
     """The guided rows of the model whose turn it is. Of one model alone they are its `GuidedRows`."""
 
-    def __init__(self, stages: Stages, label_B: Tensor, schedule: GuidanceSchedule) -> None:
-        self.label_B, self.schedule = label_B, schedule
+    def __init__(
+        self, stages: Stages, label_B: Tensor, schedule: GuidanceSchedule, policy: CachePolicy | None = None
+    ) -> None:
+        self.label_B, self.schedule, self.policy = label_B, schedule, policy
         self.waiting = list(stages.stages[1:])
         self.inputs: list[Tensor | None] = []  # of all scales so far, while a model waits that needs them
-        self.rows = GuidedRows(stages.first, label_B, schedule, stop=stages.stages[0][0].stop)
+        self.rows = GuidedRows(stages.first, label_B, schedule, stop=stages.stages[0][0].stop, policy=policy)
 
     def features(self, scale: int, x_BlZ: Tensor | None) -> Tensor:
         """As of `GuidedRows`, by the model whose scale it is."""
         if self.waiting and scale == self.waiting[0][0].start:
             scales, model = self.waiting.pop(0)
             del self.rows  # with its cache, before the next one is made
-            self.rows = GuidedRows(model, self.label_B, self.schedule, self.inputs, scales.stop)
+            self.rows = GuidedRows(model, self.label_B, self.schedule, self.inputs, scales.stop, self.policy)
         if self.waiting:
             self.inputs.append(x_BlZ)
         return self.rows.features(scale, x_BlZ)

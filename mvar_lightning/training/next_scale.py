@@ -326,11 +326,16 @@ class NextScaleModule(L.LightningModule):
             self.model, self.tokenizer, label_B, cfg=self.cfg, top_k=self.top_k, top_p=self.top_p, seeds=seeds
         )
 
+    @property
+    def trained(self) -> torch.nn.Module:
+        """What the optimizer changes."""
+        return self.model
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         steps = self.trainer.estimated_stepping_batches
         if math.isinf(steps):
             raise UserError("trainer.max_steps: -1 never ends, but the schedule needs the number of steps; set it")
-        return next_scale_optimizer(self, int(steps), self.global_batch_size())
+        return next_scale_optimizer(self, self.trained, int(steps), self.global_batch_size())
 
     def global_batch_size(self) -> int:
         """Images of one optimizer step over all processes."""

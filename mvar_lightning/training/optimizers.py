@@ -228,9 +228,9 @@ def tokenizer_optimizers(
     return cast(OptimizerLRScheduler, (ours, theirs))
 
 
-def next_scale_optimizer(module: Any, steps: int, images: int) -> OptimizerLRScheduler:
-    """AdamW and its schedule of a next-scale module's settings, for so many steps and images a step."""
-    groups, lr = parameter_groups(module.model), module.base_lr * images / 256
+def next_scale_optimizer(module: Any, trained: nn.Module, steps: int, images: int) -> OptimizerLRScheduler:
+    """AdamW of ``trained`` and its schedule of a next-scale module's settings, for so many steps and images a step."""
+    groups, lr = parameter_groups(trained), module.base_lr * images / 256
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=module.betas, weight_decay=module.weight_decay, fused=True)
     lets_clip(optimizer)
     schedule = HeldLine(steps, round(module.warmup * steps), module.final_lr_ratio)

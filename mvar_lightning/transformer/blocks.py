@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mvar_lightning.attention import AttentionBackend, LayerCache
+from mvar_lightning.attention import AttentionBackend, TakesKeys
 from mvar_lightning.axis import AxisMember
 from mvar_lightning.pyramid import ScalePyramid
 from mvar_lightning.transformer.linear import Linear, activated_linear, multiplied_linear
@@ -57,7 +57,7 @@ class SelfAttention(nn.Module):
     def no_weight_decay(self) -> set[str]:
         return {"log_scale"}
 
-    def forward(self, x_BlC: Tensor, scales: range, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x_BlC: Tensor, scales: range, cache: TakesKeys | None = None) -> Tensor:
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv_Bl3HD = self.qkv.with_bias(x_BlC, bias).unflatten(2, (3, self.heads, -1))
         qk_Bl2HD, v_Bl1HD = qkv_Bl3HD.split((2, 1), dim=2)  # its backward pass is one concatenation
@@ -73,7 +73,7 @@ class SelfAttention(nn.Module):
         q, k = qk_Bl2HD.to(v_BlHD.dtype).transpose(1, 3).unbind(2)  # two of (B, H, l, D)
         v = v_BlHD.transpose(1, 2)
         if cache is not None:
-            k, v = cache.extend(k, v, scales.start)
+            k, v = cache.extend(q, k, v, scales.start)
         out = self.backend(q, k, v, scales, self.softmax_scale)
         return self.proj(out.transpose(1, 2).flatten(2))
 
@@ -272,7 +272,7 @@ class AdaLNBlock(nn.Module):
             output.weight.div_(math.sqrt(2 * depth))
         self.modulation.scale_block(gamma_init)
 
-    def forward(self, x_BlC: Tensor, modulation_B16C: Tensor, scales: range, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x_BlC: Tensor, modulation_B16C: Tensor, scales: range, cache: TakesKeys | None = None) -> Tensor:
         gate1, gate2, scale1, scale2, shift1, shift2 = modulation_B16C.unbind(2)
         attended_BlC = self.attention(modulated(self.norm, x_BlC, scale1, shift1), scales, cache)
         x_BlC = torch.addcmul(x_BlC, attended_BlC, gate1)

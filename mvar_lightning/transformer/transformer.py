@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mvar_lightning.attention import AttentionStrategy, FullAttention, KVCache, choose_backend
+from mvar_lightning.attention import AttentionStrategy, CachePolicy, FullAttention, KeepAll, KVCache, choose_backend
 from mvar_lightning.errors import UserError
 from mvar_lightning.pyramid import ScalePyramid, Scales
 from mvar_lightning.tools.compute import exact_float32, runs_behind
@@ -227,9 +227,11 @@ class NextScaleTransformer(nn.Module):
                 x_BlC = block(x_BlC, modulation, scales)
         return self.head.features(x_BlC, inputs.head_modulation)
 
-    def begin(self, label_R: Tensor, images: int, stop: int | None = None) -> SamplingState:
+    def begin(
+        self, label_R: Tensor, images: int, stop: int | None = None, policy: CachePolicy | None = None
+    ) -> SamplingState:
         """Start sampling R rows: the labels of ``images`` images, then perhaps as many unconditional rows; ``stop`` is
-        the first scale that is not drawn."""
+        the first scale that is not drawn, ``policy`` says what is kept (`KeepAll`)."""
         class_RC = self.class_embedding(label_R)
         # in guided sampling a history may fuse the conditional class into the unconditional rows, too
         conditional = self.history_design.conditional_class_when_guided
@@ -237,7 +239,8 @@ class NextScaleTransformer(nn.Module):
         modulations = [_to_compute_dtype(modulation) for modulation in self._modulations(class_RC)]
         head_dim, like = self.width // self.heads, _to_compute_dtype(class_RC[:0])
         sizes = {"layers": self.depth, "batch": len(label_R), "heads": self.heads, "head_dim": head_dim}
-        cache = KVCache(self.backend.plan, **sizes, device=like.device, dtype=like.dtype, stop=stop)
+        make_cache = (policy or KeepAll()).make
+        cache = make_cache(self.backend.plan, **sizes, device=like.device, dtype=like.dtype, stop=stop)
         head_modulation = self.head.modulation(class_RC)
         return SamplingState(class_RC, fused_RC, modulations, head_modulation, cache, self.history.begin())
 

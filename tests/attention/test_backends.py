@@ -126,7 +126,7 @@ def test_scale_by_scale_with_a_cache_equals_all_at_once(strategy: AttentionStrat
     steps = []
     for scale in ALL:
         own = PYRAMID.slice_of(scale)
-        keys, values = cache.layers[0].extend(k[:, :, own], v[:, :, own], scale)
+        keys, values = cache.layers[0].extend(q[:, :, own], k[:, :, own], v[:, :, own], scale)
         cache.advance(scale)
         steps.append(backend(q[:, :, own], keys, values, range(scale, scale + 1), 0.7))
     torch.testing.assert_close(torch.cat(steps, dim=2), backend(q, k, v, ALL, 0.7), atol=1e-6, rtol=1e-5)

@@ -23,6 +23,7 @@ from mvar_lightning import (
 from mvar_lightning.errors import UserError
 from mvar_lightning.evaluation.papers.alignment import Alignment, alignment_of, residual_feature_alignment
 from mvar_lightning.evaluation.papers.attention_mass import AttentionMass, _Sums, _Watcher, attention_mass
+from mvar_lightning.evaluation.papers.breadth import breadth_of
 from mvar_lightning.evaluation.papers.figures import _draw_windows, alignment_markdown, attention_markdown
 from mvar_lightning.evaluation.papers.perturbation import Perturbation, _damages, perturb
 from mvar_lightning.evaluation.papers.scaling import (
@@ -164,7 +165,7 @@ def test_the_even_spread_is_drawn_up_to_the_window_that_holds_all_that_is_visibl
 
     kernels, even = (1, 3, 5, 7), torch.tensor([[1.0, *[math.nan] * 3], [1 / 25, 9 / 25, 1.0, 1.0]])
     within = torch.tensor([[[1.0, *[math.nan] * 3], [0.1, 0.5, 1.0, 1.0]]])
-    mass = AttentionMass(1, (1, 8), kernels, torch.ones(1, 2, 2).tril(), within, even)
+    mass = AttentionMass(1, (1, 8), kernels, torch.ones(1, 2, 2).tril(), within, even, torch.zeros(1, 2))
     axis = Figure().subplots()
     _draw_windows(axis, mass, within[0, 1], 1, "black", "8x8")
     measured, spread = axis.lines
@@ -175,8 +176,8 @@ def test_the_even_spread_is_drawn_up_to_the_window_that_holds_all_that_is_visibl
 def test_the_table_compares_with_an_even_spread() -> None:
     on_scale = torch.tensor([[[1, 0], [0.3, 0.7]], [[1, 0], [0.5, 0.5]]], dtype=torch.float64)
     within = torch.tensor([[[1.0], [0.25]], [[1.0], [0.75]]], dtype=torch.float64)
-    tables = [part.strip().splitlines()[2:] for part in attention_markdown(
-        AttentionMass(4, (1, 2), (1,), on_scale, within, within[0])).split("| query scale ")[1:]]  # fmt: skip
+    mass = AttentionMass(4, (1, 2), (1,), on_scale, within, within[0], torch.zeros(1, 2))
+    tables = [part.strip().splitlines()[2:] for part in attention_markdown(mass).split("| query scale ")[1:]]
     shares, over_even, windows = ([line for line in table if line.startswith("|")] for table in tables)
     assert shares == ["| 1x1 | 100.0% |  |", "| 2x2 | 40.0% | 60.0% |"]
     assert over_even == ["| 1x1 | 1.00 |  |", "| 2x2 | 2.00 | 0.75 |"], "0.4 over 1/5, 0.6 over 4/5"
@@ -392,3 +393,30 @@ def test_what_cannot_be_fitted_is_told() -> None:
         scaling_of([{"variant": "a", "report": {"parameters": 5, "metrics": {"val/psnr": 20.0}}}])
     with pytest.raises(UserError, match="run b has no val/loss"):
         scaling_of([{"variant": "b", "report": {"parameters": 5, "metrics": {"val/loss": None}}}])
+
+
+# -- breadth
+
+
+def test_breadth_is_the_whole_history_of_an_even_look_back_and_nothing_of_the_own_map() -> None:
+    even = torch.zeros(2, 3, 4, 10)
+    even[..., :6] = 1 / 6
+    own, sharp = torch.zeros(2, 3, 4, 10), torch.zeros(2, 3, 4, 10)
+    own[..., 6:], sharp[..., 0] = 0.25, 1.0
+    found = [float(breadth_of(share, 4)) / 2 for share in (even, own, sharp, (even + own) / 2)]
+    assert found == pytest.approx([6, 0, 1, 3], abs=1e-6)
+    assert float(breadth_of(own[..., 6:], 4)) == 0
+
+
+def test_drafters_are_the_layers_that_look_most_broadly(tokenizer: MultiScaleTokenizer, batches: Batches) -> None:
+    model = model_of(FullAttention())
+    with torch.no_grad():
+        model.blocks[0].attention.log_scale.fill_(4.0)  # type: ignore[union-attr]  # sharp
+        model.blocks[1].attention.log_scale.fill_(-4.0)  # type: ignore[union-attr]  # even
+    mass = attention_mass(model, tokenizer, batches)
+    history = torch.tensor([1 / 5, 5 * 5 / 21])
+    torch.testing.assert_close(mass.breadth[1, 1:].float(), history, atol=0.01, rtol=0)
+    assert mass.breadth[0, 2] < mass.breadth[1, 2] and (mass.breadth[:, 0] == 0).all()
+    assert mass.content()["drafters"] == [1] and "--cache-drafters 1\n" in attention_markdown(mass)
+    adjacent = attention_mass(model_of(AdjacentAttention()), tokenizer, batches)
+    assert adjacent.content()["drafters"] == [] and "drafters" not in attention_markdown(adjacent)

@@ -21,6 +21,7 @@ from mvar_lightning.attention import AttentionBackend
 from mvar_lightning.attention.plan import ScaleRead
 from mvar_lightning.attention.strategies import neighborhood_mask
 from mvar_lightning.errors import UserError
+from mvar_lightning.evaluation.papers.breadth import breadth_of, drafters_of
 from mvar_lightning.pyramid import Size
 from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.tools.compute import evaluating
@@ -37,7 +38,7 @@ class AttentionMass:
     ``on_scale[b, k, j]`` is the share of block b's softmax that queries of scale k spend on keys of scale j; a row
     sums to 1. ``within[b, k, n]`` is the share of the mass on the query's own block inside a window of ``kernels[n]``,
     NaN where the map is smaller than that in height and width; ``even[k, n]`` is what an even spread over what is
-    visible would have there.
+    visible would have there. ``breadth[b, k]`` says how broadly earlier scales are looked at (`papers.breadth`).
     """
 
     images: int
@@ -46,6 +47,7 @@ class AttentionMass:
     on_scale: Tensor
     within: Tensor
     even: Tensor
+    breadth: Tensor
 
     def content(self) -> dict[str, Any]:
         """Plain values, for JSON; NaN becomes None."""
@@ -58,6 +60,8 @@ class AttentionMass:
             "mass_within_kernel_if_even": _plain(self.even),
             "mass_on_scale_by_block": _plain(self.on_scale),
             "mass_within_kernel_by_block": _plain(self.within),
+            "breadth_by_block": _plain(self.breadth),
+            "drafters": drafters_of(self.breadth),
         }
 
 
@@ -83,24 +87,26 @@ def attention_mass(
     sums = _Sums(model, tuple(sorted(kernels)))
     total, images = _Sums(model, sums.kernels), 0
 
-    def measured(batch: tuple[Tensor, Tensor]) -> tuple[int, Tensor, Tensor]:
+    def measured(batch: tuple[Tensor, Tensor]) -> tuple[int, Tensor, Tensor, Tensor]:
         image_B3HW, label_B = batch
         sums.clear()
         model(tokenizer.teacher_input(tokenizer.encode(image_B3HW)), label_B)
-        return len(image_B3HW), sums.on_scale, sums.within
+        return len(image_B3HW), sums.on_scale, sums.within, sums.breadth
 
     with evaluating(model, tokenizer), _watched(model, sums):
-        for count, on_scale, within in ranks.each(measured, batches):
+        for count, on_scale, within, breadth in ranks.each(measured, batches):
             images += count
             total.on_scale += on_scale
             total.within += within
+            total.breadth += breadth
     if not ranks.is_first:
         return None
     if not images:
         raise UserError("attention: there is not one image to look at; give a split that has some")
     even_KN = torch.tensor([[_even(read, kernel) for kernel in sums.kernels] for read in model.backend.plan.reads])
     sides = model.pyramid.sides
-    return AttentionMass(images, sides, sums.kernels, total.on_scale / images, total.within / images, even_KN)
+    on_scale, within, breadth = (each / images for each in (total.on_scale, total.within, total.breadth))
+    return AttentionMass(images, sides, sums.kernels, on_scale, within, even_KN, breadth)
 
 
 def _even(read: ScaleRead, kernel: int) -> float:
@@ -123,6 +129,7 @@ class _Sums:
     def clear(self) -> None:
         model, kernels, scales = self.model, self.kernels, self.model.pyramid.num_scales
         self.on_scale = torch.zeros(model.depth, scales, scales, dtype=torch.float64)
+        self.breadth = torch.zeros(model.depth, scales, dtype=torch.float64)
         self.within = torch.full((model.depth, scales, len(kernels)), torch.nan, dtype=torch.float64)
         for number, kernel in enumerate(kernels):
             fits = [scale for scale, shape in enumerate(model.pyramid.shapes) if kernel <= max(shape)]
@@ -157,7 +164,9 @@ class _Watcher(AttentionBackend):
             scores_BHlS = scores_BHlS.masked_fill(~visible_lS, -torch.inf)
         # a softmax of its own: of a head that looks elsewhere the own block's share of the whole can round to nothing
         own_BHll = scores_BHlS[..., -self.pyramid.tokens_of(scale) :].softmax(dim=-1)
-        share_BlS, own_Bll = (part.mean(dim=1).double().cpu() for part in (scores_BHlS.softmax(dim=-1), own_BHll))
+        share_BHlS = scores_BHlS.softmax(dim=-1)
+        self.sums.breadth[self.block, scale] += breadth_of(share_BHlS, self.pyramid.tokens_of(scale))
+        share_BlS, own_Bll = (part.mean(dim=1).double().cpu() for part in (share_BHlS, own_BHll))
         keys = range(read.first_key_scale, scale + 1)
         parts = share_BlS.split([self.pyramid.tokens_of(key) for key in keys], dim=2)
         for key, part_BlS in zip(keys, parts, strict=True):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mvar_lightning.evaluation.papers.alignment import Alignment
 from mvar_lightning.evaluation.papers.attention_mass import AttentionMass
+from mvar_lightning.evaluation.papers.breadth import breadth_markdown
 from mvar_lightning.evaluation.papers.perturbation import Damage
 from mvar_lightning.pyramid import Size, height_width, short, times
 from mvar_lightning.tools.console import table_of
@@ -35,6 +36,7 @@ def attention_markdown(mass: AttentionMass) -> str:
         "The same, as a multiple of what an even spread over all visible tokens would give that scale:\n\n"
         f"{second}\n"
         f"Share of the mass on a query's own block (which carries the adjacent scale) inside a window:\n\n{third}"
+        f"{breadth_markdown(mass.breadth, names)}"
     )
 
 
