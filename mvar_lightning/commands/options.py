@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mvar_lightning.checkpoints.source import Source
 
 if TYPE_CHECKING:
-    from mvar_lightning.sampling import GuidanceSchedule, SamplingSettings
+    from mvar_lightning.sampling import SamplingSettings
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
@@ -101,13 +101,10 @@ def source_of(args: argparse.Namespace) -> Source:
 
 def settings_of(args: argparse.Namespace) -> SamplingSettings:
     """How tokens are chosen. Raises `UserError` for values out of range."""
-    from mvar_lightning.sampling import ConstantGuidance, CutoffGuidance, LinearGuidance, SamplingSettings
+    from mvar_lightning.sampling import SamplingSettings
+    from mvar_lightning.sampling.guidance import named_schedule
 
-    linear = args.guidance == "linear"
-    schedule: GuidanceSchedule = (LinearGuidance if linear else ConstantGuidance)(args.cfg)
-    if args.guided_scales is not None:
-        first, last = args.guided_scales
-        schedule = CutoffGuidance(args.cfg, first, last, linear)
+    schedule = named_schedule(args.cfg, args.guidance, args.guided_scales)
     return SamplingSettings(schedule, args.top_k or None, args.top_p, args.temperature, args.more_smooth)
 
 

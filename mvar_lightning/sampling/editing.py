@@ -27,6 +27,7 @@ from mvar_lightning.sampling.jobs import list_jobs
 from mvar_lightning.sampling.sampler import (
     Generated,
     ImageNoise,
+    Replace,
     SamplingSettings,
     check_finite,
     check_labels,
@@ -66,6 +67,7 @@ def edit(
     temperature: float = 1.0,
     more_smooth: bool = False,
     decode_chunk: int | None = None,
+    replace: Replace | None = None,
 ) -> Generated:
     """Paint parts of images anew.
 
@@ -75,7 +77,7 @@ def edit(
         mask_BHW: what the model paints: 1 or True there, 0 or False where the image stays; one for all images (H, W)
             or one for each (B, H, W); of the image's size, or of the last token map's.
         label_B: what to paint; -1 ("no class") in-paints, another class edits towards it.
-        cfg, top_k, top_p, seeds, temperature, more_smooth, decode_chunk: as for `generate`.
+        cfg, top_k, top_p, seeds, temperature, more_smooth, decode_chunk, replace: as for `generate`.
 
     Returns:
         Images and tokens as of `generate`. Where the mask is 0 the tokens are the image's; pixels near the border of
@@ -105,7 +107,8 @@ def edit(
             keep_Bl = keep_at(scale, keep_BHW, tokenizer.pyramid)
             given_codes_BlZ = tokenizer.quantizer.lookup(given[scale])
             codes_BlZ = torch.where(keep_Bl[..., None], given_codes_BlZ, codes_BlZ.to(given_codes_BlZ.dtype))
-            return torch.where(keep_Bl, given[scale], idx_Bl), codes_BlZ
+            idx_Bl = torch.where(keep_Bl, given[scale], idx_Bl)
+            return (idx_Bl, codes_BlZ) if replace is None else replace(scale, idx_Bl, codes_BlZ)
 
         f_hat_BZhw, idx_BL = sample_pyramid(stages, tokenizer, label_B, settings, noise, keep)
         result_B3HW = decode_in_chunks(tokenizer, f_hat_BZhw, decode_chunk)
@@ -282,13 +285,22 @@ def read_mask(request: EditRequest, picture: Image.Image, tokenizer: MultiScaleT
         mask = Image.fromarray(inside.byte().mul(255).numpy()).convert("RGB")
     else:
         raise UserError("nothing to paint: give ``mask`` or ``box``")
+    return as_mask(mask, tokenizer, request.outpaint, "mask " + request.mask if request.mask else "box")
+
+
+def as_mask(mask: Image.Image, tokenizer: MultiScaleTokenizer, outpaint: bool = False, what: str = "mask") -> Tensor:
+    """A picture, white where it is painted, as a mask (H, W) in [0, 1] of its middle square at the tokenizer's size.
+
+    Raises:
+        UserError: it paints no token; ``what`` says what it came from.
+    """
     mask_HW = to_square(mask, tokenizer.image_size).add(1).div(2).clamp(0, 1).mean(dim=(0, 1))
-    if request.outpaint:
+    if outpaint:
         mask_HW = 1 - mask_HW
     if kept(mask_HW, tokenizer).all():
         side = tokenizer.pyramid.last_side
         raise UserError(
-            f"{'mask ' + request.mask if request.mask else 'box'}: paints no token of the picture's middle square "
-            f"({side} x {side} tokens); make the painted part larger"
+            f"{what}: paints no token of the picture's middle square ({side} x {side} tokens); make the painted part "
+            "larger"
         )
     return mask_HW

@@ -89,6 +89,7 @@ def generate(
     temperature: float = 1.0,
     more_smooth: bool = False,
     decode_chunk: int | None = None,
+    replace: Replace | None = None,
 ) -> Generated:
     """Images of the given classes, and their tokens.
 
@@ -108,6 +109,7 @@ def generate(
         temperature: divides the logits before they are filtered.
         more_smooth: mix codes by Gumbel softmax (VAR's option for looks; not for FID).
         decode_chunk: images decoded at a time; None is about 260,000 pixels.
+        replace: look at what was drawn at each scale, or exchange it, before it is used (`sample_pyramid`).
 
     Raises:
         UserError: a label, seed or setting out of range, a pair that does not fit, or weights that give no numbers.
@@ -118,7 +120,7 @@ def generate(
     label_B = check_labels(repeated(label_B, len(listed(seeds) or [0])), stages.first)
     noise = ImageNoise(check_seeds(seeds, len(label_B)), stages.pyramid, label_B.device)
     with evaluating(*stages.models, tokenizer):
-        f_hat_BZhw, idx_BL = sample_pyramid(stages, tokenizer, label_B, settings, noise)
+        f_hat_BZhw, idx_BL = sample_pyramid(stages, tokenizer, label_B, settings, noise, replace)
         images_B3HW = decode_in_chunks(tokenizer, f_hat_BZhw, decode_chunk)
     check_finite(torch.isfinite(images_B3HW).all(), "pixels", "tokenizer")
     if not return_tokens:  # stacklevel: the line that called, past the wrapper of no_grad
