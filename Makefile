@@ -76,6 +76,7 @@ bench: install  ## time attention per scale against attention with a mask; anoth
 
 figures: install  ## draw the pictures of the docs
 	$(BIN)/python docs/figures.py
+	$(BIN)/python docs/diagrams.py
 
 house: install  ## count the house: files, lines, depths, what a reader must open
 	$(BIN)/python tests/house.py

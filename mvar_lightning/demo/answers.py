@@ -37,8 +37,9 @@ from mvar_lightning.errors import UserError
 from mvar_lightning.evaluation.papers.attention_mass import attention_from
 from mvar_lightning.metrics.quality import psnr
 from mvar_lightning.sampling.editing import as_mask, edit, to_square
+from mvar_lightning.sampling.generated import Generated
 from mvar_lightning.sampling.jobs import Job
-from mvar_lightning.sampling.sampler import Generated, generate
+from mvar_lightning.sampling.sampler import generate
 from mvar_lightning.tools.compute import computing, evaluating, forget_peak_memory, peak_memory_bytes
 from mvar_lightning.tools.drawing import mask_picture, to_image, to_unit
 

@@ -1,9 +1,9 @@
 """From class labels to images: one loop over the scales for every strategy, and zero-shot editing."""
 
 from mvar_lightning.sampling.editing import edit, inpaint_mask, outpaint_mask
+from mvar_lightning.sampling.generated import Generated
 from mvar_lightning.sampling.guidance import ConstantGuidance, CutoffGuidance, GuidanceSchedule, LinearGuidance
 from mvar_lightning.sampling.sampler import (
-    Generated,
     ImageNoise,
     SamplingSettings,
     filter_logits,

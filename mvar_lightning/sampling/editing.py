@@ -22,10 +22,10 @@ from mvar_lightning.data.transforms import center_crop, resize_shorter, to_batch
 from mvar_lightning.errors import UserError, check_counts, check_kind
 from mvar_lightning.pyramid import ScalePyramid
 from mvar_lightning.sampling.class_choice import class_indices, class_names, owner_of
+from mvar_lightning.sampling.generated import Generated
 from mvar_lightning.sampling.guidance import GuidanceSchedule, as_schedule
 from mvar_lightning.sampling.jobs import list_jobs
 from mvar_lightning.sampling.sampler import (
-    Generated,
     ImageNoise,
     Replace,
     SamplingSettings,

@@ -13,7 +13,7 @@ import numbers
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mvar_lightning.errors import UserError, check_kind
 from mvar_lightning.pyramid import ScalePyramid
+from mvar_lightning.sampling.generated import Generated
 from mvar_lightning.sampling.guidance import GuidanceSchedule, LinearGuidance, as_schedule
 from mvar_lightning.sampling.stages import Drawers, StagedRows, Stages
 from mvar_lightning.tokenizer import MultiScaleTokenizer
@@ -67,13 +68,6 @@ class SamplingSettings:
         """The same as arguments of `generate` and `edit`."""
         settings = {field.name: getattr(self, field.name) for field in fields(self)}
         return {"cfg": settings.pop("guidance"), **settings}
-
-
-class Generated(NamedTuple):
-    """Images (B, 3, H, W), float32 in [0, 1], and their tokens, int64 (B, L), coarse to fine."""
-
-    images: Tensor
-    tokens: Tensor
 
 
 @torch.no_grad()
