@@ -25,7 +25,7 @@ from mvar_lightning.tools.files import write
 from mvar_lightning.transformer.acceleration import prepare
 
 FORMATS = ("gif", "webp")
-COLUMNS = 4
+COLUMNS = 8
 """Images of a class that are shown."""
 
 SHOWN_MS, LAST_MS = 600, 2400
