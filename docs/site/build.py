@@ -29,7 +29,7 @@ CHAPTERS = {
     "Python": ("docs/api", "docs/python", "reference/index"),
     "Understand": ("docs/map", "docs/design", "docs/strategies", "docs/adding_a_strategy", "docs/tokenizer"),
     "Measured": ("docs/analyses", "docs/beyond", "docs/evaluation", "docs/metrics", "docs/speed", "docs/exactness"),
-    "Look up": ("generated/options", "generated/recipes", "generated/gallery"),
+    "Look up": ("generated/options", "generated/recipes", "generated/gallery", "generated/results"),
     "About": ("docs/versions", "docs/moving_from_0", "docs/log", "CONTRIBUTING", "CHANGELOG", "findings/README"),
 }
 
@@ -106,6 +106,7 @@ def generated() -> Iterator[tuple[str, str]]:
     yield "generated/options.md", options()
     yield from recipes()
     yield "generated/gallery.md", gallery()
+    yield "generated/results.md", "# Benchmarks as written\n\n```{toctree}\n:glob:\n\n../benchmarks/results/*\n```\n"
     yield from reference()
 
 
@@ -160,7 +161,7 @@ def reference() -> Iterator[tuple[str, str]]:
             rooms.setdefault(found.__module__.split(".")[1], []).append(f"{found.__module__}.{name}")
     rooms |= {room: [f"mvar_lightning.{name}" for name in names] for room, names in JOBS.items()}
     pages = "\n".join(sorted(rooms))
-    words = "Names of tensors end in their shape: B batch, L tokens of a pyramid, l of one scale, Z code dim, V codes, HW pixels."
+    words = "Names end in shapes: B batch, L tokens of a pyramid, l of one scale, Z code dim, V codes, HW pixels."
     yield "reference/index.md", f"# Reference\n\n{words}\n\n```{{toctree}}\n:maxdepth: 2\n\n{pages}\n```\n"
     for room, names in rooms.items():
         parts = [f"# {room}\n"]

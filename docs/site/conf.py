@@ -16,7 +16,7 @@ html_theme_options = {
 }
 html_copy_source = False
 html_show_copyright = False
-exclude_patterns = ["data/*", "benchmarks/results/*"]
+exclude_patterns = ["data/*"]
 
 myst_heading_anchors = 4
 myst_enable_extensions = ["colon_fence"]

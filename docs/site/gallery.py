@@ -32,4 +32,4 @@ GALLERY = {
     "analyses_scaling_digits.png": ("Scaling on the digits", SCALING.format("digits")),
     "analyses_scaling_photos.png": ("Scaling on the photographs", SCALING.format("photos")),
 }
-"""In the order of the page. Sweeps and analyses write the figures of their folder, from which docs/analyses.md took these."""
+"""In the order of the page. Sweeps and analyses write them into their folder; docs/analyses.md says from which runs."""
