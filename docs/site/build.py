@@ -96,6 +96,8 @@ def gather(source: Path) -> None:
         elif whole.exists():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(whole, source / name)
+    for path in (source / "benchmarks" / "results").glob("*.md"):  # tables without a title
+        path.write_text(f"# {path.stem}\n\n{path.read_text()}")
     shutil.copy(Path(__file__).with_name("conf.py"), source / "conf.py")
     shutil.copytree(Path(__file__).with_name("static"), source / "static")
 
