@@ -11,7 +11,7 @@ PORT ?= 6006
 CONSTRAINTS ?= constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install train demo docs docs-serve sweep test test-fast test-gpu test-ship dist digits-model lint types format natten tensorboard bench figures house clean
+.PHONY: help install train demo docs docs-serve sweep test test-fast test-gpu test-ship dist digits-model lint types format natten tensorboard bench figures evidence evidence-long evidence-page house clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -39,8 +39,9 @@ docs: install  ## build the site into build/site/html; any warning is an error
 docs-serve: docs  ## build the site and open it at 127.0.0.1 (PORT=6006)
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory build/site/html $(PORT)
 
-# tests are many and small: one thread in each of two processes beats two threads in one
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+# Tests are many and small: one thread in each of two processes beats two threads in one. Each process begins with its
+# half in order, so that what a file prepares for its tests is prepared once; whoever is done first takes of the other's.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 test: lint types  ## lint, types and all tests that need no GPU
 	$(PYTEST) -m "not gpu and not ship"
@@ -86,6 +87,37 @@ bench: install  ## time attention per scale against attention with a mask; anoth
 figures: install  ## draw the pictures of the docs
 	$(BIN)/python docs/figures.py
 	$(BIN)/python docs/diagrams.py
+
+# One sweep a table. What has been measured lies in docs/evidence/, committed: it is not trained again, and the page is
+# drawn from it without runs/. A sweep is one process of one thread, two at a time.
+EVIDENCE := strategies
+EVIDENCE_LONG := $(EVIDENCE) history
+FASHION := data/fashion_tokens/tokens.json
+
+data/fashion/index.json: $(VENV)/.installed
+	$(BIN)/mvar shards make fashion data/fashion
+
+runs/tokenizer/fashion/metrics.json: data/fashion/index.json
+	$(BIN)/mvar train recipes/tokenizer/fashion.yaml
+
+$(FASHION): runs/tokenizer/fashion/metrics.json
+	$(BIN)/mvar tokens make --checkpoint runs/tokenizer/fashion/model --data data/fashion --out data/fashion_tokens \
+	  --resize-ratio 1.0 --crop center
+
+sweep-of-%: $(FASHION)
+	OMP_NUM_THREADS=1 $(BIN)/mvar sweep recipes/evidence/$*.yaml --keep docs/evidence/$*
+
+evidence: $(FASHION)  ## train what docs/evidence/ lacks of the most asked questions, and draw docs/evidence.md (90 minutes)
+	$(MAKE) --jobs 2 $(EVIDENCE:%=sweep-of-%)
+	OMP_NUM_THREADS=1 $(BIN)/python docs/members.py
+	$(MAKE) evidence-page
+
+evidence-long: $(FASHION)  ## the same for all questions (a night)
+	$(MAKE) --jobs 2 $(EVIDENCE_LONG:%=sweep-of-%)
+	$(MAKE) evidence-page
+
+evidence-page: install  ## draw docs/evidence.md and its pictures anew from docs/evidence/, training nothing
+	$(BIN)/python docs/evidence.py
 
 house: install  ## count the house: files, lines, depths, what a reader must open
 	$(BIN)/python tests/house.py

@@ -109,7 +109,7 @@ def _tokenizer(small: bool) -> MultiScaleTokenizer:
 def tokens(results: Results, device: torch.device, small: bool) -> None:
     """Shares of tokens that differ between the CPU and a GPU, and host synchronizations of sampling and a step."""
     tokenizer = _tokenizer(small)
-    image_B3HW = torch.rand(2 if small else 8, 3, tokenizer.image_size, tokenizer.image_size) * 2 - 1
+    image_B3HW = torch.rand(2 if small else 8, *tokenizer.image_shape) * 2 - 1
     with torch.no_grad():
         right_BL = tokenizer.encode(image_B3HW)
         tokenizer.to(device)
@@ -273,7 +273,7 @@ def _decode(results: Results, device: torch.device, small: bool, compiled: bool)
     """The decoder in three forms, or in the compiled one."""
     free(device)
     tokenizer, twin = _tokenizer(small).to(device), _tokenizer(small).to(device)
-    latent = torch.randn(2 if small else 25, 32, *(2 * [tokenizer.pyramid.last_side]), device=device)
+    latent = torch.randn(2 if small else 25, 32, *tokenizer.pyramid.last_shape, device=device)
     for weight in twin.parameters():
         if weight.ndim == 4:
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)

@@ -64,8 +64,8 @@ class StraightforwardQuantizer(nn.Module):
         target_BZhw = f_BZhw.detach()
         rest_BZhw, f_hat_BZhw = target_BZhw.clone(), torch.zeros_like(target_BZhw)
         loss, tokens = f_BZhw.new_zeros(()), []
-        for scale, side in enumerate(self.pyramid.sides):
-            idx_Bss = self._nearest(F.interpolate(rest_BZhw, size=(side, side), mode="area"))
+        for scale, shape in enumerate(self.pyramid.shapes):
+            idx_Bss = self._nearest(F.interpolate(rest_BZhw, size=shape, mode="area"))
             h_BZhw = self._contribution(idx_Bss, scale)
             f_hat_BZhw = f_hat_BZhw + h_BZhw
             rest_BZhw = rest_BZhw - h_BZhw.detach()
@@ -84,8 +84,8 @@ class StraightforwardQuantizer(nn.Module):
 
     def _contribution(self, idx_Bss: Tensor, scale: int) -> Tensor:
         map_BZss = self.codebook(idx_Bss).permute(0, 3, 1, 2)
-        side, last = self.pyramid.sides[scale], self.pyramid.last_side
-        h_BZhw = F.interpolate(map_BZss, size=(last, last), mode="bicubic") if side < last else map_BZss.contiguous()
+        shape, last = self.pyramid.shapes[scale], self.pyramid.last_shape
+        h_BZhw = F.interpolate(map_BZss, size=last, mode="bicubic") if shape != last else map_BZss.contiguous()
         phi = cast(Any, self.phi[self.phi_index[scale]])
         conv_BZhw = F.conv2d(h_BZhw, phi.weight, phi.bias, padding=1)
         return h_BZhw * (1 - phi.ratio) + conv_BZhw * phi.ratio
@@ -95,8 +95,8 @@ def build(shapes: Shapes, device: torch.device) -> tuple[dict[str, Callable[[Ten
     """Both sides on one set of weights, and latents of about the codes' spread."""
     torch.manual_seed(0)
     quantizer = MultiScaleQuantizer(shapes.pyramid, shapes.vocab_size, shapes.code_dim, codebook_std=1.0).to(device)
-    last = shapes.pyramid.last_side
-    f_BZhw = torch.randn(shapes.batch, shapes.code_dim, last, last, device=device, requires_grad=True)
+    last = shapes.pyramid.last_shape
+    f_BZhw = torch.randn(shapes.batch, shapes.code_dim, *last, device=device, requires_grad=True)
     return {"straightforward": StraightforwardQuantizer(quantizer), "ours": quantizer}, f_BZhw
 
 

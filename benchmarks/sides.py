@@ -24,7 +24,8 @@ from mvar_lightning.attention import AdjacentAttention, AttentionPlan, FullAtten
 from mvar_lightning.checkpoints import import_official
 from mvar_lightning.pyramid import PUBLISHED_SIDES, ScalePyramid
 from mvar_lightning.sampling import LinearGuidance, SamplingSettings, sample_pyramid
-from mvar_lightning.sampling.sampler import ImageNoise, decode_in_chunks
+from mvar_lightning.sampling.draws import ImageNoise
+from mvar_lightning.sampling.sampler import decode_in_chunks
 from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.training.optimizers import parameter_groups
 from mvar_lightning.training.scale_groups import AUTO_SHARE, groups_of_share, loss_of_groups
@@ -114,8 +115,7 @@ class Side(ABC):
         self.idx_BL = torch.randint(4096, (case.batch, pyramid.num_tokens), generator=generator).to(device)
         rest = pyramid.num_tokens - pyramid.first_tokens
         self.x_BLZ = torch.randn(case.batch, rest, 32, generator=generator).to(device)
-        side = pyramid.last_side
-        self.f_hat_BZhw = torch.randn(case.batch, 32, side, side, generator=generator).to(device)
+        self.f_hat_BZhw = torch.randn(case.batch, 32, *pyramid.last_shape, generator=generator).to(device)
 
     def run(self, part: str) -> Tensor:
         """A part or a check by its method's name; gives its result, for comparison."""

@@ -18,13 +18,13 @@ from mvar_lightning import MultiScaleTokenizer, ShardsDataModule, TokenShardsDat
 from mvar_lightning.callbacks import ReconstructionMetrics, SampleMetrics
 from mvar_lightning.data.making.embedded import DIGITS_SIDE
 from mvar_lightning.metrics import FeatureExtractor, InceptionFeatures
-from mvar_lightning.pyramid import PUBLISHED_SIDES
+from mvar_lightning.pyramid import PUBLISHED_SIDES, Size, as_size
 from mvar_lightning.runs.plan import plan
 from mvar_lightning.runs.recipe import SuiteCLI
-from mvar_lightning.training import next_scale
+from mvar_lightning.training import next_scale, scorer
 
 ROOT = Path(__file__).parents[1]
-SWEEPS = sorted((ROOT / "recipes/ablations").glob("*.yaml"))
+SWEEPS = sorted([*(ROOT / "recipes/ablations").glob("*.yaml"), *(ROOT / "recipes/evidence").glob("*.yaml")])
 RECIPES = [path for path in sorted((ROOT / "recipes").rglob("*.yaml")) if path not in SWEEPS]
 DIGITS, IMAGENET = 10, 1000
 
@@ -77,7 +77,9 @@ class Built(NamedTuple):
 
     @property
     def core(self) -> torch.nn.Module:
-        return getattr(self.module, "model", self.module.tokenizer)
+        return next(
+            getattr(self.module, name) for name in ("model", "scorer", "tokenizer") if hasattr(self.module, name)
+        )
 
     @property
     def parameters(self) -> int:
@@ -89,10 +91,12 @@ class Built(NamedTuple):
         return self.data.batch_size * self.trainer.world_size * accumulated
 
 
-def image_size_of(path: Path, raw: dict[str, Any]) -> int:
+def image_size_of(path: Path, raw: dict[str, Any]) -> Size:
     """A token cache tells the size itself; those of the recipes are of digits, or of what the header names."""
     named = re.search(r"at (\d+) x \1", header_of(path))
-    return raw["data"]["init_args"].get("image_size", int(named[1]) if named else DIGITS_SIDE)
+    size = as_size(raw["data"]["init_args"].get("image_size", int(named[1]) if named else DIGITS_SIDE))
+    assert size is not None
+    return size
 
 
 def without_file(self: InceptionFeatures, path: str) -> None:
@@ -113,13 +117,15 @@ def build(path: Path) -> Built:
         sizes = yaml.safe_load(tokenizer_recipe.read_text())["model"]["init_args"]
         sizes = {key: value for key, value in sizes.items() if key in signature(MultiScaleTokenizer).parameters}
     with pytest.MonkeyPatch.context() as patch, torch.device("meta"):
-        patch.setattr(next_scale, "load_tokenizer", lambda path: MultiScaleTokenizer(**sizes))
-        patch.setattr(next_scale, "fingerprint", lambda tokenizer: "0" * 64)
+        for module in (next_scale, scorer):
+            patch.setattr(module, "load_tokenizer", lambda path: MultiScaleTokenizer(**sizes))
+            patch.setattr(module, "fingerprint", lambda tokenizer: "0" * 64)
         patch.setattr(next_scale, "load_initial_weights", lambda *_: "")
         patch.setattr(InceptionFeatures, "__init__", without_file)
-        patch.setattr("mvar_lightning.callbacks.metrics.read_reference", lambda path, extractor: None)
+        patch.setattr("mvar_lightning.callbacks.sample_metrics.read_reference", lambda path, extractor: None)
         for kind in (ShardsDataModule, TokenShardsDataModule):
             patch.setattr(kind, "num_classes", property(lambda data: num_classes))
+        patch.setattr(ShardsDataModule, "channels", property(lambda data: 3))
         patch.setenv("PL_GLOBAL_SEED", "0")  # the recipes seed everything; leave no trace of it
         patch.setattr(sys, "argv", sys.argv[:1])
         cli = SuiteCLI(["--config", str(path)], Path("runs") / "never-written")
@@ -210,6 +216,8 @@ def test_next_scale_recipes_watch_samples_and_tokenizers_watch_reconstructions(p
     wanted = {"SampleMetrics", "SampleGrid"} if hasattr(built.module, "model") else {"ReconstructionMetrics"}
     if getattr(built.module, "target", None) is not None and built.module.target.scales is not None:
         wanted = set()  # it draws some scales alone, after another model
+    if hasattr(built.module, "scorer"):
+        wanted = set()  # it makes no images
     assert kinds >= {*wanted, "LastCheckpoint", "WritableRunFolder", "NonFiniteLossGuard"}
 
 

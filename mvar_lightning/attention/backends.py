@@ -91,7 +91,7 @@ class PerScaleBackend(AttentionBackend):
 
     def read(self, read: ScaleRead, q: Tensor, k: Tensor, v: Tensor, softmax_scale: float) -> Tensor:
         """Attention of the queries of one scale, (B, H, l, D)."""
-        mask = None if read.kernel_size is None else _window_mask(read.side, read.kernel_size, q.device)
+        mask = None if read.kernel_size is None else _window_mask(read.shape, read.kernel_size, q.device)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=softmax_scale)
 
 
@@ -150,9 +150,8 @@ class NattenBackend(PerScaleBackend):
         # its kernels are CUDA's: a model that was moved to the CPU goes on there
         if read.kernel_size is None or (q.device.type == "cpu" and self._on_gpu):
             return super().read(read, q, k, v, softmax_scale)
-        grid = (read.side, read.side)
-        q, k, v = (t.transpose(1, 2).unflatten(1, grid).contiguous() for t in (q, k, v))
-        out = self._na2d(q, k, v, kernel_size=read.kernel_size, scale=softmax_scale)
+        q, k, v = (t.transpose(1, 2).unflatten(1, read.shape).contiguous() for t in (q, k, v))
+        out = self._na2d(q, k, v, kernel_size=read.window, scale=softmax_scale)
         return out.flatten(1, 2).transpose(1, 2)
 
 
@@ -194,15 +193,15 @@ def choose_backend(
 ) -> AttentionBackend:
     """The backend called ``name``, or for "auto" the fastest that can render ``strategy`` on this machine in heads of
     ``head_dim`` channels (None: any number)."""
-    kernels = [read.kernel_size for read in strategy.plan(pyramid).reads if read.kernel_size is not None]
+    windows = [read.window for read in strategy.plan(pyramid).reads if read.kernel_size is not None]
     # NATTEN 0.21: `check_kernel_size_arg`, `can_run_cutlass_fna`
-    fits = all(kernel > 1 for kernel in kernels) and (head_dim is None or head_dim % 8 == 0)
+    fits = all(min(window) > 1 for window in windows) and (head_dim is None or head_dim % 8 == 0)
     if name == "auto":
-        name = "natten" if kernels and fits and natten_has_kernels() else "per_scale"
+        name = "natten" if windows and fits and natten_has_kernels() else "per_scale"
     if name == "natten" and not fits:
         raise UserError(
-            f"backend natten: {strategy!r} with a head dimension of {head_dim}; its kernels take neighborhoods of at "
-            "least 3 and head dimensions that 8 divides; use per_scale or auto"
+            f"backend natten: {strategy!r} with a head dimension of {head_dim}; its kernels take neighborhoods of more "
+            "than 1 along each axis and head dimensions that 8 divides; use per_scale or auto"
         )
     if name not in BACKENDS:
         raise UserError(f"attention backend {name!r} is unknown; choose auto, {', '.join(BACKENDS)}")
@@ -228,8 +227,8 @@ def _version(text: str) -> tuple[int, ...]:
 
 
 @table(maxsize=64)
-def _window_mask(side: int, kernel_size: int, device: torch.device) -> Tensor:
-    return neighborhood_mask(side, kernel_size).to(device)
+def _window_mask(shape: tuple[int, int], kernel_size: int, device: torch.device) -> Tensor:
+    return neighborhood_mask(shape, kernel_size).to(device)
 
 
 @table(maxsize=8)
@@ -265,10 +264,12 @@ def _flex_block_mask(strategy: AttentionStrategy, pyramid: ScalePyramid, device:
         begin_L = torch.tensor([plan.keys_of(scale).start for scale in range(len(pyramid))])[scale_L].to(device)
         end_L = torch.tensor([plan.keys_of(scale).stop for scale in range(len(pyramid))])[scale_L].to(device)
         # a dense scale is a window as large as its map, on whose other scales' keys it makes no demand
-        sides = [read.kernel_size or pyramid.last_side for read in plan.reads]
-        starts = [window_starts(read.side, read.kernel_size or read.side) for read in plan.reads]
-        first_L2 = torch.stack([starts[k][yx] for k, yx in zip(scale_L.tolist(), yx_L2, strict=True)])
-        stop_L2 = (first_L2 + torch.tensor(sides)[scale_L][:, None]).to(device)
+        sizes_K2 = torch.tensor(
+            [pyramid.last_shape if read.kernel_size is None else read.window for read in plan.reads]
+        )
+        starts = [map(window_starts, read.shape, read.window) for read in plan.reads]
+        first_L2 = torch.cat([torch.cartesian_prod(*of_axes) for of_axes in starts])
+        stop_L2 = (first_L2 + sizes_K2[scale_L]).to(device)
         first_L2, yx_L2 = first_L2.to(device), yx_L2.to(device)
         windows = any(read.kernel_size is not None for read in plan.reads)
 

@@ -6,6 +6,7 @@ never an L x L mask, and flash kernels stay usable.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from mvar_lightning.pyramid import ScalePyramid
@@ -17,16 +18,23 @@ class ScaleRead:
 
     Attributes:
         scale: index of the query scale.
-        side: its side length.
+        shape: height and width of its map.
         first_key_scale: keys are all tokens of scales ``first_key_scale .. scale``.
         kernel_size: if set, a query reads only a kernel x kernel neighborhood of its own scale
             (and no other scale); windows at a border shift inwards.
     """
 
     scale: int
-    side: int
+    shape: tuple[int, int]
     first_key_scale: int
     kernel_size: int | None = None
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """Height and width of what a query reads of its own map: the kernel, along an axis shorter than it the map."""
+        height, width = self.shape
+        kernel_size = max(self.shape) if self.kernel_size is None else self.kernel_size
+        return min(kernel_size, height), min(kernel_size, width)
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,6 @@ class AttentionPlan:
     def _pairs_of(self, read: ScaleRead) -> int:
         queries = self.pyramid.tokens_of(read.scale)
         if read.kernel_size is not None:
-            return queries * read.kernel_size**2
+            return queries * math.prod(read.window)
         keys = self.keys_of(read.scale)
         return queries * (keys.stop - keys.start)

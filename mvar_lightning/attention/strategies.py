@@ -18,11 +18,11 @@ from torch import Tensor
 from mvar_lightning.attention.plan import AttentionPlan, ScaleRead
 from mvar_lightning.axis import AxisMember
 from mvar_lightning.errors import UserError
-from mvar_lightning.pyramid import ScalePyramid
+from mvar_lightning.pyramid import ScalePyramid, Size, height_width
 
-# Neighborhoods on a square map, by the rule of neighborhood attention (Hassani et al., arXiv 2204.07143): the k x k
-# window is centered on the query where it fits, and else moved just far enough to stay on the map, so every query has
-# exactly k*k keys.
+# Neighborhoods by the rule of neighborhood attention (Hassani et al., arXiv 2204.07143): a k x k window is centered on
+# the query where it fits, and else moved just far enough to stay on the map, so every query has exactly k*k keys. Along
+# an axis shorter than k the window is the whole axis, so every query has min(k, height) * min(k, width).
 
 
 def window_starts(side: int, kernel_size: int) -> Tensor:
@@ -32,12 +32,18 @@ def window_starts(side: int, kernel_size: int) -> Tensor:
     return centered.clamp(0, side - kernel_size)
 
 
-def neighborhood_mask(side: int, kernel_size: int) -> Tensor:
-    """Boolean (side^2, side^2): True where key (column) lies in the window of query (row)."""
-    start = window_starts(side, kernel_size)
-    position = torch.arange(side)
-    near = (position[None, :] >= start[:, None]) & (position[None, :] < start[:, None] + kernel_size)
-    return (near[:, None, :, None] & near[None, :, None, :]).reshape(side**2, side**2)
+def neighborhood_mask(size: Size, kernel_size: int) -> Tensor:
+    """Boolean (l, l) of a map of this side, or height and width: True where key (column) lies in the window of query
+    (row)."""
+    height, width = height_width(size)
+    rows, columns = _near(height, min(kernel_size, height)), _near(width, min(kernel_size, width))
+    return (rows[:, None, :, None] & columns[None, :, None, :]).reshape(height * width, height * width)
+
+
+def _near(side: int, kernel_size: int) -> Tensor:
+    """Boolean (side, side) along one axis: True where the second position lies in the window of the first."""
+    start, position = window_starts(side, kernel_size), torch.arange(side)
+    return (position[None, :] >= start[:, None]) & (position[None, :] < start[:, None] + kernel_size)
 
 
 class AttentionStrategy(AxisMember, ABC):
@@ -66,21 +72,21 @@ class AttentionStrategy(AxisMember, ABC):
         scale_L = pyramid.scale_of_tokens()
         first_K = torch.tensor([self.first_key_scale(scale, pyramid) for scale in range(pyramid.num_scales)])
         mask_LL = (scale_L[None, :] <= scale_L[:, None]) & (scale_L[None, :] >= first_K[scale_L][:, None])
-        for scale, side in enumerate(pyramid.sides):
+        for scale, shape in enumerate(pyramid.shapes):
             kernel_size = self.kernel_size_of(scale, pyramid)
-            if kernel_size is not None and kernel_size < side:
+            if kernel_size is not None and kernel_size < max(shape):
                 own = pyramid.slice_of(scale)
-                mask_LL[own, own] &= neighborhood_mask(side, kernel_size)
+                mask_LL[own, own] &= neighborhood_mask(shape, kernel_size)
         return mask_LL
 
     def _read(self, scale: int, pyramid: ScalePyramid) -> ScaleRead:
-        side, first = pyramid.sides[scale], self.first_key_scale(scale, pyramid)
+        shape, first = pyramid.shapes[scale], self.first_key_scale(scale, pyramid)
         assert 0 <= first <= scale, f"{self!r}: scale {scale} cannot start reading at scale {first}"
         kernel_size = self.kernel_size_of(scale, pyramid)
-        if kernel_size is not None and kernel_size >= side:
+        if kernel_size is not None and kernel_size >= max(shape):
             kernel_size = None  # the window is the whole map
         assert kernel_size is None or first == scale, f"{self!r}: a neighborhood reads its own scale only"
-        return ScaleRead(scale, side, first, kernel_size)
+        return ScaleRead(scale, shape, first, kernel_size)
 
 
 class FullAttention(AttentionStrategy):
@@ -118,7 +124,8 @@ class SpatialAttention(AttentionStrategy):
         scales: which scales use it: an int n for the last n, or a list of scale indices counted from 0.
 
     MVAR uses 7 at the last two of ten scales (13x13 and 16x16). A scale whose map is smaller than the kernel
-    is dense. Border windows shift inwards, as in neighborhood attention: every query has k*k keys.
+    is dense. Border windows shift inwards, as in neighborhood attention: every query has k*k keys, on a map that is
+    shorter than k along one axis k times that axis.
     """
 
     def __init__(self, kernel_size: int | list[int] = 7, scales: int | list[int] = 2) -> None:
@@ -148,8 +155,8 @@ class SpatialAttention(AttentionStrategy):
                 f"SpatialAttention: scales={self.scales} names scale {outside[0]}, "
                 f"but the pyramid {pyramid} has scales 0 to {pyramid.num_scales - 1}"
             )
-        if kernels and all(size > pyramid.sides[scale] for scale, size in kernels.items()):
-            largest = max(pyramid.sides[scale] for scale in kernels)
+        if kernels and all(size > max(pyramid.shapes[scale]) for scale, size in kernels.items()):
+            largest = max(max(pyramid.shapes[scale]) for scale in kernels)
             raise UserError(
                 f"SpatialAttention: kernel_size={self.kernel_size} is larger than every map it is for "
                 f"(largest side {largest} of scales {pyramid}); take an odd kernel of at most {largest}, "

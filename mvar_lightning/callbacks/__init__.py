@@ -5,7 +5,7 @@ from __future__ import annotations
 from mvar_lightning.callbacks.ema import EMA
 from mvar_lightning.callbacks.last_checkpoint import LastCheckpoint
 from mvar_lightning.callbacks.loggers import ScaleCharts
-from mvar_lightning.callbacks.metrics import ReconstructionMetrics, SampleMetrics
+from mvar_lightning.callbacks.metrics import ReconstructionMetrics
 from mvar_lightning.callbacks.monitors import (
     GradientNorm,
     NonFiniteLossGuard,
@@ -20,6 +20,7 @@ from mvar_lightning.callbacks.run_pictures import (
     ReconstructionStrips,
     SampleGrid,
 )
+from mvar_lightning.callbacks.sample_metrics import SampleMetrics
 
 __all__ = [
     "EMA",

@@ -21,7 +21,7 @@ from mvar_lightning.data.image_data import run_data
 from mvar_lightning.data.reading.loader import TrainLoader, loading
 from mvar_lightning.errors import UserError
 from mvar_lightning.tools.compute import evaluating
-from mvar_lightning.tools.drawing import to_png, to_unit
+from mvar_lightning.tools.drawing import as_rgb, to_png, to_unit
 from mvar_lightning.training.memory import CACHE_BYTES, cache_of_image
 
 
@@ -139,12 +139,14 @@ def run_folder(trainer: pl.Trainer) -> Path:
 
 
 def publish(trainer: pl.Trainer, picture_3HW: Tensor, tag: str, file: str | None) -> None:
-    """A picture in [0, 1] to every logger that takes pictures and, if ``file`` is named, into the run's folder.
+    """A picture in [0, 1] to every logger that takes pictures and, if ``file`` is named, into the run's folder; of gray
+    and RGBA images in RGB, which every logger takes.
 
     Rank zero only. A ``fast_dev_run`` writes no file: it must not replace the picture of a real run.
     """
     if not trainer.is_global_zero:
         return
+    picture_3HW = as_rgb(picture_3HW[None])[0]
     log_picture(trainer, picture_3HW, tag)
     if file is not None and not is_rehearsal(trainer):
         to_png(picture_3HW, run_folder(trainer) / file)

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
 from abc import abstractmethod
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +22,6 @@ from torch import Tensor
 
 from mvar_lightning.callbacks.base import (
     ValidationCallback,
-    generate,
     images_of,
     is_rehearsal,
     real_images,
@@ -36,15 +33,11 @@ from mvar_lightning.errors import UserError
 from mvar_lightning.evaluation.features import classifier_file, fit_classifier
 from mvar_lightning.metrics.classifier import DatasetClassifier, NothingToLearnFrom, class_consistency, load_classifier
 from mvar_lightning.metrics.features import ClassifierFeatures, FeatureExtractor
-from mvar_lightning.metrics.frechet import FrechetDistance, TooFewImages, as_saved, read_reference
+from mvar_lightning.metrics.frechet import FrechetDistance, TooFewImages, as_saved
 from mvar_lightning.metrics.kernel import KernelDistance
 from mvar_lightning.tools.processes import done_by_first, wait_until_visible
-from mvar_lightning.training.memory import CACHE_BYTES
 
 log = logging.getLogger(__name__)
-
-LOG_SECONDS = 10.0
-"""Sampling that takes longer than this says how far it is."""
 
 REHEARSAL_IMAGES = 4
 """Images of a ``fast_dev_run``."""
@@ -205,7 +198,7 @@ class ImageMetrics(ValidationCallback):
     def _references(self, trainer: pl.Trainer, generated: float) -> dict[str, float]:
         """The real-vs-real floor and the counts, once."""
         distance, features = self.judge, self.judge.extractor.num_features
-        references = _total(trainer, distance.count(real=True))
+        references = total(trainer, distance.count(real=True))
         numbers = {"fid_reference_images": references} if references else {}  # ADM's moments do not tell
         few = {"reference": references, "generated": generated}  # moments come of enough
         found = " and ".join(f"{count:.0f} {name}" for name, count in few.items() if 0 < count < features)
@@ -217,7 +210,7 @@ class ImageMetrics(ValidationCallback):
         distance.reset_generated()
         for image_B3HW in training_images(trainer, type(self).__name__, self.count(trainer)):
             distance.update(image_B3HW.to(trainer.strategy.root_device), real=False)
-        numbers["fid_floor_images"] = _total(trainer, distance.count(real=False))
+        numbers["fid_floor_images"] = total(trainer, distance.count(real=False))
         numbers[f"fid_{distance.extractor.name}_floor"] = distance.compute()
         distance.reset_generated()
         return numbers
@@ -259,115 +252,15 @@ class ReconstructionMetrics(ImageMetrics):
     def measure(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, distance: FrechetDistance
     ) -> dict[str, float]:
-        images = _total(trainer, distance.count(real=False))
+        images = total(trainer, distance.count(real=False))
         numbers = {f"rfid_{distance.extractor.name}": distance.compute(), "rfid_images": images}
         if self._classifier is not None and self.consistency:
-            numbers["reconstruction_consistency"] = _total(trainer, self._kept) / images
+            numbers["reconstruction_consistency"] = total(trainer, self._kept) / images
         distance.reset_generated()
         return numbers
 
 
-class SampleMetrics(ImageMetrics):
-    """For next-scale runs: the Frechet distance of generated images, and whether they show the class asked for.
-
-    Image i has seed i and class i modulo the number of classes, whatever the number of ranks. Logs ``fid_<features>``,
-    ``kid_<features>`` (to the run's own images, unbiased where there are few), ``fid_images`` and
-    ``class_consistency``, and beside them, measured once, ``rfid_<features>`` of the frozen tokenizer (no model on its
-    tokens can be expected below it) and ``fid_<features>_floor``.
-
-    Args:
-        reference: path of an npz of moments ``mu`` and ``sigma``, such as ADM's, that FIDs are to, read when this is
-            made; the images that this run validates on if not given.
-        cache_bytes: keys and values held while sampling; a batch that needs more is drawn in pieces.
-    """
-
-    def __init__(
-        self,
-        extractor: FeatureExtractor | None = None,
-        consistency: bool = True,
-        num_images: int = 500,
-        batch_size: int = 50,
-        every_n_epochs: int = 1,
-        cache_bytes: float = CACHE_BYTES,
-        reference: str | None = None,
-    ) -> None:
-        super().__init__(extractor, consistency, num_images, batch_size, every_n_epochs)
-        self._reference = None if reference is None else read_reference(reference, extractor)
-        self._to_reference: FrechetDistance | None = None
-        if not cache_bytes > 0:
-            raise UserError(f"cache_bytes {cache_bytes}: must be above 0, such as {CACHE_BYTES:.0e}")
-        self.cache_bytes = cache_bytes
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        self._rfid: dict[str, float] = {}
-        self._kernel, self._to_reference = KernelDistance(), None
-
-    @property
-    def judge(self) -> FrechetDistance:
-        return self._to_reference or self.distance
-
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        super().on_fit_start(trainer, pl_module)
-        if self._reference is not None and self._distance is not None and self._to_reference is None:
-            self._to_reference = FrechetDistance(self._distance.extractor).to(trainer.strategy.root_device)
-            if trainer.is_global_zero:  # sums are added up over ranks
-                self._to_reference.refer_to(self._reference)
-
-    on_validation_start = on_test_start = on_fit_start
-
-    def see(self, pl_module: pl.LightningModule, image_B3HW: Tensor, label_B: Tensor) -> None:
-        super().see(pl_module, image_B3HW, label_B)
-        if self._collecting:
-            self.distance.update(reconstruct(pl_module, image_B3HW), real=False)
-
-    def measure(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, distance: FrechetDistance
-    ) -> dict[str, float]:
-        if self._collecting:  # until now the generated side held the reconstructions that passed by
-            self._rfid = {f"rfid_{distance.extractor.name}": distance.compute()}
-            distance.reset_generated()
-        right, judge, kernel = 0, self.judge, self._kernel
-        assert kernel is not None
-        kernel.reset_generated()
-        for image_B3HW, label_B in self._samples(trainer, pl_module):
-            kernel.update(judge.update(image_B3HW, real=False), real=False)
-            if self._classifier is not None and self.consistency:
-                right += int(class_consistency(self._classifier, as_saved(image_B3HW), label_B).sum())
-        name, features = judge.extractor.name, judge.extractor.num_features
-        numbers = {f"fid_{name}": judge.compute(), "fid_images": float(self.count(trainer))}
-        numbers[f"kid_{name}"] = kernel.compute(features, trainer.strategy.root_device)
-        if self._classifier is not None and self.consistency:
-            numbers["class_consistency"] = _total(trainer, right) / self.count(trainer)
-        judge.reset_generated()
-        return numbers | self._rfid
-
-    def _samples(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[tuple[Tensor, Tensor]]:
-        """This rank's share of the images, batch by batch.
-
-        Ranks whose share is smaller draw one image more and leave it out: of a sharded model all must run as often.
-        """
-        module, count = cast(Any, pl_module), self.count(trainer)
-        share = -(-count // trainer.world_size)
-        seeds = [trainer.global_rank + index * trainer.world_size for index in range(share)]
-        start = last = time.perf_counter()
-        rows = min(self.batch_size, share)
-        for first in range(0, len(seeds), self.batch_size):
-            batch = seeds[first : first + self.batch_size]
-            label_B = torch.tensor(batch, device=pl_module.device) % module.model.num_classes
-            with isolate_rng():  # sampling must not change what training draws next
-                image_B3HW, _ = generate(trainer, pl_module, label_B, batch, self.cache_bytes, rows)
-            counted = sum(seed < count for seed in batch)
-            if counted:
-                yield image_B3HW[:counted], label_B[:counted]
-            now = time.perf_counter()
-            if now - last > LOG_SECONDS:
-                done = first + len(batch)
-                rank_zero_info(f"Sampled {done} of {len(seeds)} images in {now - start:.0f} s")
-                last = now
-
-
-def _total(trainer: pl.Trainer, count: int) -> float:
+def total(trainer: pl.Trainer, count: int) -> float:
     """The sum over ranks."""
     total = torch.tensor(count, device=trainer.strategy.root_device)
     return float(trainer.strategy.reduce(total, reduce_op="sum"))

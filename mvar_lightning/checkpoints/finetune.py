@@ -10,6 +10,7 @@ from mvar_lightning.checkpoints.assign import on_meta
 from mvar_lightning.checkpoints.classes import InitClasses, class_rows, names_or_imagenets
 from mvar_lightning.checkpoints.containers import MODEL, read_state
 from mvar_lightning.checkpoints.folder import is_released, located, open_checkpoint
+from mvar_lightning.checkpoints.hmar import as_var, is_hmar
 from mvar_lightning.checkpoints.official import import_transformer
 from mvar_lightning.checkpoints.official_sizes import attention_of, looks_like, pyramid_of, transformer_arguments
 from mvar_lightning.checkpoints.rescale import RULES, for_scales
@@ -84,11 +85,13 @@ def _released_model(model: NextScaleTransformer, path: Path) -> NextScaleTransfo
     if not path.exists():
         raise UserError(f"{path}: no such checkpoint")
     state = read_state(path, MODEL)
+    if is_hmar(state):
+        state = as_var(state, str(path))
     looks = {"markov_var": "markov_var", "var or mvar": "mvar"}.get(looks_like(state) or "")
     if looks is None:
         raise UserError(f"{path}: looks like {looks_like(state) or 'no known model'}; give a transformer's weights")
     try:
-        pyramid = pyramid_of(state, model.pyramid.sides, str(path))
+        pyramid = pyramid_of(state, model.pyramid.scales, str(path))
     except UserError as error:
         try:  # of other scales: the published ones of its number of tokens
             pyramid = pyramid_of(state, None, str(path))

@@ -15,6 +15,7 @@ from mvar_lightning.attention import AdjacentAttention, FullAttention, SpatialAt
 from mvar_lightning.checkpoints.assign import check_fit, fill, on_meta, shapes_of
 from mvar_lightning.checkpoints.containers import MODEL, TOKENIZER, read_state
 from mvar_lightning.checkpoints.folder import is_part
+from mvar_lightning.checkpoints.hmar import as_var, is_hmar
 from mvar_lightning.checkpoints.official_names import (
     MARKOV_VAR_KEYS,
     VAR_KEYS,
@@ -38,7 +39,7 @@ from mvar_lightning.checkpoints.official_sizes import (
     vocab_size_of,
 )
 from mvar_lightning.errors import UserError, check_kind
-from mvar_lightning.pyramid import ScalePyramid
+from mvar_lightning.pyramid import ScalePyramid, Scales
 from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.tools.files import kind_of, told, writing
 from mvar_lightning.tools.tensors import write_tensors
@@ -49,7 +50,7 @@ def import_official(
     model_path: str | Path,
     tokenizer_path: str | Path,
     architecture: str,
-    patch_nums: Sequence[int] | None = None,
+    patch_nums: Scales | None = None,
     kernel_size: int = 7,
     first_neighborhood_scale: int | None = None,
     key: str | None = None,
@@ -59,7 +60,8 @@ def import_official(
 
     Args:
         model_path, tokenizer_path: released ``.pth`` files, or ``.safetensors`` with the same names.
-        architecture: ``var``, ``mvar`` or ``markov_var``.
+        architecture: ``var``, ``mvar``, ``markov_var``, or ``hmar``: VAR's transformer under adjacent attention, of
+            HMAR's release (whose masked half is left out) or its first training.
         patch_nums: side lengths of the scales; None is known for 680, 2240 and 9451 tokens.
         kernel_size: MVAR's neighborhood (no weight tells it).
         first_neighborhood_scale: MVAR's first scale with a neighborhood, counted from 0; None is the last but one.
@@ -73,6 +75,12 @@ def import_official(
     if architecture not in ARCHITECTURES:
         raise UserError(f"architecture {architecture!r}: must be one of {', '.join(ARCHITECTURES)}")
     state = read_state(model_path, MODEL, key)
+    if is_hmar(state):
+        if architecture != "hmar":
+            raise UserError(
+                f"{model_path}: looks like hmar, not like {architecture}; name the right architecture or file"
+            )
+        state = as_var(state, str(model_path))
     check_architecture(state, architecture, str(model_path))
     pyramid = pyramid_of(state, patch_nums, str(model_path))
     attention = attention_of(architecture, pyramid, kernel_size, first_neighborhood_scale)

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from mvar_lightning.attention import AdjacentAttention, AttentionStrategy, FullAttention, SpatialAttention
 from mvar_lightning.errors import UserError
-from mvar_lightning.pyramid import ScalePyramid
+from mvar_lightning.pyramid import ScalePyramid, Scales
 from mvar_lightning.transformer import LlamaBlocks, NoHistory, SlidingWindowHistory, VARBlocks
 
 State = Mapping[str, Tensor]
 
-ARCHITECTURES = ("var", "mvar", "markov_var")
+ARCHITECTURES = ("var", "mvar", "markov_var", "hmar")
 HITS = "quantize.ema_vocab_hit_SV"
 LEVELS, MASK, ZERO_K_BIAS = "lvl_1L", "attn_bias_for_masking", "zero_k_bias"
 """Buffers that follow from the sizes; what they hold is told below."""
@@ -53,7 +53,7 @@ def check_architecture(state: State, architecture: str, source: str) -> None:
         raise UserError(f"{source}: looks like {seen}, not like {architecture}; name the right architecture or file")
 
 
-def pyramid_of(state: State, patch_nums: Sequence[int] | None, source: str) -> ScalePyramid:
+def pyramid_of(state: State, patch_nums: Scales | None, source: str) -> ScalePyramid:
     """The scales given, or those published with the file's number of tokens.
 
     Raises:
@@ -87,7 +87,7 @@ def transformer_arguments(
     heads = _vote([_size(state, key, 1) for key in state if key.endswith(".attn.scale_mul_1H11")])
     classes = _need([_size(state, "class_emb.weight")], "the number of classes (class_emb.weight)", source)
     return {
-        "scales": pyramid.sides,
+        "scales": pyramid.scales,
         "vocab_size": vocab_size,
         "code_dim": code_dim,
         "num_classes": classes - 1,
@@ -106,7 +106,7 @@ def attention_of(
     """The attention of an architecture; MVAR's neighborhood starts at the last but one scale by default."""
     if architecture == "var":
         return FullAttention()
-    if architecture == "markov_var":
+    if architecture in ("markov_var", "hmar"):
         return AdjacentAttention()
     total = pyramid.num_scales
     first = max(total - 2, 0) if first_neighborhood_scale is None else first_neighborhood_scale
@@ -130,7 +130,7 @@ def tokenizer_arguments(
     code_votes = [_size(state, "quantize.embedding.weight", 1), _size(state, "quant_conv.bias")]
     code_votes += [_size(state, "encoder.conv_out.bias"), _size(state, "post_quant_conv.bias")]
     return {
-        "scales": pyramid.sides,
+        "scales": pyramid.scales,
         "vocab_size": _need(vocab_votes, "the number of codes (quantize.embedding.weight)", source),
         "code_dim": _need(code_votes, "the code length (quantize.embedding.weight)", source),
         "channels": channels,

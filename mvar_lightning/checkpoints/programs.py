@@ -85,8 +85,8 @@ def programs(model: NextScaleTransformer | None, tokenizer: MultiScaleTokenizer)
         if model.backend.name not in EXPORTABLE_BACKENDS:
             raise UserError(f"backend {model.backend.name}: is no part of a graph; build the model with per_scale")
     device = tokenizer.quant_conv.weight.device
-    size, tokens = tokenizer.image_size, tokenizer.pyramid.num_tokens
-    image = torch.zeros(2, 3, size, size, device=device)  # of 2: torch takes a batch of 1 for a constant
+    tokens = tokenizer.pyramid.num_tokens
+    image = torch.zeros(2, *tokenizer.image_shape, device=device)  # of 2: torch takes a batch of 1 for a constant
     idx_BL = torch.zeros(2, tokens, dtype=torch.int64, device=device)
     label_B = torch.zeros(2, dtype=torch.int64, device=device)
     wanted: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {
@@ -138,9 +138,9 @@ def export_programs(
 def _record(
     model: NextScaleTransformer | None, tokenizer: MultiScaleTokenizer, class_names: Sequence[str]
 ) -> dict[str, Any]:
-    size, tokens = tokenizer.image_size, ["batch", tokenizer.pyramid.num_tokens]
+    tokens = ["batch", tokenizer.pyramid.num_tokens]
     described: dict[str, dict[str, Any]] = {
-        "image": {"shape": ["batch", 3, size, size], "type": "float32", "range": [-1, 1]},
+        "image": {"shape": ["batch", *tokenizer.image_shape], "type": "float32", "range": [-1, 1]},
         "tokens": {"shape": tokens, "type": "int64", "range": [0, tokenizer.vocab_size - 1]},
     }
     record = {"scales": tokenizer.config["scales"], "tokenizer_hash": fingerprint(tokenizer), "tensors": described}

@@ -119,10 +119,9 @@ class Record:
         check_types(NextScaleTransformer.__init__, {key: value for key, value in config.items() if key not in others})
         _check_numbers(config, ("depth",), tensors)
         model = on_meta(lambda: NextScaleTransformer.from_config(config), most=tensors + SLACK)
-        if list(model.pyramid.sides) != list(self.tokenizer.get("scales", [])):
-            raise UserError(
-                f"the model's scales {list(model.pyramid.sides)} are not the tokenizer's {self.tokenizer.get('scales')}"
-            )
+        scales = model.pyramid.scales
+        if scales != self.tokenizer.get("scales"):
+            raise UserError(f"the model's scales {scales} are not the tokenizer's {self.tokenizer.get('scales')}")
         return model
 
 

@@ -3,9 +3,10 @@
 A map of n x n tokens always covers the whole image, so what stands for a place of it is found by the map's side, not by
 its number among the scales: from the scale whose side is nearest, as a ratio. Token positions are resized as a picture
 (bicubic, as ViT's: arXiv 2010.11929, section 3.2, and DeiT's code); a level's vector lies between those of the next
-smaller and next larger side, by the logarithm of the side. Beyond the first and last side the nearest is taken.
+smaller and next larger side, by the logarithm of the side. Beyond the first and last side the nearest is taken. Of maps
+that are no squares the nearest is so in height and width together, and the side is that of a square of equal area.
 
-C width, K scales.
+C width, K scales; i rows and j columns of a map.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def for_scales(
     """
     if rule not in RULES:
         raise UserError(
-            f"scales ({list(here.sides)} here, {list(there.sides)} there): say how positions become these, "
+            f"scales ({here.scales} here, {there.scales} there): say how positions become these, "
             f"init_scales: {' or '.join(RULES)}"
         )
     moved = dict(state)
@@ -50,33 +51,43 @@ def for_scales(
     if rule == "fresh":
         moved |= {name: own[name] for name in (START, TOKEN, LEVEL)}
         return moved, f"scales {there} to {here}: positions and levels fresh"
-    maps = [part.unflatten(1, (side, side)) for part, side in zip(there.split(state[TOKEN]), there.sides, strict=True)]
-    nearest = [min(range(there.num_scales), key=lambda k: abs(math.log(there.sides[k] / side))) for side in here.sides]
-    tokens = [resized(maps[source], side) for source, side in zip(nearest, here.sides, strict=True)]
+    maps = [part.unflatten(1, shape) for part, shape in zip(there.split(state[TOKEN]), there.shapes, strict=True)]
+    nearest = [min(range(there.num_scales), key=lambda k: _ratio(there.shapes[k], shape)) for shape in here.shapes]
+    tokens = [resized(maps[source], shape) for source, shape in zip(nearest, here.shapes, strict=True)]
     moved[TOKEN] = torch.cat([part.flatten(1, 2) for part in tokens], dim=1)
-    moved[LEVEL] = torch.stack([_level(state[LEVEL], there, side) for side in here.sides])
-    first = state[START].unflatten(1, (there.sides[0], there.sides[0]))
-    moved[START] = resized(first, here.sides[0]).flatten(1, 2)
+    sides = _sides(there)
+    moved[LEVEL] = torch.stack([_level(state[LEVEL], sides, side) for side in _sides(here)])
+    moved[START] = resized(state[START].unflatten(1, there.shapes[0]), here.shapes[0]).flatten(1, 2)
     return moved, f"scales {there} to {here}: positions and levels resized by the nearest side"
 
 
-def resized(map_1nnC: Tensor, side: int) -> Tensor:
-    """A map of positions (1, n, n, C) on another side, bicubic."""
-    if map_1nnC.shape[1] == side:
-        return map_1nnC
-    image_1Cnn = map_1nnC.permute(0, 3, 1, 2).float()
-    made = F.interpolate(image_1Cnn, size=(side, side), mode="bicubic", align_corners=False, antialias=True)
-    return made.permute(0, 2, 3, 1).to(map_1nnC.dtype)
+def resized(map_1ijC: Tensor, shape: tuple[int, int]) -> Tensor:
+    """A map of positions (1, i, j, C) of another height and width, bicubic."""
+    if tuple(map_1ijC.shape[1:3]) == shape:
+        return map_1ijC
+    image_1Cij = map_1ijC.permute(0, 3, 1, 2).float()
+    made = F.interpolate(image_1Cij, size=shape, mode="bicubic", align_corners=False, antialias=True)
+    return made.permute(0, 2, 3, 1).to(map_1ijC.dtype)
 
 
-def _level(level_KC: Tensor, there: ScalePyramid, side: int) -> Tensor:
+def _ratio(one: tuple[int, int], other: tuple[int, int]) -> float:
+    """How far apart two maps are: the logarithms of the ratios of their heights and of their widths, added."""
+    return sum(abs(math.log(a / b)) for a, b in zip(one, other, strict=True))
+
+
+def _sides(pyramid: ScalePyramid) -> list[float]:
+    """Of each map the side of a square of equal area; of squares exactly their own."""
+    return [math.sqrt(height * width) for height, width in pyramid.shapes]
+
+
+def _level(level_KC: Tensor, sides: list[float], side: float) -> Tensor:
     """The vector of a level of so many tokens a side."""
-    smaller = [k for k, other in enumerate(there.sides) if other <= side]
-    larger = [k for k, other in enumerate(there.sides) if other >= side]
+    smaller = [k for k, other in enumerate(sides) if other <= side]
+    larger = [k for k, other in enumerate(sides) if other >= side]
     if not smaller or not larger:
         return level_KC[0 if not smaller else -1]
     low, high = smaller[-1], larger[0]
     if low == high:
         return level_KC[low]
-    share = math.log(side / there.sides[low]) / math.log(there.sides[high] / there.sides[low])
+    share = math.log(side / sides[low]) / math.log(sides[high] / sides[low])
     return torch.lerp(level_KC[low].float(), level_KC[high].float(), share).to(level_KC.dtype)

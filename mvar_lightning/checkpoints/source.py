@@ -14,6 +14,7 @@ from mvar_lightning.tools.remote import is_url
 if TYPE_CHECKING:
     import torch
 
+    from mvar_lightning.pyramid import Scales, Size
     from mvar_lightning.tokenizer import MultiScaleTokenizer
     from mvar_lightning.transformer import NextScaleTransformer
 
@@ -99,7 +100,7 @@ def beside(checkpoint: str | Path, name: str = "evaluation") -> Path:
 
 
 def open_tokenizer(
-    path: str | Path, patch_nums: Sequence[int] | None = None, image_size: int | None = None
+    path: str | Path, patch_nums: Scales | None = None, image_size: Size | None = None
 ) -> MultiScaleTokenizer:
     """A tokenizer from a run's folder, any checkpoint of the suite, or a released file.
 
@@ -113,16 +114,17 @@ def open_tokenizer(
     """
     from mvar_lightning import checkpoints
     from mvar_lightning.checkpoints.folder import located
-    from mvar_lightning.pyramid import PUBLISHED_SIDES, ScalePyramid
+    from mvar_lightning.pyramid import PUBLISHED_SIDES, ScalePyramid, short, times
 
     path, wanted = Path(located(path)), 256 if image_size is None else image_size
     if checkpoints.is_released(path):
-        if patch_nums is None and wanted not in PUBLISHED_SIDES:
+        published = PUBLISHED_SIDES.get(wanted) if isinstance(wanted, int) else None
+        if patch_nums is None and published is None:
             raise UserError(
-                f"``image_size`` {wanted}: published scales are known for {', '.join(map(str, PUBLISHED_SIDES))}; "
-                "give ``patch_nums``"
+                f"``image_size`` {short(wanted)}: published scales are known for "
+                f"{', '.join(map(str, PUBLISHED_SIDES))}; give ``patch_nums``"
             )
-        tokenizer = checkpoints.import_tokenizer(path, ScalePyramid(patch_nums or PUBLISHED_SIDES[wanted]))
+        tokenizer = checkpoints.import_tokenizer(path, ScalePyramid(patch_nums or published or ()))
     elif patch_nums is not None:
         raise UserError("``patch_nums``: only released files (.pth) need it; this checkpoint tells its own")
     else:
@@ -130,6 +132,6 @@ def open_tokenizer(
     size = tokenizer.image_size
     if image_size not in (None, size):
         raise UserError(
-            f"``image_size`` {image_size}: this tokenizer takes images of {size} x {size}; leave the option out"
+            f"``image_size`` {image_size}: this tokenizer takes images of {times(size)}; leave the option out"
         )
     return tokenizer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ SHOWN_CLASSES = 10
 def add_parser(subparsers: Any) -> None:
     """Add `import`, `export` and `info` to the parser of `mvar`."""
     parser = subparsers.add_parser("import", help="turn published weights into a checkpoint folder")
-    parser.add_argument("--architecture", required=True, choices=("var", "mvar", "markov_var"), help="of the file")
+    parser.add_argument(
+        "--architecture", required=True, choices=("var", "mvar", "markov_var", "hmar"), help="of the file"
+    )
     parser.add_argument("--model", required=True, metavar="FILE", help="the transformer, e.g. var_d16.pth")
     parser.add_argument("--tokenizer", required=True, metavar="FILE", help="the tokenizer, vae_ch160v4096z32.pth")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="new or empty folder for the checkpoint")
@@ -108,23 +110,45 @@ def describe(path: str) -> str:
     Raises `UserError` where there is none.
     """
     from mvar_lightning.checkpoints.folder import open_checkpoint
+    from mvar_lightning.sampling.scorer import is_scorer
 
+    if is_scorer(path):
+        return _aligned({"checkpoint": path, **_scorer_lines(path)})
     opened = open_checkpoint(path, whole=False)
     lines = {"checkpoint": path, "kind": opened.record.kind}
     if opened.record.model is not None:
         lines |= _model_lines(opened.empty_model(), opened.record.class_names)
     tokenizer: Any = opened.empty_tokenizer()
-    config = tokenizer.config
+    config, (channels, height, width) = tokenizer.config, tokenizer.image_shape
+    others = "" if channels == 3 else f" of {channels} channels"
     lines |= {
-        "tokenizer": f"{tokenizer.image_size} x {tokenizer.image_size} pixels, {tokenizer.vocab_size} codes of length "
+        "tokenizer": f"{height} x {width} pixels{others}, {tokenizer.vocab_size} codes of length "
         f"{tokenizer.code_dim}, scales {tokenizer.pyramid}",
         "tokenizer sizes": f"channels {config['channels']} x {config['channel_multipliers']}, "
         f"{config['num_res_blocks']} residual blocks, {config['phi_layers']} phi layers, "
         f"{_parameters(tokenizer):,} parameters",
         "tokenizer hash": opened.record.tokenizer_hash,
     }
+    return _aligned(lines)
+
+
+def _aligned(lines: Mapping[str, str]) -> str:
     width = max(map(len, lines))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())
+
+
+def _scorer_lines(path: str) -> dict[str, str]:
+    from mvar_lightning.sampling.scorer import load_scorer
+
+    scorer = load_scorer(path)
+    sizes = {name: scorer.config[name] for name in ("channels", "embedding", "hidden")}
+    return {
+        "kind": "scorer (for --selector)",
+        "maps": f"scales {scorer.pyramid}, codes of length {scorer.code_dim}, {scorer.num_classes} classes",
+        "sizes": ", ".join(f"{name} {value}" for name, value in sizes.items()),
+        "parameters": f"{_parameters(scorer):,}",
+        "tokenizer hash": scorer.tokenizer_hash,
+    }
 
 
 def _model_lines(model: Any, class_names: Sequence[str]) -> dict[str, str]:

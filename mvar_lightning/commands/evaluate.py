@@ -52,6 +52,10 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--save-moments", metavar="FILE", help="write the reference as an npz for later --reference")
     parser.add_argument("--no-npz", action="store_true", help="do not write samples.npz")
     parser.add_argument("--no-floor", action="store_true", help="leave out the FID of other real images")
+    words = "also test whether images are copies of training images (C_T), with the closest pairs"
+    parser.add_argument("--memorization", action="store_true", help=words)
+    words = "the training images for that: shards, a folder, or an npz (the training split of --reference)"
+    parser.add_argument("--training", metavar="PATH", help=words)
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="images at a time on each device (16)")
     options.add_devices(parser)
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="loading processes for shards (0)")
@@ -94,7 +98,7 @@ def run_images(args: argparse.Namespace) -> int:
     from mvar_lightning.tools.console import print_table
 
     names = "reference images out split features feature_size data save_moments no_npz no_floor batch_size devices"
-    chosen = options.chosen(args, f"{names} workers count seed device precision quantize")
+    chosen = options.chosen(args, f"{names} memorization training workers count seed device precision quantize")
     chosen |= {"source": source, "settings": options.settings_of(args)}
     EvaluateImagesRequest(**chosen)  # its mistakes come before what the run says of its images
     matters = args.data is not None or holds_shards(args.reference)

@@ -29,6 +29,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the picture and say where it is."""
     from mvar_lightning.evaluation.strips import ReconstructRequest, reconstruct_images
+    from mvar_lightning.pyramid import short
     from mvar_lightning.runs.run import settle_cutting
 
     names = options.chosen(args, "files data images out image_size patch_nums device")
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     made = reconstruct_images(ReconstructRequest(checkpoints, **names, **cutting._asdict()))
     print(f"{args.out}: {made.images} images {made.shown}")
     if made.enlarged:
-        print(f"Images of less than {made.side} pixels were enlarged: the figures are of blurred images.")
+        print(f"Images of less than {short(made.side)} pixels were enlarged: the figures are of blurred images.")
     return 0
 
 

@@ -39,6 +39,14 @@ def add_parser(subparsers: Any) -> None:
     make.add_argument("--samples-per-shard", type=int, default=1000, help="most samples in a shard (1000)")
     make.add_argument("--mb-per-shard", type=int, default=256, help="a shard ends once it is this long (256)")
     make.add_argument("--resize", type=int, metavar="N", help="shrink the shorter side to N pixels (default: copy)")
+    make.add_argument(
+        "--channels",
+        type=int,
+        default=3,
+        metavar="N",
+        help="1 (gray) or 4 (RGBA) keep such pictures as they are (3: RGB)",
+    )
+    make.add_argument("--bits", type=int, default=8, metavar="N", help="16 of gray scans: PNG, TIFF, uint16 arrays (8)")
     make.add_argument("--seed", type=int, default=0, help="of the split and of the order in the shards (0)")
     make.add_argument(
         "--workers", type=int, metavar="N", help="writing processes (one a core; one for less than 10,000 images)"

@@ -21,6 +21,10 @@ def add_parser(subparsers: Any) -> None:
     words = "train these variants alone; the table keeps the finished runs of the others"
     parser.add_argument("--only", metavar="VARIANT", nargs="+", default=(), help=words)
     parser.add_argument("--fresh", action="store_true", help="forget earlier runs of this sweep")
+    words = "keep each finished run's numbers here, and train none that is here; the table is written there"
+    parser.add_argument("--keep", metavar="DIR", help=words)
+    words = "train nothing: draw the table and pictures of what is finished"
+    parser.add_argument("--draw", action="store_true", help=words)
     parser.set_defaults(run=run, takes_overrides=True)
 
 
@@ -28,5 +32,5 @@ def run(args: argparse.Namespace) -> int:
     """Train what is missing; prints the table and where it is."""
     from mvar_lightning.runs.sweep import SweepRequest, run_sweep
 
-    run_sweep(SweepRequest(**options.chosen(args, "sweep out only fresh overrides modules")))
+    run_sweep(SweepRequest(**options.chosen(args, "sweep out only fresh keep draw overrides modules")))
     return 0

@@ -10,9 +10,10 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
-from mvar_lightning.data.images import SampleError, decode_rgb
+from mvar_lightning.data.images import PixelForm, SampleError
+from mvar_lightning.data.images import decode as decode_picture
 from mvar_lightning.data.index import INDEX_NAME, ShardInfo, content_problem, not_listed, read_index
 from mvar_lightning.data.tar import RawSample, TarDamage, label_of, read_samples
 from mvar_lightning.errors import UserError
@@ -41,7 +42,7 @@ def check(
     listed = [shard for split in index.splits.values() for shard in split.shards]
     found = set() if is_url(folder) else {p.relative_to(folder).as_posix() for p in Path(folder).rglob("*.tar")}
     problems = []
-    of_shard = partial(_problems, folder, index.num_classes if decode else None)
+    of_shard = partial(_problems, folder, _Wanted(index.num_classes, index.form) if decode else None)
     samples = sum(shard.samples for shard in listed) if decode else 0
     try:
         with _pool(max(1, workers), samples) as pool:
@@ -52,6 +53,13 @@ def check(
     except BrokenProcessPool:
         raise UserError(f"{folder}: a checking process was killed, often for memory; give fewer ``workers``") from None
     return problems + not_listed(found, {shard.name for shard in listed}, INDEX_NAME)
+
+
+class _Wanted(NamedTuple):
+    """What samples are held against that are decoded."""
+
+    classes: int
+    form: PixelForm
 
 
 WORTH_PROCESSES = 1000
@@ -65,16 +73,16 @@ def _pool(workers: int, samples: int) -> AbstractContextManager[Executor]:
     return process_pool(workers, __name__)
 
 
-def _problems(folder: str, classes: int | None, shard: ShardInfo) -> list[str]:
-    """What is wrong with a shard; its samples are decoded where the number of classes is given."""
+def _problems(folder: str, wanted: _Wanted | None, shard: ShardInfo) -> list[str]:
+    """What is wrong with a shard; its samples are decoded where it is said what is wanted of them."""
     try:
         if is_url(folder):
-            return _remote_problems(folder, classes, shard)
+            return _remote_problems(folder, wanted, shard)
         path = Path(folder) / shard.name
         if problem := content_problem(shard, {shard.name: path}, INDEX_NAME):
             return [problem]
         with path.open("rb") as file:
-            return list(_sample_problems(file, shard, classes))
+            return list(_sample_problems(file, shard, wanted))
     except OSError as error:
         return [f"{shard.name}: cannot be read ({error.strerror or error})"]
 
@@ -91,11 +99,11 @@ class _Hashed(io.RawIOBase):
         return data
 
 
-def _remote_problems(root: str, classes: int | None, shard: ShardInfo) -> list[str]:
+def _remote_problems(root: str, wanted: _Wanted | None, shard: ShardInfo) -> list[str]:
     try:
         with open_remote(f"{root.rstrip('/')}/{shard.name}", shard.bytes, "shard") as file:
             hashed = _Hashed(file)
-            problems = list(_sample_problems(hashed, shard, classes))  # type: ignore[arg-type]
+            problems = list(_sample_problems(hashed, shard, wanted))  # type: ignore[arg-type]
             while hashed.read(1 << 20):
                 pass
     except UserError as error:
@@ -104,12 +112,12 @@ def _remote_problems(root: str, classes: int | None, shard: ShardInfo) -> list[s
     return [f"{shard.name}: damaged (its content does not match the checksum in {INDEX_NAME})"] if damaged else problems
 
 
-def _sample_problems(file: IO[bytes], shard: ShardInfo, classes: int | None) -> Iterator[str]:
+def _sample_problems(file: IO[bytes], shard: ShardInfo, wanted: _Wanted | None) -> Iterator[str]:
     samples = 0
     try:
-        for raw in read_samples(file, shard.name, load=classes is not None):
+        for raw in read_samples(file, shard.name, load=wanted is not None):
             samples += 1
-            if problem := raw.fault or (_undecodable(raw, classes) if classes is not None else None):
+            if problem := raw.fault or (_undecodable(raw, wanted) if wanted is not None else None):
                 yield f"{shard.name}, {raw.key}: {problem}"
     except TarDamage as damage:
         yield f"{shard.name}: {damage}"
@@ -117,11 +125,11 @@ def _sample_problems(file: IO[bytes], shard: ShardInfo, classes: int | None) -> 
         yield f"{shard.name}: {samples} samples instead of {shard.samples}"
 
 
-def _undecodable(raw: RawSample, classes: int) -> str | None:
+def _undecodable(raw: RawSample, wanted: _Wanted) -> str | None:
     try:
-        if not 0 <= label_of(raw.label) < classes:
-            return f"label {raw.label[:20]!r} is not one of {classes} classes"
-        decode_rgb(raw.image)
+        if not 0 <= label_of(raw.label) < wanted.classes:
+            return f"label {raw.label[:20]!r} is not one of {wanted.classes} classes"
+        decode_picture(raw.image, wanted.form)
     except SampleError as error:
         return str(error)
     return None

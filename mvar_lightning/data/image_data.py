@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 import lightning
 import torch
 
+from mvar_lightning.data.images import RGB, PixelForm, check_channels
 from mvar_lightning.data.index import ShardIndex, ShardInfo
 from mvar_lightning.data.making.shards import ensure
 from mvar_lightning.data.reading.loader import StreamLoader, TrainLoader
 from mvar_lightning.data.reading.order import EpochStream, StreamConfig, TrainStream, TurnStream, ValidationStream
 from mvar_lightning.data.reading.place import UNKNOWN, ShardPlace, index_of_names
 from mvar_lightning.data.reading.samples import ImageReader
-from mvar_lightning.data.transforms import DRAFT_MARGIN, Transform, build_transform
+from mvar_lightning.data.transforms import DRAFT_MARGIN, Transform, build_transform, checked_size
 from mvar_lightning.errors import UserError
+from mvar_lightning.pyramid import Size, height_width, short
 from mvar_lightning.tools.remote import plain
 
 if TYPE_CHECKING:
@@ -143,7 +145,8 @@ class OtherData:
         return getattr(self.module, "train_samples", None)
 
     def check_model(self, tokenizer: MultiScaleTokenizer, tokenizer_hash: str | None = None) -> None:
-        check_image_size(getattr(self.module, "image_size", tokenizer.image_size), tokenizer, tokenizer_hash)
+        size = checked_size(getattr(self.module, "image_size", tokenizer.image_size))
+        check_image_size(size, tokenizer, tokenizer_hash)
 
     def image_data(self, who: str) -> Any:
         if self.module is None:
@@ -175,28 +178,37 @@ def named(batch: Any, needed: str) -> Any:
     return batch
 
 
-def check_image_size(image_size: int, tokenizer: MultiScaleTokenizer, tokenizer_hash: str | None = None) -> None:
+def check_image_size(image_size: Size, tokenizer: MultiScaleTokenizer, tokenizer_hash: str | None = None) -> None:
     """Raise UserError unless images have the tokenizer's size; the way out depends on whether it is the one trained."""
     size, scales, downsampling = tokenizer.image_size, tokenizer.pyramid, tokenizer.downsampling
-    if image_size != size and tokenizer_hash is None:
+    if image_size == size:
+        return
+    given, made = short(image_size), short(size)
+    if tokenizer_hash is not None:
         raise UserError(
-            f"scales {scales}: with downsampling {downsampling} they make images of {size} pixels, but data.image_size "
-            f"is {image_size}; change the scales, the number of channel_multipliers or image_size"
-        )
-    if image_size != size:
-        raise UserError(
-            f"data.image_size {image_size}: the tokenizer makes images of {size} pixels (scales {scales}, "
+            f"data.image_size {given}: the tokenizer makes images of {made} pixels (scales {scales}, "
             f"downsampling {downsampling}); set it to that"
         )
+    if odd := [side for side in height_width(image_size) if side % downsampling]:
+        raise UserError(
+            f"data.image_size {given}: {odd[0]} is no multiple of {downsampling}, by which this tokenizer shrinks "
+            "images (a halving for each of channel_multipliers but the first); choose a size that it divides, or fewer "
+            "levels"
+        )
+    raise UserError(
+        f"scales {scales}: with downsampling {downsampling} they make images of {made} pixels, but data.image_size "
+        f"is {given}; change the scales, the number of channel_multipliers or image_size"
+    )
 
 
 class ShardsDataModule(TrainingData):
-    """Image shards: batches {"image": uint8 (B, 3, S, S), "label": int64 (B,)}; who takes one calls `normalize`.
+    """Image shards: batches {"image": uint8 (B, 3, S, S), "label": int64 (B,)}; who takes one calls `normalize`. Of
+    shards of gray or RGBA pictures 3 is 1 or 4, of 16-bit ones uint8 is uint16.
 
     Args:
         path: folder written by `mvar shards make`, or a URL of one (http, https, s3, gs); `data/digits` is made when
             it is missing; null with `train_shards`.
-        image_size: side S of the square images.
+        image_size: side S of the square images, or [height, width].
         batch_size: images a step on one process; a global batch is batch_size x processes x accumulation.
         num_workers: loading processes for each training process; 0 loads in the training process.
         shuffle_buffer: encoded samples among which each worker draws; 1 keeps the order of the shards. A training split
@@ -213,12 +225,13 @@ class ShardsDataModule(TrainingData):
         val_shards: the same for validation; they are counted first.
         num_classes: labels are below it; needed with `train_shards`, else read from the index.
         allow_pipe: false; commands (`pipe:COMMAND`) are not run any more.
+        channels: of the images; null for what the shards were made with. 3 converts any of them to RGB of 8 bits.
     """
 
     def __init__(
         self,
         path: str | None,
-        image_size: int,
+        image_size: int | tuple[int, int],
         batch_size: int = 64,
         num_workers: int = 2,
         shuffle_buffer: int = 1000,
@@ -233,8 +246,10 @@ class ShardsDataModule(TrainingData):
         val_shards: str | list[str] | None = None,
         num_classes: int | None = None,
         allow_pipe: bool = False,
+        channels: int | None = None,
     ) -> None:
         super().__init__(batch_size, num_workers, epoch_samples, seed)
+        image_size = checked_size(image_size)
         if val_crop == "random":
             raise UserError("val_crop 'random': validation must not depend on chance; choose center or adm")
         if bool(path) == bool(train_shards):
@@ -248,12 +263,13 @@ class ShardsDataModule(TrainingData):
         self.train_transform: Transform = build_transform(crop, image_size, resize_ratio, flip, decoding)
         self.val_transform: Transform = build_transform(val_crop, image_size, resize_ratio)
         draftable = decoding == "fast" and crop != "adm"
-        self.draft_side = DRAFT_MARGIN * round(resize_ratio * image_size) if draftable else None
+        self.draft_side = DRAFT_MARGIN * round(resize_ratio * max(height_width(image_size))) if draftable else None
         if allow_pipe:
             raise UserError("data.allow_pipe True: commands are not run any more; give addresses, or files they wrote")
         self._place = ShardPlace(self.path)
         self._names = (train_shards, val_shards)
         self._num_classes = num_classes
+        self._form = None if channels is None else PixelForm(channels)
 
     @cached_property
     def index(self) -> ShardIndex:
@@ -268,6 +284,24 @@ class ShardsDataModule(TrainingData):
             return index
         assert self._num_classes is not None
         return index_of_names(train, val, self._num_classes)
+
+    @property
+    def form(self) -> PixelForm:
+        """Of the pictures. Raises UserError where the shards hold other ones than are asked for."""
+        asked, held = self._form, self.index.form
+        if asked is None or (asked != RGB and asked.channels == held.channels):
+            return held
+        if asked != RGB and self.path:
+            raise UserError(
+                f"data.channels {asked.channels}: {self.path} was made with {held.channels} channels; leave it out, or "
+                f"make the shards anew with mvar shards make --channels {asked.channels}"
+            )
+        return asked
+
+    @property
+    def channels(self) -> int:
+        """Of the images in a batch."""
+        return self.form.channels
 
     @property
     def num_classes(self) -> int:
@@ -302,6 +336,7 @@ class ShardsDataModule(TrainingData):
 
     def check_model(self, tokenizer: MultiScaleTokenizer, tokenizer_hash: str | None = None) -> None:
         check_image_size(self.image_size, tokenizer, tokenizer_hash)
+        check_channels(self.channels, tokenizer.image_channels, f"data {self.path or self._names[0]}")
 
     def image_data(self, who: str) -> ShardsDataModule:
         return self
@@ -335,4 +370,5 @@ class ShardsDataModule(TrainingData):
     ) -> tuple[ImageReader, tuple[ShardInfo, ...]]:
         shards = self.index.split(split).shards
         total = sum(shard.bytes for shard in shards) if all(shard.bytes for shard in shards) else UNKNOWN
-        return ImageReader(self._place, total, transform, self.num_classes, draft_side), shards
+        reader = ImageReader(self._place, total, transform, self.num_classes, draft_side, form=self.form)
+        return reader, shards

@@ -1,10 +1,14 @@
-"""Image bytes to RGB pictures: every mode, every rotation, and no surprises."""
+"""Image bytes to pictures of one form, RGB unless said otherwise: every rotation, and no surprises."""
 
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mvar_lightning.errors import UserError
 
 FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 """Formats that are read and that shards hold, and the suffix of each inside a shard."""
@@ -14,6 +18,9 @@ _CONTAINERS = {"MPO": "JPEG"}
 
 SUFFIXES = ("jpg", "jpeg", "png", "webp")
 """Suffixes that are read back."""
+
+TIFF = ("tif", "tiff")
+"""Of scans: read where a form is asked for that is not RGB, and kept as PNG."""
 
 ORIENTATION = 0x0112
 """EXIF tag; from 5 on width and height change places."""
@@ -25,9 +32,50 @@ MAX_PIXELS = 100_000_000
 """Pictures with more pixels than this are refused before they are decoded (a decompression bomb fits in a few kB)."""
 
 
-def is_image(name: str) -> bool:
-    """Whether a file's name says so."""
-    return name.rpartition(".")[2].lower() in SUFFIXES
+@dataclass(frozen=True)
+class PixelForm:
+    """What the pixels of a data set are: 3 channels (RGB), 1 (gray) or 4 (RGBA) of 8 bits, or 1 of 16.
+
+    Raises:
+        UserError: another form, which no picture file has.
+    """
+
+    channels: int = 3
+    bits: int = 8
+
+    def __post_init__(self) -> None:
+        if (self.channels, self.bits) not in _MODES:
+            raise UserError(
+                f"``channels`` {self.channels}, ``bits`` {self.bits}: pictures have 1 (gray), 3 (RGB) or 4 channels "
+                "(RGBA) of 8 bits, or 1 of 16"
+            )
+
+    @property
+    def mode(self) -> str:
+        """Pillow's name."""
+        return _MODES[self.channels, self.bits]
+
+    def __str__(self) -> str:
+        return f"{_NAMES[self.channels]} of {self.bits} bits"
+
+
+_MODES = {(3, 8): "RGB", (1, 8): "L", (4, 8): "RGBA", (1, 16): "I;16"}
+_NAMES = {1: "gray", 3: "RGB", 4: "RGBA"}
+RGB = PixelForm()
+
+
+def check_channels(channels: int, wanted: int, of: str) -> None:
+    """Raise UserError unless images have as many channels as the tokenizer's."""
+    if channels != wanted:
+        raise UserError(
+            f"{of}: gives images of {channels} channels, the tokenizer takes {wanted}; give data of as many "
+            "(mvar shards make --channels), or a tokenizer trained on such"
+        )
+
+
+def is_image(name: str, others: tuple[str, ...] = ()) -> bool:
+    """Whether a file's name says so; ``others`` are suffixes that count, too."""
+    return name.rpartition(".")[2].lower() in (*SUFFIXES, *others)
 
 
 class SampleError(Exception):
@@ -38,10 +86,10 @@ class ImageError(SampleError):
     """These bytes are not a picture that can be used."""
 
 
-def open_image(data: bytes) -> Image.Image:
+def open_image(data: bytes, others: tuple[str, ...] = ()) -> Image.Image:
     """Read the header only. Raises ImageError for other formats and for more than MAX_PIXELS pixels."""
     try:
-        image = Image.open(io.BytesIO(data), formats=tuple(FORMATS))
+        image = Image.open(io.BytesIO(data), formats=(*FORMATS, *others))
     except UnidentifiedImageError as error:  # its message names our buffer by address
         raise ImageError("not a readable JPEG, PNG or WebP") from error
     except Exception as error:  # Pillow's plugins raise many kinds on damaged bytes
@@ -57,9 +105,29 @@ def suffix_of(data: bytes) -> str:
         return FORMATS[_CONTAINERS.get(str(image.format), str(image.format))]
 
 
+def of_form(data: bytes, form: PixelForm) -> bytes:
+    """The picture as shards of that form hold it: the bytes that came, or of a TIFF a PNG of the same pixels.
+
+    Raises:
+        ImageError: it is of another form.
+    """
+    with open_image(data, ("TIFF",)) as image:
+        _check_form(image, form)
+        if image.format != "TIFF":
+            return data
+        buffer = io.BytesIO()
+        decode(data, form).save(buffer, "PNG")
+        return buffer.getvalue()
+
+
 def decode_rgb(data: bytes, draft_side: int | None = None) -> Image.Image:
-    """The whole picture upright in RGB: EXIF rotation applied, transparency laid on white, CMYK, palette and
-    grayscale (8 or 16 bits) converted.
+    """`decode` to RGB."""
+    return decode(data, RGB, draft_side)
+
+
+def decode(data: bytes, form: PixelForm = RGB, draft_side: int | None = None) -> Image.Image:
+    """The whole picture upright, EXIF rotation applied. To RGB every kind is converted: transparency laid on white,
+    CMYK, palette and grayscale (8 or 16 bits). Of other forms a picture must be already.
 
     A JPEG whose sides are both at least 2 x `draft_side` is decoded at 1/2, 1/4 or 1/8 of its size, so that both are
     still at least `draft_side`; `full_size` then tells the size before.
@@ -67,7 +135,8 @@ def decode_rgb(data: bytes, draft_side: int | None = None) -> Image.Image:
     Raises:
         ImageError: damaged or truncated bytes, and what `open_image` refuses.
     """
-    image = open_image(data)
+    image = open_image(data, () if form == RGB else ("TIFF",))
+    _check_form(image, form)
     try:
         full = image.size
         if draft_side is not None:
@@ -76,7 +145,7 @@ def decode_rgb(data: bytes, draft_side: int | None = None) -> Image.Image:
         drafted, orientation = image.size != full, _orientation(image)
         if orientation > 1:
             ImageOps.exif_transpose(image, in_place=True)  # the other way copies
-        picture = to_rgb(image)
+        picture = to_rgb(image) if form == RGB else _converted(image, form)
         if drafted:
             picture.info[_FULL_SIZE] = full[::-1] if orientation >= 5 else full
         return picture
@@ -96,6 +165,32 @@ def _orientation(image: Image.Image) -> int:
 def full_size(image: Image.Image) -> tuple[int, int]:
     """Width and height of the picture as it was stored, though upright."""
     return image.info.get(_FULL_SIZE, image.size)
+
+
+def form_of(data: bytes, channels: int) -> PixelForm:
+    """The form in which a picture gives so many channels: 16 bits where they are there. Raises ImageError."""
+    with open_image(data, () if channels == RGB.channels else ("TIFF",)) as image:
+        return PixelForm(channels, 16 if channels == 1 and image.mode.startswith("I") else 8)
+
+
+def _check_form(image: Image.Image, form: PixelForm) -> None:
+    """Raises ImageError unless a picture is of that form, by its header. Nothing is converted into another, which
+    would make of mixed data what it is not; but all can be RGB."""
+    if form == RGB:
+        return
+    transparent, mode = image.has_transparency_data, image.mode
+    found = PixelForm(4) if transparent else PixelForm(1) if mode in ("1", "L") else RGB
+    if mode.startswith("I") and not transparent:
+        found = PixelForm(1, 16)
+    if found != form:
+        raise ImageError(f"it is {found}, not {form}")
+
+
+def _converted(image: Image.Image, form: PixelForm) -> Image.Image:
+    """A picture that has the form's channels, in its mode."""
+    if form.bits == 16 and image.mode != form.mode:  # other orders of bytes, and what Pillow widens to 32 bits
+        return Image.fromarray(np.asarray(image).astype(np.uint16))
+    return image if image.mode == form.mode else image.convert(form.mode)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

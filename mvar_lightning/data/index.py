@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mvar_lightning.data.images import RGB, PixelForm
 from mvar_lightning.errors import UserError
 from mvar_lightning.tools.files import JSON_BYTES, parse_json, sha256_of
 from mvar_lightning.tools.remote import is_url, open_remote, plain
@@ -69,8 +70,11 @@ class SplitIndex:
 
 @dataclass(frozen=True)
 class ShardIndex:
+    """What the shards of a folder hold; ``form`` is in the file where pictures are not RGB of 8 bits."""
+
     class_names: tuple[str, ...]
     splits: dict[str, SplitIndex]
+    form: PixelForm = RGB
 
     @property
     def num_classes(self) -> int:
@@ -84,7 +88,8 @@ class ShardIndex:
             name: {"samples": split.samples, "bytes": split.bytes, "shards": [asdict(shard) for shard in split.shards]}
             for name, split in self.splits.items()
         }
-        content = {"format": FORMAT, "class_names": list(self.class_names), "splits": splits}
+        form = {} if self.form == RGB else asdict(self.form)
+        content = {"format": FORMAT, **form, "class_names": list(self.class_names), "splits": splits}
         return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -98,7 +103,11 @@ class ShardIndex:
         check_once(shard.name for split in splits.values() for shard in split.shards)
         if "train" in splits and not splits["train"].shards:
             raise ValueError("split train has no shards")
-        return cls(names, splits)
+        return cls(names, splits, _form_of(content))
+
+
+def _form_of(content: Any) -> PixelForm:
+    return PixelForm(*(typed(content, name, int) for name in ("channels", "bits"))) if "channels" in content else RGB
 
 
 # What an index of ours may hold, of shards or of tokens. KeyError, TypeError and ValueError say that it is none.

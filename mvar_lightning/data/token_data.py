@@ -25,6 +25,7 @@ from mvar_lightning.data.tokens.cache import REPAIR, CacheSettings, TokenCache, 
 from mvar_lightning.errors import UserError
 
 if TYPE_CHECKING:
+    from mvar_lightning.pyramid import Size
     from mvar_lightning.tokenizer import MultiScaleTokenizer
 
 TokenBatch = dict[str, Tensor]
@@ -287,8 +288,8 @@ class TokenShardsDataModule(TrainingData):
         return self.settings.tokenizer_hash
 
     @property
-    def image_size(self) -> int:
-        """Side of the images that were encoded."""
+    def image_size(self) -> Size:
+        """Of the images that were encoded."""
         return self.settings.image_size
 
     @property
@@ -305,7 +306,7 @@ class TokenShardsDataModule(TrainingData):
             raise UserError("data TokenShards: a tokenizer is trained on images; give ShardsDataModule")
         ours = self.settings
         for name, cached, given in (
-            ("scales", list(ours.scales), list(tokenizer.pyramid.sides)),
+            ("scales", ours.scales, tokenizer.pyramid.sides),
             ("vocab_size", ours.vocab_size, tokenizer.vocab_size),
             ("hash", ours.tokenizer_hash[:12], tokenizer_hash[:12]),
         ):

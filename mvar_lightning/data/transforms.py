@@ -1,7 +1,8 @@
-"""Pictures to training crops, as published: shorter side to 1.125 x the resolution with Lanczos, then a crop.
+"""Pictures to training crops, as published: shorter side to 1.125 x the resolution with Lanczos, then a crop. Where
+crops are no squares, the picture is resized to just cover 1.125 x their height and width.
 
 Source: VAR, `utils/data.py` (sizes and offsets follow torchvision's integer formulas, so crops agree pixel for pixel).
-Legend: B batch, S side of the crop or window.
+Legend: B batch, C channels, S side of the crop or window; SS is its height and width where it is no square.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from torch import Tensor
 
 from mvar_lightning.data.images import MAX_PIXELS, ImageError, full_size
 from mvar_lightning.errors import UserError
+from mvar_lightning.pyramid import Size as ImageSize
+from mvar_lightning.pyramid import as_size, as_written, height_width
 from mvar_lightning.tools.drawing import normalize
 
 # A window of a resized picture, without computing the rest; exactly as the published pipeline, or faster. Sides and
@@ -32,12 +35,15 @@ LANCZOS_SUPPORT = 3
 Size = tuple[int, int]
 """Width and height, or left and top."""
 
-Resizer = Callable[[Image.Image, Size, Size, int], Image.Image]
-"""(picture, size, corner, side) -> the side x side window at `corner` of the picture resized to `size` by Lanczos."""
+Side = int | Size
+"""Of a window or crop: the side of a square, or width and height."""
+
+Resizer = Callable[[Image.Image, Size, Size, Side], Image.Image]
+"""(picture, size, corner, side) -> the window of that side at `corner` of the picture resized to `size` by Lanczos."""
 
 
-def exact_window(image: Image.Image, size: Size, corner: Size, side: int) -> Image.Image:
-    """Equal, pixel for pixel, to resizing all of an RGB picture and cropping, as Pillow does it up to version 12:
+def exact_window(image: Image.Image, size: Size, corner: Size, side: Side) -> Image.Image:
+    """Equal, pixel for pixel, to resizing all of a picture and cropping, as Pillow does it up to version 12:
     rows first, rounded to 8 bits, then columns. (Version 13 turns the order for some sizes.)
 
     Pillow takes a box in single precision, which would turn some pixels by one level; so the window is widened until
@@ -46,7 +52,8 @@ def exact_window(image: Image.Image, size: Size, corner: Size, side: int) -> Ima
     if image.size == size:
         return _cut(image, corner, side)
     (left, right), (top, bottom) = (
-        _widened(start, side, new, old) for start, new, old in zip(corner, size, image.size, strict=True)
+        _widened(start, length, new, old)
+        for start, length, new, old in zip(corner, _both(side), size, image.size, strict=True)
     )
     scale_x, scale_y = image.width / size[0], image.height / size[1]
     reach = math.ceil(LANCZOS_SUPPORT * max(scale_y, 1)) + 1
@@ -60,15 +67,22 @@ def exact_window(image: Image.Image, size: Size, corner: Size, side: int) -> Ima
     return _cut(window, (corner[0] - left, corner[1] - top), side)
 
 
-def fast_window(image: Image.Image, size: Size, corner: Size, side: int) -> Image.Image:
-    """By torch's vectorized Lanczos for 8-bit pixels; see `TOLERANCE`."""
+def fast_window(image: Image.Image, size: Size, corner: Size, side: Side) -> Image.Image:
+    """By torch's vectorized Lanczos for 8-bit pixels; see `TOLERANCE`. Pictures of other forms than RGB go the exact
+    way: of 16 bits torch has none, and colors under transparency must be weighted by it."""
     if image.size == size:
         return _cut(image, corner, side)
+    if image.mode != "RGB":
+        return exact_window(image, size, corner, side)
     pixels_1CHW = torch.from_numpy(np.array(image)).permute(2, 0, 1).unsqueeze(0)
     resized_1CHW = F.interpolate(pixels_1CHW, **_target(image, size), mode="lanczos", antialias=True)
-    left, top = corner
-    window_SS3 = resized_1CHW[0, :, top : top + side, left : left + side].permute(1, 2, 0)
+    (left, top), (width, height) = corner, _both(side)
+    window_SS3 = resized_1CHW[0, :, top : top + height, left : left + width].permute(1, 2, 0)
     return Image.fromarray(window_SS3.contiguous().numpy())
+
+
+def _both(side: Side) -> Size:
+    return (side, side) if isinstance(side, int) else side
 
 
 def _target(image: Image.Image, size: Size) -> dict[str, Any]:
@@ -88,9 +102,9 @@ TOLERANCE = (3, 0.02)
 """Largest and mean difference of `fast_window` from `exact_window` on photographs, in levels of 255."""
 
 
-def _cut(image: Image.Image, corner: Size, side: int) -> Image.Image:
-    left, top = corner
-    return image if image.size == (side, side) else image.crop((left, top, left + side, top + side))
+def _cut(image: Image.Image, corner: Size, side: Side) -> Image.Image:
+    (left, top), (width, height) = corner, _both(side)
+    return image if image.size == (width, height) else image.crop((left, top, left + width, top + height))
 
 
 def _widened(start: int, side: int, new: int, old: int) -> tuple[int, int]:
@@ -125,54 +139,60 @@ def choose_resizer(decoding: str) -> Resizer:
     return fast_window
 
 
-Crop = Callable[[Size, int, random.Random], Size]
-"""(width and height, S, rng) -> left and top of an S x S square in a picture with both sides at least S."""
+Crop = Callable[[Size, Side, random.Random], Size]
+"""(width and height, side, rng) -> left and top of a window of that side in a picture that is as large or larger."""
 
 
-def resize_shorter(image: Image.Image, side: int) -> Image.Image:
-    """Shorter side to `side` pixels, the longer one in proportion, rounded down as torchvision does."""
+def resize_shorter(image: Image.Image, side: Side) -> Image.Image:
+    """Shorter side to `side` pixels, the longer one in proportion, rounded down as torchvision does; or to the smallest
+    size that covers width and height."""
     size = shorter_to(image.size, side)
     return image if size == image.size else image.resize(size, LANCZOS)
 
 
-def shorter_to(size: Size, side: int) -> Size:
+def shorter_to(size: Size, side: Side) -> Size:
     """Width and height after `resize_shorter`. Raises ImageError where that would be too many pixels."""
-    width, height = size
-    if min(width, height) == side:
+    (width, height), (to_width, to_height) = size, _both(side)
+    narrow = width * to_height <= height * to_width  # the width decides
+    if (width == to_width) if narrow else (height == to_height):
         return size
-    resized = (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
+    resized = (to_width, int(to_width * height / width)) if narrow else (int(to_height * width / height), to_height)
     if resized[0] * resized[1] > MAX_PIXELS:
         raise ImageError(f"{width}x{height} is too long and thin: resized it has {resized[0]}x{resized[1]} pixels")
     return resized
 
 
-def random_corner(size: Size, side: int, rng: random.Random) -> Size:
-    if size == (side, side):
+def random_corner(size: Size, side: Side, rng: random.Random) -> Size:
+    width, height = _both(side)
+    if size == (width, height):
         return 0, 0
-    left = rng.randint(0, size[0] - side)
-    return left, rng.randint(0, size[1] - side)
+    left = rng.randint(0, size[0] - width)
+    return left, rng.randint(0, size[1] - height)
 
 
-def center_corner(size: Size, side: int, rng: random.Random | None = None) -> Size:
-    """Of the middle square; odd remainders rounded half to even, as torchvision does. `rng` is not used."""
-    return round((size[0] - side) / 2), round((size[1] - side) / 2)
+def center_corner(size: Size, side: Side, rng: random.Random | None = None) -> Size:
+    """Of the middle window; odd remainders rounded half to even, as torchvision does. `rng` is not used."""
+    width, height = _both(side)
+    return round((size[0] - width) / 2), round((size[1] - height) / 2)
 
 
-def center_crop(image: Image.Image, side: int) -> Image.Image:
-    """The middle square, see `center_corner`."""
+def center_crop(image: Image.Image, side: Side) -> Image.Image:
+    """The middle window, see `center_corner`."""
     return _cut(image, center_corner(image.size, side), side)
 
 
-def adm_center_crop(image: Image.Image, side: int) -> Image.Image:
+def adm_center_crop(image: Image.Image, side: Side) -> Image.Image:
     """ADM's crop, behind the reference statistics of published FIDs: halve by box filter while the shorter side is
-    at least twice the target, bicubic to the target, middle square (rounded down)."""
-    while min(image.size) >= 2 * side:
+    at least twice the target, bicubic to the target, middle square (rounded down). Of a target that is no square both
+    sides must be twice as long, and it is covered."""
+    width, height = _both(side)
+    while image.width >= 2 * width and image.height >= 2 * height:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = side / min(image.size)
+    scale = max(width / image.width, height / image.height)
     size = (round(image.width * scale), round(image.height * scale))
     if size[0] * size[1] > MAX_PIXELS:
         raise ImageError(f"{image.width}x{image.height} is too long and thin to be resized to {size[0]}x{size[1]}")
-    corner = (size[0] - side) // 2, (size[1] - side) // 2
+    corner = (size[0] - width) // 2, (size[1] - height) // 2
     return _cut(image.resize(size, Image.Resampling.BICUBIC), corner, side)
 
 
@@ -185,43 +205,63 @@ def check_ratio(ratio: float) -> None:
 
 @dataclass(frozen=True)
 class ResizeCrop:
-    """Resize the shorter side to round(ratio * image_size), crop, and maybe mirror: RGB picture -> S x S picture.
+    """Resize the shorter side to round(ratio * image_size), crop, and maybe mirror: picture -> S x S picture.
 
+    Of an `image_size` (height, width) both are taken times `ratio` and rounded, and the picture just covers them.
     `ratio` 1.0 leaves a picture that already is S x S unaltered. Where to crop follows from the size of the picture as
     it was stored, also where it was decoded at a fraction of that.
     """
 
-    image_size: int
+    image_size: ImageSize
     ratio: float = 1.125
     crop: Crop = center_corner
     flip: bool = False
     resizer: Resizer = exact_window
 
     def __post_init__(self) -> None:
-        if self.image_size < 1:
-            raise UserError(f"image_size {self.image_size}: give the side of the square images in pixels, 1 or more")
-        check_ratio(self.ratio)
-        if self.ratio * self.image_size > math.sqrt(MAX_PIXELS):  # else each image would be skipped as damaged
+        height, width = height_width(self.image_size)
+        if min(height, width) < 1:
             raise UserError(
-                f"resize_ratio {self.ratio}: with image_size {self.image_size} images would be enlarged to more than "
-                f"{MAX_PIXELS:,} pixels; give a smaller one (published: 1.125)"
+                f"image_size {as_written(self.image_size)}: give the side of the square images in pixels, 1 or more, "
+                "or [height, width]"
+            )
+        check_ratio(self.ratio)
+        if self.ratio * math.sqrt(height * width) > math.sqrt(MAX_PIXELS):  # else each would be skipped as damaged
+            raise UserError(
+                f"resize_ratio {self.ratio}: with image_size {as_written(self.image_size)} images would be enlarged to "
+                f"more than {MAX_PIXELS:,} pixels; give a smaller one (published: 1.125)"
             )
 
     def __call__(self, image: Image.Image, rng: random.Random) -> Image.Image:
-        size = shorter_to(full_size(image), round(self.ratio * self.image_size))
-        corner = self.crop(size, self.image_size, rng)
-        return _maybe_mirrored(self.resizer(image, size, corner, self.image_size), self.flip, rng)
+        side = window_of(self.image_size)
+        size = shorter_to(full_size(image), (round(self.ratio * side[0]), round(self.ratio * side[1])))
+        corner = self.crop(size, side, rng)
+        return _maybe_mirrored(self.resizer(image, size, corner, side), self.flip, rng)
+
+
+def checked_size(image_size: Any) -> ImageSize:
+    """A size from a recipe or from Python. Raises UserError where it is none."""
+    size = as_size(image_size)
+    if size is None:
+        raise UserError(f"image_size {image_size!r}: give the side of square images in pixels, or [height, width]")
+    return size
+
+
+def window_of(image_size: ImageSize) -> Size:
+    """Width and height, as Pillow has them, of a size as the suite has it."""
+    height, width = height_width(image_size)
+    return width, height
 
 
 @dataclass(frozen=True)
 class ADMCrop:
     """ADM's center crop at S x S, and maybe mirror."""
 
-    image_size: int
+    image_size: ImageSize
     flip: bool = False
 
     def __call__(self, image: Image.Image, rng: random.Random) -> Image.Image:
-        return _maybe_mirrored(adm_center_crop(image, self.image_size), self.flip, rng)
+        return _maybe_mirrored(adm_center_crop(image, window_of(self.image_size)), self.flip, rng)
 
 
 Transform = Callable[[Image.Image, random.Random], Image.Image]
@@ -231,9 +271,10 @@ DRAFT_MARGIN = 2
 
 
 def build_transform(
-    crop: str, image_size: int, ratio: float = 1.125, flip: bool = False, decoding: str = "exact"
+    crop: str, image_size: ImageSize, ratio: float = 1.125, flip: bool = False, decoding: str = "exact"
 ) -> Transform:
     """The transform a recipe names: `random`, `center` (both after the resize) or `adm`, which is always exact."""
+    image_size = checked_size(image_size)
     check_ratio(ratio)  # also for adm, which does not read it: a token cache with NaN would never equal itself
     resizer = choose_resizer(decoding)
     if crop == "adm":
@@ -245,14 +286,16 @@ def build_transform(
 
 
 def planes(picture: Image.Image) -> np.ndarray:
-    """S x S RGB picture -> (3, S, S) uint8."""
+    """S x S picture -> (C, S, S) uint8, or uint16 of a picture of 16 bits."""
+    if picture.mode == "I;16":
+        return np.asarray(picture)[None]
     # Pillow takes a band out faster than numpy turns the axes
     bands = [np.frombuffer(picture.tobytes("raw", band), np.uint8) for band in picture.getbands()]
     return np.stack(bands).reshape(len(bands), picture.height, picture.width)
 
 
 def to_batch(pictures: Sequence[Image.Image]) -> Tensor:
-    """S x S RGB pictures -> (B, 3, S, S) float32 in [-1, 1]."""
+    """S x S pictures of one form -> (B, C, S, S) float32 in [-1, 1]."""
     return normalize(torch.from_numpy(np.stack([planes(picture) for picture in pictures])))
 
 

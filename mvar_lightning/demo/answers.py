@@ -2,7 +2,7 @@
 
 All of it is done by the functions that commands call; here their results become events of PNG pictures in base64.
 
-B images, L all tokens, K scales, HW pixels.
+B images, L all tokens, K scales, HW pixels; of images that are not RGB the 3 is 1 or 4.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ from mvar_lightning.demo.turns import Tell
 from mvar_lightning.errors import UserError
 from mvar_lightning.evaluation.papers.attention_mass import attention_from
 from mvar_lightning.metrics.quality import psnr
-from mvar_lightning.sampling.editing import as_mask, edit, to_square
+from mvar_lightning.pyramid import Size
+from mvar_lightning.sampling.editing import as_mask, edit, to_window
 from mvar_lightning.sampling.generated import Generated
 from mvar_lightning.sampling.jobs import Job
 from mvar_lightning.sampling.sampler import generate
@@ -51,10 +52,10 @@ def png(picture: Any) -> str:
     return base64.b64encode(stream.getvalue()).decode()
 
 
-def square(picture: Image.Image, size: int, what: str = "picture") -> Tensor:
-    """The middle square at ``size`` pixels: (1, 3, H, W) in [-1, 1]. Raises `UserError` for a long, thin picture."""
+def window(picture: Image.Image, size: Size, what: str = "picture") -> Tensor:
+    """The middle at the model's size: (1, 3, H, W) in [-1, 1]. Raises `UserError` for a long, thin picture."""
     try:
-        return to_square(picture, size)
+        return to_window(picture, size)
     except ImageError as error:
         raise UserError(f"{what}: {error}") from error
 
@@ -105,10 +106,11 @@ def answer_edited(shelf: Shelf, asked: Edited, tell: Tell) -> None:
     """A picture painted anew where the mask says so."""
     shown = shelf.get(asked.model, asked.precision)
     jobs = asked.jobs(shown)
-    picture, mask = from_base64(asked.image, "picture"), from_base64(asked.mask, "mask")
+    picture = from_base64(asked.image, "picture", shown.tokenizer.image_channels)
+    mask = from_base64(asked.mask, "mask")
     if picture.size != mask.size:
         raise UserError(f"mask: is {mask.width} x {mask.height} pixels, the picture {picture.width} x {picture.height}")
-    image_13HW = square(picture, shown.tokenizer.image_size).to(shown.device)
+    image_13HW = window(picture, shown.tokenizer.image_size).to(shown.device)
     mask_HW = as_mask(mask, shown.tokenizer, asked.outpaint).to(shown.device)
     start = time.perf_counter()
     with computing(shown.autocast, shown.device):
@@ -201,8 +203,8 @@ def answer_tokens(shelf: Shelf, asked: Tokens, tell: Tell) -> None:
     if asked.tokens:
         idx_1L = torch.tensor([asked.tokens], device=shown.device)
     else:
-        picture = from_base64(asked.image, "picture")
-        original_13HW = square(picture, shown.tokenizer.image_size).to(shown.device)
+        picture = from_base64(asked.image, "picture", shown.tokenizer.image_channels)
+        original_13HW = window(picture, shown.tokenizer.image_size).to(shown.device)
         with evaluating(shown.tokenizer):
             idx_1L = shown.tokenizer.encode(original_13HW)
     for scale, after_13HW in enumerate(_after_scales(shown, idx_1L)):

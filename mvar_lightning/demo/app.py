@@ -31,7 +31,7 @@ from mvar_lightning.demo.answers import (
     answer_sampled,
     answer_tokens,
     png,
-    square,
+    window,
 )
 from mvar_lightning.demo.asked import (
     UPLOAD_BYTES,
@@ -47,6 +47,7 @@ from mvar_lightning.demo.asked import (
 from mvar_lightning.demo.shelf import Shelf
 from mvar_lightning.demo.turns import Turns, line_of
 from mvar_lightning.errors import UserError
+from mvar_lightning.pyramid import size_of
 from mvar_lightning.tools.drawing import to_unit
 
 PAGE = Path(__file__).parent / "page"
@@ -141,7 +142,8 @@ async def picture(shelf: Shelf, request: Request) -> Response:
         raise UserError(f"model {name[:80]!r}: is not here")
 
     def cut() -> str:
-        return png(to_unit(square(decode_picture(data), described[name]["size"]))[0])
+        height_width, channels = described[name]["size"], described[name]["channels"]
+        return png(to_unit(window(decode_picture(data, channels), size_of(*height_width)))[0])
 
     return JSONResponse({"event": "picture", "image": await run_in_threadpool(cut)})
 

@@ -12,13 +12,14 @@ from typing import TypeVar
 from PIL import Image
 
 from mvar_lightning.checkpoints.source import NO_CLASS
-from mvar_lightning.data.images import ImageError, decode_rgb, open_image
+from mvar_lightning.data.images import ImageError, decode, form_of, open_image
 from mvar_lightning.demo.shelf import Shown
 from mvar_lightning.errors import UserError, check_types
 from mvar_lightning.sampling.class_choice import class_indices
+from mvar_lightning.sampling.draws import NUM_SEEDS
 from mvar_lightning.sampling.guidance import named_schedule
 from mvar_lightning.sampling.jobs import Job, list_jobs
-from mvar_lightning.sampling.sampler import NUM_SEEDS, SamplingSettings
+from mvar_lightning.sampling.sampler import SamplingSettings
 
 MOST_IMAGES = 16
 """Of one answer: a batch of `mvar sample`."""
@@ -186,25 +187,25 @@ def parse(kind: type[A], content: object) -> A:
         raise UserError(f"request: {error}") from error
 
 
-def decode_picture(data: bytes, what: str = "picture") -> Image.Image:
-    """An uploaded picture, upright, in RGB. Raises `UserError` for one that is none, or too large."""
+def decode_picture(data: bytes, channels: int = 3, what: str = "picture") -> Image.Image:
+    """An uploaded picture, upright, of so many channels. Raises `UserError` for one that is none, or too large."""
     if len(data) > UPLOAD_BYTES:
         raise UserError(f"{what}: {len(data):,} bytes; at most {UPLOAD_BYTES:,} are taken")
     try:
         width, height = open_image(data).size  # of the header alone: a bomb is told before it is opened
         if width * height > UPLOAD_PIXELS:
             raise UserError(f"{what}: {width} x {height} pixels; at most {UPLOAD_PIXELS:,} are taken")
-        return decode_rgb(data)
+        return decode(data, form_of(data, channels))
     except ImageError as error:
         raise UserError(f"{what}: {error}") from error
 
 
-def from_base64(text: str, what: str) -> Image.Image:
+def from_base64(text: str, what: str, channels: int = 3) -> Image.Image:
     """The same of base64. Raises `UserError` as `decode_picture`."""
     if not text:
         raise UserError(f"{what}: is missing; upload one, or take a sample")
     try:
-        return decode_picture(base64.b64decode(text, validate=True), what)
+        return decode_picture(base64.b64decode(text, validate=True), channels, what)
     except (binascii.Error, ValueError) as error:
         if isinstance(error, UserError):
             raise
@@ -237,8 +238,9 @@ def python_of(asked: Sampled, shown: Shown, jobs: Sequence[Job]) -> str:
     if isinstance(asked, Edited):
         job, before = "edit", "image_13HW, mask_HW, "
         more = [
-            "from mvar_lightning.sampling.editing import as_mask, open_picture, to_square",
-            'image_13HW = to_square(open_picture("picture.png"), tokenizer.image_size)',
+            "from mvar_lightning.sampling.editing import as_mask, open_picture, to_window",
+            'picture = open_picture("picture.png", tokenizer.image_channels)',
+            "image_13HW = to_window(picture, tokenizer.image_size)",
             f'mask_HW = as_mask(open_picture("mask.png"), tokenizer, outpaint={asked.outpaint})',
         ]
     guide = type(settings.guidance).__name__

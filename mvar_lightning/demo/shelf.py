@@ -13,6 +13,7 @@ from mvar_lightning.checkpoints.classes import names_or_imagenets
 from mvar_lightning.checkpoints.folder import open_checkpoint
 from mvar_lightning.checkpoints.source import Source
 from mvar_lightning.errors import UserError
+from mvar_lightning.pyramid import height_width
 from mvar_lightning.sampling.stages import Stages, load_stages
 from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.tools.compute import choose_device, choose_precision
@@ -123,8 +124,9 @@ class Shelf:
         return {
             "name": name,
             "path": path,
-            "size": tokenizer.image_size,
-            "scales": list(tokenizer.pyramid.sides),
+            "size": height_width(tokenizer.image_size),
+            "channels": tokenizer.image_channels,
+            "scales": tokenizer.pyramid.shapes,
             "codes": tokenizer.vocab_size,
             "blocks": model.depth,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -132,5 +134,5 @@ class Shelf:
             "history": repr(model.history_design),
             "num_classes": model.num_classes,
             "classes": list(names_or_imagenets(opened.record.class_names, model.num_classes)),
-            "grow": self.device.type == "cuda" or tokenizer.image_size < GROWING_SIDE,
+            "grow": self.device.type == "cuda" or max(height_width(tokenizer.image_size)) < GROWING_SIDE,
         }

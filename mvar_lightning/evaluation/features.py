@@ -27,6 +27,7 @@ from mvar_lightning.metrics.classifier import (
     train_classifier,
 )
 from mvar_lightning.metrics.features import INCEPTION_FILE
+from mvar_lightning.pyramid import short
 from mvar_lightning.tokenizer import perceptual
 from mvar_lightning.tools.remote import is_url
 
@@ -124,7 +125,7 @@ def classifier_file(data: Any, fallback: Path, device: torch.device) -> Path:
     content = data.index.to_json().encode() if is_remote else index.read_bytes()
     key = hashlib.sha256(content + cut.encode()).hexdigest()[:16]
     folders = (fallback,) if is_remote else (data.path, fallback)
-    files = [Path(f) / "classifier" / f"{key}-{data.image_size}.safetensors" for f in folders]
+    files = [Path(f) / "classifier" / f"{key}-{short(data.image_size)}.safetensors" for f in folders]
     for file in files:
         if file.is_file():
             return file
@@ -174,6 +175,6 @@ def fit_classifier(data: Any, device: torch.device, steps: int | None = None) ->
         cut: dict[str, Any] = {"resize_ratio": data.resize_ratio, "val_crop": data.val_crop}
         if steps is None:
             steps = min(max(PASSES * data.index.split("train").samples // batch, STEPS[0]), STEPS[1])
-        data = _Alone(data.path, data.image_size, batch, num_workers=0, **cut)
+        data = _Alone(data.path, data.image_size, batch, num_workers=0, channels=3, **cut)
     with loading(data.train_dataloader()) as train, loading(data.val_dataloader()) as val:
         return train_classifier(train, val, data.num_classes, data.image_size, steps=steps or STEPS[0], device=device)

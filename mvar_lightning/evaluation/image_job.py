@@ -30,6 +30,7 @@ from mvar_lightning.evaluation.image_request import (
 )
 from mvar_lightning.evaluation.image_sources import ArchiveImages, FolderImages
 from mvar_lightning.evaluation.images import FeatureStore, ImageSide, Reference, measure_images
+from mvar_lightning.evaluation.memorization import Memorized, measure_memorization
 from mvar_lightning.evaluation.reports import ImageReport, write_image_report
 from mvar_lightning.metrics import FeatureExtractor
 from mvar_lightning.sampling.jobs import (
@@ -111,7 +112,12 @@ def prepare_evaluation(request: EvaluateImagesRequest, writes: bool = True) -> E
     generated = open_generated(request, out)
     real = open_real(request, generated.source)
     extractor = request.open_extractor(generated.source.size, device)
-    sources = {"generated": generated.source, "reference": real.source, "other": real.other}
+    sources = {
+        "generated": generated.source,
+        "reference": real.source,
+        "other": real.other,
+        "training": real.training,
+    }
     sides = {
         name: ImageSide(source, FeatureStore(out / "features" / name), device)
         for name, source in sources.items()
@@ -283,7 +289,13 @@ class Evaluation:
             write_archive(source.folder, mixed(pictures), self._archive)
 
     def report(self) -> ImageReport:
-        return measure_images(self.extractor, self.sides["generated"], self.reference, self.sides.get("other"))
+        report = measure_images(self.extractor, self.sides["generated"], self.reference, self.sides.get("other"))
+        return report if self._memorized is None else replace(report, memorization=self._memorized.numbers)
+
+    @cached_property
+    def _memorized(self) -> Memorized | None:
+        names = ("generated", "reference", "training")
+        return measure_memorization(*map(self.sides.__getitem__, names)) if self.request.memorization else None
 
     def write(self, report: ImageReport) -> list[Path]:
         """The report's files, and the reference's moments where they are asked for."""
@@ -295,7 +307,8 @@ class Evaluation:
             "resize_ratio": self.request.resize_ratio,
             "features_from": self.request.features,
         }
-        written = write_image_report(report, about, shown.float() / 255, columns, self.out)
+        pairs = None if self._memorized is None else self._memorized.picture_3HW
+        written = write_image_report(report, about, shown.float() / 255, columns, self.out, pairs)
         if self._archive is not None:
             written.append(self._archive)
         if self.request.save_moments is not None:

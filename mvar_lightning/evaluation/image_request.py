@@ -20,6 +20,8 @@ from mvar_lightning.errors import UserError, check_counts
 from mvar_lightning.evaluation.features import OTHER_SPLIT, holds_shards, open_features
 from mvar_lightning.evaluation.image_sources import ArchiveImages, FolderImages, ImageSource, ShardImages, open_images
 from mvar_lightning.metrics import FeatureExtractor, StoredReference
+from mvar_lightning.metrics.copying import LEAST
+from mvar_lightning.pyramid import height_width, size_of
 from mvar_lightning.sampling.jobs import Job, SampleRequest, make_images, plan_sampling
 from mvar_lightning.sampling.sampler import SamplingSettings
 from mvar_lightning.tools.tensors import open_arrays
@@ -42,6 +44,9 @@ class EvaluateImagesRequest:
         save_moments: npz to write the reference's moments to, for later evaluations.
         no_npz: do not write ``samples.npz``.
         no_floor: leave out the FID of other real images.
+        memorization: also measure whether images are copies of training images; the reference is what was held out.
+        training: those: a shard folder (its training split), a folder of images or an npz; the training split of the
+            reference if not given.
         batch_size: images at a time in each process.
         devices: processes of this machine, each on its own GPU; one, or those of torchrun or SLURM, if not given.
         workers: loading processes for shards.
@@ -64,6 +69,8 @@ class EvaluateImagesRequest:
     save_moments: str | None = None
     no_npz: bool = False
     no_floor: bool = False
+    memorization: bool = False
+    training: str | None = None
     batch_size: int = 16
     devices: int | None = None
     workers: int = 0
@@ -84,6 +91,10 @@ class EvaluateImagesRequest:
             )
         if self.save_moments is not None and Path(self.save_moments).suffix.lower() != ".npz":
             raise UserError(f"``save_moments`` {self.save_moments}: give a name that ends in .npz")
+        if self.memorization and self.split == "train":
+            raise UserError("``memorization``: the reference must be images that were held out; choose ``split`` val")
+        if self.training is not None and not self.memorization:
+            raise UserError("``training``: is for ``memorization`` alone; ask for that, too")
         if self.workers < 0:
             raise UserError(f"``workers`` {self.workers}: must be 0 or more")
 
@@ -102,7 +113,7 @@ class EvaluateImagesRequest:
         path = self.data or (self.reference if holds_shards(self.reference) else None)
         if self.features == "data" and path is not None:
             data = ShardsDataModule(
-                path, size[0], 64, num_workers=self.workers, resize_ratio=self.resize_ratio, val_crop=self.crop
+                path, size_of(*size), 64, num_workers=self.workers, resize_ratio=self.resize_ratio, val_crop=self.crop
             )
             data.setup("validate")
         others = "inception or a TorchScript file"  # none leaves no number
@@ -139,9 +150,9 @@ def open_generated(request: EvaluateImagesRequest, out: Path) -> Generated:
     same = {name: getattr(request, name) for name in names}
     source = request.source.inside_run()
     plan = plan_sampling(SampleRequest(source, out / "samples", classes="all", **same))
-    side, classes = plan.image_size, plan.num_classes
+    classes = plan.num_classes
     identity = {**plan.identity, "classes": classes, "count": request.count, "seed": request.seed}
-    images = FolderImages(plan.task.folder, [job.file for job in plan.jobs], identity, (side, side))
+    images = FolderImages(plan.task.folder, [job.file for job in plan.jobs], identity, height_width(plan.image_size))
     about = {name: value for name, value in identity.items() if name != "precision"}  # the report has one of its own
     about |= {"checkpoint": source.path, "sampled_in": plan.identity["precision"]}
     if source.refiner is not None:
@@ -157,24 +168,45 @@ class RealImages(NamedTuple):
         source: of the images.
         stored: moments of their features, as a file holds them.
         other: real images that are not the reference's.
+        training: those of the memorization test.
     """
 
     name: str
     source: ImageSource | None = None
     stored: StoredReference | None = None
     other: ImageSource | None = None
+    training: ImageSource | None = None
 
 
 def open_real(request: EvaluateImagesRequest, generated: ImageSource) -> RealImages:
     """The reference that a request names. Raises `UserError` where it is none, or for images of another size."""
     real = _open_reference(request, generated)
-    if real.source is not None and real.source.size != generated.size:
-        (height, width), (high, wide) = generated.size, real.source.size
-        raise UserError(
-            f"``reference`` {request.reference}: its images are {wide} x {high}, the generated ones {width} x "
-            f"{height}; make both of one size (images of a shard folder are cut to it)"
-        )
+    if request.memorization:
+        if real.source is None:
+            raise UserError(
+                f"``memorization``: ``reference`` {request.reference} holds moments alone; give held-out images"
+            )
+        for name, images in (("generated", generated), ("``reference``", real.source)):
+            if len(images) < LEAST:
+                raise UserError(f"``memorization``: {len(images)} {name} images; it takes {LEAST} of each")
+        real = real._replace(training=_open_training(request, generated))
+    for name, source in (("reference", real.source), ("training", real.training)):
+        if source is not None and source.size != generated.size:
+            (height, width), (high, wide) = generated.size, source.size
+            raise UserError(
+                f"``{name}`` {source.name}: its images are {wide} x {high}, the generated ones {width} x "
+                f"{height}; make both of one size (images of a shard folder are cut to it)"
+            )
     return real
+
+
+def _open_training(request: EvaluateImagesRequest, generated: ImageSource) -> ImageSource:
+    path = request.training or request.reference
+    if holds_shards(path):
+        return ShardImages(path, "train", generated.size[0], request.crop, request.resize_ratio, request.workers)
+    if request.training is None:
+        raise UserError(f"``memorization``: {path} holds no training split; name the training images with ``training``")
+    return open_images(Path(path))
 
 
 def _open_reference(request: EvaluateImagesRequest, generated: ImageSource) -> RealImages:
@@ -188,10 +220,7 @@ def _open_reference(request: EvaluateImagesRequest, generated: ImageSource) -> R
         raise UserError(f"``reference`` {path}: is a file, but no npz; give a folder of shards or images, or an npz")
     if not holds_shards(path):
         return RealImages(str(path), FolderImages(path))
-    height, width = generated.size
-    if height != width:
-        raise UserError(f"``images`` {request.images}: are {width} x {height}; images of shards are square, give such")
-    cutting = (height, request.crop, request.resize_ratio, request.workers)
+    cutting = (size_of(*generated.size), request.crop, request.resize_ratio, request.workers)
     real, other, other_split = ShardImages(request.reference, request.split, *cutting), None, OTHER_SPLIT[request.split]
     if not request.no_floor and other_split in real.splits:
         other = ShardImages(request.reference, other_split, *cutting, at_least=len(generated))

@@ -1,4 +1,5 @@
-"""Where images to compare come from: a folder of pictures, an npz, or a split of shards. All are uint8, in parts.
+"""Where images to compare come from: a folder of pictures, an npz, or a split of shards. All are uint8 RGB, in parts:
+gray pictures and RGBA ones are compared as they look, three equal channels and laid on white.
 
 A part is what is read, and noted as done, in one go; it can be read without those before it.
 B batch, N images, HW pixels.
@@ -30,6 +31,7 @@ from mvar_lightning.data.reading.loader import StreamLoader, loading
 from mvar_lightning.data.reading.order import ValidationStream
 from mvar_lightning.data.transforms import Transform, planes
 from mvar_lightning.errors import UserError
+from mvar_lightning.pyramid import Size, as_written, height_width
 from mvar_lightning.tools.ranks import Ranks
 from mvar_lightning.tools.tensors import DAMAGED, array_header, open_arrays, read_array
 
@@ -222,7 +224,7 @@ class ShardImages(ImageSource):
     Args:
         path: of the shard folder.
         split: its name.
-        image_size: side of the images.
+        image_size: side of the images, or (height, width).
         crop, resize_ratio: as of `ShardsDataModule`.
         workers: loading processes.
         at_least: only as many shards as hold so many images; all if not given.
@@ -235,16 +237,16 @@ class ShardImages(ImageSource):
         self,
         path: str,
         split: str,
-        image_size: int,
+        image_size: Size,
         crop: str = "center",
         resize_ratio: float = 1.125,
         workers: int = 0,
         at_least: int | None = None,
     ) -> None:
-        self.name, self.size, self.split, self.workers = f"{path} ({split})", (image_size, image_size), split, workers
+        self.name, self.size, self.split, self.workers = f"{path} ({split})", height_width(image_size), split, workers
         cutting = {"resize_ratio": resize_ratio, "val_crop": crop}
-        self.arguments: dict[str, Any] = {"path": path, "image_size": image_size, **cutting}
-        data = open_data(path, image_size, split, 1, resize_ratio, crop)
+        self.arguments: dict[str, Any] = {"path": path, "image_size": as_written(image_size), **cutting}
+        data = open_data(path, image_size, split, 1, resize_ratio, crop, channels=3)
         self.parts, self.splits = [], {name for name, part in data.index.splits.items() if part.samples}
         shards = data.index.split(split).shards
         for shard in shards:
@@ -254,8 +256,8 @@ class ShardImages(ImageSource):
         self.identity = {**self.arguments, "split": split, "images": len(self), "shards": digest}
 
     def read(self, part: int, batch_size: int) -> Iterator[Tensor]:
-        data = ShardsDataModule(**self.arguments, batch_size=batch_size, num_workers=0)
-        watch = data.val_transform = SizeWatch(data.val_transform, self.size[0])
+        data = ShardsDataModule(**self.arguments, batch_size=batch_size, num_workers=0, channels=3)
+        watch = data.val_transform = SizeWatch(data.val_transform, self.size)
         whole = data.ordered_dataloader(self.split).stream
         config = replace(whole.config, rank=0, world_size=1)
         stream = ValidationStream(whole.reader, whole.shards[part : part + 1], config)
@@ -269,10 +271,19 @@ class ShardImages(ImageSource):
 
 
 def open_data(
-    path: str, image_size: int, split: str, batch_size: int, resize_ratio: float, crop: str, workers: int = 0
+    path: str,
+    image_size: Size,
+    split: str,
+    batch_size: int,
+    resize_ratio: float,
+    crop: str,
+    workers: int = 0,
+    channels: int | None = None,
 ) -> ShardsDataModule:
-    """Shards, cut as validation does. Raises UserError for an empty split or a missing shard."""
-    data = ShardsDataModule(path, image_size, batch_size, num_workers=workers, resize_ratio=resize_ratio, val_crop=crop)
+    """Shards, cut as validation does. Raises UserError for an empty split, a missing shard, or other channels."""
+    cut: dict[str, Any] = {"resize_ratio": resize_ratio, "val_crop": crop}
+    data = ShardsDataModule(path, image_size, batch_size, num_workers=workers, channels=channels, **cut)
+    _ = data.form
     if not data.index.split(split).samples:
         held = ", ".join(name for name, part in data.index.splits.items() if part.samples)
         raise UserError(f"``split`` {split}: {path} has no such images; it has {held or 'none at all'}")
@@ -319,12 +330,12 @@ def open_images(path: Path) -> ImageSource:
 class SizeWatch:
     """A transform that remembers whether any image was smaller than what it is cut to; also in loading processes."""
 
-    def __init__(self, transform: Transform, image_size: int) -> None:
-        self.transform, self.image_size = transform, image_size
+    def __init__(self, transform: Transform, image_size: Size) -> None:
+        self.transform, (self.height, self.width) = transform, height_width(image_size)
         self._smaller = torch.zeros(1, dtype=torch.bool).share_memory_()
 
     def __call__(self, image: Image.Image, rng: random.Random) -> Image.Image:
-        if min(image.size) < self.image_size:
+        if image.width < self.width or image.height < self.height:
             self._smaller.fill_(True)
         return self.transform(image, rng)
 

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from mvar_lightning.errors import UserError
 from mvar_lightning.evaluation.strips import progressive_picture
+from mvar_lightning.metrics.copying import CopyingTest
+from mvar_lightning.pyramid import Size, height_width, short, times
 from mvar_lightning.tools.console import table_of
 from mvar_lightning.tools.drawing import enlarge, make_grid, make_pairs, to_image
 from mvar_lightning.tools.files import writing
@@ -67,6 +69,27 @@ class Floor:
 
 
 @dataclass(frozen=True)
+class Memorization:
+    """Distances to the nearest of ``images`` training images of ``training``, by features and by pixels."""
+
+    training: str
+    images: int
+    features: CopyingTest
+    pixels: CopyingTest
+
+    def rows(self) -> list[Row]:
+        rows = [("memorization against", f"{self.training}, {self.images:,} images")]
+        for space, test in (("features", self.features), ("pixels", self.pixels)):
+            of = f"{test.images:,} generated, {test.held_out_images:,} held out, {test.cells} cells"
+            rows += [
+                (f"C_T, {space} ({of})", f"{test.statistic:.2f} (p = {test.p_value:.2g})"),
+                (f"median nearest, {space}", f"{test.generated:.4g}; held out {test.held_out:.4g}"),
+                (f"closer than 5% of held out, {space}", f"{test.closer:.1%}"),
+            ]
+        return rows
+
+
+@dataclass(frozen=True)
 class ImageReport:
     """Everything that was measured; None is left out, and `notes` say why.
 
@@ -76,11 +99,12 @@ class ImageReport:
         reference: what they are compared with.
         reference_images: None where a file with moments does not tell.
         features, num_features: name of the extractor, and numbers an image.
-        fid: Frechet distance of the features.
+        fid, kid: Frechet and kernel distance of the features.
         sfid, num_spatial: of the spatial features.
         inception_score: mean and standard deviation over the splits.
         precision, recall: with ``neighbors``, of ``covered_generated`` and ``covered_reference`` images.
         floor: of other real images.
+        memorization: where it was asked for.
         notes: whole sentences.
     """
 
@@ -91,6 +115,7 @@ class ImageReport:
     features: str
     num_features: int
     fid: float
+    kid: float | None = None
     sfid: float | None = None
     num_spatial: int = 0
     inception_score: tuple[float, float] | None = None
@@ -100,10 +125,14 @@ class ImageReport:
     covered_generated: int = 0
     covered_reference: int = 0
     floor: Floor | None = None
+    memorization: Memorization | None = None
     notes: tuple[str, ...] = ()
 
     def rows(self) -> list[Row]:
         """Name and value of every measure; a dash for what was left out."""
+        return [*self._quality(), *(self.memorization.rows() if self.memorization is not None else [])]
+
+    def _quality(self) -> list[Row]:
         height, width = self.size
         count = "?" if self.reference_images is None else f"{self.reference_images:,}"
         rows = [
@@ -113,6 +142,9 @@ class ImageReport:
         ]
         if (floor := self.floor) is not None:
             rows.append(("FID of other real images", f"{floor.fid:.3f} ({floor.images:,} of {floor.name})"))
+        rows.append(
+            (f"KID ({self.features}, {self.num_features} features)", "-" if self.kid is None else f"{self.kid:.5f}")
+        )
         if self.sfid is None:
             rows.append(("sFID", "-"))
         else:
@@ -129,9 +161,15 @@ class ImageReport:
 
 
 def write_image_report(
-    report: ImageReport, about: Mapping[str, Any], image_N3HW: Tensor, columns: int, folder: Path
+    report: ImageReport,
+    about: Mapping[str, Any],
+    image_N3HW: Tensor,
+    columns: int,
+    folder: Path,
+    pairs_3HW: Tensor | None = None,
 ) -> list[Path]:
-    """Write ``images.json``, ``images.md`` and ``images.png`` into ``folder``, all or none.
+    """Write ``images.json``, ``images.md`` and ``images.png`` into ``folder``, and ``memorization.png`` where there are
+    closest pairs, all or none.
 
     ``about`` is what was measured on, for the JSON and the foot of the Markdown. The picture shows images in [0, 1],
     ``columns`` of them in a row; 0 makes a square. Raises UserError as `write_report`.
@@ -142,6 +180,8 @@ def write_image_report(
         "images.md": markdown_of("Generated images", tables, report.notes, about),
         "images.png": to_image(make_grid(enlarge(image_N3HW), columns)).save,
     }
+    if pairs_3HW is not None:
+        files["memorization.png"] = to_image(pairs_3HW).save
     return write_report(folder, files)
 
 
@@ -153,7 +193,7 @@ class ScaleReport:
     """One scale over all images: its share of the codebook, and the image as it is after it.
 
     Args:
-        side: of the token map.
+        side: of the token map, or its height and width.
         tokens_seen: tokens of this scale over all images.
         codes_used: different codes among them.
         codes_possible: min(V, tokens seen).
@@ -161,12 +201,16 @@ class ScaleReport:
         psnr: mean PSNR of the images decoded from this scale and the ones before.
     """
 
-    side: int
+    side: Size
     tokens_seen: int
     codes_used: int
     codes_possible: int
     perplexity: float
     psnr: float
+
+    @property
+    def tokens(self) -> int:
+        return math.prod(height_width(self.side))
 
     @property
     def usage(self) -> float:
@@ -180,7 +224,7 @@ class ScaleReport:
     @property
     def entropy_bits(self) -> float:
         """Bits of this scale in one image."""
-        return self.side**2 * self.bits_per_token
+        return self.tokens * self.bits_per_token
 
 
 @dataclass(frozen=True)
@@ -216,7 +260,7 @@ class TokenizerReport:
     """Everything that was measured; PSNR, SSIM and LPIPS are means over images."""
 
     images: int
-    image_size: int
+    image_size: Size
     vocab_size: int
     psnr: float
     ssim: float | None
@@ -229,7 +273,11 @@ class TokenizerReport:
 
     @property
     def tokens_per_image(self) -> int:
-        return sum(scale.side**2 for scale in self.scales)
+        return sum(scale.tokens for scale in self.scales)
+
+    @property
+    def pixels(self) -> int:
+        return math.prod(height_width(self.image_size))
 
     @property
     def fixed_bits(self) -> float:
@@ -243,7 +291,7 @@ class TokenizerReport:
 
     def content(self) -> dict[str, Any]:
         """The numbers as plain values, for JSON."""
-        bits, pixels = {"fixed_rate": self.fixed_bits, "entropy_coded": self.entropy_bits}, self.image_size**2
+        bits, pixels = {"fixed_rate": self.fixed_bits, "entropy_coded": self.entropy_bits}, self.pixels
         return {
             "images": self.images,
             "image_size": self.image_size,
@@ -262,14 +310,14 @@ class TokenizerReport:
 
     def rows(self) -> list[Row]:
         """Measures of the whole image: name and value."""
-        pixels, rfid = self.image_size**2, [("rFID", "-")]
+        pixels, rfid = self.pixels, [("rFID", "-")]
         if (found := self.frechet) is not None:
             name = f"rFID ({found.features}, {found.num_features} features)"
             rfid = [(name, f"{found.rfid:.3f} on {found.images:,} images")]
             if found.floor is not None:
                 rfid.append(("FID of other real images", f"{found.floor:.3f} on {found.floor_images:,} images"))
         return [
-            ("images", f"{self.images:,} of {self.image_size} x {self.image_size} pixels"),
+            ("images", f"{self.images:,} of {times(self.image_size)} pixels"),
             ("PSNR", f"{self.psnr:.2f} dB"),
             ("SSIM", "-" if self.ssim is None else f"{self.ssim:.4f}"),
             ("LPIPS", "-" if self.lpips is None else f"{self.lpips:.4f}"),
@@ -284,7 +332,7 @@ class TokenizerReport:
         head = ["scale", "codes used", "possible", "usage", "perplexity", "bits a token", "PSNR after it"]
         body = [
             [
-                f"{scale.side} x {scale.side}",
+                times(scale.side),
                 f"{scale.codes_used:,}",
                 f"{scale.codes_possible:,}",
                 f"{scale.usage:.1%}",
@@ -322,7 +370,7 @@ def write_evaluation(report: TokenizerReport, about: Mapping[str, Any], folder: 
 
 def plot_scales(scales: tuple[ScaleReport, ...], path: Path) -> None:
     """Three panels over the scales: usage, perplexity beside what is possible, PSNR after the scale."""
-    indices, names = range(len(scales)), [str(scale.side) for scale in scales]
+    indices, names = range(len(scales)), [short(scale.side) for scale in scales]
     with figure_of(path, columns=3, width=7.2, height=2.4) as (usage, perplexity, decibel):
         usage.bar(indices, [100 * scale.usage for scale in scales], color=COLORS[0])
         usage.set(title="usage, % of possible codes", ylim=(0, 105))

@@ -15,19 +15,20 @@ import torch
 from torch import Tensor
 
 from mvar_lightning.checkpoints.source import open_tokenizer
-from mvar_lightning.data.images import ImageError, decode_rgb
+from mvar_lightning.data.images import ImageError, decode, form_of
 from mvar_lightning.data.reading.loader import loading
 from mvar_lightning.data.transforms import Transform, build_transform, to_batch
 from mvar_lightning.errors import UserError, check_counts
 from mvar_lightning.evaluation.image_sources import SizeWatch, open_data
 from mvar_lightning.metrics.quality import psnr
+from mvar_lightning.pyramid import Scales, Size, times
 from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.tools.compute import choose_device, evaluating
 from mvar_lightning.tools.drawing import labeled_rows, to_png, to_unit
 from mvar_lightning.tools.files import check_folder
 
 
-def progressive_picture(original_N3HW: Tensor, after_NK3HW: Tensor, sides: Sequence[int]) -> Tensor:
+def progressive_picture(original_N3HW: Tensor, after_NK3HW: Tensor, sides: Sequence[Size]) -> Tensor:
     """One row an image: after each scale, coarse on the left, and the original at the right end.
 
     Args:
@@ -36,7 +37,7 @@ def progressive_picture(original_N3HW: Tensor, after_NK3HW: Tensor, sides: Seque
         sides: of the K token maps, the labels of the columns.
     """
     rows_RN3HW = torch.cat([after_NK3HW, original_N3HW[:, None]], dim=1)
-    labels = [*(f"{side} x {side}" for side in sides), "original"]
+    labels = [*map(times, sides), "original"]
     captions = [[*row, ""] for row in _decibel(original_N3HW, after_NK3HW)]
     return labeled_rows(rows_RN3HW, labels, captions)
 
@@ -99,8 +100,8 @@ class ReconstructRequest:
     data: str | None = None
     images: int | None = None
     out: str | Path = "strip.png"
-    image_size: int | None = None
-    patch_nums: Sequence[int] | None = None
+    image_size: Size | None = None
+    patch_nums: Scales | None = None
     resize_ratio: float = 1.125
     crop: str = "center"
     device: str = "auto"
@@ -124,11 +125,11 @@ class ReconstructRequest:
 
 
 class Reconstructed(NamedTuple):
-    """What the picture shows: how many images, of what in words, and whether some had to be enlarged to this side."""
+    """What the picture shows: how many images, of what in words, and whether some had to be enlarged to this size."""
 
     images: int
     shown: str
-    side: int
+    side: Size
     enlarged: bool
 
 
@@ -147,10 +148,16 @@ def reconstruct_images(request: ReconstructRequest) -> Reconstructed:
     for name, other in others:
         if other != side:
             raise UserError(
-                f"``checkpoint`` {name}: takes images of {other} x {other}, {first} of {side} x {side}; "
+                f"``checkpoint`` {name}: takes images of {times(other)}, {first} of {times(side)}; "
                 "compare tokenizers for one size"
             )
-    image_N3HW, enlarged = _images(request, side)
+    channels = {tokenizer.image_channels for tokenizer in tokenizers.values()}
+    if len(channels) > 1:
+        raise UserError(
+            f"``checkpoint``: images of {' and '.join(map(str, sorted(channels)))} channels; compare tokenizers for "
+            "one kind of images"
+        )
+    image_N3HW, enlarged = _images(request, side, channels.pop())
     after = {
         name: torch.cat([reconstruct_after_each_scale(tokenizer, one).cpu() for one in image_N3HW.split(1)])
         for name, tokenizer in tokenizers.items()
@@ -167,13 +174,13 @@ def reconstruct_images(request: ReconstructRequest) -> Reconstructed:
     return Reconstructed(len(image_N3HW), shown, side, enlarged)
 
 
-def _images(request: ReconstructRequest, side: int) -> tuple[Tensor, bool]:
+def _images(request: ReconstructRequest, side: Size, channels: int) -> tuple[Tensor, bool]:
     """Images in [0, 1], and whether one was smaller than that."""
     if request.data is None:
         watch = SizeWatch(build_transform(request.crop, side, request.resize_ratio), side)
-        return torch.cat([_read_image(path, watch) for path in request.files]), watch.enlarged
+        return torch.cat([_read_image(path, watch, channels) for path in request.files]), watch.enlarged
     wanted = request.images or NUM_IMAGES
-    data = open_data(request.data, side, "val", wanted, request.resize_ratio, request.crop)
+    data = open_data(request.data, side, "val", wanted, request.resize_ratio, request.crop, channels=channels)
     watch = data.val_transform = SizeWatch(data.val_transform, side)
     found: list[Tensor] = []
     with loading(data.ordered_dataloader("val")) as batches:
@@ -184,10 +191,11 @@ def _images(request: ReconstructRequest, side: int) -> tuple[Tensor, bool]:
     return torch.cat(found)[:wanted], watch.enlarged
 
 
-def _read_image(path: str, transform: Transform) -> Tensor:
+def _read_image(path: str, transform: Transform, channels: int) -> Tensor:
     """One picture, cut as validation does: (1, 3, S, S) in [0, 1]. Raises UserError where it is none."""
     try:
-        picture = transform(decode_rgb(Path(path).read_bytes()), random.Random(0))
+        data = Path(path).read_bytes()
+        picture = transform(decode(data, form_of(data, channels)), random.Random(0))
     except OSError as error:
         raise UserError(f"image {path}: cannot be read ({error.strerror})") from error
     except ImageError as error:

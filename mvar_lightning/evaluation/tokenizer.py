@@ -6,7 +6,7 @@ B batch, L all tokens, K scales, V vocabulary, N images kept for pictures, HW pi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from mvar_lightning.evaluation.image_sources import Numbered, SizeWatch, numbere
 from mvar_lightning.evaluation.reports import Examples, FrechetReport, ScaleReport, TokenizerReport, write_evaluation
 from mvar_lightning.metrics import FeatureExtractor, FrechetDistance, as_saved
 from mvar_lightning.metrics.quality import SMALLEST_SSIM_SIDE, CodebookUsage, psnr, ssim
+from mvar_lightning.pyramid import Scales, Size, height_width, short
 from mvar_lightning.tokenizer import MultiScaleTokenizer, fingerprint
 from mvar_lightning.tools.compute import choose_device, evaluating
 from mvar_lightning.tools.console import progress
@@ -243,7 +244,7 @@ class _Evaluation:
                 f"rFID: {self.images:,} images are too few for {self.frechet.num_features:,} features; "
                 "read it only beside the FID of other real images."
             )
-        if self.tokenizer.image_size < SMALLEST_SSIM_SIDE:
+        if min(height_width(self.tokenizer.image_size)) < SMALLEST_SSIM_SIDE:
             yield f"SSIM left out: its window needs {SMALLEST_SSIM_SIDE} pixels or more."
         if self.progressive < self.images:
             yield f"PSNR after each scale: of the first {self.progressive:,} images."
@@ -287,8 +288,8 @@ class EvaluateTokenizerRequest:
     split: str = "val"
     images: int | None = None
     progressive_images: int = 512
-    image_size: int | None = None
-    patch_nums: Sequence[int] | None = None
+    image_size: Size | None = None
+    patch_nums: Scales | None = None
     resize_ratio: float = 1.125
     crop: str = "center"
     features: str = "data"
@@ -331,7 +332,8 @@ def _run(ranks: Ranks, request: EvaluateTokenizerRequest) -> EvaluatedTokenizer 
         tokenizer = open_tokenizer(request.checkpoint, request.patch_nums, request.image_size)
         size, split, other = tokenizer.image_size, request.split, OTHER_SPLIT[request.split]
         cutting = (request.resize_ratio, request.crop)
-        data = open_data(request.data, size, split, request.batch_size, *cutting, request.workers)
+        channels = tokenizer.image_channels
+        data = open_data(request.data, size, split, request.batch_size, *cutting, request.workers, channels)
         watch = data.val_transform = SizeWatch(data.val_transform, size)
         lpips = open_lpips(request.lpips, device)
         extractor = None
@@ -359,7 +361,7 @@ def _run(ranks: Ranks, request: EvaluateTokenizerRequest) -> EvaluatedTokenizer 
     if report is None:
         return None
     if enlarged:
-        note = f"Images of less than {size} pixels were enlarged: the figures are of blurred images."
+        note = f"Images of less than {short(size)} pixels were enlarged: the figures are of blurred images."
         report = replace(report, notes=(*report.notes, note))
     about = {
         "checkpoint": str(request.checkpoint),

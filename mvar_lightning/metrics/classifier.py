@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mvar_lightning.errors import UserError, check_types
-from mvar_lightning.tools.drawing import normalize
+from mvar_lightning.pyramid import Size, as_size, as_written, height_width
+from mvar_lightning.tools.drawing import as_rgb, normalize
 from mvar_lightning.tools.files import kind_of, read_json, write_json
 from mvar_lightning.tools.tensors import read_safetensors, write_tensors
 
@@ -48,38 +49,41 @@ class ClassifierScore:
 
 
 class DatasetClassifier(nn.Module):
-    """A plain convolutional classifier; every stage halves the map until it is 4 pixels wide.
+    """A plain convolutional classifier of RGB images, of others as RGB (`as_rgb`); every stage halves the map until it
+    is 4 pixels wide.
 
     Args:
         num_classes: N.
-        image_size: side of the images it is made for.
+        image_size: side of the images it is made for, or (height, width).
         num_features: F, kept low so that a covariance over a few hundred images is not degenerate.
         width: channels of the first stage.
     """
 
-    def __init__(self, num_classes: int, image_size: int, num_features: int = 64, width: int = 24) -> None:
+    def __init__(self, num_classes: int, image_size: Size, num_features: int = 64, width: int = 24) -> None:
         super().__init__()
         self.num_classes, self.image_size, self.num_features, self.width = num_classes, image_size, num_features, width
         self.score = ClassifierScore(accuracy=float("nan"), images=0)
-        self.side = min(image_size, MAX_SIDE)
+        height, side = (min(side, MAX_SIDE) for side in height_width(image_size))
+        self.shape = height, side
         stages: list[nn.Module] = [_stage(3, width, stride=1)]
-        channels, side = width, self.side
-        while side > 4:
+        channels = width
+        while max(height, side) > 4:
             stages.append(_stage(channels, min(2 * channels, 4 * width), stride=2))
-            channels, side = min(2 * channels, 4 * width), (side + 1) // 2
+            channels, height, side = min(2 * channels, 4 * width), (height + 1) // 2, (side + 1) // 2
         self.stages = nn.Sequential(*stages)
-        self.map_side = side
-        self.bottleneck = nn.Linear(channels * side * side, num_features)
+        self.map_shape = height, side
+        self.bottleneck = nn.Linear(channels * height * side, num_features)
         self.head = nn.Linear(num_features, num_classes)
 
     @property
-    def config(self) -> dict[str, int]:
+    def config(self) -> dict[str, Any]:
         """``DatasetClassifier(**config)`` builds it again."""
-        return {name: getattr(self, name) for name in ("num_classes", "image_size", "num_features", "width")}
+        sizes = {name: getattr(self, name) for name in ("num_classes", "image_size", "num_features", "width")}
+        return sizes | {"image_size": as_written(self.image_size)}
 
     def maps(self, image_B3HW: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> the last map (B, channels, map_side, map_side)."""
-        return self.stages(F.adaptive_avg_pool2d(image_B3HW, self.side) * 2 - 1)
+        """(B, 3, H, W) in [0, 1] -> the last map (B, channels, *map_shape)."""
+        return self.stages(F.adaptive_avg_pool2d(as_rgb(image_B3HW), self.shape) * 2 - 1)
 
     def features(self, image_B3HW: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, F), the input of the last layer before its non-linearity."""
@@ -99,7 +103,7 @@ def train_classifier(
     train_loader: Batches,
     val_loader: Batches,
     num_classes: int,
-    image_size: int,
+    image_size: Size,
     seed: int = 0,
     steps: int = 300,
     device: torch.device | str = "cpu",
@@ -197,6 +201,7 @@ def load_classifier(file: Path) -> DatasetClassifier:
         raise UserError(f"classifier {file}: format {found}, not {FORMAT!r}; remove it and run again")
     try:
         check_types(DatasetClassifier.__init__, about["config"])
+        about["config"]["image_size"] = as_size(about["config"]["image_size"])
         with torch.device("meta"):  # takes no memory, whatever the sizes
             model = DatasetClassifier(**about["config"])
         model.load_state_dict(read_safetensors(file), assign=True)

@@ -7,6 +7,7 @@ float32 features.
 from __future__ import annotations
 
 import importlib
+import math
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from mvar_lightning.errors import UserError
 from mvar_lightning.metrics.classifier import DatasetClassifier, load_classifier
 from mvar_lightning.tools.copies import fetched
+from mvar_lightning.tools.drawing import as_rgb
 from mvar_lightning.tools.files import in_a_line, kind_of, sha256_of
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -60,15 +62,15 @@ class FeatureExtractor(nn.Module):
 
     @torch.no_grad()
     def forward(self, image_B3HW: Tensor) -> Tensor:
-        """(B, 3, H, W) floats in [0, 1] -> (B, F) float32."""
+        """(B, 3, H, W) floats in [0, 1] -> (B, F) float32; gray and RGBA images are looked at as RGB (`as_rgb`)."""
         with torch.autocast(image_B3HW.device.type, enabled=False):
-            return self.extract(image_B3HW.float()).float().flatten(1)
+            return self.extract(as_rgb(image_B3HW.float())).float().flatten(1)
 
     @torch.no_grad()
     def measure(self, image_B3HW: Tensor) -> ImageFeatures:
-        """(B, 3, H, W) floats in [0, 1] -> features, and logits and spatial features where there are any."""
+        """As `forward` -> features, and logits and spatial features where there are any."""
         with torch.autocast(image_B3HW.device.type, enabled=False):
-            found = self.extract_all(image_B3HW.float())
+            found = self.extract_all(as_rgb(image_B3HW.float()))
         return ImageFeatures(*(None if part is None else part.float().flatten(1) for part in found))  # type: ignore[arg-type]
 
     @abstractmethod
@@ -95,7 +97,7 @@ class ClassifierFeatures(FeatureExtractor):
         model = classifier if isinstance(classifier, DatasetClassifier) else load_classifier(Path(classifier))
         super().__init__("classifier", model.num_features)
         self.classifier = model.requires_grad_(False).eval()
-        self.num_logits, self.num_spatial = model.num_classes, SPATIAL_CHANNELS * model.map_side**2
+        self.num_logits, self.num_spatial = model.num_classes, SPATIAL_CHANNELS * math.prod(model.map_shape)
 
     def extract(self, image_B3HW: Tensor) -> Tensor:
         return self.classifier.features(image_B3HW)

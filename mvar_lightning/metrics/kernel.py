@@ -39,6 +39,10 @@ class KernelDistance:
         """Forget the generated images; the real ones stay."""
         self._rows[False].clear()
 
+    def rows(self, real: bool, num_features: int, device: torch.device | str = "cpu") -> Tensor:
+        """Features (N, F) in float64 of the real or the generated images of all processes; all must ask."""
+        return rows_of_all(self._rows[real], num_features, device)
+
     def compute(self, num_features: int, device: torch.device | str = "cpu") -> float:
         """The distance; to be called by all processes.
 
@@ -49,7 +53,7 @@ class KernelDistance:
         Raises:
             UserError: fewer than two images on one side.
         """
-        sides = {real: _of_all(parts, num_features, device) for real, parts in self._rows.items()}
+        sides = {real: self.rows(real, num_features, device) for real in self._rows}
         smaller = min(map(len, sides.values()))
         if smaller < 2:
             raise UserError("kernel distance: needs at least two real and two generated images")
@@ -68,7 +72,7 @@ class KernelDistance:
             return float(metric.compute()[0])
 
 
-def _of_all(parts: list[Tensor], num_features: int, device: torch.device | str) -> Tensor:
+def rows_of_all(parts: list[Tensor], num_features: int, device: torch.device | str) -> Tensor:
     """Rows (N, F) of all processes in float64, in an order that does not depend on who has which."""
     rows_NF = torch.cat(parts) if parts else torch.empty(0, num_features)
     rows_NF = rows_NF.to(device)

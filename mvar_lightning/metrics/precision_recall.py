@@ -51,7 +51,7 @@ def precision_recall(
     inside_M = torch.zeros(len(generated_MF), dtype=torch.bool)
     for p, rows_PF in real():
         for q, rows_QF in generated():
-            squared_PQ = _squared_distances(rows_PF, rows_QF)
+            squared_PQ = squared_distances(rows_PF, rows_QF)
             inside_N[p] |= (squared_PQ <= radius_M[q].to(device)).any(dim=1).cpu()
             inside_M[q] |= (squared_PQ <= radius_N[p, None].to(device)).any(dim=0).cpu()
     return float(inside_M.double().mean()), float(inside_N.double().mean())
@@ -72,7 +72,7 @@ def _radii(blocks: Callable[[], Iterator[tuple[slice, Tensor]]], neighbors: int)
     for p, rows_PF in blocks():
         nearest_Pk = rows_PF.new_empty(len(rows_PF), 0)
         for q, rows_QF in blocks():
-            squared_PQ = _squared_distances(rows_PF, rows_QF)
+            squared_PQ = squared_distances(rows_PF, rows_QF)
             if p == q:
                 squared_PQ.fill_diagonal_(torch.inf)  # a row is not its own neighbor
             # only the k nearest so far are kept: a row of the whole matrix never exists
@@ -82,7 +82,8 @@ def _radii(blocks: Callable[[], Iterator[tuple[slice, Tensor]]], neighbors: int)
     return torch.cat(radii)
 
 
-def _squared_distances(rows_PF: Tensor, rows_QF: Tensor) -> Tensor:
+def squared_distances(rows_PF: Tensor, rows_QF: Tensor) -> Tensor:
+    """(P, Q), of each row to each; rounding is small where rows lie around 0."""
     norms_P, norms_Q = rows_PF.square().sum(dim=1), rows_QF.square().sum(dim=1)
     return torch.addmm(norms_P[:, None] + norms_Q, rows_PF, rows_QF.T, alpha=-2).clamp_min_(0)
 

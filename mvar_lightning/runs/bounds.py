@@ -86,6 +86,7 @@ TOKENIZER: dict[str, Bound] = {
     "vocab_size": whole(2, 2**20),
     "code_dim": whole(1, 2**14),
     "channels": whole(1, 2**14),
+    "image_channels": whole(1, 1024),
     "channel_multipliers": whole(1, 256),
     "num_res_blocks": whole(1, 64),
     "phi_layers": whole(0, 1024),
@@ -103,7 +104,18 @@ TOKENIZER: dict[str, Bound] = {
     "accumulate_grad_batches": whole(1),
     "gradient_clip_val": POSITIVE,
 }
+SCORER: dict[str, Bound] = {
+    "num_classes": whole(1, 10**7),
+    "channels": whole(1, 2**14),
+    "embedding": whole(1, 2**14),
+    "hidden": whole(1, 2**14),
+    "dropout": BELOW_ONE,
+    "label_drop": BELOW_ONE,
+    "lr": POSITIVE,
+    "warmup": BELOW_ONE,
+}
 DATA: dict[str, Bound] = {
+    "channels": whole(1, 4),
     "image_size": whole(1, 2**14),
     "batch_size": whole(1, 2**20),
     "num_workers": whole(0, 1024),
@@ -142,6 +154,7 @@ TABLES: dict[str, dict[str, Bound]] = {
     "MVARModule": NEXT_SCALE,
     "MarkovVARModule": NEXT_SCALE,
     "TokenizerModule": TOKENIZER,
+    "ScorerModule": SCORER,
     "ShardsDataModule": DATA,
     "TokenShardsDataModule": DATA,
     "TokenShards": DATA,
@@ -176,10 +189,18 @@ def out_of_bounds(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _outside(prefix: str, settings: Mapping[str, Any], table: Mapping[str, Bound]) -> Iterator[tuple[str, str]]:
     for key, bound in table.items():
         value = settings.get(key)
-        for number in value if isinstance(value, list | tuple) else [value]:
+        for number in _numbers(value):
             if isinstance(number, int | float) and not isinstance(number, bool) and not bound.holds(number):
                 yield f"{prefix}{key}", f"{prefix}{key} {shown(value)}: must be {bound}"
                 break
+
+
+def _numbers(value: Any) -> Iterator[Any]:
+    """A number, or those of a list, or of lists in it: heights and widths."""
+    if isinstance(value, list | tuple):
+        yield from (number for each in value for number in _numbers(each))
+    else:
+        yield value
 
 
 def _too_large(arguments: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -7,6 +7,7 @@ B batch, L tokens, C width, V vocabulary, P parameters, S image side.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from mvar_lightning.attention.backends import choose_backend
 from mvar_lightning.attention.strategies import SpatialAttention
 from mvar_lightning.errors import UserError
-from mvar_lightning.pyramid import PUBLISHED_SIDES, ScalePyramid
+from mvar_lightning.pyramid import PUBLISHED_SIDES, ScalePyramid, as_size
 from mvar_lightning.runs.bounds import import_class, made_of, object_of
 from mvar_lightning.runs.run import read_recipe
 from mvar_lightning.training.memory import ADAMW, CACHE_BYTES, KEPT, WEIGHTS, Shape, cache_of_image
@@ -214,13 +215,14 @@ def _shape(config: Mapping[str, Any], header: str, tokenizer_recipe: str | None)
 
     trainer, (kind, settings), (_, data) = config["trainer"], object_of(config["model"]), object_of(config["data"])
     named = re.search(r"(\d+) x \1", header)
-    side = data.get("image_size") or (int(named[1]) if named else 0)
+    side = as_size(data.get("image_size") or (int(named[1]) if named else 0))
+    published = PUBLISHED_SIDES.get(side) if isinstance(side, int) else None
     if "scales" in settings:
         given = settings
-    elif tokenizer_recipe is not None and side not in PUBLISHED_SIDES:
+    elif tokenizer_recipe is not None and published is None:
         given = object_of(read_recipe(Path(tokenizer_recipe)).get("model"))[1]
-    elif side in PUBLISHED_SIDES:
-        given = {"scales": PUBLISHED_SIDES[side]}
+    elif published is not None:
+        given = {"scales": published}
     else:
         given = dict(_trained(str(settings.get("tokenizer"))))
     if "scales" not in given:
@@ -239,7 +241,7 @@ def _shape(config: Mapping[str, Any], header: str, tokenizer_recipe: str | None)
     shape = Shape(
         parameters=_count(tokenizer),
         tokenizer_parameters=_count(tokenizer),
-        image_size=tokenizer.image_size,
+        pixels=math.prod(tokenizer.image_shape[1:]),
         channels=given.get("channels", 160),
         batch=data.get("batch_size") or 64,
         accumulated=settings.get("accumulate_grad_batches") or trainer.get("accumulate_grad_batches") or 1,
@@ -251,6 +253,10 @@ def _shape(config: Mapping[str, Any], header: str, tokenizer_recipe: str | None)
         half="16" in str(trainer.get("precision")) or "GB" in header,
     )
     module = import_class(kind)
+    if hasattr(module, "core_on_meta"):  # a scorer: convolutions as a tokenizer's, over the maps of both sides together
+        core = module.core_on_meta(tokenizer, settings, data.get("num_classes") or 1000)
+        maps = 2 * tokenizer.pyramid.num_scales * core.config["channels"][0]
+        return replace(shape, parameters=_count(core), pixels=math.prod(tokenizer.pyramid.shapes[-1]), channels=maps)
     return (
         _of_transformer(shape, module, tokenizer, settings, data, of_kind)
         if hasattr(module, "check_settings")
@@ -334,7 +340,8 @@ def _missing(config: Mapping[str, Any], tokenizer_recipe: str | None) -> Iterato
     tokenizer = settings.get("tokenizer")
     if tokenizer_recipe is not None or _trained(str(tokenizer)):  # the second: one that ships, by its name, too
         tokenizer = None
-    yield from (str(path) for path in (data.get("path"), data.get("images"), tokenizer) if _lacks(path))
+    named = (data.get("path"), data.get("images"), tokenizer, settings.get("drawn"))
+    yield from (str(path) for path in named if _lacks(path))
     yield from _weights(config["model"])
     yield from _weights(config["trainer"].get("callbacks"))
 

@@ -21,6 +21,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mvar_lightning import callbacks
 from mvar_lightning.compat import expect_unused_parameters, share_gradients_with_buckets
+from mvar_lightning.data.image_data import ShardsDataModule
+from mvar_lightning.data.images import RGB
 from mvar_lightning.errors import UserError
 from mvar_lightning.runs.bounds import import_class, made_of, object_of
 from mvar_lightning.runs.recipe_check import check_quickly, check_values, explain
@@ -102,6 +104,7 @@ class SuiteCLI(LightningCLI):
         parser.add_lightning_class_args(callbacks.LastCheckpoint, "checkpoint")
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
         parser.link_arguments("data", "model.init_args.class_names", class_names_of, apply_on="instantiate")
+        parser.link_arguments("data", "model.init_args.image_channels", channels_of, apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         try:
@@ -167,6 +170,15 @@ def class_names_of(data: LightningDataModule) -> tuple[str, ...] | None:
         return getattr(data, "class_names", None)
     except UserError:
         return None
+
+
+def channels_of(data: LightningDataModule) -> int:
+    """Channels of a data module's images; those of a module that is none of ours are taken to be RGB. That data is not
+    there is told by the module."""
+    try:
+        return data.channels if isinstance(data, ShardsDataModule) else RGB.channels
+    except UserError:
+        return RGB.channels
 
 
 class RecipeCheck(SuiteCLI):

@@ -223,7 +223,7 @@ def _check_axes(merged: dict[str, Any], recipe: Path) -> None:
             continue
 
 
-def _scales(merged: dict[str, Any], arguments: dict[str, Any], recipe: Path) -> list[int] | None:
+def _scales(merged: dict[str, Any], arguments: dict[str, Any], recipe: Path) -> list[Any] | None:
     """Scales of the model's tokenizer: of its record, or of the recipe that is to train it."""
     given = Path(str(arguments.get("tokenizer", "")))
     for record in (given / "config.json", given / "model" / "config.json"):

@@ -18,6 +18,7 @@ from mvar_lightning.errors import UserError
 from mvar_lightning.runs.recipe_check import check_quickly
 from mvar_lightning.runs.recipe_files import recipe_file
 from mvar_lightning.runs.run import RUNS, Run, run_of
+from mvar_lightning.runs.sweep_kept import KeptRuns
 from mvar_lightning.runs.sweep_results import Column, Sweep, SweepResults, read_run, write_results
 
 MISSING = "sweep {name}: cannot be read (No such file or directory); see recipes/ablations/"
@@ -38,6 +39,9 @@ class SweepRequest:
         out: where to write; ``runs/sweeps/`` and the file's name if not given.
         only: train these variants alone; the table keeps the finished runs of the others.
         fresh: forget earlier runs of this sweep.
+        keep: a folder (to be committed) where each finished run's numbers are kept at once; those that are there are
+            not trained, and table and pictures are written there.
+        draw: train nothing: table and pictures of what is finished.
         overrides: settings of every run, as ``--model.depth=8``.
         modules: to be imported first, for classes of one's own.
     """
@@ -46,6 +50,8 @@ class SweepRequest:
     out: str | Path | None = None
     only: Sequence[str] = ()
     fresh: bool = False
+    keep: str | Path | None = None
+    draw: bool = False
     overrides: Sequence[str] = ()
     modules: Sequence[str] = ()
 
@@ -86,14 +92,25 @@ def run_sweep(request: SweepRequest) -> SweepResults:
             overrides = [*sweep.arguments(variant, seed), *request.overrides]
             run = run_of(recipe, overrides, out / variant / f"seed{seed}")
             planned.append(PlannedRun(variant, seed, run))
-    wanted = [entry for entry in planned if not request.only or entry.variant in request.only]
+    keep = None if request.keep is None else KeptRuns(Path(request.keep), sweep)
+    kept = {} if keep is None or request.fresh else {entry: keep.read(*entry) for entry in planned}
+    done = {entry: finished for entry, finished in kept.items() if finished is not None}
+    asked = [entry for entry in planned if not request.only or entry.variant in request.only]
+    wanted = [] if request.draw else [entry for entry in asked if entry not in done]
     check_runs(wanted)
-    failed = [entry for entry in wanted if not _train(request, entry.run)]
-    if len(failed) == len(wanted):
+    failed = []
+    for entry in wanted:
+        if not _train(request, entry.run):
+            failed.append(entry)
+        elif keep is not None:
+            keep.write(entry.run, read_run(*entry))
+    if failed and len(failed) == len(wanted):
         raise UserError(f"sweep: none of the {len(wanted)} runs came to its end (see above); mend them and sweep again")
-    done = [entry for entry in planned if (entry not in failed if entry in wanted else entry.is_finished())]
-    results = SweepResults(sweep, [read_run(entry.variant, entry.seed, entry.run) for entry in done])
-    write_results(results, out)
+    done |= {e: read_run(*e) for e in planned if e not in done and e not in failed and (e in wanted or e.is_finished())}
+    if not done:
+        raise UserError(f"sweep {request.sweep}: no run is finished, there is nothing to draw")
+    results = SweepResults(sweep, [done[entry] for entry in planned if entry in done])
+    write_results(results, out if keep is None else keep.folder)
     if failed:
         names = ", ".join(str(entry.run.folder) for entry in failed)
         raise UserError(
@@ -205,6 +222,8 @@ def _sweep(content: Any) -> Sweep:
         columns = tuple(Column(**column) for column in columns)
     except TypeError as error:
         raise UserError(f"columns: {str(error).split(') ')[-1]}") from None
+    if not isinstance(against := content.get("against", ""), str) or against not in {"", *content["variants"]}:
+        raise UserError(f"against {against!r} is no variant")
     plot = _metrics("plot", content.get("plot"))
     if unknown := [metric for metric in plot if metric not in {column.metric for column in columns}]:
         raise UserError(f"plot: {unknown[0]!r} is the metric of no column")
@@ -215,7 +234,7 @@ def _sweep(content: Any) -> Sweep:
     if not whole or not seeds or not all(0 <= seed <= LARGEST_SEED for seed in seeds):
         raise UserError(f"seeds {seeds!r} must be a list of whole numbers, 0 to {LARGEST_SEED}")
     seeds, curves = tuple(dict.fromkeys(seeds)), _metrics("curves", content.get("curves"))
-    return Sweep(recipe, variants, columns, overrides, seeds, plot, curves)
+    return Sweep(recipe, variants, columns, overrides, seeds, plot, curves, against)
 
 
 def _variants(variants: Any) -> dict[str, dict[str, Any]]:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from mvar_lightning.errors import UserError
 from mvar_lightning.runs.run import Run
+from mvar_lightning.runs.told_apart import LEVEL, told_apart
 from mvar_lightning.tools.console import print_table, table_of
 from mvar_lightning.tools.files import write, write_json
 
@@ -85,6 +86,7 @@ class Sweep:
         seeds: values of ``seed_everything``.
         plot: metrics of the columns that are drawn as bars; all columns if not given.
         curves: logged metrics drawn over the steps of the run.
+        against: the variant that the others are held against; the table marks what can be told apart (`told_apart`).
     """
 
     recipe: str
@@ -94,6 +96,7 @@ class Sweep:
     seeds: tuple[int, ...] = (0,)
     plot: tuple[str, ...] = ()
     curves: tuple[str, ...] = ()
+    against: str = ""
 
     def arguments(self, variant: str, seed: int) -> list[str]:
         """Command-line overrides of one run."""
@@ -197,8 +200,20 @@ class SweepResults:
     def rows(self) -> list[list[str]]:
         """The table: headings, then one row for each variant."""
         columns = self.sweep.columns
-        body = [[name, *(self.cell(name, column).write(column) for column in columns)] for name in self.sweep.variants]
+        chances = [self.chances(column) for column in columns]
+        body = [
+            [name, *(self._told(name, column, found) for column, found in zip(columns, chances, strict=True))]
+            for name in self.sweep.variants
+        ]
         return [["variant", *(column.heading for column in columns)], *body]
+
+    def chances(self, column: Column) -> dict[str, float]:
+        """Adjusted p of each variant against the one the sweep names; empty where it names none."""
+        values = {name: self.cell(name, column).values for name in self.sweep.variants}
+        return told_apart(values, self.sweep.against) if self.sweep.against else {}
+
+    def _told(self, name: str, column: Column, chances: Mapping[str, float]) -> str:
+        return self.cell(name, column).write(column) + (" *" if chances.get(name, 1.0) < LEVEL else "")
 
     def markdown(self) -> str:
         head, *body = self.rows()
@@ -213,6 +228,8 @@ class SweepResults:
             parts.append(f"mean ± standard deviation over seeds {', '.join(map(str, self.sweep.seeds))}")
         else:
             parts.append(f"one run each (seed {self.sweep.seeds[0]}): small differences mean nothing")
+        if self.sweep.against:
+            parts.append(f"* told apart from {self.sweep.against} (Dunnett's test over the column, p < {LEVEL})")
         if missing:
             parts.append(f"not run or failed: {' and '.join(missing)}")
         for name, value in self.runs[0].report["metrics"].items():
@@ -241,6 +258,8 @@ class SweepResults:
                 report = {**run.report, "metrics": {k: _plain(v) for k, v in run.report["metrics"].items()}}
             runs.append({"variant": name, "seed": seed, "values": values, "report": report})
         plan = {"recipe": sweep.recipe, "overrides": sweep.overrides, "variants": sweep.variants}
+        if sweep.against:
+            plan |= {"against": sweep.against, "p": {c.heading: self.chances(c) for c in sweep.columns}}
         return {**plan, "seeds": list(sweep.seeds), "table": table, "runs": runs}
 
     def plot(self, path: Path) -> None:

@@ -20,7 +20,7 @@ from mvar_lightning.sampling.jobs import GRID_CLASSES, Job, SampleRequest, plan_
 from mvar_lightning.sampling.sampler import generate
 from mvar_lightning.sampling.stages import load_stages
 from mvar_lightning.tools.compute import computing, evaluating
-from mvar_lightning.tools.drawing import enlarge, make_grid, to_image, to_unit
+from mvar_lightning.tools.drawing import as_rgb, enlarge, make_grid, to_image, to_unit
 from mvar_lightning.tools.files import write
 from mvar_lightning.transformer.acceleration import prepare
 
@@ -43,7 +43,7 @@ def animate(request: SampleRequest, form: str = "gif") -> Path:
     plan = plan_sampling(request)
     rows = [[*jobs][:COLUMNS] for _, jobs in groupby(plan.jobs, key=lambda job: job.label)][:GRID_CLASSES]
     after_KB3HW = draw_after_scales(plan.task, [job for row in rows for job in row])
-    frames = [to_image(make_grid(enlarge(after_B3HW), columns=len(rows[0]))) for after_B3HW in after_KB3HW]
+    frames = [to_image(make_grid(enlarge(as_rgb(after_B3HW)), columns=len(rows[0]))) for after_B3HW in after_KB3HW]
     file = request.folder / f"coarse_to_fine.{form}"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -17,30 +17,29 @@ from PIL import Image
 from torch import Tensor
 
 from mvar_lightning.checkpoints.source import Source
-from mvar_lightning.data.images import ImageError, decode_rgb
-from mvar_lightning.data.transforms import center_crop, resize_shorter, to_batch
+from mvar_lightning.data.images import ImageError, decode, form_of
+from mvar_lightning.data.transforms import center_crop, resize_shorter, to_batch, window_of
 from mvar_lightning.errors import UserError, check_counts, check_kind
-from mvar_lightning.pyramid import ScalePyramid
+from mvar_lightning.pyramid import ScalePyramid, Size, height_width, times
 from mvar_lightning.sampling.class_choice import class_indices, class_names, owner_of
+from mvar_lightning.sampling.draws import ImageNoise, check_seeds, listed
 from mvar_lightning.sampling.generated import Generated
 from mvar_lightning.sampling.guidance import GuidanceSchedule, as_schedule
 from mvar_lightning.sampling.jobs import list_jobs
 from mvar_lightning.sampling.sampler import (
-    ImageNoise,
     Replace,
     SamplingSettings,
     check_finite,
     check_labels,
-    check_seeds,
     decode_in_chunks,
-    listed,
     repeated,
     sample_pyramid,
 )
+from mvar_lightning.sampling.selectors import Selector
 from mvar_lightning.sampling.stages import Drawers, Stages, load_stages
 from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.tools.compute import choose_device, choose_precision, computing, evaluating
-from mvar_lightning.tools.drawing import enlarge, make_grid, make_strips, to_png, to_unit
+from mvar_lightning.tools.drawing import as_rgb, enlarge, make_grid, make_strips, to_png, to_unit
 from mvar_lightning.transformer.acceleration import prepare
 
 KEPT_TOKENS = 3
@@ -68,6 +67,7 @@ def edit(
     more_smooth: bool = False,
     decode_chunk: int | None = None,
     replace: Replace | None = None,
+    selector: Selector | None = None,
 ) -> Generated:
     """Paint parts of images anew.
 
@@ -77,7 +77,7 @@ def edit(
         mask_BHW: what the model paints: 1 or True there, 0 or False where the image stays; one for all images (H, W)
             or one for each (B, H, W); of the image's size, or of the last token map's.
         label_B: what to paint; -1 ("no class") in-paints, another class edits towards it.
-        cfg, top_k, top_p, seeds, temperature, more_smooth, decode_chunk, replace: as for `generate`.
+        cfg, top_k, top_p, seeds, temperature, more_smooth, decode_chunk, replace, selector: as for `generate`.
 
     Returns:
         Images and tokens as of `generate`. Where the mask is 0 the tokens are the image's; pixels near the border of
@@ -90,7 +90,7 @@ def edit(
     stages.check_together(tokenizer)
     for name, tensor in (("image_B3HW", image_B3HW), ("mask_BHW", mask_BHW)):
         check_kind(name, tensor, Tensor, "a tensor")
-    settings = SamplingSettings(as_schedule(cfg), top_k, top_p, temperature, more_smooth)
+    settings = SamplingSettings(as_schedule(cfg), top_k, top_p, temperature, more_smooth, selector=selector)
     images = max(len(image_B3HW), len(listed(seeds) or [0]), len(repeated(label_B, 1)))
     label_B = check_labels(repeated(label_B, images), stages.first)
     if len(label_B) != images or len(image_B3HW) not in (1, images):
@@ -103,7 +103,7 @@ def edit(
         given = tokenizer.pyramid.split(tokenizer.encode(image_B3HW.to(label_B.device)).expand(images, -1))
 
         def keep(scale: int, idx_Bl: Tensor, codes_BlZ: Tensor) -> tuple[Tensor, Tensor]:
-            """Put the image's tokens where the mask says so."""
+            """Put the image's tokens where the mask says so; a selector judges maps with them."""
             keep_Bl = keep_at(scale, keep_BHW, tokenizer.pyramid)
             given_codes_BlZ = tokenizer.quantizer.lookup(given[scale])
             codes_BlZ = torch.where(keep_Bl[..., None], given_codes_BlZ, codes_BlZ.to(given_codes_BlZ.dtype))
@@ -118,10 +118,11 @@ def edit(
 
 def keep_at(scale: int, keep_Bhw: Tensor, pyramid: ScalePyramid) -> Tensor:
     """Boolean (B, l): which tokens of ``scale`` stay the image's (the reference's `replace_embedding`)."""
-    side = pyramid.sides[scale]
-    if side**2 <= KEPT_TOKENS:
-        return torch.ones(len(keep_Bhw), side**2, dtype=torch.bool, device=keep_Bhw.device)
-    resized = F.interpolate(keep_Bhw[:, None].float(), size=(side, side), mode="bilinear", align_corners=False)
+    tokens = pyramid.tokens_of(scale)
+    if tokens <= KEPT_TOKENS:
+        return torch.ones(len(keep_Bhw), tokens, dtype=torch.bool, device=keep_Bhw.device)
+    shape = pyramid.shapes[scale]
+    resized = F.interpolate(keep_Bhw[:, None].float(), size=shape, mode="bilinear", align_corners=False)
     return resized.flatten(1).gt(0.5)
 
 
@@ -130,16 +131,16 @@ def kept(mask_BHW: Tensor, tokenizer: MultiScaleTokenizer) -> Tensor:
 
     A mask in pixels becomes one of tokens by area: a token is painted where at least half of it is.
     """
-    size, side = tokenizer.image_size, tokenizer.pyramid.last_side
-    if mask_BHW.ndim not in (2, 3) or tuple(mask_BHW.shape[-2:]) not in ((size, size), (side, side)):
+    image, last = tokenizer.image_shape[1:], tokenizer.pyramid.last_shape
+    if mask_BHW.ndim not in (2, 3) or tuple(mask_BHW.shape[-2:]) not in (image, last):
         raise UserError(
-            f"mask of shape {tuple(mask_BHW.shape)}: must have the image's size ({size}, {size}) "
-            f"or the last token map's ({side}, {side}), or be a batch of such"
+            f"mask of shape {tuple(mask_BHW.shape)}: must have the image's size {image} "
+            f"or the last token map's {last}, or be a batch of such"
         )
     paint_BHW = mask_BHW.detach().float().reshape(-1, *mask_BHW.shape[-2:])
     if not (paint_BHW.isfinite() & (paint_BHW >= 0) & (paint_BHW <= 1)).all():
         raise UserError("mask: values must be from 0 (keep the image) to 1 (paint)")
-    return (1 - F.adaptive_avg_pool2d(paint_BHW, side)).gt(0.5)
+    return (1 - F.adaptive_avg_pool2d(paint_BHW, last)).gt(0.5)
 
 
 def inpaint_mask(box: Sequence[float], size: int | tuple[int, int]) -> Tensor:
@@ -179,7 +180,8 @@ class EditRequest:
 
     Args:
         source: of the model.
-        image: JPEG, PNG or WebP; its middle square is used.
+        image: JPEG, PNG or WebP; its middle square is used, or what the model's shape covers in the middle. Of the
+            tokenizer's channels, where these are not RGB's.
         mask: picture of the image's size, white where it is painted; or
         box: x0, y0, x1, y1, in pixels, or in fractions where none is above 1.
         outpaint: paint outside of the mask or box instead.
@@ -223,12 +225,11 @@ def edit_picture(request: EditRequest) -> list[Path]:
     labels = class_indices(str(request.class_), model.num_classes, names, owner_of(request.data))
     if len(labels) != 1:
         raise UserError(f"``class_`` {request.class_}: give one class")
-    picture = open_picture(request.image)
-    size, side = tokenizer.image_size, min(picture.size)
-    if picture.size != (size, size):
-        words = f"{picture.width} x {picture.height} pixels; its middle square of {side} is used, at {size} x {size}"
-        print(f"{request.image}: {words}")
-    image_13HW = to_square(picture, size).to(device)
+    picture = open_picture(request.image, tokenizer.image_channels)
+    size = tokenizer.image_size
+    if picture.size != window_of(size):
+        print(f"{request.image}: {_cut_in_words(picture, size)}")
+    image_13HW = to_window(picture, size).to(device)
     mask_HW = read_mask(request, picture, tokenizer).to(device)
     jobs = list_jobs(labels, request.count, request.seed)
     precision = choose_precision(request.precision, device)
@@ -239,10 +240,11 @@ def edit_picture(request: EditRequest) -> list[Path]:
         arguments = request.settings.arguments()
         result_B3HW, idx_BL = edit(stages, tokenizer, image_13HW, mask_HW, labels[0], seeds=seeds, **arguments)
     pictures = {job.file: result_3HW for job, result_3HW in zip(jobs, result_B3HW, strict=True)}
-    before_3HW = image_13HW[0].add(1).div(2)
+    before_3HW = as_rgb(image_13HW.add(1).div(2))[0]
     tint_311 = torch.tensor(TINT, device=device)[:, None, None]
     masked_3HW = before_3HW + 0.6 * mask_HW * (tint_311 - before_3HW)
-    pictures["before_after.png"] = make_grid(enlarge(torch.cat([before_3HW[None], masked_3HW[None], result_B3HW])))
+    shown_N3HW = torch.cat([before_3HW[None], masked_3HW[None], as_rgb(result_B3HW)])
+    pictures["before_after.png"] = make_grid(enlarge(shown_N3HW))
     after_NK3HW = torch.stack([to_unit(image) for image in tokenizer.progressive(idx_BL[:STRIPS])], dim=1)
     pictures["coarse_to_fine.png"] = make_strips(after_NK3HW)
     folder = Path(request.out)
@@ -251,23 +253,36 @@ def edit_picture(request: EditRequest) -> list[Path]:
     return [folder / name for name in pictures]
 
 
-def open_picture(file: str) -> Image.Image:
-    """An upright RGB picture. Raises `UserError` where the file is none."""
+def open_picture(file: str, channels: int = 3) -> Image.Image:
+    """An upright picture of so many channels. Raises `UserError` where the file is none."""
     try:
-        return decode_rgb(Path(file).read_bytes())
+        data = Path(file).read_bytes()
+        return decode(data, form_of(data, channels))
     except OSError as error:
         raise UserError(f"picture {file}: cannot be read ({error.strerror})") from error
     except ImageError as error:
         raise UserError(f"picture {file}: {error}") from error
 
 
-def to_square(picture: Image.Image, size: int) -> Tensor:
-    """The middle square at ``size`` pixels: (1, 3, H, W) in [-1, 1]."""
-    return to_batch([center_crop(resize_shorter(picture, size), size)])
+def _cut_in_words(picture: Image.Image, size: Size) -> str:
+    """Which part of a picture is used."""
+    height, width = height_width(size)
+    given = f"{picture.width} x {picture.height} pixels"
+    if height == width:
+        return f"{given}; its middle square of {min(picture.size)} is used, at {size} x {size}"
+    share = min(picture.width / width, picture.height / height)
+    used = f"{round(share * width)} x {round(share * height)}"
+    return f"{given}; the middle {used} (width x height) are used, at {width} x {height}"
+
+
+def to_window(picture: Image.Image, size: Size) -> Tensor:
+    """The middle square at ``size`` pixels, or the largest middle part of that shape: (1, 3, H, W) in [-1, 1]."""
+    side = window_of(size)
+    return to_batch([center_crop(resize_shorter(picture, side), side)])
 
 
 def read_mask(request: EditRequest, picture: Image.Image, tokenizer: MultiScaleTokenizer) -> Tensor:
-    """What to paint, in [0, 1], on the same middle square (H, W)."""
+    """What to paint, in [0, 1], on the same middle part (H, W)."""
     if request.mask is not None:
         mask = open_picture(request.mask)
         if mask.size != picture.size:
@@ -289,18 +304,18 @@ def read_mask(request: EditRequest, picture: Image.Image, tokenizer: MultiScaleT
 
 
 def as_mask(mask: Image.Image, tokenizer: MultiScaleTokenizer, outpaint: bool = False, what: str = "mask") -> Tensor:
-    """A picture, white where it is painted, as a mask (H, W) in [0, 1] of its middle square at the tokenizer's size.
+    """A picture, white where it is painted, as a mask (H, W) in [0, 1] of its middle at the tokenizer's size.
 
     Raises:
         UserError: it paints no token; ``what`` says what it came from.
     """
-    mask_HW = to_square(mask, tokenizer.image_size).add(1).div(2).clamp(0, 1).mean(dim=(0, 1))
+    mask_HW = to_window(mask, tokenizer.image_size).add(1).div(2).clamp(0, 1).mean(dim=(0, 1))
     if outpaint:
         mask_HW = 1 - mask_HW
     if kept(mask_HW, tokenizer).all():
-        side = tokenizer.pyramid.last_side
+        part = "middle square" if isinstance(tokenizer.image_size, int) else "middle"
         raise UserError(
-            f"{what}: paints no token of the picture's middle square ({side} x {side} tokens); make the painted part "
-            "larger"
+            f"{what}: paints no token of the picture's {part} "
+            f"({times(tokenizer.pyramid.last_side)} tokens); make the painted part larger"
         )
     return mask_HW

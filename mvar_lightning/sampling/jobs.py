@@ -24,9 +24,12 @@ import torch
 from PIL import Image
 
 from mvar_lightning.checkpoints.source import NO_CLASS, Source
+from mvar_lightning.data.images import to_rgb
 from mvar_lightning.errors import UserError, check_counts
+from mvar_lightning.pyramid import Size
 from mvar_lightning.sampling.class_choice import class_indices, class_names, owner_of
-from mvar_lightning.sampling.sampler import NUM_SEEDS, SamplingSettings, generate
+from mvar_lightning.sampling.draws import NUM_SEEDS
+from mvar_lightning.sampling.sampler import SamplingSettings, generate
 from mvar_lightning.sampling.stages import load_stages
 from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.tools.compute import choose_device, choose_precision, computing, peak_memory_bytes
@@ -145,7 +148,7 @@ class SamplingPlan(NamedTuple):
     jobs: list[Job]
     identity: dict[str, Any]
     num_classes: int
-    image_size: int
+    image_size: Size
     classes: str = ""
 
 
@@ -171,6 +174,9 @@ def plan_sampling(request: SampleRequest) -> SamplingPlan:
         "precision": task.precision,
         "weights": weights_hash(*stages.models, tokenizer),
     }
+    if (selector := task.settings.selector) is not None:
+        selector.check(model, tokenizer)
+        identity["selector"] = selector.identity()
     if request.source.refiner is not None:
         identity["from_scale"] = request.source.from_scale
     if request.quantize is not None:
@@ -319,7 +325,7 @@ def write_grid(folder: Path, jobs: Sequence[Job]) -> Path:
     images = []
     for job in (job for row in shown for job in row):
         with Image.open(folder / job.file) as image:
-            images.append(from_image(image))
+            images.append(from_image(to_rgb(image)))
     to_png(make_grid(enlarge(torch.stack(images)), columns=len(shown[0])), folder / GRID_FILE)
     return folder / GRID_FILE
 
@@ -365,7 +371,7 @@ def _write_npz(stream: Any, folder: Path, jobs: Sequence[Picture], digest: bytes
         archive.comment = digest
         with archive.open("arr_0.npy", "w", force_zip64=True) as member:
             for index, job in enumerate(jobs):
-                pixels_HW3 = np.asarray(Image.open(folder / job.file).convert("RGB"))
+                pixels_HW3 = np.asarray(to_rgb(Image.open(folder / job.file)))
                 if index == 0:
                     shape = (len(jobs), *pixels_HW3.shape)
                     header = {"descr": "|u1", "fortran_order": False, "shape": shape}

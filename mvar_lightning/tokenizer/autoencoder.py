@@ -4,7 +4,8 @@ The architecture is the f16 autoencoder of taming-transformers in the form that 
 reference): residual blocks with group normalization, one halving of the map per level, attention at the lowest level
 and in the middle.
 
-Shapes: B batch, C width, Z code dim, HW pixels, hw latent map; n tokens of an attention map.
+Shapes: B batch, C width, Z code dim, HW pixels, hw latent map; n tokens of an attention map. Images have 3 channels, or
+``image_channels``.
 """
 
 from __future__ import annotations
@@ -167,12 +168,18 @@ class Encoder(nn.Module):
     """Image (B, 3, HW) -> latent map (B, Z, hw), smaller by 2 ** (levels - 1); level 0 is the finest."""
 
     def __init__(
-        self, code_dim: int, channels: int, channel_multipliers: Sequence[int], num_res_blocks: int, norm_groups: int
+        self,
+        code_dim: int,
+        channels: int,
+        channel_multipliers: Sequence[int],
+        num_res_blocks: int,
+        norm_groups: int,
+        image_channels: int = 3,
     ) -> None:
         super().__init__()
         widths = level_widths(channels, channel_multipliers, norm_groups)
         last = len(widths) - 1
-        self.conv_in = conv3x3(3, channels)
+        self.conv_in = conv3x3(image_channels, channels)
         self.levels = nn.ModuleList()
         for i, (before, width) in enumerate(pairwise([channels, *widths])):
             resample = nn.Identity() if i == last else Downsample(width)
@@ -196,7 +203,13 @@ class Decoder(nn.Module):
     """
 
     def __init__(
-        self, code_dim: int, channels: int, channel_multipliers: Sequence[int], num_res_blocks: int, norm_groups: int
+        self,
+        code_dim: int,
+        channels: int,
+        channel_multipliers: Sequence[int],
+        num_res_blocks: int,
+        norm_groups: int,
+        image_channels: int = 3,
     ) -> None:
         super().__init__()
         widths = level_widths(channels, channel_multipliers, norm_groups)
@@ -208,7 +221,7 @@ class Decoder(nn.Module):
             resample = nn.Identity() if i == 0 else Upsample(width)
             self.levels.append(Level(before, width, num_res_blocks + 1, i == last, resample, norm_groups))
         self.norm_out = GroupNorm(norm_groups, widths[0], eps=NORM_EPS)
-        self.conv_out = conv3x3(widths[0], 3)
+        self.conv_out = conv3x3(widths[0], image_channels)
 
     def forward(self, latent_BZhw: Tensor) -> Tensor:
         x_BCHW = self.middle(self.conv_in(fast_layout(latent_BZhw)))

@@ -24,8 +24,10 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from mvar_lightning.axis import AxisMember
 from mvar_lightning.errors import UserError
+from mvar_lightning.pyramid import Size, height_width, short
 from mvar_lightning.tokenizer.autoencoder import GroupNorm
 from mvar_lightning.tokenizer.perceptual import Frozen
+from mvar_lightning.tools.drawing import as_rgb
 
 SLOPE = 0.2  # of the leaky ReLUs
 
@@ -33,7 +35,10 @@ SLOPE = 0.2  # of the leaky ReLUs
 class Discriminator(nn.Module, ABC):
     """Logits of images in [-1, 1]: high for real ones. Its state changes in ``after_step`` alone, not in a forward."""
 
-    def prepare(self, device: torch.device, image_size: int) -> None:
+    def take_channels(self, image_channels: int) -> None:
+        """Called once, before anything is trained, where images are not RGB."""
+
+    def prepare(self, device: torch.device, image_size: Size) -> None:
         """Called once before training: load and check what it needs. Raises `UserError` where it cannot work."""
 
     @abstractmethod
@@ -68,7 +73,7 @@ class PatchDiscriminator(Discriminator):
                 f"PatchDiscriminator: norm_groups {norm_groups} does not divide the {channels * 2} channels of the "
                 "second layer; change either, or give 0 for no normalization"
             )
-        self.smallest = 3 * 2**layers
+        self.smallest, self.channels = 3 * 2**layers, channels
         widths = [channels * min(2**level, 8) for level in range(layers + 1)]
         parts: list[nn.Module] = [_conv4x4(3, channels, 2), nn.LeakyReLU(SLOPE)]
         for level, (before, width) in enumerate(pairwise(widths), start=1):
@@ -76,11 +81,14 @@ class PatchDiscriminator(Discriminator):
             parts += [_conv4x4(before, width, 1 if level == layers else 2), norm, nn.LeakyReLU(SLOPE)]
         self.net = nn.Sequential(*parts, _conv4x4(widths[-1], 1, 1))
 
-    def prepare(self, device: torch.device, image_size: int) -> None:
-        if image_size < self.smallest:
+    def take_channels(self, image_channels: int) -> None:
+        self.net[0] = _conv4x4(image_channels, self.channels, 2)
+
+    def prepare(self, device: torch.device, image_size: Size) -> None:
+        if min(height_width(image_size)) < self.smallest:
             raise UserError(
-                f"PatchDiscriminator: images of {image_size} pixels are too small, it needs {self.smallest} with this "
-                "many layers; give fewer"
+                f"PatchDiscriminator: images of {short(image_size)} pixels are too small, it needs {self.smallest} "
+                "with this many layers; give fewer"
             )
 
     def forward(self, image_B3HW: Tensor) -> Tensor:
@@ -98,6 +106,7 @@ def _conv4x4(in_channels: int, out_channels: int, stride: int) -> nn.Conv2d:
 
 class FrozenFeatureDiscriminator(Discriminator):
     """Small heads on the levels of a frozen network, such as the layers of DINO (Sauer et al. 2023, arXiv 2301.09515).
+    Gray and RGBA images are given to it as RGB (`as_rgb`).
 
     Each level is a sequence of positions; its head is convolutions along it, with spectral and group normalization.
 
@@ -105,7 +114,8 @@ class FrozenFeatureDiscriminator(Discriminator):
         network: a TorchScript file (a program: use files you trust). It takes images (B, 3, size, size) normalized by
             ``mean`` and ``std`` and gives one tensor a level: tokens (B, N, C) or maps (B, C, h, w).
         channels: width C of each level.
-        size: side to which images are resized (bilinear, antialiased where they shrink); their own if null.
+        size: side of the square to which images are resized (bilinear, antialiased where they shrink); their own height
+            and width if null.
         kernel: positions that the middle convolution of a head sees.
         mean, std: of the images the network was trained on, per channel, in [0, 1].
         norm_groups: groups of the heads' normalizations.
@@ -141,21 +151,22 @@ class FrozenFeatureDiscriminator(Discriminator):
         """Stays in evaluation mode: in the other one, every forward would move the spectral norms' state."""
         return super().train(False)
 
-    def prepare(self, device: torch.device, image_size: int) -> None:
-        side = self.size or image_size
+    def prepare(self, device: torch.device, image_size: Size) -> None:
+        size = self.size or image_size
         with torch.no_grad():
-            levels = _levels(self.network.on(device)(torch.zeros(1, 3, side, side, device=device)), self.file)
+            probe = torch.zeros(1, 3, *height_width(size), device=device)
+            levels = _levels(self.network.on(device)(probe), self.file)
         found = [level_BCN.shape[1] for level_BCN in levels]
         if found != self.channels:
             raise UserError(
-                f"FrozenFeatureDiscriminator: {self.file} gives levels of widths {found} for images of {side} pixels, "
-                f"but channels says {self.channels}; set channels to what it gives"
+                f"FrozenFeatureDiscriminator: {self.file} gives levels of widths {found} for images of {short(size)} "
+                f"pixels, but channels says {self.channels}; set channels to what it gives"
             )
 
     def forward(self, image_B3HW: Tensor) -> Tensor:
         with torch.autocast(image_B3HW.device.type, enabled=False):
-            image_B3HW = image_B3HW.float()
-            if self.size is not None and image_B3HW.shape[-1] != self.size:
+            image_B3HW = as_rgb(image_B3HW.float(), black=-1)
+            if self.size is not None and image_B3HW.shape[-2:] != (self.size, self.size):
                 image_B3HW = F.interpolate(image_B3HW, (self.size, self.size), mode="bilinear", antialias=True)
             normalized_B3HW = ((image_B3HW + 1) / 2 - self.mean_311) / self.std_311
             levels = _levels(self.network.on(image_B3HW.device)(normalized_B3HW), self.file)
@@ -227,7 +238,7 @@ class DiffAugment(Augmentation):
     """Color, translation and cutout, drawn for each image (Zhao et al. 2020, arXiv 2006.10738).
 
     Args:
-        color: brightness within 0.5, saturation up to double, contrast within 50%.
+        color: brightness within 0.5, saturation up to double, contrast within 50%; not of an alpha channel.
         translation: largest shift in each direction, as a share of the side; what comes in is 0 (gray).
         cutout: side of the square that is set to 0, as a share of the image's side.
     """
@@ -247,7 +258,9 @@ class DiffAugment(Augmentation):
 
 
 def change_color(image_B3HW: Tensor) -> Tensor:
-    """Brightness, saturation, contrast."""
+    """Brightness, saturation, contrast; a fourth channel stays."""
+    if image_B3HW.shape[1] == 4:
+        return torch.cat([change_color(image_B3HW[:, :3]), image_B3HW[:, 3:]], dim=1)
     brightness, saturation, contrast = torch.rand(3, len(image_B3HW), 1, 1, 1, device=image_B3HW.device)
     image_B3HW = image_B3HW + (brightness - 0.5)
     gray_B1HW = image_B3HW.mean(1, keepdim=True)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mvar_lightning.errors import UserError
+from mvar_lightning.pyramid import Size
 from mvar_lightning.tokenizer.tokenizer import TokenizerOutput
 from mvar_lightning.tools.compute import exact_float32
 from mvar_lightning.tools.processes import mean_over_ranks
@@ -37,8 +38,9 @@ class LossPart(nn.Module, ABC):
             raise UserError(f"{type(self).__name__}: weight {weight} is negative; give 0 or more")
         self.weight = weight
 
-    def prepare(self, device: torch.device, image_size: int) -> None:
-        """Called once before training or validation: load and check what the term needs.
+    def prepare(self, device: torch.device, image_size: Size) -> None:
+        """Called once before training or validation: load and check what the term needs. ``image_size`` is a side, or
+        (height, width).
 
         Raises:
             UserError: a missing or wrong file, or images that the term cannot take.

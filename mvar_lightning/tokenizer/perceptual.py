@@ -19,9 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from mvar_lightning.errors import UserError
+from mvar_lightning.pyramid import Size, height_width, short
 from mvar_lightning.tokenizer.losses import LossPart
 from mvar_lightning.tokenizer.tokenizer import TokenizerOutput
 from mvar_lightning.tools.copies import fetched
+from mvar_lightning.tools.drawing import as_rgb
 from mvar_lightning.tools.files import kind_of, sha256_of
 from mvar_lightning.tools.tensors import read_safetensors, read_torch
 
@@ -66,7 +68,7 @@ class LPIPS(nn.Module):
         return super().train(False)
 
     def forward(self, a_B3HW: Tensor, b_B3HW: Tensor) -> Tensor:
-        """Distance (B,) of images in [-1, 1], differentiable in both.
+        """Distance (B,) of images in [-1, 1], differentiable in both; of gray and RGBA ones as VGG's RGB (`as_rgb`).
 
         Raises:
             UserError: the shapes differ, or the images are smaller than 16 x 16 pixels.
@@ -77,6 +79,7 @@ class LPIPS(nn.Module):
                 f"at least {SMALLEST} x {SMALLEST} pixels (VGG16 halves them {len(STAGES) - 1} times)"
             )
         with torch.autocast(a_B3HW.device.type, enabled=False):
+            a_B3HW, b_B3HW = as_rgb(a_B3HW, black=-1), as_rgb(b_B3HW, black=-1)
             levels = zip(self._features(a_B3HW), self._features(b_B3HW), self.heads, strict=True)
             distances = [
                 ((a_BChw - b_BChw).square() * head_C11).sum(1).mean((1, 2)) for a_BChw, b_BChw, head_C11 in levels
@@ -105,10 +108,10 @@ class PerceptualLoss(LossPart):
         super().__init__(weight)
         self.network = Frozen(partial(LPIPS, vgg_weights))
 
-    def prepare(self, device: torch.device, image_size: int) -> None:
-        if image_size < SMALLEST:
+    def prepare(self, device: torch.device, image_size: Size) -> None:
+        if min(height_width(image_size)) < SMALLEST:
             raise UserError(
-                f"PerceptualLoss: images of {image_size} pixels: VGG16 needs at least {SMALLEST}; leave it out"
+                f"PerceptualLoss: images of {short(image_size)} pixels: VGG16 needs at least {SMALLEST}; leave it out"
             )
         self.network.on(device)
 

@@ -6,8 +6,8 @@ subtract it from the rest.
 
 Everything here computes in IEEE float32, outside autocast and TF32: residuals of residuals do not survive less.
 
-Shapes: B batch, L all tokens, l tokens of one scale, K scales, V vocabulary, Z code dim, s side of a scale's map (s and
-t of a resized one), hw latent map. Public methods take and give channel-first maps (BZhw); inside, maps are
+Shapes: B batch, L all tokens, l tokens of one scale, K scales, V vocabulary, Z code dim, ij map of a scale (tu of a
+resized one), hw latent map. Public methods take and give channel-first maps (BZhw); inside, maps are
 channel-last (BhwZ), so that a map's positions are token rows without a copy.
 """
 
@@ -28,8 +28,9 @@ from mvar_lightning.tools.compute import exact_float32, runs_behind, table
 
 
 # Resizing between the maps of the pyramid as two small matrix products. Area averaging and bicubic interpolation are
-# linear and separable, so a square map changes its side by one matrix applied to its rows and columns. The matrices are
-# read off ``F.interpolate`` itself, and working channel-last spares the permutations between token rows and maps.
+# linear and separable, so a map changes its size by one matrix applied to its rows and one to its columns, of a square
+# the same. They are read off ``F.interpolate`` itself, and working channel-last spares the permutations between token
+# rows and maps.
 @table(maxsize=256)
 def resize_matrix(source: int, target: int, mode: str, device: torch.device) -> Tensor:
     """The (target, source) float32 matrix of ``F.interpolate(..., mode=mode)`` along one dimension."""
@@ -37,14 +38,16 @@ def resize_matrix(source: int, target: int, mode: str, device: torch.device) -> 
     return F.interpolate(basis, size=(target, 1), mode=mode).reshape(source, target).t().contiguous().to(device)
 
 
-def resize(map_BssZ: Tensor, target: int, mode: str) -> Tensor:
-    """(B, s, s, Z) -> (B, t, t, Z), equal to ``F.interpolate`` on the channel-first map."""
-    B, source, _, Z = map_BssZ.shape
-    if source == target:
-        return map_BssZ
-    matrix_ts = resize_matrix(source, target, mode, map_BssZ.device)
-    rows = torch.matmul(matrix_ts, map_BssZ.reshape(B, source, source * Z))
-    return torch.matmul(matrix_ts, rows.reshape(B * target, source, Z)).reshape(B, target, target, Z)
+def resize(map_BijZ: Tensor, target: tuple[int, int], mode: str) -> Tensor:
+    """(B, i, j, Z) -> (B, t, u, Z), equal to ``F.interpolate`` on the channel-first map."""
+    (B, i, j, Z), (t, u) = map_BijZ.shape, target
+    if i != t:
+        rows = torch.matmul(resize_matrix(i, t, mode, map_BijZ.device), map_BijZ.reshape(B, i, j * Z))
+        map_BijZ = rows.reshape(B, t, j, Z)
+    if j != u:
+        columns = torch.matmul(resize_matrix(j, u, mode, map_BijZ.device), map_BijZ.reshape(B * t, j, Z))
+        map_BijZ = columns.reshape(B, t, u, Z)
+    return map_BijZ
 
 
 # Scale dropout: some images of a batch are rebuilt from their first scales alone, so these must carry an image.
@@ -141,7 +144,7 @@ class MultiScaleQuantizer(nn.Module):
     """Residual vector quantization over a pyramid of maps with one codebook.
 
     Args:
-        pyramid: side lengths of the token maps; the last one is the latent's side.
+        pyramid: sizes of the token maps; the last one is the latent's.
         vocab_size: number of codes V.
         code_dim: length of a code Z.
         phi_layers: number of phi convolutions that the scales share; 1 is one for all, 0 is one for each scale.
@@ -234,8 +237,8 @@ class MultiScaleQuantizer(nn.Module):
 
     def empty_f_hat(self, batch_size: int) -> Tensor:
         """The quantized latent before the first scale: zeros (B, Z, h, w), on the codebook's device."""
-        side, codes_VZ = self.pyramid.last_side, self.codebook.weight
-        return codes_VZ.new_zeros(batch_size, codes_VZ.shape[1], side, side, dtype=torch.float32)
+        codes_VZ = self.codebook.weight
+        return codes_VZ.new_zeros(batch_size, codes_VZ.shape[1], *self.pyramid.last_shape, dtype=torch.float32)
 
     def lookup(self, idx_Bl: Tensor) -> Tensor:
         """Codes of token indices: (B, l) -> (B, l, Z) float32."""
@@ -293,19 +296,17 @@ class MultiScaleQuantizer(nn.Module):
         return list((scale_K1 < kept_B) * (num_scales / kept_B))
 
     def _rows(self, map_BhwZ: Tensor, scale: int) -> Tensor:
-        return resize(map_BhwZ, self.pyramid.sides[scale], "area").flatten(1, 2)
+        return resize(map_BhwZ, self.pyramid.shapes[scale], "area").flatten(1, 2)
 
     def _contribution(self, codes_BlZ: Tensor, scale: int) -> Tensor:
-        side = self.pyramid.sides[scale]
-        map_BssZ = codes_BlZ.unflatten(1, (side, side))
-        return self.phi[self.phi_index[scale]](resize(map_BssZ, self.pyramid.last_side, "bicubic"))
+        map_BijZ = codes_BlZ.unflatten(1, self.pyramid.shapes[scale])
+        return self.phi[self.phi_index[scale]](resize(map_BijZ, self.pyramid.last_shape, "bicubic"))
 
     def _channel_last(self, f_BZhw: Tensor) -> Tensor:
-        B, Z, h, w = f_BZhw.shape
-        side = self.pyramid.last_side
-        if (Z, h, w) != (self.codebook.embedding_dim, side, side):
+        Z, (h, w) = self.codebook.embedding_dim, self.pyramid.last_shape
+        if tuple(f_BZhw.shape[1:]) != (Z, h, w):
             raise UserError(
-                f"latent of shape {tuple(f_BZhw.shape)}: this quantizer takes (B, {self.codebook.embedding_dim}, "
-                f"{side}, {side}), the code length and the last of the scales {list(self.pyramid.sides)}"
+                f"latent of shape {tuple(f_BZhw.shape)}: this quantizer takes (B, {Z}, {h}, {w}), the code length and "
+                f"the last of the scales {self.pyramid.scales}"
             )
         return f_BZhw.float().permute(0, 2, 3, 1).contiguous()

@@ -2,7 +2,8 @@
 
     image --encoder, quant_conv--> latent --quantizer--> tokens --quantizer--> f_hat --post_quant_conv, decoder--> image
 
-Shapes: B batch, L all tokens, K scales, V vocabulary, Z code dim, HW pixels, hw latent map.
+Shapes: B batch, L all tokens, K scales, V vocabulary, Z code dim, HW pixels, hw latent map. The 3 of image_B3HW is
+``image_channels`` where that is another number.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mvar_lightning.errors import UserError, check_kind
-from mvar_lightning.pyramid import ScalePyramid
+from mvar_lightning.pyramid import ScalePyramid, Scales, Size, short, size_of
 from mvar_lightning.tokenizer.autoencoder import Decoder, Encoder, conv3x3
 from mvar_lightning.tokenizer.nearest import CodeMetric
 from mvar_lightning.tokenizer.quantizer import MultiScaleQuantizer
@@ -45,7 +46,8 @@ class MultiScaleTokenizer(nn.Module):
     """Convolutional autoencoder around a multi-scale residual quantizer.
 
     Args:
-        scales: side lengths of the token maps, coarse to fine; the last is the latent's side.
+        scales: side lengths of the token maps, coarse to fine, or [height, width] of maps that are no squares; the last
+            is the latent's size.
         vocab_size: number of codes V.
         code_dim: length of a code Z.
         channels: width of the finest level.
@@ -54,13 +56,14 @@ class MultiScaleTokenizer(nn.Module):
         phi_layers, phi_ratio, beta, codebook_std: see ``MultiScaleQuantizer``.
         norm_groups: groups of every group normalization.
         codes: what the nearest code is, ``euclidean`` or ``cosine``; see ``MultiScaleQuantizer``.
+        image_channels: of the images: 3 of RGB, 1 of gray ones, 4 of RGBA, or any other number.
 
     The defaults are VAR's released tokenizer for 256 x 256 pixels when ``scales`` is 1 2 3 4 5 6 8 10 13 16.
     """
 
     def __init__(
         self,
-        scales: Sequence[int],
+        scales: Scales,
         vocab_size: int = 4096,
         code_dim: int = 32,
         channels: int = 160,
@@ -72,13 +75,16 @@ class MultiScaleTokenizer(nn.Module):
         codebook_std: float = 0.1,
         norm_groups: int = 32,
         codes: str = "euclidean",
+        image_channels: int = 3,
     ) -> None:
         super().__init__()
         if num_res_blocks < 1:
             raise UserError(f"num_res_blocks {num_res_blocks}: must be at least 1")
+        if image_channels < 1:
+            raise UserError(f"image_channels {image_channels}: must be at least 1; 3 is RGB")
         self.pyramid = ScalePyramid(scales)
         self.config: dict[str, Any] = {
-            "scales": list(self.pyramid.sides),
+            "scales": self.pyramid.scales,
             "vocab_size": vocab_size,
             "code_dim": code_dim,
             "channels": channels,
@@ -90,21 +96,29 @@ class MultiScaleTokenizer(nn.Module):
             "codebook_std": codebook_std,
             "norm_groups": norm_groups,
             "codes": codes,
+            # written only where it says something: those of before read all others
+            **({} if image_channels == 3 else {"image_channels": image_channels}),
         }
-        self.vocab_size, self.code_dim = vocab_size, code_dim
+        self.vocab_size, self.code_dim, self.image_channels = vocab_size, code_dim, image_channels
         self.downsampling = 2 ** (len(channel_multipliers) - 1)
-        self.encoder = Encoder(code_dim, channels, channel_multipliers, num_res_blocks, norm_groups)
+        self.encoder = Encoder(code_dim, channels, channel_multipliers, num_res_blocks, norm_groups, image_channels)
         self.quant_conv = conv3x3(code_dim, code_dim)
         self.quantizer = MultiScaleQuantizer(
             self.pyramid, vocab_size, code_dim, phi_layers, phi_ratio, beta, codebook_std, codes
         )
         self.post_quant_conv = conv3x3(code_dim, code_dim)
-        self.decoder = Decoder(code_dim, channels, channel_multipliers, num_res_blocks, norm_groups)
+        self.decoder = Decoder(code_dim, channels, channel_multipliers, num_res_blocks, norm_groups, image_channels)
 
     @property
-    def image_size(self) -> int:
-        """Side of the images in pixels."""
-        return self.pyramid.last_side * self.downsampling
+    def image_size(self) -> Size:
+        """Side of the images in pixels, or (height, width) where they are no squares."""
+        return size_of(*self.image_shape[1:])
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images."""
+        height, width = self.pyramid.last_shape
+        return self.image_channels, height * self.downsampling, width * self.downsampling
 
     def forward(self, image_B3HW: Tensor, kept_scales_B: Tensor | None = None) -> TokenizerOutput:
         """Reconstruct images in [-1, 1] for training.
@@ -130,14 +144,14 @@ class MultiScaleTokenizer(nn.Module):
         """The continuous latent (B, Z, h, w) of images in [-1, 1].
 
         Raises:
-            UserError: the images are not floats of shape (B, 3, image_size, image_size).
+            UserError: the images are not floats of shape (B, *image_shape).
         """
         check_kind("image_B3HW", image_B3HW, Tensor, "a tensor")
-        size = self.image_size
-        if image_B3HW.ndim != 4 or image_B3HW.shape[1:] != (3, size, size):
+        if image_B3HW.ndim != 4 or image_B3HW.shape[1:] != self.image_shape:
             raise UserError(
-                f"image of shape {tuple(image_B3HW.shape)}: this tokenizer takes (B, 3, {size}, {size}), "
-                f"its last scale {self.pyramid.last_side} times its downsampling {self.downsampling}"
+                f"image of shape {tuple(image_B3HW.shape)}: this tokenizer takes (B, "
+                f"{', '.join(map(str, self.image_shape))}), its last scale {short(self.pyramid.last_side)} times its "
+                f"downsampling {self.downsampling}"
             )
         if not image_B3HW.is_floating_point():
             raise UserError(f"image of type {image_B3HW.dtype}: give floats in [-1, 1]")
@@ -224,7 +238,7 @@ def check_pair(model: SpeaksTokens, tokenizer: MultiScaleTokenizer) -> None:
     if isinstance(model, MultiScaleTokenizer):
         raise UserError("``model``: is a tokenizer; give the transformer first, then its tokenizer")
     for name, ours, theirs in (
-        ("scales", list(model.pyramid.sides), list(tokenizer.pyramid.sides)),
+        ("scales", model.pyramid.scales, tokenizer.pyramid.scales),
         ("vocab_size", model.vocab_size, tokenizer.vocab_size),
         ("code_dim", model.code_dim, tokenizer.code_dim),
     ):
@@ -237,7 +251,7 @@ def check_pair(model: SpeaksTokens, tokenizer: MultiScaleTokenizer) -> None:
 TRAINING_ONLY = frozenset({"beta", "codebook_std"})
 """Entries of the configuration that change no token and no image once the weights are there."""
 
-UNCHANGED = {"codes": "euclidean"}
+UNCHANGED = {"codes": "euclidean", "image_channels": 3}
 """Entries that came later, with the value that leaves a tokenizer as it was: old hashes stay valid."""
 
 

@@ -1,13 +1,14 @@
 """Pictures made of tensors: grids, strips with labels, masks, PNG files; plain torch and PIL.
 
-B batch, N images, R rows, L all tokens, K scales, HW pixels; picture_3HW is one RGB picture in [0, 1].
+B batch, N images, R rows, L all tokens, K scales, HW pixels; picture_3HW is one RGB picture in [0, 1]. Where images are
+gray or RGBA the 3 is 1 or 4.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -68,23 +69,48 @@ def make_pairs(image_N3HW: Tensor, again_N3HW: Tensor, columns: int = 8) -> Tens
     return torch.cat(bands, dim=1)
 
 
+LEVELS = {torch.uint8: 255.0, torch.uint16: 65535.0}
+"""The largest number of each type of pixels: white."""
+
+
 def normalize(image_B3HW: Tensor) -> Tensor:
     """The pixels that models take: uint8 (B, 3, H, W) -> float32 in [-1, 1] by x / 255 * 2 - 1, the same bits on any
-    device. Floats, of data modules that normalize on their own, pass as they are.
+    device; of uint16 by x / 65535. Floats, of data modules that normalize on their own, pass as they are.
 
     Batches are uint8 on their way: a fourth of the bytes between processes and to the device.
     """
-    if image_B3HW.dtype != torch.uint8:
+    if (white := LEVELS.get(image_B3HW.dtype)) is None:
         return image_B3HW
     if image_B3HW.device.type != "cpu":
         # by a tensor: CUDA divides by a number by multiplying with its inverse, which rounds otherwise
-        by = torch.full((), 255.0, device=image_B3HW.device)
+        by = torch.full((), white, device=image_B3HW.device)
         return image_B3HW.float().div_(by).mul_(2).sub_(1)
     normalized_B3HW = torch.empty(image_B3HW.shape, dtype=torch.float32)
     # plane by plane, which a processor's cache holds
     for normalized_HW, pixels_HW in zip(normalized_B3HW.flatten(0, 1), image_B3HW.flatten(0, 1), strict=True):
-        normalized_HW.copy_(pixels_HW).div_(255).mul_(2).sub_(1)
+        normalized_HW.copy_(pixels_HW).div_(white).mul_(2).sub_(1)
     return normalized_B3HW
+
+
+def as_rgb(image_BCHW: Tensor, black: float = 0.0) -> Tensor:
+    """What a network or a picture that knows RGB alone is given of images from ``black`` to 1, (B, 3, H, W): RGB as it
+    is, gray as three equal channels, RGBA laid on white.
+
+    Raises:
+        UserError: images of another number of channels.
+    """
+    channels = image_BCHW.shape[1]
+    if channels == 3:
+        return image_BCHW
+    if channels == 1:
+        return image_BCHW.expand(-1, 3, -1, -1)
+    if channels != 4:
+        raise UserError(
+            f"images of {channels} channels: nothing says what they look like in RGB; take 1, 3 or 4 channels here, or "
+            "leave out what compares or draws RGB images"
+        )
+    color_B3HW, alpha_B1HW = image_BCHW[:, :3], (image_BCHW[:, 3:] - black) / (1 - black)
+    return color_B3HW * alpha_B1HW + (1 - alpha_B1HW)
 
 
 def to_unit(image_B3HW: Tensor) -> Tensor:
@@ -92,30 +118,37 @@ def to_unit(image_B3HW: Tensor) -> Tensor:
     return normalize(image_B3HW).float().add(1).div(2).clamp(0, 1)
 
 
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+"""Of a picture with so many channels."""
+
+
 def to_image(picture_3HW: Tensor) -> Image.Image:
-    """(3, H, W) in [0, 1] to a PIL image, rounded to the nearest of 256 levels."""
+    """(3, H, W) in [0, 1] to a PIL image, rounded to the nearest of 256 levels; L and RGBA of 1 and 4 channels.
+
+    Raises:
+        UserError: another number of channels.
+    """
+    channels = picture_3HW.shape[0]
+    if channels not in MODES:
+        raise UserError(
+            f"images of {channels} channels: a picture file has 1 (gray), 3 (RGB) or 4 (RGBA); take the tensors from "
+            "Python (generate), and write the channels that you want to see"
+        )
     levels_HW3 = picture_3HW.detach().float().cpu().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0)
-    return Image.fromarray(levels_HW3.contiguous().numpy(), mode="RGB")
+    levels_HWx = levels_HW3 if channels > 1 else levels_HW3[..., 0]
+    return Image.fromarray(levels_HWx.contiguous().numpy(), mode=MODES[channels])
 
 
 def to_pil(images: Tensor | Sequence[Tensor]) -> list[Image.Image]:
     """Each of several images as a PIL image.
 
     Args:
-        images: (B, 3, H, W) or one (3, H, W), floats in [0, 1] as `generate` gives them, or uint8 as batches hold them.
+        images: (B, 3, H, W) or one (3, H, W), floats in [0, 1] as `generate` gives them, or as batches hold them.
 
     Raises:
         UserError: another shape, or values that are not in [0, 1].
     """
-    images = torch.stack([*images]) if not isinstance(images, Tensor) else images
-    image_B3HW = images[None] if images.ndim == 3 else images
-    if image_B3HW.ndim != 4 or image_B3HW.shape[1] != 3:
-        raise UserError(f"images of shape {tuple(images.shape)}: give (B, 3, H, W) or (3, H, W)")
-    if image_B3HW.dtype == torch.uint8:
-        image_B3HW = to_unit(image_B3HW)
-    if image_B3HW.numel() and not -1e-3 <= float(image_B3HW.min()) <= float(image_B3HW.max()) <= 1.001:
-        raise UserError("images: some values are not in [0, 1]; for pixels in [-1, 1] give image / 2 + 0.5")
-    return [to_image(image_3HW) for image_3HW in image_B3HW]
+    return [to_image(image_3HW) for image_3HW in _given(images)]
 
 
 def show(images: Tensor | Sequence[Tensor], columns: int = 8) -> Image.Image:
@@ -128,10 +161,22 @@ def show(images: Tensor | Sequence[Tensor], columns: int = 8) -> Image.Image:
     Raises:
         UserError: as `to_pil`, or no images.
     """
-    if not (found := to_pil(images)):
+    image_B3HW = _given(images)
+    if not len(image_B3HW):
         raise UserError("images: there are none to show")
-    image_N3HW = torch.stack([from_image(image) for image in found])
-    return to_image(make_grid(enlarge(image_N3HW), columns=min(columns, len(found))))
+    return to_image(make_grid(enlarge(as_rgb(image_B3HW)), columns=min(columns, len(image_B3HW))))
+
+
+def _given(images: Tensor | Sequence[Tensor]) -> Tensor:
+    images = torch.stack([*images]) if not isinstance(images, Tensor) else images
+    image_B3HW = images[None] if images.ndim == 3 else images
+    if image_B3HW.ndim != 4 or image_B3HW.shape[1] not in MODES:
+        raise UserError(f"images of shape {tuple(images.shape)}: give (B, 3, H, W) or (3, H, W), or 1 or 4 for the 3")
+    if image_B3HW.dtype in LEVELS:
+        return to_unit(image_B3HW)
+    if image_B3HW.numel() and not -1e-3 <= float(image_B3HW.min()) <= float(image_B3HW.max()) <= 1.001:
+        raise UserError("images: some values are not in [0, 1]; for pixels in [-1, 1] give image / 2 + 0.5")
+    return image_B3HW
 
 
 def from_image(image: Image.Image) -> Tensor:
@@ -158,10 +203,10 @@ GAP = 4
 def labeled_rows(image_RN3HW: Tensor, labels: Sequence[str], captions: Sequence[Sequence[str]]) -> Tensor:
     """R rows of N images in [0, 1], enlarged if small; a label above each column, a caption below each image.
 
-    Labels wider than a column take several lines.
+    Labels wider than a column take several lines. The picture is RGB, also of other images (`as_rgb`).
     """
     rows, count = image_RN3HW.shape[:2]
-    cells = enlarge(image_RN3HW.flatten(0, 1))
+    cells = enlarge(as_rgb(image_RN3HW.flatten(0, 1)))
     height, width = cells.shape[-2:]
     font = ImageFont.load_default(size=min(max(width // 11, 11), 22))
     line = int(font.getbbox("Mg")[3]) + 6
@@ -197,17 +242,22 @@ def broken(label: str, length: Callable[[str], float], width: float) -> list[str
     return lines
 
 
-def mask_picture(visible_LL: Tensor, sides: Sequence[int], size: int = 720) -> Image.Image:
+Side = int | tuple[int, int]
+"""Of a token map."""
+
+
+def mask_picture(visible_LL: Tensor, sides: Sequence[Side], size: int = 720) -> Image.Image:
     """An attention mask as a picture: queries down, keys across, scales named and set apart by lines.
 
     Args:
         visible_LL: bool (L, L), true where the query (row) sees the key (column).
-        sides: side length of each scale's map.
+        sides: side length of each scale's map, or height and width.
         size: the picture's target width in pixels; pyramids of more tokens get one pixel a token, or, from
             twice this many on, one pixel for several tokens (visible if any of them is).
     """
     length = visible_LL.shape[0]
-    assert visible_LL.shape == (length, length) and sum(side * side for side in sides) == length
+    counts = [side * side if isinstance(side, int) else math.prod(side) for side in sides]
+    assert visible_LL.shape == (length, length) and sum(counts) == length
     visible_LL = visible_LL.detach().bool().cpu()
     thin = max(1, length // size)
     if thin > 1:
@@ -216,10 +266,11 @@ def mask_picture(visible_LL: Tensor, sides: Sequence[int], size: int = 720) -> I
     visible_HW = visible_LL.repeat_interleave(zoom, dim=0).repeat_interleave(zoom, dim=1)
     palette = torch.tensor([HIDDEN, VISIBLE], dtype=torch.uint8)
     cells = Image.fromarray(palette[visible_HW.long()].numpy(), mode="RGB")
-    return _framed(cells, sides, pixels_per_token=zoom / thin)
+    names = [str(side) if isinstance(side, int) else "x".join(map(str, side)) for side in sides]
+    return _framed(cells, dict(zip(names, counts, strict=True)), pixels_per_token=zoom / thin)
 
 
-def _framed(cells: Image.Image, sides: Sequence[int], pixels_per_token: float) -> Image.Image:
+def _framed(cells: Image.Image, maps: Mapping[str, int], pixels_per_token: float) -> Image.Image:
     """The cells with a margin that names the scales, and lines between the scales."""
     margin, font = 46, ImageFont.load_default(size=13)
     picture = Image.new("RGB", (cells.width + margin + 8, cells.height + margin + 8), "white")
@@ -227,16 +278,16 @@ def _framed(cells: Image.Image, sides: Sequence[int], pixels_per_token: float) -
     draw = ImageDraw.Draw(picture)
     draw.text((margin, 4), "queries down, keys across; numbers are the scales' sides", INK, font)
     start, last_label = 0, -20.0
-    for side in sides:
-        low, high = (round(margin + token * pixels_per_token) for token in (start, start + side * side))
-        start += side * side
+    for name, count in maps.items():
+        low, high = (round(margin + token * pixels_per_token) for token in (start, start + count))
+        start += count
         draw.line([(high, margin), (high, margin + cells.height)], BORDER)
         draw.line([(margin, high), (margin + cells.width, high)], BORDER)
         # labels of the first, tiny scales would lie on one another
         middle = (low + high) / 2
         if middle - last_label >= 20:
-            draw.text((middle, margin - 4), str(side), INK, font, anchor="mb")
-            draw.text((margin - 6, middle), str(side), INK, font, anchor="rm")
+            draw.text((middle, margin - 4), name, INK, font, anchor="mb")
+            draw.text((margin - 6, middle), name, INK, font, anchor="rm")
             last_label = middle
     draw.rectangle([(margin, margin), (margin + cells.width, margin + cells.height)], outline=BORDER)
     return picture

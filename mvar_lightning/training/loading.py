@@ -14,7 +14,7 @@ from mvar_lightning.checkpoints.folder import Opened, is_released, load_tokenize
 from mvar_lightning.checkpoints.official import import_tokenizer
 from mvar_lightning.data.image_data import named, run_data
 from mvar_lightning.errors import UserError
-from mvar_lightning.tokenizer.tokenizer import TRAINING_ONLY, MultiScaleTokenizer
+from mvar_lightning.tokenizer.tokenizer import TRAINING_ONLY, UNCHANGED, MultiScaleTokenizer
 
 M = TypeVar("M", bound=L.LightningModule)
 LIGHTNINGS = ("map_location", "hparams_file", "strict", "weights_only")
@@ -71,6 +71,7 @@ def start_from(tokenizer: MultiScaleTokenizer, path: str) -> None:
     """
     source = import_tokenizer(path, tokenizer.pyramid) if is_released(path) else load_tokenizer(path)
     ours, theirs = tokenizer.config, source.config
+    ours, theirs = ({**UNCHANGED, **config} for config in (ours, theirs))
     differing = [key for key in ours if key not in TRAINING_ONLY and ours[key] != theirs.get(key)]
     if ours["scales"] != theirs["scales"] and ours["phi_layers"]:
         differing.remove("scales")

@@ -40,7 +40,7 @@ class Shape:
 
     parameters: int
     tokenizer_parameters: int
-    image_size: int
+    pixels: int
     channels: int
     batch: int
     accumulated: int
@@ -82,7 +82,7 @@ class Shape:
 
     def phases(self) -> dict[str, float]:
         """Bytes that come and go: the largest counts."""
-        pixels = self.image_size**2 * self.batch
+        pixels = self.pixels * self.batch
         encoding = ENCODED * pixels * self.channels
         if not self.blocks:
             kept = (TOKENIZER_KEPT * self.channels + PERCEPTUAL_KEPT) * pixels

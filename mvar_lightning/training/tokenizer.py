@@ -25,6 +25,7 @@ from mvar_lightning.checkpoints.record import Record
 from mvar_lightning.data.image_data import named, run_data
 from mvar_lightning.errors import UserError
 from mvar_lightning.metrics.quality import CodebookUsage
+from mvar_lightning.pyramid import Scales
 from mvar_lightning.tokenizer.adversarial import AdversarialLoss
 from mvar_lightning.tokenizer.codebook import CodebookRemedy, DataDependentInit, DeadCodeRestart
 from mvar_lightning.tokenizer.losses import EntropyLoss, L1Loss, L2Loss, LossPart, QuantizerLoss, WeightedLoss
@@ -56,6 +57,7 @@ class TokenizerModule(L.LightningModule):
 
     Args:
         scales: the tokenizer's, as are all arguments up to ``codes`` (see ``MultiScaleTokenizer``).
+        image_channels: the tokenizer's, which a recipe takes from its data.
         losses: parts of the loss; null for L1, L2 and the quantizer's with weight 1 and `EntropyLoss` with 0.1. List
             them without the last for VAR's plain form.
         lr: peak learning rate of AdamW.
@@ -79,7 +81,7 @@ class TokenizerModule(L.LightningModule):
 
     def __init__(
         self,
-        scales: Sequence[int],
+        scales: Scales,
         vocab_size: int = 4096,
         code_dim: int = 32,
         channels: int = 160,
@@ -105,6 +107,7 @@ class TokenizerModule(L.LightningModule):
         gradient_clip_val: float | None = None,
         init_from: str | None = None,
         frozen: Sequence[str] = (),
+        image_channels: int = 3,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -116,22 +119,21 @@ class TokenizerModule(L.LightningModule):
             )
         sizes = (vocab_size, code_dim, channels, channel_multipliers, num_res_blocks)
         quantizer = (phi_layers, phi_ratio, beta, codebook_std)
-        self.tokenizer = MultiScaleTokenizer(scales, *sizes, *quantizer, norm_groups, codes)
+        self.tokenizer = MultiScaleTokenizer(scales, *sizes, *quantizer, norm_groups, codes, image_channels)
         hold_still(self.tokenizer, frozen, remedies, adversarial)
         check_scale_dropout(scale_dropout, self.tokenizer.pyramid.num_scales, scale_dropout_keeps)
-        if losses is None:
-            # VAR's plain form and, as that loses codes at every scale (docs/tokenizer.md), an entropy term
-            losses = [L1Loss(), L2Loss(), QuantizerLoss(), EntropyLoss(0.1)]
+        losses = default_losses() if losses is None else losses
         if remedies is None:
             # none where codes come trained or stay: what new images leave unused is not the tokenizer's loss
             fresh = init_from is None and "quantizer" not in frozen
             remedies = [DataDependentInit(), DeadCodeRestart()] if fresh else []
         self.loss, self.adversarial = WeightedLoss(losses), adversarial
+        if adversarial is not None and image_channels != 3:
+            adversarial.discriminator.take_channels(image_channels)
         self.remedies = cast(Sequence[CodebookRemedy], nn.ModuleList(remedies))
         for remedy in self.remedies:
             remedy.attach(self.tokenizer)
-        self.init_from, self._started, self._data_checked = init_from, False, False
-        self._finite = FiniteTerms()
+        self.init_from, self._started, self._data_checked, self._finite = init_from, False, False, FiniteTerms()
         self.scale_dropout, self.scale_dropout_keeps = scale_dropout, scale_dropout_keeps
         self.accumulate_grad_batches, self.gradient_clip_val = accumulate_grad_batches, gradient_clip_val
         self.psnr = PeakSignalNoiseRatio(data_range=1.0)
@@ -348,6 +350,11 @@ class TokenizerModule(L.LightningModule):
         progress = loop.get("epoch_loop.manual_optimization.optim_step_progress")
         if progress is not None and progress["total"]["completed"] == 0:
             progress["total"] = {"ready": steps, "completed": steps}
+
+
+def default_losses() -> list[LossPart]:
+    """VAR's plain form and, as that loses codes at every scale (docs/tokenizer.md), an entropy term."""
+    return [L1Loss(), L2Loss(), QuantizerLoss(), EntropyLoss(0.1)]
 
 
 PARTS = ("encoder", "quant_conv", "quantizer", "post_quant_conv", "decoder")

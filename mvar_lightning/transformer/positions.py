@@ -18,7 +18,7 @@ from mvar_lightning.tools.compute import table
 class PyramidRotation:
     """Rotates queries and keys by their (y, x) in the pyramid (Markov-VAR's `LlamaRotaryEmbedding`).
 
-    Position i of a map with side n sits at i / n * n_max: all maps share the coordinates of the largest.
+    Position i of a map with n rows (or columns) sits at i / n * n_max: all maps share the coordinates of the largest.
 
     Args:
         pyramid: where the tokens sit.
@@ -50,8 +50,8 @@ def _angles(pyramid: ScalePyramid, theta: float, D: int, parts: int, device: tor
 
     y is in the first half of the channels, x in the second; the sine is negative in every other of ``parts`` chunks.
     """
-    sides_L1 = torch.tensor(pyramid.sides)[pyramid.scale_of_tokens()][:, None]
-    position_L2 = pyramid.coordinates() / sides_L1 * pyramid.last_side
+    shape_L2 = torch.tensor(pyramid.shapes)[pyramid.scale_of_tokens()]
+    position_L2 = pyramid.coordinates() / shape_L2 * torch.tensor(pyramid.last_shape)
     frequencies = 1.0 / theta ** (torch.arange(0, D, 4).float() / D)
     angles_L2F = position_L2[:, :, None] * frequencies
     angles_LD = torch.cat([angles_L2F, angles_L2F], dim=-1).flatten(1)

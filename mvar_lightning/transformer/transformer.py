@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mvar_lightning.attention import AttentionStrategy, FullAttention, KVCache, choose_backend
 from mvar_lightning.errors import UserError
-from mvar_lightning.pyramid import ScalePyramid
+from mvar_lightning.pyramid import ScalePyramid, Scales
 from mvar_lightning.tools.compute import exact_float32, runs_behind
 from mvar_lightning.transformer.blocks import AdaLNBlock, BlockDesign, ModulatedHead, VARBlocks
 from mvar_lightning.transformer.history import History, HistoryState, NoHistory
@@ -61,7 +61,7 @@ class NextScaleTransformer(nn.Module):
     """VAR, MVAR or Markov-VAR, by the axes chosen.
 
     Args:
-        scales: side lengths of the token maps, coarse to fine.
+        scales: side lengths of the token maps, coarse to fine, or [height, width] of maps that are no squares.
         vocab_size, code_dim: V and Z of the tokenizer.
         num_classes: labels are 0 .. num_classes - 1; one more embedding stands for "no class".
         depth: d; by default width is 64 d, heads d and drop path 0.1 d / 24 (the papers' one dial).
@@ -77,7 +77,7 @@ class NextScaleTransformer(nn.Module):
 
     def __init__(
         self,
-        scales: Sequence[int],
+        scales: Scales,
         *,
         vocab_size: int,
         code_dim: int,
@@ -144,7 +144,7 @@ class NextScaleTransformer(nn.Module):
         rates = ("drop_path", "label_drop", "gamma_init")
         axes = {"attention": self.strategy, "history": self.history_design, "blocks": self.block_design}
         return {
-            "scales": list(self.pyramid.sides),
+            "scales": self.pyramid.scales,
             **{name: getattr(self, name) for name in (*sizes, *rates)},
             **{name: axis.config() for name, axis in axes.items()},
             **({} if self.quantized is None else {"quantized": self.quantized}),
@@ -204,7 +204,7 @@ class NextScaleTransformer(nn.Module):
             )
         with exact_float32(x_BLZ.device):
             words_BlC = self.word_embedding(x_BLZ.to(self.word_embedding.weight.dtype))
-            words_by_scale = words_BlC.split([n * n for n in self.pyramid.sides[1:]], dim=1)
+            words_by_scale = words_BlC.split([self.pyramid.tokens_of(k) for k in range(1, len(self.pyramid))], dim=1)
             later = self.history(words_by_scale, class_BC)
             start = class_BC[:, None].expand(-1, self.pyramid.first_tokens, -1)
             return torch.cat([start, *later], dim=1) + self.positions(range(self.pyramid.num_scales))

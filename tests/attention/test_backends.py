@@ -28,6 +28,7 @@ from mvar_lightning.errors import UserError
 from mvar_lightning.pyramid import ScalePyramid
 
 PYRAMID = ScalePyramid([1, 2, 3, 5, 7])
+WIDE = ScalePyramid([1, [1, 3], [2, 4], [2, 7], [5, 8]])
 
 
 class GroupedAttention(AttentionStrategy):
@@ -50,9 +51,9 @@ STRATEGIES = [
 ALL = range(len(PYRAMID))
 
 
-def qkv(requires_grad: bool = False) -> tuple[Tensor, ...]:
+def qkv(requires_grad: bool = False, pyramid: ScalePyramid = PYRAMID, head_dim: int = 8) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(0)
-    shape = (2, 3, PYRAMID.num_tokens, 8)
+    shape = (2, 3, pyramid.num_tokens, head_dim)
     return tuple(torch.randn(shape, generator=generator).requires_grad_(requires_grad) for _ in range(3))
 
 
@@ -66,6 +67,26 @@ def test_per_scale_equals_dense_forward_and_backward(strategy: AttentionStrategy
         results.append((out, *gradients))
     for dense, fast in zip(*results, strict=True):
         torch.testing.assert_close(fast, dense, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
+def test_maps_that_are_no_squares(strategy: AttentionStrategy) -> None:
+    """Kernels of 3 and 5 over maps 2 rows high: the window is both rows. Every backend is the softmax by hand."""
+    q, k, v = qkv(requires_grad=True, pyramid=WIDE, head_dim=16)
+    scores = (q @ k.transpose(-1, -2) * 0.7).masked_fill(~strategy.mask(WIDE), -torch.inf)
+    expected = scores.softmax(-1) @ v
+    gradients = torch.autograd.grad(expected.square().sum(), (q, k, v))
+    for backend in (DenseBackend(strategy, WIDE), PerScaleBackend(strategy, WIDE)):
+        out = backend(q, k, v, ALL, 0.7)
+        torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+        for mine, right in zip(torch.autograd.grad(out.square().sum(), (q, k, v)), gradients, strict=True):
+            torch.testing.assert_close(mine, right, atol=1e-4, rtol=1e-4)
+    fused: list[AttentionBackend] = [FlexBackend(strategy, WIDE, forward_only=True)]
+    if isinstance(strategy, SpatialAttention) and importlib.util.find_spec("natten") is not None:
+        fused.append(NattenBackend(strategy, WIDE, need_kernels=False))
+    for backend in fused:
+        out = backend(*(t.detach() for t in (q, k, v)), ALL, 0.7)
+        torch.testing.assert_close(out, expected.detach(), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mvar_lightning.attention import (
@@ -28,19 +28,20 @@ def mask_from_definition(strategy: AttentionStrategy, pyramid: ScalePyramid) -> 
         for kv in range(pyramid.num_tokens):
             seen = read.first_key_scale <= scale_L[kv] <= scale_L[q]
             if seen and read.kernel_size is not None:
-                for axis in (0, 1):
-                    start = yx_L2[q][axis] - read.kernel_size // 2
-                    start = min(max(start, 0), read.side - read.kernel_size)
-                    seen = seen and start <= yx_L2[kv][axis] < start + read.kernel_size
+                for axis, side in enumerate(read.shape):
+                    kernel = min(read.kernel_size, side)
+                    start = min(max(yx_L2[q][axis] - kernel // 2, 0), side - kernel)
+                    seen = seen and start <= yx_L2[kv][axis] < start + kernel
             mask[q, kv] = seen
     return mask
 
 
-@given(sides, st.integers(1, 6), st.sampled_from([1, 3, 5]), st.integers(1, 3))
-def test_mask_and_plan_say_the_same(side_list: list[int], window: int, kernel: int, scales: int) -> None:
-    pyramid = ScalePyramid(side_list)
+@settings(max_examples=15)
+@given(sides, st.integers(0, 2), st.integers(1, 6), st.sampled_from([1, 3, 5]), st.integers(1, 3))
+def test_mask_and_plan_say_the_same(side_list: list[int], wider: int, window: int, kernel: int, scales: int) -> None:
+    pyramid = ScalePyramid([[side, side + wider] for side in side_list])
     strategies: list[AttentionStrategy] = [FullAttention(), AdjacentAttention(), SlidingWindowAttention(window)]
-    if kernel <= pyramid.last_side:
+    if kernel <= max(pyramid.last_shape):
         strategies.append(SpatialAttention(kernel, scales))
     for strategy in strategies:
         mask = strategy.mask(pyramid)

@@ -74,6 +74,8 @@ def test_sample_metrics_of_a_run(make_trainer: Any, module: Any, data: Any, quic
         "val/kid_classifier",
         "val/rfid_classifier",
         "val/class_consistency",
+        "val/copying",
+        "val/copying_p",
     }
     assert (found["val/fid_images"], found["val/fid_floor_images"], found["val/fid_reference_images"]) == (30, 30, 48)
     assert found["val/class_consistency"] == 1.0

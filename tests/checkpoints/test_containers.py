@@ -22,6 +22,7 @@ from mvar_lightning.checkpoints.containers import MODEL, TOKENIZER, read_state
 from mvar_lightning.cli import main
 from mvar_lightning.errors import UserError
 from mvar_lightning.transformer import NextScaleTransformer
+from tests.faults.harness import call, start
 
 Files = dict[str, tuple[Path, Path]]
 Pairs = dict[str, Any]
@@ -97,6 +98,24 @@ def sharded(state: State, codes: State, folder: Path) -> Any:
     return {name: t.full_tensor() if hasattr(t, "full_tensor") else t for name, t in module.state_dict().items()}
 
 
+def trained(state: State, codes: State) -> dict[str, Any]:
+    """After a step, what FoundationVision/VAR's train.py and trainer.py save, part by part."""
+    model, tokenizer = module_of(state), module_of(codes)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.95))
+    sum(parameter.sum() for parameter in model.parameters()).backward()  # type: ignore[union-attr]
+    optimizer.zero_grad(set_to_none=False)
+    optimizer.step()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**11)
+    trainer = {
+        "config": {"patch_nums": (1, 2, 3), "label_smooth": 0.0, "prog_it": 0, "first_prog": True},
+        "var_wo_ddp": model.state_dict(),
+        "vae_local": tokenizer.state_dict(),
+        "var_opt": {"scaler": scaler.state_dict(), "optimizer": optimizer.state_dict()},
+    }
+    arguments = {"depth": 16, "tblr": 1e-4, "pn": "1_2_3", "device": "cpu", "patch_nums": (1, 2, 3)}
+    return {"epoch": 3, "iter": 0, "trainer": trainer, "args": arguments}
+
+
 WRITERS: dict[str, tuple[Callable[[State, State, Path], Any], str]] = {
     "DistributedDataParallel": (wrapped(nn.parallel.DistributedDataParallel), ""),
     "torch.compile": (wrapped(lambda module: torch.compile(module)), ""),  # type: ignore[arg-type, return-value]
@@ -111,10 +130,9 @@ WRITERS: dict[str, tuple[Callable[[State, State, Path], Any], str]] = {
         lambda state, codes, folder: {"module": state, "config": OmegaConf.create({"a": {"b": [1, "x", None]}})},
         "module",
     ),
-    "VAR's trainer": (
-        lambda state, codes, folder: {"trainer": {"var_wo_ddp": state, "vae_local": codes, "var_opt": {"state": {}}}},
-        "trainer.var_wo_ddp",
-    ),
+    "VAR's trainer": (lambda state, codes, folder: trained(state, codes), "trainer.var_wo_ddp"),
+    # thu-ml/CCA's trainer gives its model alone; CoDe's and DDO's releases are flat, under VAR's names
+    "CCA's trainer": (lambda s, c, folder: {**trained(s, c), "trainer": module_of(s).state_dict()}, "trainer"),
 }
 
 
@@ -200,7 +218,10 @@ def test_a_distributed_checkpoint_is_made_whole_on_the_way(state: State, codes: 
 
 def test_a_distributed_checkpoint_of_two_processes(tmp_path: Path) -> None:
     """Each writes its half of every weight."""
-    torch.multiprocessing.spawn(write_half, (str(tmp_path / "dcp"), str(tmp_path / "meeting")), nprocs=2)
+    begun = [start(code=call(write_half, rank, str(tmp_path / "dcp"), str(tmp_path / "meeting"))) for rank in range(2)]
+    for process in begun:
+        answer = process.finish()
+        assert answer.status == 0, answer.err
     from mvar_lightning.checkpoints.distributed import outline, read_distributed
 
     whole = read_distributed(tmp_path / "dcp", outline(tmp_path / "dcp"))

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mvar_lightning.attention import AdjacentAttention, FullAttention, SlidingWindowAttention, SpatialAttention
-from mvar_lightning.checkpoints import export_official, import_official
+from mvar_lightning.checkpoints import export_official, import_official, load_initial_weights
 from mvar_lightning.checkpoints.official import reference_state
 from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer import MultiScaleTokenizer
@@ -184,6 +184,52 @@ def test_hit_counts_of_other_scales_are_left_out(released: Files, tmp_path: Path
 
     _, tokenizer = import_changed(released, tmp_path, change, part="tokenizer")
     assert torch.equal(tokenizer.quantizer.ema_hits_KV, torch.zeros(4, 64))
+
+
+def as_hmar(state: dict[str, Tensor], base: int) -> dict[str, Tensor]:
+    """VAR's state dict in the layout of HMAR's release: the last blocks twice, the second time for masks."""
+    found = {
+        "word_embed_bias": state["word_embed.bias"],
+        "mask_embed.weight": torch.ones(1, state["pos_1LC"].shape[-1]),
+    }
+    for name, tensor in state.items():
+        part, _, rest = name.partition(".")
+        if part == "blocks":
+            number, _, inside = rest.partition(".")
+            if int(number) < base:
+                found[f"base_blocks.{number}.{inside}"] = tensor
+            else:
+                found[f"ns_blocks.{int(number) - base}.{inside}"] = tensor
+                found[f"mask_blocks.{int(number) - base}.{inside}"] = tensor + 1
+        elif part in ("head", "head_nm"):
+            found |= {f"ns_{name}": tensor, f"mask_{name}": tensor + 1}
+        elif name != "word_embed.bias":
+            found[name] = tensor
+    return found
+
+
+@pytest.mark.parametrize("base", [0, 1])
+def test_hmars_layout(base: int, released: Files, tmp_path: Path) -> None:
+    state, scales = torch.load(released["mvar_tiny"][0], weights_only=True), arguments("mvar_tiny")["patch_nums"]
+    file = tmp_path / "hmar-d16.pth"
+    torch.save(as_hmar(state, base), file)
+    model, _ = import_official(file, released["mvar_tiny"][1], "hmar", patch_nums=scales)
+    same, _ = import_official(*released["mvar_tiny"], "hmar", patch_nums=scales)  # of its first training
+    assert model.strategy == AdjacentAttention() and model.config == same.config
+    for name, tensor in same.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+    with pytest.raises(UserError, match="looks like hmar, not like mvar"):
+        import_official(file, released["mvar_tiny"][1], "mvar", patch_nums=scales)
+    load_initial_weights(same, file)  # a training starts from it
+
+
+def test_hmar_without_a_block(released: Files, tmp_path: Path) -> None:
+    state = as_hmar(torch.load(released["mvar_tiny"][0], weights_only=True), 1)
+    scales = arguments("mvar_tiny")["patch_nums"]
+    state = {name.replace("base_blocks.0.", "base_blocks.1."): tensor for name, tensor in state.items()}
+    torch.save(state, tmp_path / "hmar.pth")
+    with pytest.raises(UserError, match=r"base_blocks are \[1\]"):
+        import_official(tmp_path / "hmar.pth", released["mvar_tiny"][1], "hmar", patch_nums=scales)
 
 
 @pytest.mark.parametrize(

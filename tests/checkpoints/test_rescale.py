@@ -39,7 +39,7 @@ def test_maps_are_found_again_by_their_side(source: Path) -> None:
     assert torch.equal(ours[TOKEN][:, :14], theirs[TOKEN])  # 1 x 1 to 3 x 3 as they were
     assert torch.equal(ours[LEVEL][:3], theirs[LEVEL]) and torch.equal(ours[LEVEL][3:], theirs[LEVEL][2:].expand(2, -1))
     last = theirs[TOKEN][:, 5:].unflatten(1, (3, 3))
-    torch.testing.assert_close(ours[TOKEN][:, 14:30].unflatten(1, (4, 4)), resized(last, 4))
+    torch.testing.assert_close(ours[TOKEN][:, 14:30].unflatten(1, (4, 4)), resized(last, (4, 4)))
     torch.testing.assert_close(ours[TOKEN][:, 30:].mean(), last.mean(), atol=0.01, rtol=0.3)
 
 
@@ -50,7 +50,7 @@ def test_a_picture_stays_what_it_is_on_another_map() -> None:
     for side in (4, 16):
         places = (torch.arange(side) + 0.5) / side
         inner = slice(side // 4, side - side // 4)
-        made = resized(plane, side)[0, inner, inner]
+        made = resized(plane, (side, side))[0, inner, inner]
         torch.testing.assert_close(made[..., 0], places[inner, None].expand(-1, made.shape[1]), atol=0.01, rtol=0)
         torch.testing.assert_close(made[..., 1], places[None, inner].expand(made.shape[0], -1), atol=0.01, rtol=0)
 
@@ -63,6 +63,23 @@ def test_a_level_between_two_lies_between_them() -> None:
     }
     moved, _ = for_scales(state, ScalePyramid([1, 4]), ScalePyramid([1, 2, 4]), state, "resize")
     assert torch.allclose(moved[LEVEL], torch.tensor([[0.0, 1.0], [2.0, 2.0], [4.0, 3.0]]))
+
+
+def test_square_maps_become_wide_ones() -> None:
+    """A level's side is that of a square of equal area; a map comes from the one that is nearest in both axes."""
+    state = {
+        START: torch.zeros(1, 1, 2),
+        TOKEN: torch.cat([torch.full((1, 1, 2), 5.0), torch.arange(16.0).repeat_interleave(2).view(1, 16, 2)], dim=1),
+        LEVEL: torch.tensor([[0.0, 1.0], [4.0, 3.0]]),
+    }
+    here = ScalePyramid([1, [1, 4], [3, 6], [4, 8]])
+    moved, words = for_scales(state, ScalePyramid([1, 4]), here, state, "resize")
+    assert "1 4 to 1 1x4 3x6 4x8" in words and moved[TOKEN].shape == (1, here.num_tokens, 2)
+    assert torch.allclose(moved[LEVEL][1], torch.tensor([2.0, 2.0]))  # 1 x 4 is as large as 2 x 2
+    rows = moved[TOKEN][:, here.slice_of(3)].unflatten(1, (4, 8))[0, :, 2:6, 0]
+    assert torch.allclose(rows.diff(dim=0), torch.tensor(4.0)) and torch.allclose(
+        rows.diff(dim=1), torch.tensor(0.5), atol=0.05
+    )
 
 
 def test_fresh_ones_and_rotary_ones(source: Path, tmp_path: Path) -> None:

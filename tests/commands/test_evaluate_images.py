@@ -77,6 +77,13 @@ def by_scipy(real: np.ndarray, fake: np.ndarray) -> float:
     return float(((mu_r - mu_f) ** 2).sum() + np.trace(cov_r) + np.trace(cov_f) - 2 * np.trace(root).real)
 
 
+def kernel_distance(real: np.ndarray, fake: np.ndarray) -> float:
+    """The unbiased estimate from all images at once (the command takes draws of equally many)."""
+    kernel = [(a @ b.T / a.shape[1] + 1) ** 3 for a, b in ((real, real), (fake, fake), (real, fake))]
+    within = [(k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)) for k in kernel[:2]]
+    return float(sum(within) - 2 * kernel[2].mean())
+
+
 def covered(points: np.ndarray, others: np.ndarray) -> float:
     within = np.sort(np.linalg.norm(points[:, None] - points, axis=2), axis=1)[:, 3]
     return float((np.linalg.norm(others[:, None] - points, axis=2) <= within).any(1).mean())
@@ -93,6 +100,7 @@ def test_a_model_against_shards(evaluated: Evaluated, shards: Path, features: Pa
     pixels = torch.cat([batch for part in range(len(source.parts)) for batch in source.read(part, 5)])
     real = pixels.permute(0, 2, 3, 1).numpy()
     assert found["fid"] == pytest.approx(by_scipy(rows_of(real), rows_of(fake)), rel=1e-3)
+    assert found["kid"] == pytest.approx(kernel_distance(rows_of(real), rows_of(fake)), rel=0.1)
     assert found["precision"] == pytest.approx(covered(rows_of(real), rows_of(fake)))
     assert found["recall"] == pytest.approx(covered(rows_of(fake), rows_of(real)))
     metric = FrechetDistance(TorchScriptFeatures(str(features)))
@@ -139,6 +147,35 @@ def test_other_arguments_are_refused(evaluated: Evaluated, copy: Path, fails: Fa
     assert "with extractor means, these have other" in fails(*start, 4, "--features", "other.pt")
 
 
+def test_memorization(evaluated: Evaluated, shards: Path, workplace: Path, fails: Fails) -> None:
+    """Images that were trained on are found out, against shards and against an npz of them."""
+    data = ShardImages(str(shards), "train", 16, resize_ratio=1.0)
+    batches = [batch.numpy() for part in range(len(data.parts)) for batch in data.read(part, 64)]
+    training = np.concatenate(batches).transpose(0, 2, 3, 1)
+    np.savez("training.npz", training)
+    np.savez("held_out.npz", np.roll(training[:40], 1, axis=2))
+    np.savez("copies.npz", np.clip(training[:40].astype(int) + 1, 0, 255).astype(np.uint8))
+    options = [*evaluated.options, "--reference", "held_out.npz", "--images", "copies.npz", "--memorization"]
+    assert evaluate(*options, "--training", shards, "--out", "out") == 0
+    found = content("out")["memorization"]
+    assert found["images"] == len(training)
+    assert found["features"]["p_value"] < 0.01 and found["pixels"]["p_value"] < 1e-6
+    assert found["pixels"]["closer"] == 1.0
+    with Image.open("out/memorization.png") as picture:
+        assert picture.width > picture.height
+    assert "C_T, features" in Path("out/images.md").read_text()
+    assert evaluate(*options, "--training", "training.npz", "--out", "other") == 0
+    assert {**content("other")["memorization"], "training": ""} == {**found, "training": ""}
+    assert "no training split" in fails("evaluate", "images", *options)
+
+
+def test_memorization_that_cannot_be_measured(evaluated: Evaluated, workplace: Path, fails: Fails) -> None:
+    given = ["evaluate", "images", "--checkpoint", evaluated.checkpoint, *evaluated.options]
+    assert "held out; choose --split val" in fails(*given, "--memorization", "--split", "train")
+    assert "for --memorization alone" in fails(*given, "--training", "nowhere")
+    assert "it takes 20" in fails(*given, "--memorization", "--count", 1)
+
+
 def test_folder_and_npz_say_the_same(evaluated: Evaluated, workplace: Path) -> None:
     given = evaluated.folder / "samples"
     expected = content(evaluated.folder)
@@ -175,7 +212,9 @@ def test_a_reference_in_adms_form(evaluated: Evaluated, workplace: Path) -> None
     found = content("one")
     assert found["fid"] == pytest.approx(0, abs=1e-5) and found["precision"] is None
     assert found["reference_images"] is None
-    assert any("Precision and recall left out: the reference file holds moments alone" in n for n in found["notes"])
+    assert any(
+        "KID, precision and recall left out: the reference file holds moments alone" in n for n in found["notes"]
+    )
     assert evaluate(*options, "both.npz", "--out", "two") == 0
     found = content("two")
     assert found["fid"] == pytest.approx(0, abs=1e-5), "of the stored moments, which are of all images"

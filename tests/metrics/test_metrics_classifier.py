@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from mvar_lightning.errors import UserError
 from mvar_lightning.metrics import (
+    ClassifierFeatures,
     DatasetClassifier,
     class_consistency,
     load_classifier,
@@ -78,6 +79,16 @@ def test_any_image_size(size: int) -> None:
     model = DatasetClassifier(num_classes=4, image_size=size).eval()
     image = torch.rand(2, 3, size, size)
     assert model(image).shape == (2, 4) and model.features(image).shape == (2, model.num_features)
+
+
+def test_wide_images_and_gray_ones(tmp_path: Path) -> None:
+    """Gray is looked at as RGB; height and width survive the disk."""
+    model = DatasetClassifier(3, (8, 96)).eval()
+    save_classifier(model, tmp_path / "c.safetensors")
+    again, gray = load_classifier(tmp_path / "c.safetensors"), torch.rand(2, 1, 8, 96)
+    assert again.image_size == (8, 96) and again.map_shape == (1, 4)
+    assert torch.equal(again(gray), model(gray.repeat(1, 3, 1, 1)))
+    assert ClassifierFeatures(again).measure(gray).spatial_BS.shape == (2, ClassifierFeatures(again).num_spatial)
 
 
 def test_disk_round_trip(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from PIL import Image
+from scipy import stats
 
 from mvar_lightning.cli import main
 from mvar_lightning.errors import UserError
@@ -67,6 +69,8 @@ def test_settings_become_overrides_variant_over_common_ones(tmp_path: Path) -> N
         ({"columns": [{"metric": "a", "measure": "mean"}]}, "measure 'mean'"),
         ({"columns": [{"metric": "a", "format": "%d"}]}, "'%d' formats no number"),
         ({"columns": [{"metric": "a", "tilte": "b"}]}, "unexpected keyword argument 'tilte'"),
+        ({"against": "deep"}, "against 'deep' is no variant"),
+        ({"against": 3}, "against 3 is no variant"),
         ({"plot": ["val/los"]}, "plot: 'val/los' is the metric of no column"),
         ({"columns": ["val/loss"]}, "columns must be a list of mappings"),
         ({"columns": [{"title": "a"}]}, "'metric'"),
@@ -178,19 +182,17 @@ def test_the_numbers_tell_the_plan_and_the_spread(tmp_path: Path) -> None:
     assert [entry["report"] is None for entry in content["runs"]] == [False, False, True, False, True, True]
 
 
-@pytest.mark.parametrize("stale", [False, True], ids=["the same recipe", "another recipe"])
-def test_only_keeps_the_finished_runs_of_other_variants(
-    stale: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A folder with a recipe where training writes a report alone; the variants whose runs were asked for."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("mvar_lightning.runs.sweep.check_runs", lambda runs: None)
     Path("recipe.yaml").write_text("model: {depth: 1}")
-    path = write(tmp_path, recipe="recipe.yaml", seeds=[0], curves=[], variants={"a": None, "b": None, "c": None})
-    trained: list[str] = []
+    asked: list[str] = []
 
     def train(command: list[str]) -> int:
         folder = Path(command[command.index("--run-folder") + 1])
-        trained.append(folder.parent.name)
+        asked.append(folder.parent.name)
         overrides = command[command.index("--run-folder") + 2 :]
         made = run_of("recipe.yaml", [word for word in overrides if word != "--fresh"], folder)
         if "--fresh" in overrides:
@@ -200,6 +202,14 @@ def test_only_keeps_the_finished_runs_of_other_variants(
         return 0
 
     monkeypatch.setattr("mvar_lightning.runs.sweep._wait", train)
+    return asked
+
+
+@pytest.mark.parametrize("stale", [False, True], ids=["the same recipe", "another recipe"])
+def test_only_keeps_the_finished_runs_of_other_variants(
+    stale: bool, tmp_path: Path, trained: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path, recipe="recipe.yaml", seeds=[0], curves=[], variants={"a": None, "b": None, "c": None})
     assert main(["sweep", str(path), "--out", "out", "--only", "a", "b"]) == 0
     if stale:
         Path("recipe.yaml").write_text("model: {depth: 2}")
@@ -210,6 +220,55 @@ def test_only_keeps_the_finished_runs_of_other_variants(
     assert [entry["report"] is not None for entry in content["runs"]] == [not stale, True, False]
     first = "-" if stale else "1.5"
     assert f"| a | {first} |" in Path("out/sweep.md").read_text() and "| c | - |" in Path("out/sweep.md").read_text()
+
+
+def test_kept_runs_go_on_without_the_runs(
+    tmp_path: Path, trained: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path, recipe="recipe.yaml", seeds=[0], curves=[], variants={"a": None, "b": None})
+    argv = ["sweep", str(path), "--keep", "kept"]
+    assert main([*argv, "--draw"]) == 2 and "nothing to draw" in capfd.readouterr().err
+    assert main([*argv, "--only", "a"]) == 0 and trained == ["a"]
+    assert sorted(file.name for file in Path("kept").iterdir()) == [
+        "a-seed0.json",
+        "sweep.json",
+        "sweep.md",
+        "sweep.png",
+    ]
+    shutil.rmtree("runs")
+    trained.clear()
+    assert main([*argv, "--draw"]) == 0 and not trained
+    assert "| a | 1.5 |" in Path("kept/sweep.md").read_text()
+    assert main(argv) == 0 and trained == ["b"]
+    assert "| b | 1.5 |" in Path("kept/sweep.md").read_text()
+    trained.clear()
+    assert main([*argv, "--fresh"]) == 0 and trained == ["a", "b"]
+    for content, said in (("{", "cannot be read"), ("[]", "no run that a sweep kept")):
+        Path("kept/b-seed0.json").write_text(content)
+        capfd.readouterr()
+        assert main(argv) == 2 and said in capfd.readouterr().err
+    Path("recipe.yaml").write_text("model: {depth: 2}")
+    Path("kept/b-seed0.json").unlink()
+    assert main(argv) == 2 and "another version of recipe.yaml" in capfd.readouterr().err
+
+
+def test_what_can_be_told_apart_is_marked(tmp_path: Path) -> None:
+    sweep = read_sweep(write(tmp_path, seeds=[0, 1, 2], variants={"plain": None, "near": None, "far": None},
+                             against="plain"))  # fmt: skip
+    losses = {"plain": (1.0, 1.1, 0.9), "near": (1.05, 1.15, 0.95), "far": (1.5, 1.6, 1.45)}
+    found = SweepResults(
+        sweep, [run(name, seed, loss) for name, row in losses.items() for seed, loss in enumerate(row)]
+    )
+    loss, use = sweep.columns
+    assert found.chances(use) == {}  # nothing varies
+    chances = found.chances(loss)
+    assert chances["near"] > 0.5 and chances["far"] < 0.01
+    pair = stats.dunnett(losses["near"], losses["far"], control=losses["plain"], random_state=1)
+    assert list(chances.values()) == pytest.approx(pair.pvalue, abs=2e-3)
+    marked = [row[1].endswith(" *") for row in found.rows()[1:]]
+    assert marked == [False, False, True] and "* told apart from plain" in found.footnote()
+    alone = SweepResults(sweep, [run("plain", 0, 1.0), run("far", 0, 2.0)])
+    assert alone.chances(loss) == {}
 
 
 def test_curves_are_read_back_and_a_continued_run_replaces_what_it_repeats(tmp_path: Path) -> None:
@@ -225,7 +284,7 @@ def test_curves_are_read_back_and_a_continued_run_replaces_what_it_repeats(tmp_p
 
 def test_every_sweep_that_ships_reads_and_names_a_recipe_that_ships() -> None:
     root = Path(__file__).parents[2]
-    found = sorted((root / "recipes" / "ablations").glob("*.yaml"))
+    found = sorted([*(root / "recipes/ablations").glob("*.yaml"), *(root / "recipes/evidence").glob("*.yaml")])
     assert found
     for path in found:
         sweep = read_sweep(path)

@@ -32,6 +32,7 @@ MakeModel = Callable[..., NextScaleTransformer]
 
 STRATEGIES = (FullAttention(), AdjacentAttention(), SlidingWindowAttention(2), SpatialAttention(3))
 HISTORIES = (None, SlidingWindowHistory(2), GlobalHistory(queries=2), MixedHistory(2, queries=3))
+SMALL: dict[str, Any] = {"channels": 8, "channel_multipliers": (1, 1), "num_res_blocks": 1, "norm_groups": 4}
 BLOCKS = (VARBlocks(), VARBlocks(shared_adaln=True), LlamaBlocks())
 
 
@@ -43,7 +44,10 @@ BLOCKS = (VARBlocks(), VARBlocks(shared_adaln=True), LlamaBlocks())
 def test_sampling_equals_teacher_forcing(
     attention: Any, history: Any, blocks: Any, make_model: MakeModel, tokenizer: MultiScaleTokenizer
 ) -> None:
-    model = make_model(attention=attention, history=history, blocks=blocks)
+    check_logits_of_sampling(make_model(attention=attention, history=history, blocks=blocks), tokenizer)
+
+
+def check_logits_of_sampling(model: NextScaleTransformer, tokenizer: MultiScaleTokenizer) -> None:
     label_B, nobody_B, t = torch.tensor([0, 4]), torch.tensor([5, 5]), 0.5
     seen: list[Tensor] = []
     settings = SamplingSettings(ConstantGuidance(t), top_k=20, top_p=0.9)
@@ -56,6 +60,19 @@ def test_sampling_equals_teacher_forcing(
         expected_BLV = (1 + t) * model(x_BLZ, label_B) - t * model(x_BLZ, nobody_B)
     torch.testing.assert_close(torch.cat(seen, dim=1), expected_BLV, atol=2e-4, rtol=1e-4)
     assert expected_BLV.std() > 0.1 and (idx_BL[0] != idx_BL[1]).any()
+
+
+@pytest.mark.parametrize("blocks", BLOCKS[::2], ids=repr)
+@pytest.mark.parametrize("attention", STRATEGIES, ids=repr)
+def test_wide_images_are_sampled_as_trained(attention: Any, blocks: Any, make_model: MakeModel) -> None:
+    """Rectangular maps: every strategy with either kind of positions, and a history."""
+    scales = [1, [1, 2], [2, 3], [3, 6]]
+    torch.manual_seed(0)
+    tokenizer = MultiScaleTokenizer(scales, vocab_size=48, code_dim=8, codebook_std=1.0, **SMALL).eval()
+    model = make_model(scales=scales, attention=attention, history=SlidingWindowHistory(2), blocks=blocks)
+    check_logits_of_sampling(model, tokenizer)
+    images, _ = generate(model, tokenizer, [0, 4])
+    assert images.shape == (2, 3, 6, 12) and tokenizer.image_size == (6, 12)
 
 
 def test_greedy_is_the_argmax_of_teacher_forcing(model: NextScaleTransformer, tokenizer: MultiScaleTokenizer) -> None:

@@ -123,7 +123,7 @@ def test_a_drawn_mask_is_painted_and_bad_uploads_are_told(browser: Any, address:
     page.set_input_files("#edit-file", tmp_path / "bomb.png")
     expect(page, "#status").to_contain_text("8000 x 8000 pixels; at most")
     page.set_input_files("#edit-file", tmp_path / "white.png")
-    expect(page, "#status").to_contain_text("its middle square at 16 x 16 pixels")
+    expect(page, "#status").to_contain_text("its middle at 16 x 16 pixels")
     run(page, "mask: paints no token")
     box = page.locator("#paint").bounding_box()
     page.mouse.move(box["x"] + 20, box["y"] + 20)

@@ -18,6 +18,7 @@ from mvar_lightning.tokenizer import (
     NonSaturatingLoss,
     PatchDiscriminator,
 )
+from mvar_lightning.tokenizer.discriminator import change_color
 
 CPU = torch.device("cpu")
 
@@ -170,6 +171,23 @@ def test_normalization_is_the_networks(network: str) -> None:
     tokens, maps = plain(images())  # (x + 1) / 2 to [0, 1], then back by mean and std
     expected = torch.cat([frozen.heads[0](tokens.transpose(1, 2)), frozen.heads[1](maps.flatten(2))], dim=1)
     torch.testing.assert_close(frozen(images()), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_gray_and_transparent_images_of_any_shape(network: str) -> None:
+    """The frozen network is given RGB; patches see all channels; color leaves alpha alone."""
+    frozen, gray = FrozenFeatureDiscriminator(network, [8, 16], size=None), images()[:, :1, :16]
+    frozen.prepare(CPU, (16, 32))
+    torch.testing.assert_close(frozen(gray), frozen(gray.expand(-1, 3, -1, -1)))
+    patches = PatchDiscriminator(8, layers=2)
+    patches.take_channels(4)
+    transparent = torch.cat([images(), images()[:, :1]], dim=1)[:, :, :12]
+    patches.prepare(CPU, (12, 32))
+    logits = patches(transparent)
+    assert not torch.equal(logits, patches(torch.cat([transparent[:, :3], -transparent[:, 3:]], dim=1)))
+    with pytest.raises(UserError, match="images of 8x32 pixels are too small"):
+        patches.prepare(CPU, (8, 32))
+    colored = change_color(transparent)
+    assert torch.equal(colored[:, 3], transparent[:, 3]) and not torch.equal(colored[:, :3], transparent[:, :3])
 
 
 def test_builds_on_the_meta_device_without_its_file() -> None:

@@ -84,6 +84,13 @@ def test_equals_the_plain_computation(network: LPIPS, state: dict[str, Tensor], 
     assert torch.equal(network(a, a), torch.zeros(2))
 
 
+def test_gray_and_transparent_images_are_seen_as_rgb(network: LPIPS) -> None:
+    a, b = images(16)[:, :1], images(16, seed=2)[:, :1]
+    torch.testing.assert_close(network(a, b), network(a.expand(-1, 3, -1, -1), b.expand(-1, 3, -1, -1)))
+    opaque, nothing = (torch.cat([a.expand(-1, 3, -1, -1), torch.full_like(a, alpha)], dim=1) for alpha in (1.0, -1.0))
+    torch.testing.assert_close(network(opaque, nothing), network(a.expand(-1, 3, -1, -1), torch.ones(2, 3, 16, 16)))
+
+
 def test_gradients_pass_to_the_images_alone(network: LPIPS) -> None:
     a = images(16).requires_grad_()
     network(a, images(16, seed=2)).sum().backward()

@@ -10,32 +10,30 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mvar_lightning.errors import UserError
-from mvar_lightning.pyramid import ScalePyramid
+from mvar_lightning.pyramid import ScalePyramid, Scales
 from mvar_lightning.tokenizer.nearest import NearestCode
 from mvar_lightning.tokenizer.quantizer import MultiScaleQuantizer, phi_of_scales, resize
 
-SCALES = st.sets(st.integers(1, 7), min_size=1, max_size=5).map(sorted)
+SQUARES = st.sets(st.integers(1, 7), min_size=1, max_size=5).map(sorted)
+SCALES = SQUARES | SQUARES.map(lambda sides: [[side, side + side // 2] for side in sides])
 few_examples = settings(max_examples=25, deadline=None)
 
 
 def make(
-    scales: list[int], vocab_size: int = 24, code_dim: int = 6, phi_layers: int = 4, phi_ratio: float = 0.5
+    scales: Scales, vocab_size: int = 24, code_dim: int = 6, phi_layers: int = 4, phi_ratio: float = 0.5
 ) -> MultiScaleQuantizer:
     torch.manual_seed(0)
     return MultiScaleQuantizer(ScalePyramid(scales), vocab_size, code_dim, phi_layers, phi_ratio, codebook_std=0.5)
 
 
 def latent_for(quantizer: MultiScaleQuantizer, seed: int, batch: int = 2) -> Tensor:
-    side = quantizer.pyramid.last_side
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(batch, quantizer.codebook.embedding_dim, side, side, generator=generator)
+    return torch.randn(batch, quantizer.codebook.embedding_dim, *quantizer.pyramid.last_shape, generator=generator)
 
 
 @given(scales=SCALES, phi_layers=st.integers(0, 5), ratio=st.sampled_from([0.0, 0.3, 1.0]), seed=st.integers(0, 99))
 @few_examples
-def test_tokens_rebuild_the_latent_that_training_sees(
-    scales: list[int], phi_layers: int, ratio: float, seed: int
-) -> None:
+def test_tokens_rebuild_the_latent_that_training_sees(scales: Scales, phi_layers: int, ratio: float, seed: int) -> None:
     quantizer = make(scales, phi_layers=phi_layers, phi_ratio=ratio)
     latent = latent_for(quantizer, seed)
     output = quantizer(latent)
@@ -48,7 +46,7 @@ def test_tokens_rebuild_the_latent_that_training_sees(
 
 @given(scales=SCALES, seed=st.integers(0, 99))
 @few_examples
-def test_step_by_step_equals_all_at_once(scales: list[int], seed: int) -> None:
+def test_step_by_step_equals_all_at_once(scales: Scales, seed: int) -> None:
     """Sampling accumulates scale by scale; training asks for all inputs at once."""
     quantizer = make(scales)
     pyramid = quantizer.pyramid
@@ -77,11 +75,11 @@ def straightforward_loss(quantizer: MultiScaleQuantizer, f_BZhw: Tensor) -> Tens
     """The definition, written out on channel-first maps with all distances at once."""
     pyramid, codes_VZ = quantizer.pyramid, quantizer.codebook.weight
     rest, f_hat, loss = f_BZhw.detach(), torch.zeros_like(f_BZhw), torch.zeros(())
-    size = (pyramid.last_side, pyramid.last_side)
-    for scale, side in enumerate(pyramid.sides):
-        rows = F.interpolate(rest, size=(side, side), mode="area").permute(0, 2, 3, 1).flatten(0, 2)
-        idx_Bhw = torch.cdist(rows, codes_VZ).argmin(dim=1).view(-1, side, side)
-        h = F.interpolate(F.embedding(idx_Bhw, codes_VZ).permute(0, 3, 1, 2), size=size, mode="bicubic")
+    for scale, shape in enumerate(pyramid.shapes):
+        rows = F.interpolate(rest, size=shape, mode="area").permute(0, 2, 3, 1).flatten(0, 2)
+        idx_Bhw = torch.cdist(rows, codes_VZ).argmin(dim=1).view(-1, *shape)
+        codes = F.embedding(idx_Bhw, codes_VZ).permute(0, 3, 1, 2)
+        h = F.interpolate(codes, size=pyramid.last_shape, mode="bicubic")
         phi = quantizer.phi[quantizer.phi_index[scale]]
         h = 0.5 * h + 0.5 * F.conv2d(h, phi.weight, phi.bias, padding=1)
         f_hat, rest = f_hat + h, rest - h.detach()
@@ -89,8 +87,9 @@ def straightforward_loss(quantizer: MultiScaleQuantizer, f_BZhw: Tensor) -> Tens
     return loss / pyramid.num_scales
 
 
-def test_loss_and_gradients_follow_the_definition() -> None:
-    quantizer = make([1, 2, 3, 5])
+@pytest.mark.parametrize("scales", [[1, 2, 3, 5], [1, [1, 3], [2, 3], [5, 4]]], ids=str)
+def test_loss_and_gradients_follow_the_definition(scales: Scales) -> None:
+    quantizer = make(scales)
     latent = latent_for(quantizer, 3).requires_grad_()
     inputs = [latent, *quantizer.parameters()]
     ours, plain = quantizer(latent).loss, straightforward_loss(quantizer, latent)
@@ -142,20 +141,23 @@ def test_nearest_code_takes_the_first_of_equals_and_stays_in_range() -> None:
     assert 0 <= index.item() < 70
 
 
-@given(source=st.integers(1, 9), target=st.integers(1, 9), mode=st.sampled_from(["area", "bicubic"]))
+SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 9))
+
+
+@given(source=SHAPES, target=SHAPES, mode=st.sampled_from(["area", "bicubic"]))
 @few_examples
-def test_resize_equals_interpolate(source: int, target: int, mode: str) -> None:
-    maps = torch.randn(2, 3, source, source)
-    expected = F.interpolate(maps, size=(target, target), mode=mode)
+def test_resize_equals_interpolate(source: tuple[int, int], target: tuple[int, int], mode: str) -> None:
+    maps = torch.randn(2, 3, *source)
+    expected = F.interpolate(maps, size=target, mode=mode)
     actual = resize(maps.permute(0, 2, 3, 1), target, mode).permute(0, 3, 1, 2)
     torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-5)
 
 
 def test_resize_matrix_made_in_inference_mode_trains() -> None:
     with torch.inference_mode():
-        resize(torch.ones(1, 8, 8, 1), 11, "bicubic")
+        resize(torch.ones(1, 8, 8, 1), (11, 11), "bicubic")
     maps = torch.ones(1, 8, 8, 1, requires_grad=True)
-    resize(maps, 11, "bicubic").sum().backward()
+    resize(maps, (11, 11), "bicubic").sum().backward()
     assert maps.grad is not None
 
 

@@ -30,7 +30,7 @@ def test_images_become_pil_images_and_one_picture() -> None:
 @pytest.mark.parametrize(
     ("images", "said"),
     [
-        (torch.zeros(2, 1, 4, 4), "of shape"),
+        (torch.zeros(2, 2, 4, 4), "of shape"),
         (torch.full((1, 3, 4, 4), -1.0), "image / 2 + 0.5"),
         (torch.full((1, 3, 4, 4), torch.nan), "not in"),
         (torch.zeros(0, 3, 4, 4), "none to show"),

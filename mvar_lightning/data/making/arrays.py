@@ -117,7 +117,8 @@ def read_arrays(path: Path, val_fraction: float = 0.1, seed: int = 0) -> Source:
     ``x_train``, ``y_train``, ``x_test``, ``y_test`` (Keras) or ``images``, ``labels``, which are split by class;
     an npy of images beside one of labels (``images.npy``, ``labels.npy``). An npz may hold ``class_names``.
 
-    Images are N x H x W or N x H x W x C with one, three or four channels of uint8; labels whole numbers, N or N x 1.
+    Images are N x H x W or N x H x W x C with one, three or four channels of uint8, or one of uint16; labels whole
+    numbers, N or N x 1.
 
     Raises:
         UserError: arrays that are missing or of other shapes or types; nothing is unpickled.
@@ -221,7 +222,7 @@ def _split(
 class Images(NamedTuple):
     """Checked images and labels of one split."""
 
-    pixels_NHWC: NDArray[np.uint8]
+    pixels_NHWC: NDArray[np.uint8] | NDArray[np.uint16]
     labels: NDArray[np.int64]
 
 
@@ -232,8 +233,8 @@ def _images(arrays: Mapping[str, Load], split: str, where: str) -> Images:
             raise UserError(f"{where}: no {split}{kind} (there is {known}); images and labels of train and val are due")
     pixels, labels = arrays[f"{split}images"](), arrays[f"{split}labels"]()
     name = f"{where}, {split}images"
-    if pixels.dtype != np.uint8:
-        raise UserError(f"{name}: are {pixels.dtype}; give uint8, from 0 to 255")
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise UserError(f"{name}: are {pixels.dtype}; give uint8, from 0 to 255, or uint16, from 0 to 65535")
     if pixels.ndim not in (3, 4) or (pixels.ndim == 4 and pixels.shape[-1] not in (1, 3, 4)) or 0 in pixels.shape:
         raise UserError(f"{name}: are {_shape(pixels)}; give N x H x W, or N x H x W x C of 1, 3 or 4 channels")
     if labels.ndim == 2 and labels.shape[1] == 1:
@@ -241,6 +242,10 @@ def _images(arrays: Mapping[str, Load], split: str, where: str) -> Images:
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise UserError(
             f"{where}, {split}labels: are {labels.dtype} of {_shape(labels)}; give a whole number for each image"
+        )
+    if pixels.dtype == np.uint16 and pixels.ndim == 4 and pixels.shape[-1] != 1:
+        raise UserError(
+            f"{name}: are uint16 of {pixels.shape[-1]} channels; 16 bits are kept of one, give others uint8"
         )
     if len(labels) != len(pixels):
         raise UserError(f"{where}: {len(pixels):,} {split}images and {len(labels):,} {split}labels do not match")
@@ -265,7 +270,11 @@ class ArrayExamples(LazyExamples):
     """Rows of an array, each encoded as PNG when it is asked for."""
 
     def __init__(
-        self, pixels_NHWC: NDArray[np.uint8], labels: Sequence[int], name: str, rows: Sequence[int] | None = None
+        self,
+        pixels_NHWC: NDArray[np.uint8] | NDArray[np.uint16],
+        labels: Sequence[int],
+        name: str,
+        rows: Sequence[int] | None = None,
     ) -> None:
         super().__init__(labels)
         self.pixels_NHWC, self.name, self.rows = pixels_NHWC, name, rows
@@ -276,7 +285,7 @@ class ArrayExamples(LazyExamples):
         return Example(f"{self.name}, image {row}", self.labels[index], partial(_png, pixels_HWC))
 
 
-def _png(pixels_HWC: NDArray[np.uint8]) -> bytes:
+def _png(pixels_HWC: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels_HWC[..., 0] if pixels_HWC.shape[-1] == 1 else pixels_HWC).save(
         buffer, "PNG", compress_level=1

@@ -168,12 +168,17 @@ EMBEDDED: dict[str, Callable[[], Source]] = {"digits": digits, "photos": photos,
 
 
 def load_source(
-    name_or_path: str | Path, val_fraction: float = 0.1, seed: int = 0, ground_truth: str | Path | None = None
+    name_or_path: str | Path,
+    val_fraction: float = 0.1,
+    seed: int = 0,
+    ground_truth: str | Path | None = None,
+    scans: tuple[str, ...] = (),
 ) -> Source:
     """An embedded data set by its name (with its own fixed split), ImageNet's archives, a list, arrays (npz, npy, or a
     folder of IDX files), or a folder of images.
 
-    A folder that has an embedded name is reached as `./digits`. Raises UserError where there is nothing to read.
+    A folder that has an embedded name is reached as `./digits`; `scans` are suffixes of images in folders, too.
+    Raises UserError where there is nothing to read.
     """
     if str(name_or_path) in EMBEDDED:
         return EMBEDDED[str(name_or_path)]()
@@ -199,4 +204,4 @@ def load_source(
             f"nor {TRAIN}; "
             "give a folder with a subfolder for each class"
         )
-    return scan_folder(path, val_fraction, seed, ground_truth)
+    return scan_folder(path, val_fraction, seed, ground_truth, scans)

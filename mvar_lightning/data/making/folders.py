@@ -16,9 +16,10 @@ TOOLS = ("__MACOSX", "__pycache__", "@eaDir", "#recycle", "$RECYCLE.BIN", "Syste
 
 
 class FolderScan:
-    """Reads class folders, and counts what it leaves out of them for `notes`."""
+    """Reads class folders, and counts what it leaves out of them for `notes`; ``scans`` are suffixes of images, too."""
 
-    def __init__(self) -> None:
+    def __init__(self, scans: tuple[str, ...] = ()) -> None:
+        self.scans = scans
         self.others: Counter[str] = Counter()
         self.tools: Counter[str] = Counter()
         self.links = 0
@@ -70,7 +71,7 @@ class FolderScan:
             for root, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
                 folders[:] = [name for name in sorted(folders) if self._enters(root, name, seen)]
                 for name in names:
-                    if name[0] != "." and is_image(name):
+                    if name[0] != "." and is_image(name, self.scans):
                         found.append(os.path.join(root, name))  # noqa: PTH118 (a million Path objects are a gigabyte)
                     else:
                         self._leave_out(name, is_folder=False)

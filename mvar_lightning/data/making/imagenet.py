@@ -178,12 +178,17 @@ def _wnids(path: Path, words: list[str], meta: bytes) -> Wnids:
 
 
 def scan_folder(
-    folder: str | Path, val_fraction: float = 0.1, seed: int = 0, ground_truth: str | Path | None = None
+    folder: str | Path,
+    val_fraction: float = 0.1,
+    seed: int = 0,
+    ground_truth: str | Path | None = None,
+    scans: tuple[str, ...] = (),
 ) -> Source:
     """Images of FOLDER/CLASS/..., split by class with a fixed seed, or of FOLDER/train/CLASS and FOLDER/val/CLASS.
 
     FOLDER/val may also hold ImageNet's validation images without class folders, with their ``ground_truth``. Kaggle's
-    folder (`ILSVRC/Data/CLS-LOC` below it) is taken, too. The order of files on the disk does not matter.
+    folder (`ILSVRC/Data/CLS-LOC` below it) is taken, too. The order of files on the disk does not matter. ``scans`` are
+    suffixes of images beside the usual ones.
     Raises UserError when there is nothing to read.
     """
     folder = Path(folder)
@@ -191,11 +196,11 @@ def scan_folder(
         raise UserError(f"image folder {folder}: does not exist or is not a folder; give one with a subfolder a class")
     kaggle = folder / "ILSVRC" / "Data" / "CLS-LOC"
     if kaggle.is_dir():
-        return _scan_given_splits(kaggle, ground_truth, [folder, kaggle])
-    scan = FolderScan()
+        return _scan_given_splits(kaggle, ground_truth, [folder, kaggle], scans)
+    scan = FolderScan(scans)
     names = {path.name for path in scan.classes(folder)}
     if {"train", "val"} <= names <= {"train", "val", "test"}:  # test has no labels where there is a val; it is left out
-        return _scan_given_splits(folder, ground_truth, [folder])
+        return _scan_given_splits(folder, ground_truth, [folder], scans)
     # classes called `train` beside others would be splits taken for classes
     if (names and names <= {"train", "val", "valid", "validation", "test"}) or {"train", "val"} <= names:
         raise UserError(
@@ -209,8 +214,10 @@ def scan_folder(
     return replace(source, notes=scan.notes)
 
 
-def _scan_given_splits(folder: Path, ground_truth: str | Path | None, beside: list[Path]) -> Source:
-    scan = FolderScan()
+def _scan_given_splits(
+    folder: Path, ground_truth: str | Path | None, beside: list[Path], scans: tuple[str, ...] = ()
+) -> Source:
+    scan = FolderScan(scans)
     of_train = scan.images_by_class(folder / "train")
     names, train = tuple(of_train), labeled(list(of_train.values()))
     if not scan.classes(folder / "val") and (flat := scan.images(folder / "val")):

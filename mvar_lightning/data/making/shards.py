@@ -22,10 +22,11 @@ import tempfile
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mvar_lightning.data.images import RGB, TIFF, PixelForm
 from mvar_lightning.data.index import INDEX_NAME, ShardIndex, ShardInfo, SplitIndex, read_index
 from mvar_lightning.data.making.embedded import EMBEDDED, load_source
 from mvar_lightning.data.making.sources import Source
@@ -85,6 +86,8 @@ class ShardsRequest:
         decode: decode every image that is copied, so that truncated ones are found, too.
         val_fraction: share of each class for validation, where the source has no split.
         ground_truth: file with the labels of ImageNet's validation images, if it is not beside them.
+        channels, bits: of the pictures. 3 of 8 takes every kind: reading converts it to RGB. 1 (of 8 or 16 bits) and 4
+            keep gray and RGBA pictures as they are, and others are refused; TIFF is read then, too, and kept as PNG.
 
     Raises:
         UserError: a number that cannot be.
@@ -102,8 +105,15 @@ class ShardsRequest:
     decode: bool = False
     val_fraction: float = 0.1
     ground_truth: str | Path | None = None
+    channels: int = 3
+    bits: int = 8
+
+    @property
+    def form(self) -> PixelForm:
+        return PixelForm(self.channels, self.bits)
 
     def __post_init__(self) -> None:
+        PixelForm(self.channels, self.bits)
         if self.resize is not None and self.resize < 1:
             raise UserError(f"resize {self.resize}: give the new shorter side in pixels, 1 or more")
         if self.workers is not None and self.workers < 0:
@@ -121,7 +131,8 @@ def make_shards(
     """
     source = request.source
     if not isinstance(source, Source):
-        source = load_source(source, request.val_fraction, request.seed, request.ground_truth)
+        scans = () if request.form == RGB else TIFF
+        source = load_source(source, request.val_fraction, request.seed, request.ground_truth, scans)
     work = WorkFolder(request, _plan(source, request))
     images = len(source.train) + len(source.val)
     with work.opened(), show("images", images) if show is not None else nullcontext() as bar:
@@ -179,14 +190,15 @@ def _fill(work: WorkFolder, source: Source, request: ShardsRequest, bar: Bar | N
     if bar is not None and (finished := sum(chunk.record is not None for chunk in chunks)):
         bar.say(f"{work.destination}: going on, {finished} of {len(chunks)} parts were finished and are verified")
     _take_back_names(work.shards, chunks)
-    writer = ChunkWriter(work.shards, request.limits.bytes, request.resize, request.skip_damaged, request.decode)
+    options = (request.resize, request.skip_damaged, request.decode, request.form)
+    writer = ChunkWriter(work.shards, request.limits.bytes, *options)
     workers = request.workers
     if workers is None:
         workers = cores() if len(source.train) + len(source.val) >= WORTH_PROCESSES and cores() > 1 else 0
     records = run_chunks(chunks, work.records, writer, workers, bar.advance if bar is not None else lambda count: None)
     named = {split: list(_names(split, chunks, records)) for split in SPLITS}
     splits = {split: SplitIndex(tuple(shard for _, shard in named[split])) for split in SPLITS}
-    index = ShardIndex(source.class_names, splits)
+    index = ShardIndex(source.class_names, splits, request.form)
     skipped = [name for record in records for name in record.skipped]
     if not all(index.split(split).samples for split in SPLITS if source.split(split)):
         raise UserError(f"all images of a split are damaged, first: {skipped[0]}")
@@ -221,6 +233,7 @@ def _plan(source: Source, request: ShardsRequest) -> dict[str, str | int | bool 
         "seed": request.seed,
         "decode": request.decode,
         "classes": hashlib.sha256("\n".join(source.class_names).encode()).hexdigest(),
+        **({} if request.form == RGB else asdict(request.form)),
     }
     for split in SPLITS:
         digest = hashlib.sha256()

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from webdataset import TarWriter
 
-from mvar_lightning.data.images import ImageError, decode_rgb, suffix_of
+from mvar_lightning.data.images import RGB, ImageError, PixelForm, decode, of_form, suffix_of
 from mvar_lightning.data.index import INDEX_NAME, ShardInfo, content_problem, parse, read_bytes, typed
 from mvar_lightning.data.making.sources import Example
 from mvar_lightning.data.transforms import resize_shorter
@@ -33,6 +33,7 @@ class ChunkWriter:
         resize: new shorter side in pixels, None copies the bytes.
         skip_damaged: leave out and note images that cannot be read, instead of stopping at the first.
         decode: decode every image that is copied, not just its header.
+        form: of the pictures. RGB takes every kind, as reading converts it; of others they must be.
     """
 
     folder: Path
@@ -40,6 +41,7 @@ class ChunkWriter:
     resize: int | None
     skip_damaged: bool
     decode: bool = False
+    form: PixelForm = RGB
 
     def __call__(self, chunk: Chunk) -> ChunkRecord:
         """Raises UserError at an unreadable image unless those are skipped, OSError where writing fails."""
@@ -94,12 +96,12 @@ class ChunkWriter:
 
     def _encode(self, example: Example, number: int, skipped: list[str]) -> dict[str, str | bytes] | None:
         try:
-            data = example.load()
+            data = example.load() if self.form == RGB else of_form(example.load(), self.form)
             suffix = suffix_of(data)
             if self.resize is not None:
-                data = shrink(data, suffix, self.resize)
+                data = shrink(data, suffix, self.resize, self.form)
             elif self.decode:
-                decode_rgb(data)
+                decode(data, self.form)
         except (ImageError, UserError) as error:
             message = error.marked if isinstance(error, UserError) else f"image {example.name}: {error}"
             if not self.skip_damaged:
@@ -121,9 +123,9 @@ class _Hashed:
         return self.file.write(data)
 
 
-def shrink(data: bytes, suffix: str, side: int) -> bytes:
+def shrink(data: bytes, suffix: str, side: int, form: PixelForm = RGB) -> bytes:
     """The image with its shorter side at `side`, in its own format (JPEG and WebP at quality 95); small ones as is."""
-    image = decode_rgb(data)
+    image = decode(data, form)
     if min(image.size) <= side:
         return data
     buffer = io.BytesIO()

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mvar_lightning.data.images import SampleError, decode_rgb
+from mvar_lightning.data.images import RGB, PixelForm, SampleError, decode
 from mvar_lightning.data.index import CHECK, ShardInfo
 from mvar_lightning.data.reading.place import ShardPlace
 from mvar_lightning.data.tar import RawSample, TarDamage, label_of, read_samples
@@ -28,7 +28,7 @@ Batch = dict[str, Tensor]
 
 
 class Sample(NamedTuple):
-    pixels_3SS: np.ndarray
+    pixels_CSS: np.ndarray
     label: int
 
 
@@ -75,7 +75,7 @@ class Faults:
 
 
 class ImageReader:
-    """Tar shards of images: batches of `image` uint8 (B, 3, S, S) and `label` int64 (B,).
+    """Tar shards of images: batches of `image` uint8 or uint16 (B, C, S, S) and `label` int64 (B,).
 
     Small sets stay in memory: the encoded samples, and decoded pictures as far as 4 x `limit` bytes reach.
 
@@ -86,6 +86,7 @@ class ImageReader:
         num_classes: labels are below it.
         draft_side: pictures at least twice that large may be decoded at a fraction of their size; None: never.
         limit: sets of more bytes are streamed, as are those of unknown size, and nothing is kept.
+        form: of the pictures; to RGB every kind is converted.
     """
 
     def __init__(
@@ -96,7 +97,9 @@ class ImageReader:
         num_classes: int,
         draft_side: int | None = None,
         limit: int = 16 * 1024**2,
+        form: PixelForm = RGB,
     ) -> None:
+        self.form = form
         self.place, self.transform, self.num_classes, self.draft_side = place, transform, num_classes, draft_side
         self.keeps = 0 < total_bytes <= limit
         self.room = 4 * limit
@@ -121,8 +124,8 @@ class ImageReader:
         name = (raw.shard, raw.number)
         if name in self._pictures:
             return self._pictures[name]
-        picture = decode_rgb(raw.image, self.draft_side)
-        size = 3 * picture.width * picture.height
+        picture = decode(raw.image, self.form, self.draft_side)
+        size = self.form.channels * self.form.bits // 8 * picture.width * picture.height
         if self.keeps and size <= self.room:
             self.room -= size
             self._pictures[name] = picture
@@ -143,8 +146,8 @@ class ImageReader:
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Finished samples to a batch."""
         labels_B = torch.tensor([sample.label for sample in samples], dtype=torch.int64)
-        pixels_B3SS = np.stack([sample.pixels_3SS for sample in samples])
-        return {"image": torch.from_numpy(pixels_B3SS), "label": labels_B}
+        pixels_BCSS = np.stack([sample.pixels_CSS for sample in samples])
+        return {"image": torch.from_numpy(pixels_BCSS), "label": labels_B}
 
 
 def read_shard(place: ShardPlace, shard: ShardInfo, faults: Faults) -> Iterator[RawSample]:

@@ -16,7 +16,7 @@ import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass, fields
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from mvar_lightning.data.index import (
     typed,
 )
 from mvar_lightning.errors import UserError
+from mvar_lightning.pyramid import ScalePyramid, Size, as_size, as_written, height_width
 from mvar_lightning.tools.copies import local_copy, local_root
 from mvar_lightning.tools.files import write
 from mvar_lightning.tools.remote import is_url, plain
@@ -61,11 +62,11 @@ class CacheSettings:
     """
 
     tokenizer_hash: str
-    scales: tuple[int, ...]
+    scales: tuple[Size, ...]
     vocab_size: int
     code_dim: int
     data_sha256: str
-    image_size: int
+    image_size: Size
     resize_ratio: float
     crop: str
     val_crop: str
@@ -75,9 +76,9 @@ class CacheSettings:
     batch_size: int
     precision: str
 
-    @property
+    @cached_property
     def num_tokens(self) -> int:
-        return sum(side * side for side in self.scales)
+        return ScalePyramid(self.scales).num_tokens
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -87,18 +88,21 @@ class CacheSettings:
         return self.views if split == "train" else 1
 
     def to_plain(self) -> dict[str, Any]:
-        return asdict(self) | {"scales": list(self.scales)}
+        return asdict(self) | {"scales": list(map(as_written, self.scales)), "image_size": as_written(self.image_size)}
 
     @classmethod
     def from_plain(cls, plain: Any) -> CacheSettings:
         """Raises KeyError, TypeError or ValueError where an entry is missing or of a wrong kind."""
-        kinds = {"tuple[int, ...]": list, "int": int, "float": float, "bool": bool, "str": str}
-        values = {field.name: typed(plain, field.name, kinds[str(field.type)]) for field in fields(cls)}
-        values["scales"] = tuple(values["scales"])
-        numbers = {name: (values[name],) for name in ("vocab_size", "code_dim", "image_size", "views", "batch_size")}
-        for name, given in (numbers | {"scales": values["scales"] or (0,)}).items():
+        kinds = {"tuple[Size, ...]": list, "int": int, "float": float, "bool": bool, "str": str}
+        named = [field for field in fields(cls) if field.name != "image_size"]
+        values = {field.name: typed(plain, field.name, kinds[str(field.type)]) for field in named}
+        size = plain["image_size"]
+        values["image_size"] = as_size(size) if type(size) in (int, list) else None
+        values["scales"] = ScalePyramid(values["scales"]).sides
+        numbers = {name: (values[name],) for name in ("vocab_size", "code_dim", "views", "batch_size")}
+        for name, given in (numbers | {"image_size": height_width(values["image_size"] or 0)}).items():
             if not all(type(number) is int and 1 <= number < 2**32 for number in given):
-                raise ValueError(f"{name} {str(given)[:40]}")
+                raise ValueError(f"{name} {str(plain[name])[:40]}")
         if not 0 < values["resize_ratio"] < 1000:
             raise ValueError(f"resize_ratio {values['resize_ratio']}")
         return cls(**values)
@@ -251,7 +255,7 @@ def _fetch(cache: TokenCache, part: PartInfo) -> None:
         raise UserError(f"token cache {cache.remote}: {problem}; {CHECK.replace('shards', 'tokens')}")
 
 
-REPAIR = "run the same `mvar tokens make` again, it mends what is damaged"
+REPAIR = "run the same `mvar tokens` command again, it mends what is damaged"
 
 
 def check_cache(folder: str | Path) -> list[str]:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mvar_lightning.data.images import check_channels
 from mvar_lightning.data.index import ShardIndex, read_index
 from mvar_lightning.data.reading.loader import StreamLoader, loading
 from mvar_lightning.data.reading.place import ShardPlace
@@ -128,7 +129,8 @@ def _open(request: EncodeRequest) -> tuple[Callable[[Sequence[Task]], ViewStream
     index = read_index(request.data)
     settings = request.settings(index)
     views, job = Views(settings), TokenJob(request.out, settings, index)
-    reader = ImageReader(ShardPlace(str(request.data)), 0, views.val, index.num_classes)
+    check_channels(index.form.channels, request.tokenizer.image_channels, f"data {request.data}")
+    reader = ImageReader(ShardPlace(str(request.data)), 0, views.val, index.num_classes, form=index.form)
     return lambda tasks: ViewStream(reader, views, tasks, len(job.tasks)), job
 
 
@@ -170,7 +172,7 @@ def _encode(job: TokenJob, stream: ViewStream, request: EncodeRequest, advance: 
 
 @torch.no_grad()
 def encode(tokenizer: MultiScaleTokenizer, precision: str, pixels_N3SS: Tensor) -> np.ndarray:
-    """Tokens (N, L) of uint8 pixels. The quantizer computes in float32 in any precision."""
+    """Tokens (N, L) of uint8 or uint16 pixels. The quantizer computes in float32 in any precision."""
     device = next(tokenizer.parameters()).device
     image_B3HW = normalize(pixels_N3SS.to(device))
     if precision == "32-true":

@@ -46,31 +46,32 @@ export class Inside {
     if (!this.tokens || figures.length !== model().scales.length) return;
     this.attention = this.query = null;
     document.getElementById("looked").textContent = "";
-    part("inside", "maps").replaceChildren(...model().scales.map((side, scale) => {
-      const canvas = element("canvas", { width: CELLS, height: CELLS, tabIndex: 0 });
-      canvas.setAttribute("aria-label", `Tokens of ${side} x ${side}`);
-      const token = (event) => [event.offsetY / canvas.clientHeight, event.offsetX / canvas.clientWidth].map((at) => Math.min(side - 1, Math.max(0, Math.floor(at * side))));
+    part("inside", "maps").replaceChildren(...model().scales.map(([height, width], scale) => {
+      const cell = CELLS / Math.max(height, width);
+      const canvas = element("canvas", { width: cell * width, height: cell * height, tabIndex: 0 });
+      canvas.setAttribute("aria-label", `Tokens of ${height} x ${width}`);
+      const token = (event) => [[event.offsetY / canvas.clientHeight, height], [event.offsetX / canvas.clientWidth, width]].map(([at, side]) => Math.min(side - 1, Math.max(0, Math.floor(at * side))));
       canvas.onclick = (event) => this.look(scale, ...token(event));
-      canvas.onmousemove = (event) => { const [y, x] = token(event); canvas.title = `row ${y + 1}, column ${x + 1}: code ${this.tokens[this.start(scale) + y * side + x]}`; };
+      canvas.onmousemove = (event) => { const [y, x] = token(event); canvas.title = `row ${y + 1}, column ${x + 1}: code ${this.tokens[this.start(scale) + y * width + x]}`; };
       const { psnr, images } = figures[scale];
-      const words = `${side} x ${side}${psnr === null || psnr === undefined ? "" : `, ${psnr.toFixed(1)} dB`}`;
-      return element("figure", {}, canvas, element("img", { src: source(images[0]), alt: `Picture after ${side} x ${side}` }), element("figcaption", { textContent: words }));
+      const words = `${height} x ${width}${psnr === null || psnr === undefined ? "" : `, ${psnr.toFixed(1)} dB`}`;
+      return element("figure", {}, canvas, element("img", { src: source(images[0]), alt: `Picture after ${height} x ${width}` }), element("figcaption", { textContent: words }));
     }));
     this.draw();
   }
 
   start(scale) {
-    return this.page.model().scales.slice(0, scale).reduce((sum, side) => sum + side * side, 0);
+    return this.page.model().scales.slice(0, scale).reduce((sum, [height, width]) => sum + height * width, 0);
   }
 
   async look(scale, y, x) {
-    const { ask, model } = this.page, side = model().scales[scale], query = this.start(scale) + y * side + x;
+    const { ask, model } = this.page, [height, width] = model().scales[scale], query = this.start(scale) + y * width + x;
     if (this.page.state.job) return;
     await ask("attention", { model: model().name, tokens: this.tokens, label: this.given.label ?? "none", query }, (event) => {
       if (event.event !== "attention") return;
       Object.assign(this, { attention: event.blocks, query });
       this.draw();
-      document.getElementById("looked").textContent = `The token in row ${y + 1}, column ${x + 1} of ${side} x ${side} looks at what is orange, mean over heads; the deepest orange is its largest share, ${(100 * Math.max(...this.shares())).toFixed(0)}%.`;
+      document.getElementById("looked").textContent = `The token in row ${y + 1}, column ${x + 1} of ${height} x ${width} looks at what is orange, mean over heads; the deepest orange is its largest share, ${(100 * Math.max(...this.shares())).toFixed(0)}%.`;
     });
   }
 
@@ -85,10 +86,10 @@ export class Inside {
     const { model, part } = this.page, shares = this.attention && this.shares(), most = shares && Math.max(...shares);
     if (!this.tokens) return;
     [...part("inside", "maps").querySelectorAll("canvas")].forEach((canvas, scale) => {
-      const context = canvas.getContext("2d"), side = model().scales[scale], cell = CELLS / side, first = this.start(scale);
-      context.clearRect(0, 0, CELLS, CELLS);
-      for (let token = 0; token < side * side; token += 1) {
-        const code = this.tokens[first + token], [x, y] = [(token % side) * cell, Math.floor(token / side) * cell];
+      const context = canvas.getContext("2d"), [height, width] = model().scales[scale], cell = CELLS / Math.max(height, width), first = this.start(scale);
+      context.clearRect(0, 0, canvas.width, canvas.height);
+      for (let token = 0; token < height * width; token += 1) {
+        const code = this.tokens[first + token], [x, y] = [(token % width) * cell, Math.floor(token / width) * cell];
         context.fillStyle = shares ? `rgba(224, 142, 43, ${shares[first + token] / most})` : `hsl(${(code * 137.508) % 360} 45% ${48 + (code % 5) * 5}%)`;
         context.fillRect(x, y, cell - 1, cell - 1);
         if (first + token !== this.query) continue;

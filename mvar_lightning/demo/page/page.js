@@ -88,14 +88,14 @@ function show(panel) {
   let table = null;
   const cell = (row, scale, image) => {
     if (!table) {
-      const head = element("tr", {}, ...sides.map((side) => element("th", { textContent: `${side} x ${side}` })));
+      const head = element("tr", {}, ...sides.map((shape) => element("th", { textContent: shape.join(" x ") })));
       table = element("table", {}, head);
       strip.append(table);
     }
     while (table.rows.length <= row + 1) {
       table.append(element("tr", {}, ...sides.map(() => element("td", {}, element("img", { alt: "" })))));
     }
-    Object.assign(table.rows[row + 1].cells[scale].firstChild, { src: source(image), alt: `After ${sides[scale]} x ${sides[scale]}` });
+    Object.assign(table.rows[row + 1].cells[scale].firstChild, { src: source(image), alt: `After ${sides[scale].join(" x ")}` });
   };
   const put = (index, image, caption) => {
     while (images.children.length <= index) images.append(element("figure", {}, element("img", { alt: "" }), element("figcaption")));
@@ -193,7 +193,7 @@ async function upload(file) {
   });
   const event = await response.json();
   if (event.event === "error") throw new Error(event.message);
-  say(`${file.name}: its middle square at ${model().size} x ${model().size} pixels.`);
+  say(`${file.name}: its middle at ${model().size.join(" x ")} pixels.`);
   return event.image;
 }
 
@@ -246,7 +246,7 @@ for (const name of Object.keys(WORDS)) $(`tab-${name}`).onclick = () => choose(n
 
 function described() {
   const it = model();
-  $("about").textContent = `${it.size} x ${it.size} pixels, scales ${it.scales.join(" ")}, ${(it.parameters / 1e6).toFixed(1)}M parameters, ${it.attention}`;
+  $("about").textContent = `${it.size.join(" x ")} pixels, scales ${it.scales.map(([height, width]) => (height === width ? height : `${height}x${width}`)).join(" ")}, ${(it.parameters / 1e6).toFixed(1)}M parameters, ${it.attention}`;
   $("classes").replaceChildren(...Array.from({ length: it.num_classes }, (_, index) => element("option", { value: index, textContent: it.classes[index] ?? `class ${index}` })), element("option", { value: "none" }));
   form.grow.checked = it.grow;
   inside.reset();

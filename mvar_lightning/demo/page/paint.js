@@ -1,4 +1,5 @@
 // A picture under a mask that is drawn by pointer. Both are kept at the canvas' size and given away at the picture's.
+const SIDE = 320;
 const TINT = "rgba(224, 56, 41, 0.6)";
 
 export class Painter {
@@ -21,6 +22,8 @@ export class Painter {
     image.src = url;
     await image.decode();
     Object.assign(this, { image, size });
+    const [height, width] = size, scale = SIDE / Math.max(height, width);
+    for (const each of [this.canvas, this.drawn]) Object.assign(each, { height: Math.round(height * scale), width: Math.round(width * scale) });
     this.clear();
   }
 
@@ -71,20 +74,20 @@ export class Painter {
   // PNG in base64, at the picture's size
 
   picture() {
-    return this.made((context, size) => context.drawImage(this.image, 0, 0, size, size));
+    return this.made((context, width, height) => context.drawImage(this.image, 0, 0, width, height));
   }
 
   mask() {
-    return this.made((context, size) => {
+    return this.made((context, width, height) => {
       context.fillStyle = "black";
-      context.fillRect(0, 0, size, size);
-      context.drawImage(this.drawn, 0, 0, size, size);
+      context.fillRect(0, 0, width, height);
+      context.drawImage(this.drawn, 0, 0, width, height);
     });
   }
 
   made(draw) {
-    const canvas = Object.assign(document.createElement("canvas"), { width: this.size, height: this.size });
-    draw(canvas.getContext("2d"), this.size);
+    const canvas = Object.assign(document.createElement("canvas"), { height: this.size[0], width: this.size[1] });
+    draw(canvas.getContext("2d"), canvas.width, canvas.height);
     return canvas.toDataURL("image/png").split(",")[1];
   }
 }

@@ -6,11 +6,11 @@ For scale k and every scale j <= k, the mean over images and positions of
 
 with x_j the input features of scale j (the transformer's input stream there), r_k = y_k - x_k the residual feature that
 the blocks have added at scale k (y_k: output of the last block), `up` the nearest-neighbor enlargement of a map to the
-side of scale k, and mean(.) the mean over all positions and images: features share a large common direction (the class,
+size of scale k, and mean(.) the mean over all positions and images: features share a large common direction (the class,
 the level embedding), and without its removal every pair looks aligned. The figure shows sign(s) * sqrt(|s|).
 The paper also projects both features; its projection is not published, so none is used here.
 
-B batch, l tokens of one scale, C width, s side of a map, K scales.
+B batch, l tokens of one scale, C width, K scales.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mvar_lightning.errors import UserError
-from mvar_lightning.pyramid import ScalePyramid
+from mvar_lightning.pyramid import ScalePyramid, Size
 from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.tools.compute import evaluating
 from mvar_lightning.tools.ranks import ALONE, Ranks
@@ -37,7 +37,7 @@ class Alignment:
     """``rfa_KK[k, j]`` in [-1, 1] for j <= k, NaN elsewhere."""
 
     images: int
-    sides: tuple[int, ...]
+    sides: tuple[Size, ...]
     rfa_KK: Tensor
 
     @property
@@ -92,9 +92,11 @@ def alignment_of(x_BLC: Tensor, residual_BLC: Tensor, pyramid: ScalePyramid) -> 
     residuals = [_centered(part) for part in pyramid.split(residual_BLC)]
     for k in range(scales):
         for j in range(k + 1):
-            side, larger = pyramid.sides[j], pyramid.sides[k]
-            index = torch.arange(larger, device=x_BLC.device) * side // larger  # nearest neighbor
-            x_BlC = inputs[j].unflatten(1, (side, side))[:, index][:, :, index].flatten(1, 2)
+            rows, columns = (  # nearest neighbor
+                torch.arange(larger, device=x_BLC.device) * side // larger
+                for side, larger in zip(pyramid.shapes[j], pyramid.shapes[k], strict=True)
+            )
+            x_BlC = inputs[j].unflatten(1, pyramid.shapes[j])[:, rows][:, :, columns].flatten(1, 2)
             rfa_KK[k, j] = F.cosine_similarity(residuals[k], x_BlC, dim=-1).mean()
     return rfa_KK
 

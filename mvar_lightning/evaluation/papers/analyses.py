@@ -196,7 +196,8 @@ class _Work:
                 "``features`` none)"
             )
         cutting = (request.resize_ratio, request.crop)
-        data = open_data(path, self.tokenizer.image_size, "val", request.batch_size, *cutting)
+        channels = self.tokenizer.image_channels
+        data = open_data(path, self.tokenizer.image_size, "val", request.batch_size, *cutting, channels=channels)
         if data.num_classes != self.model.num_classes:
             raise UserError(
                 f"``data`` {path}: has {data.num_classes} classes, the model {self.model.num_classes}; "

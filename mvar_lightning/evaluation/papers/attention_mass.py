@@ -21,6 +21,7 @@ from mvar_lightning.attention import AttentionBackend
 from mvar_lightning.attention.plan import ScaleRead
 from mvar_lightning.attention.strategies import neighborhood_mask
 from mvar_lightning.errors import UserError
+from mvar_lightning.pyramid import Size
 from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.tools.compute import evaluating
 from mvar_lightning.tools.ranks import ALONE, Ranks
@@ -35,11 +36,12 @@ class AttentionMass:
 
     ``on_scale[b, k, j]`` is the share of block b's softmax that queries of scale k spend on keys of scale j; a row
     sums to 1. ``within[b, k, n]`` is the share of the mass on the query's own block inside a window of ``kernels[n]``,
-    NaN where the map is smaller than that; ``even[k, n]`` is what an even spread over what is visible would have there.
+    NaN where the map is smaller than that in height and width; ``even[k, n]`` is what an even spread over what is
+    visible would have there.
     """
 
     images: int
-    sides: tuple[int, ...]
+    sides: tuple[Size, ...]
     kernels: tuple[int, ...]
     on_scale: Tensor
     within: Tensor
@@ -104,10 +106,10 @@ def attention_mass(
 def _even(read: ScaleRead, kernel: int) -> float:
     """Share of a window in an even spread over the visible part of the own block, mean over queries; NaN if it does
     not fit into the map."""
-    if kernel > read.side:
+    if kernel > max(read.shape):
         return float("nan")
-    visible_ll = neighborhood_mask(read.side, read.kernel_size or read.side)
-    inside_ll = visible_ll & neighborhood_mask(read.side, kernel)
+    visible_ll = neighborhood_mask(read.shape, read.kernel_size or max(read.shape))
+    inside_ll = visible_ll & neighborhood_mask(read.shape, kernel)
     return float((inside_ll.sum(dim=1) / visible_ll.sum(dim=1)).mean())
 
 
@@ -123,7 +125,7 @@ class _Sums:
         self.on_scale = torch.zeros(model.depth, scales, scales, dtype=torch.float64)
         self.within = torch.full((model.depth, scales, len(kernels)), torch.nan, dtype=torch.float64)
         for number, kernel in enumerate(kernels):
-            fits = [scale for scale, side in enumerate(model.pyramid.sides) if kernel <= side]
+            fits = [scale for scale, shape in enumerate(model.pyramid.shapes) if kernel <= max(shape)]
             self.within[:, fits, number] = 0.0
 
     def add(self, block: int, read: ScaleRead, scores_BHlS: Tensor) -> None:
@@ -138,8 +140,8 @@ class _Sums:
             self.on_scale[block, scale, key] += part_BlS.sum(dim=2).mean(dim=1).sum()
         # heads were averaged after each head's mass on the block was made 1, so each counts alike
         for number, kernel in enumerate(self.kernels):
-            if kernel <= read.side:
-                inside_Bl = (own_Bll * neighborhood_mask(read.side, kernel)).sum(dim=2)
+            if kernel <= max(read.shape):
+                inside_Bl = (own_Bll * neighborhood_mask(read.shape, kernel)).sum(dim=2)
                 self.within[block, scale, number] += inside_Bl.mean(dim=1).sum()
 
 
@@ -203,7 +205,7 @@ class _Watcher(AttentionBackend):
 def _scores(read: ScaleRead, q_BHlD: Tensor, k_BHSD: Tensor, softmax_scale: float) -> Tensor:
     scores_BHlS = q_BHlD @ k_BHSD.transpose(-1, -2) * softmax_scale
     if read.kernel_size is not None:
-        visible_lS = neighborhood_mask(read.side, read.kernel_size).to(scores_BHlS.device)
+        visible_lS = neighborhood_mask(read.shape, read.kernel_size).to(scores_BHlS.device)
         scores_BHlS = scores_BHlS.masked_fill(~visible_lS, -torch.inf)
     return scores_BHlS
 

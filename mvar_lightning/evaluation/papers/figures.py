@@ -13,6 +13,7 @@ from torch import Tensor
 from mvar_lightning.evaluation.papers.alignment import Alignment
 from mvar_lightning.evaluation.papers.attention_mass import AttentionMass
 from mvar_lightning.evaluation.papers.perturbation import Damage
+from mvar_lightning.pyramid import Size, height_width, short, times
 from mvar_lightning.tools.console import table_of
 from mvar_lightning.tools.drawing import labeled_rows, to_image
 from mvar_lightning.tools.plots import COLORS, MARKERS, figure_of, text_color
@@ -23,7 +24,7 @@ from mvar_lightning.tools.plots import COLORS, MARKERS, figure_of, text_color
 def attention_markdown(mass: AttentionMass) -> str:
     """Means over blocks: mass on each scale, the same against an even spread, and inside windows of the own block."""
     on_scale, within = mass.on_scale.mean(dim=0), mass.within.mean(dim=0)
-    names = [f"{side}x{side}" for side in mass.sides]
+    names = [times(side, "x") for side in mass.sides]
     first = table_of(["query scale", *names], _rows(names, on_scale.masked_fill(on_scale == 0, math.nan), ".1%"))
     second = table_of(["query scale", *names], _rows(names, _over_even(mass), ".2f"))
     fitting = _fitting(mass)
@@ -45,7 +46,12 @@ def _rows(names: Sequence[str], values: Tensor, form: str) -> list[list[str]]:
 
 def _fitting(mass: AttentionMass) -> list[int]:
     """Numbers of the windows that fit into some map."""
-    return [number for number, kernel in enumerate(mass.kernels) if kernel <= max(mass.sides)]
+    return [number for number, kernel in enumerate(mass.kernels) if kernel <= max(map(_longer, mass.sides))]
+
+
+def _longer(size: Size) -> int:
+    """The longer side of a map: windows up to it show something new."""
+    return max(height_width(size))
 
 
 def _over_even(mass: AttentionMass) -> Tensor:
@@ -54,7 +60,8 @@ def _over_even(mass: AttentionMass) -> Tensor:
     Under a neighborhood the own scale has fewer visible tokens than its map; the map is counted all the same.
     """
     on_scale_KK = mass.on_scale.mean(dim=0)
-    tokens_KK = torch.tensor([float(side * side) for side in mass.sides]).expand(len(mass.sides), -1)
+    tokens_K = torch.tensor([float(math.prod(height_width(side))) for side in mass.sides])
+    tokens_KK = tokens_K.expand(len(mass.sides), -1)
     seen_KK = tokens_KK * (on_scale_KK > 0)
     return on_scale_KK / (seen_KK / seen_KK.sum(dim=1, keepdim=True)).masked_fill(seen_KK == 0, math.nan)
 
@@ -78,10 +85,10 @@ def draw_within(mass: AttentionMass, path: Path) -> None:
     An even spread is dotted, for comparison, up to the window that holds all that is visible. Lines differ by marker
     and not by style, for that reason.
     """
-    shown = [scale for scale, side in enumerate(mass.sides) if side > 2][-6:]
+    shown = [scale for scale, side in enumerate(mass.sides) if _longer(side) > 2][-6:]
     with figure_of(path, 1, 2, width=6.4, height=2.7) as (left, right):
         for number, scale in enumerate(shown):
-            name, color = f"{mass.sides[scale]}x{mass.sides[scale]}", COLORS[number % len(COLORS)]
+            name, color = times(mass.sides[scale], "x"), COLORS[number % len(COLORS)]
             marker = MARKERS[number % len(MARKERS)]
             _draw_windows(left, mass, mass.within[:, scale].mean(dim=0), scale, color, name, marker)
         blocks = len(mass.within)
@@ -89,7 +96,7 @@ def draw_within(mass: AttentionMass, path: Path) -> None:
             shade = str(round(0.75 * (1 - block / max(blocks - 1, 1)), 3))
             name = f"block {block + 1}" if block in (0, blocks - 1) else ""
             _draw_windows(right, mass, mass.within[block, -1], len(mass.sides) - 1, shade, name)
-        largest = f"{mass.sides[-1]}x{mass.sides[-1]}"
+        largest = times(mass.sides[-1], "x")
         left.set(title="each scale, mean over blocks", ylabel="attention inside the window, %")
         right.set(title=f"scale {largest}, each block")
         for axis in (left, right):
@@ -101,8 +108,7 @@ def draw_within(mass: AttentionMass, path: Path) -> None:
 def _draw_windows(
     axis: Any, mass: AttentionMass, within_N: Tensor, scale: int, color: str, name: str, marker: str = "o"
 ) -> None:
-    side = mass.sides[scale]
-    fits = [n for n, kernel in enumerate(mass.kernels) if kernel <= side]
+    fits = [n for n, kernel in enumerate(mass.kernels) if kernel <= _longer(mass.sides[scale])]
     kernels = [mass.kernels[n] for n in fits]
     axis.plot(kernels, [100 * float(within_N[n]) for n in fits], f"{marker}-", color=color, markersize=3,
               label=name or "_unnamed")  # fmt: skip
@@ -115,7 +121,7 @@ def _draw_windows(
 
 
 def alignment_markdown(found: Alignment) -> str:
-    names = [f"{side}x{side}" for side in found.sides]
+    names = [times(side, "x") for side in found.sides]
     table = table_of(["residual of scale", *names], _rows(names, found.signed_sqrt_KK, "+.2f"))
     return f"sign(s) sqrt(|s|) of RFA(k, j), columns: input scale j, {found.images} images:\n\n{table}"
 
@@ -129,12 +135,12 @@ def draw_alignment(found: Alignment, path: Path) -> None:
 
 
 def _draw_matrix(
-    axis: Any, values_KK: Tensor, sides: Sequence[int], title: str, colors: str, limits: tuple[float, float], form: str
+    axis: Any, values_KK: Tensor, sides: Sequence[Size], title: str, colors: str, limits: tuple[float, float], form: str
 ) -> None:
     """The lower half of a matrix over scales, each cell with its number."""
     count = len(sides)
     image = axis.imshow(values_KK.numpy(), cmap=colors, vmin=limits[0], vmax=limits[1])
-    names = [str(side) for side in sides]
+    names = list(map(short, sides))
     axis.set_xticks(range(count), names)
     axis.set_yticks(range(count), names)
     axis.set_title(title)
@@ -154,19 +160,19 @@ def _draw_matrix(
 # -- perturbation
 
 
-def perturbation_markdown(damages: Sequence[Damage], sides: Sequence[int], images: int, fid: str | None) -> str:
+def perturbation_markdown(damages: Sequence[Damage], sides: Sequence[Size], images: int, fid: str | None) -> str:
     kinds = [("MSE", "mse", ".5f"), ("L1", "l1", ".4f"), ("LPIPS", "lpips", ".4f"), (f"FID ({fid})", "fid", ".2f")]
     kinds = [kind for kind in kinds if getattr(damages[0], kind[1]) is not None]
     head = ["perturbed scale", *(heading for heading, _, _ in kinds)]
     rows = []
     for damage in damages:
-        name = "none" if damage.scale is None else f"{sides[damage.scale]}x{sides[damage.scale]}"
+        name = "none" if damage.scale is None else times(sides[damage.scale], "x")
         rows.append([name, *(format(getattr(damage, measure), form) for _, measure, form in kinds)])
     line = f"One random token of each of {images} images replaced at one scale, against the same images undisturbed:"
     return f"{line}\n\n{table_of(head, rows)}"
 
 
-def draw_damages(damages: Sequence[Damage], sides: Sequence[int], fid: str | None, path: Path) -> None:
+def draw_damages(damages: Sequence[Damage], sides: Sequence[Size], fid: str | None, path: Path) -> None:
     kinds = (("MSE", "mse"), ("L1", "l1"), ("LPIPS", "lpips"), (f"FID ({fid})", "fid"))
     panels: dict[str, list[float]] = {
         name: [getattr(damage, kind) or 0.0 for damage in damages[1:]]
@@ -176,7 +182,7 @@ def draw_damages(damages: Sequence[Damage], sides: Sequence[int], fid: str | Non
     with figure_of(path, 1, len(panels), width=2.4 * len(panels) + 0.4, height=2.3) as axes:
         for axis, (name, values) in zip(axes, panels.items(), strict=True):
             axis.plot(range(len(values)), values, "o-", color=COLORS[0], markersize=3.5)
-            axis.set_xticks(range(len(values)), [str(side) for side in sides])
+            axis.set_xticks(range(len(values)), list(map(short, sides)))
             axis.set(title=name, xlabel="side of the perturbed scale")
             if not name.startswith("FID") and min(values) > 0:
                 axis.set_yscale("log")  # each scale does a fraction of the damage of the one before
@@ -188,9 +194,9 @@ def draw_damages(damages: Sequence[Damage], sides: Sequence[int], fid: str | Non
                 axis.legend(loc="best", fontsize=6)  # where no line runs, however small the damage
 
 
-def draw_perturbed(pictures: Sequence[Tensor], sides: Sequence[int], path: Path) -> None:
+def draw_perturbed(pictures: Sequence[Tensor], sides: Sequence[Size], path: Path) -> None:
     """A row for each image: undisturbed, then perturbed at each scale."""
-    labels = ["undisturbed", *(f"{side} x {side}" for side in sides)]
+    labels = ["undisturbed", *map(times, sides)]
     image_RN3HW = torch.stack(list(pictures), dim=1)
     captions = [[""] * len(labels) for _ in image_RN3HW]
     to_image(labeled_rows(image_RN3HW, labels, captions)).save(path)

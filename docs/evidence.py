@@ -1,0 +1,70 @@
+"""Composes docs/evidence.md of what docs/evidence/ holds of the sweeps in recipes/evidence/: `make evidence-page`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import mean
+
+from members import KEPT, plan
+
+from mvar_lightning.runs.sweep import SweepRequest, read_sweep, run_sweep
+from mvar_lightning.tools.console import table_of
+
+COLUMNS = {"fid": 2, "kid": 2, "precision": 3, "recall": 3, "images_per_second": 1, "peak_memory_gib": 2}
+ROOT = Path(__file__).parents[1]
+INTRODUCTION = """# Evidence
+
+The papers' questions on Fashion-MNIST (70,000 gray images of 28 x 28, ten classes; `data/fashion`), equal budgets,
+three seeds. FID and KID are by the data set's own classifier (500 images against 10,000): compare them within a
+table alone. C_T is the data-copying test ([evaluation.md](evaluation.md)); far below 0 would mean copies.
+`make evidence-page` draws this page from `docs/evidence/`; `make evidence` first trains what is missing there.
+[analyses.md](analyses.md) says what the tables tell, and where that is not what was published.
+"""
+
+
+def section(sweep: Path) -> str:
+    """Question, source and command from the head of a sweep's file, then its table and pictures, if it was measured."""
+    head = [line.removeprefix("#").strip() for line in sweep.read_text().splitlines() if line.startswith("#")]
+    kept = ROOT / "docs" / "evidence" / sweep.stem
+    lines = [f"## {sweep.stem}", "", head[0], ""]
+    lines += [f"- {line}" if ":" in line.split("  ")[0] else f"  {line}" for line in head[1:]]
+    if not list(kept.glob("*-seed*.json")):
+        planned = read_sweep(sweep)
+        return "\n".join(
+            [*lines, "", f"Not measured yet: {len(planned.variants)} variants of {len(planned.seeds)} seeds.", ""]
+        )
+    run_sweep(SweepRequest(sweep, keep=kept, draw=True))
+    table = (kept / "sweep.md").read_text().rstrip()
+    pictures = [f"![{name} of {sweep.stem}](evidence/{sweep.stem}/{name}.png)" for name in ("sweep", "curves")]
+    return "\n".join([*lines, "", table, "", *pictures, ""])
+
+
+def members() -> str:
+    """The table of docs/members.yaml: means over the seeds, and their range."""
+    wanted = plan()
+    rows = []
+    for member, options in wanted["members"].items():
+        files = [KEPT / f"{member}-seed{seed}.json" for seed in wanted["seeds"]]
+        found = [json.loads(file.read_text()) for file in files if file.exists()]
+        if any(one["options"] != options for one in found):
+            raise SystemExit(f"{KEPT}/{member}-seed*.json: are of other options than docs/members.yaml; remove them")
+        cells = [_cell([one[name] for one in found], places) for name, places in COLUMNS.items()]
+        rows.append([member, f"`{options}`", *cells])
+    head = ["member", "options", "FID", "KID", "precision", "recall", "images/s", "peak memory, GiB"]
+    seeds = len(wanted["seeds"])
+    about = f"`{wanted['checkpoint']}`, {wanted['options']}; {seeds} sets of seeds: mean (lowest to highest)."
+    return "\n".join(["## members", "", about, "", table_of(head, rows), ""])
+
+
+def _cell(values: list[float], places: int) -> str:
+    if not values:
+        return "-"
+    low, middle, high = (f"{value:.{places}f}" for value in (min(values), mean(values), max(values)))
+    return f"{middle} ({low} to {high})"
+
+
+if __name__ == "__main__":
+    sweeps = sorted((ROOT / "recipes" / "evidence").glob("*.yaml"))
+    (ROOT / "docs" / "evidence.md").write_text("\n".join([INTRODUCTION, *map(section, sweeps), members()]))
+    print(f"docs/evidence.md: {len(sweeps)} tables")
