@@ -11,7 +11,7 @@ PORT ?= 6006
 CONSTRAINTS ?= constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install train sweep test test-fast test-gpu test-ship dist digits-model lint types format natten tensorboard bench figures evidence evidence-long evidence-page house clean
+.PHONY: help install train demo docs docs-serve sweep test test-fast test-gpu test-ship dist digits-model lint types format natten tensorboard bench figures evidence evidence-long evidence-page house clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -29,6 +29,15 @@ train: install  ## run a recipe from data to report (RECIPE=, DATA=, ARGS="--mod
 
 sweep: install  ## train the variants of a recipe and tabulate them (SWEEP=, ARGS=, FRESH=1)
 	$(BIN)/mvar sweep $(SWEEP) $(if $(FRESH),--fresh) $(ARGS)
+
+demo: install  ## a page on this machine: sample, edit, compare, look inside (ARGS="CHECKPOINT ... --port 7860")
+	$(BIN)/mvar demo $(ARGS)
+
+docs: install  ## build the site into build/site/html; any warning is an error
+	$(BIN)/python docs/site/build.py
+
+docs-serve: docs  ## build the site and open it at 127.0.0.1 (PORT=6006)
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory build/site/html $(PORT)
 
 # Tests are many and small: one thread in each of two processes beats two threads in one. Each process begins with its
 # half in order, so that what a file prepares for its tests is prepared once; whoever is done first takes of the other's.
@@ -77,6 +86,7 @@ bench: install  ## time attention per scale against attention with a mask; anoth
 
 figures: install  ## draw the pictures of the docs
 	$(BIN)/python docs/figures.py
+	$(BIN)/python docs/diagrams.py
 
 # One sweep a table. What has been measured lies in docs/evidence/, committed: it is not trained again, and the page is
 # drawn from it without runs/. A sweep is one process of one thread, two at a time.

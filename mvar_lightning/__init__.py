@@ -1,5 +1,24 @@
 """mvar_lightning: train and study next-scale (visual autoregressive) image models.
 
+A tour, on the trained model of handwritten digits that ships:
+
+    >>> from mvar_lightning import edit, generate, load, show
+    >>> model, tokenizer = load("digits")                     # or a run's folder, or a checkpoint
+    >>> made = generate(model, tokenizer, 3, seeds=range(8))  # eight images of class 3, and their tokens
+    >>> show(made.images).save("threes.png")                  # in a notebook, made shows itself
+    >>> after = tokenizer.progressive(made.tokens)            # the images after each scale, in [-1, 1]
+
+To go on:
+
+- an image becomes tokens and back: `MultiScaleTokenizer` (encode, decode, progressive), `ScalePyramid`
+- tokens become logits: `NextScaleTransformer`, chosen on its axes:
+  who sees whom `AttentionStrategy` (`FullAttention`, `AdjacentAttention`, `SlidingWindowAttention`,
+  `SpatialAttention`), what is remembered `History`, which block `BlockDesign`
+- training under Lightning: `TokenizerModule`, `VARModule`, `MVARModule`, `MarkovVARModule`, with
+  `ShardsDataModule`; what is minimized: `Objective`
+- parts of images painted anew: `edit`; fewer bits: `quantize`; released weights: `import_official`
+- all jobs of the command `mvar`: docs/python.md. A user's mistake is a `UserError` of one line.
+
 Public names load on first use (PEP 562), so that `mvar --help` need not import torch.
 """
 
@@ -15,7 +34,7 @@ __version__ = "0.2.0"
 _ROOMS = {
     "mvar_lightning.errors": ("UserError",),
     "mvar_lightning.pyramid": ("ScalePyramid",),
-    "mvar_lightning.tools.drawing": ("normalize",),
+    "mvar_lightning.tools.drawing": ("normalize", "show", "to_pil"),
     "mvar_lightning.attention": (
         "AdjacentAttention",
         "AttentionStrategy",

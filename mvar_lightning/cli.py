@@ -20,6 +20,7 @@ from mvar_lightning import __version__
 from mvar_lightning.commands import (
     analyze,
     checkpoints,
+    demo,
     edit,
     evaluate,
     fetch,
@@ -42,6 +43,7 @@ COMMANDS = (
     listing,
     sample,
     edit,
+    demo,
     evaluate,
     analyze,
     reconstruct,

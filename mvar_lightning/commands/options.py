@@ -10,7 +10,7 @@ from mvar_lightning.errors import UserError
 
 if TYPE_CHECKING:
     from mvar_lightning.attention import CachePolicy
-    from mvar_lightning.sampling import GuidanceSchedule, SamplingSettings, Selector
+    from mvar_lightning.sampling import SamplingSettings, Selector
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
@@ -137,13 +137,10 @@ def source_of(args: argparse.Namespace) -> Source:
 
 def settings_of(args: argparse.Namespace) -> SamplingSettings:
     """How tokens are chosen. Raises `UserError` for values out of range."""
-    from mvar_lightning.sampling import ConstantGuidance, CutoffGuidance, LinearGuidance, SamplingSettings
+    from mvar_lightning.sampling import SamplingSettings
+    from mvar_lightning.sampling.guidance import named_schedule
 
-    linear = args.guidance == "linear"
-    schedule: GuidanceSchedule = (LinearGuidance if linear else ConstantGuidance)(args.cfg)
-    if args.guided_scales is not None:
-        first, last = args.guided_scales
-        schedule = CutoffGuidance(args.cfg, first, last, linear)
+    schedule = named_schedule(args.cfg, args.guidance, args.guided_scales)
     filters = args.top_k or None, args.top_p, args.temperature
     policy, selector = cache_policy_of(args), selector_of(args)
     return SamplingSettings(schedule, *filters, args.more_smooth, policy, selector)

@@ -20,6 +20,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--count", type=int, metavar="N", help="images of each class (16; 1 where 16 are chosen)")
     parser.add_argument("--out", default="samples", metavar="FOLDER", help="what is there already is kept (samples)")
     parser.add_argument("--format", default="png", choices=("png", "npz"), help="npz: also one file for the evaluator")
+    words = "also the first images after each scale, as one moving picture: coarse_to_fine.gif or .webp"
+    parser.add_argument("--strips", nargs="?", const="gif", choices=("gif", "webp"), help=words)
     parser.add_argument("--batch-size", type=int, default=16, help="images at a time on each device (16)")
     words = "compile the blocks: the first batch is slow, the others are faster"
     parser.add_argument("--compile", action="store_true", help=words)
@@ -46,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
         "compiled": args.compile,
         "npz": args.format == "npz",
     }
-    sampled = sample_images(SampleRequest(source, **chosen))
+    request = SampleRequest(source, **chosen)
+    sampled = sample_images(request)
     if sampled is None:  # not the first process
         return 0
     print(f"{sampled.folder}: {len(sampled.files)} images, {sampled.made}")
@@ -55,4 +58,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"grid: {sampled.grid}")
     if sampled.npz is not None:
         print(f"npz: {sampled.npz}")
+    if args.strips is not None:
+        from mvar_lightning.sampling.animation import animate
+
+        print(f"strips: {animate(request, args.strips)}")
     return 0

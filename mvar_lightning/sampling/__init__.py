@@ -2,8 +2,9 @@
 
 from mvar_lightning.sampling.draws import ImageNoise, filter_logits, sample_tokens
 from mvar_lightning.sampling.editing import edit, inpaint_mask, outpaint_mask
+from mvar_lightning.sampling.generated import Generated
 from mvar_lightning.sampling.guidance import ConstantGuidance, CutoffGuidance, GuidanceSchedule, LinearGuidance
-from mvar_lightning.sampling.sampler import Generated, SamplingSettings, generate, sample_pyramid
+from mvar_lightning.sampling.sampler import SamplingSettings, generate, sample_pyramid
 from mvar_lightning.sampling.scorer import Scorer, load_scorer, save_scorer
 from mvar_lightning.sampling.selectors import BestOfScales, Drawn, MostLikely, Selector
 

@@ -24,10 +24,11 @@ from mvar_lightning.errors import UserError, check_counts, check_kind
 from mvar_lightning.pyramid import ScalePyramid, Size, height_width, times
 from mvar_lightning.sampling.class_choice import class_indices, class_names, owner_of
 from mvar_lightning.sampling.draws import ImageNoise, check_seeds, listed
+from mvar_lightning.sampling.generated import Generated
 from mvar_lightning.sampling.guidance import GuidanceSchedule, as_schedule
 from mvar_lightning.sampling.jobs import list_jobs
 from mvar_lightning.sampling.sampler import (
-    Generated,
+    Replace,
     SamplingSettings,
     check_finite,
     check_labels,
@@ -67,6 +68,7 @@ def edit(
     more_smooth: bool = False,
     decode_chunk: int | None = None,
     cache_policy: CachePolicy | None = None,
+    replace: Replace | None = None,
     selector: Selector | None = None,
 ) -> Generated:
     """Paint parts of images anew.
@@ -77,8 +79,8 @@ def edit(
         mask_BHW: what the model paints: 1 or True there, 0 or False where the image stays; one for all images (H, W)
             or one for each (B, H, W); of the image's size, or of the last token map's.
         label_B: what to paint; -1 ("no class") in-paints, another class edits towards it.
-        cfg, top_k, top_p, seeds, temperature, more_smooth, decode_chunk, cache_policy, selector: as for `generate`;
-            maps are judged with the image's tokens in them.
+        cfg, top_k, top_p, seeds, temperature, more_smooth, decode_chunk, cache_policy, replace, selector: as for
+            `generate`; maps are judged with the image's tokens in them.
 
     Returns:
         Images and tokens as of `generate`. Where the mask is 0 the tokens are the image's; pixels near the border of
@@ -105,11 +107,12 @@ def edit(
         given = tokenizer.pyramid.split(tokenizer.encode(image_B3HW.to(label_B.device)).expand(images, -1))
 
         def keep(scale: int, idx_Bl: Tensor, codes_BlZ: Tensor) -> tuple[Tensor, Tensor]:
-            """Put the image's tokens where the mask says so."""
+            """Put the image's tokens where the mask says so; a selector judges maps with them."""
             keep_Bl = keep_at(scale, keep_BHW, tokenizer.pyramid)
             given_codes_BlZ = tokenizer.quantizer.lookup(given[scale])
             codes_BlZ = torch.where(keep_Bl[..., None], given_codes_BlZ, codes_BlZ.to(given_codes_BlZ.dtype))
-            return torch.where(keep_Bl, given[scale], idx_Bl), codes_BlZ
+            idx_Bl = torch.where(keep_Bl, given[scale], idx_Bl)
+            return (idx_Bl, codes_BlZ) if replace is None else replace(scale, idx_Bl, codes_BlZ)
 
         f_hat_BZhw, idx_BL = sample_pyramid(stages, tokenizer, label_B, settings, noise, keep)
         result_B3HW = decode_in_chunks(tokenizer, f_hat_BZhw, decode_chunk)
@@ -301,13 +304,22 @@ def read_mask(request: EditRequest, picture: Image.Image, tokenizer: MultiScaleT
         mask = Image.fromarray(inside.byte().mul(255).numpy()).convert("RGB")
     else:
         raise UserError("nothing to paint: give ``mask`` or ``box``")
+    return as_mask(mask, tokenizer, request.outpaint, "mask " + request.mask if request.mask else "box")
+
+
+def as_mask(mask: Image.Image, tokenizer: MultiScaleTokenizer, outpaint: bool = False, what: str = "mask") -> Tensor:
+    """A picture, white where it is painted, as a mask (H, W) in [0, 1] of its middle at the tokenizer's size.
+
+    Raises:
+        UserError: it paints no token; ``what`` says what it came from.
+    """
     mask_HW = to_window(mask, tokenizer.image_size).add(1).div(2).clamp(0, 1).mean(dim=(0, 1))
-    if request.outpaint:
+    if outpaint:
         mask_HW = 1 - mask_HW
     if kept(mask_HW, tokenizer).all():
         part = "middle square" if isinstance(tokenizer.image_size, int) else "middle"
         raise UserError(
-            f"{'mask ' + request.mask if request.mask else 'box'}: paints no token of the picture's {part} "
+            f"{what}: paints no token of the picture's {part} "
             f"({times(tokenizer.pyramid.last_side)} tokens); make the painted part larger"
         )
     return mask_HW

@@ -93,6 +93,19 @@ def as_schedule(cfg: float | GuidanceSchedule | None) -> GuidanceSchedule:
     return LinearGuidance(cfg or 0.0)
 
 
+def named_schedule(cfg: float, guidance: str = "linear", scales: tuple[int, int] | None = None) -> GuidanceSchedule:
+    """The schedule that commands and the page name: ``linear`` or ``constant``, perhaps of a range of scales alone.
+
+    Raises:
+        UserError: another name, a strength below 0, or scales that do not follow each other.
+    """
+    if guidance not in ("linear", "constant"):
+        raise UserError(f"``guidance`` {guidance}: choose linear or constant")
+    if scales is not None:
+        return CutoffGuidance(cfg, *scales, guidance == "linear")
+    return (LinearGuidance if guidance == "linear" else ConstantGuidance)(cfg)
+
+
 def unconditional_scales(strengths: list[float], crosses_scales: bool) -> range:
     """The scales at which the unconditional rows are run.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from mvar_lightning.attention import CachePolicy
 from mvar_lightning.errors import UserError, check_kind
 from mvar_lightning.sampling.draws import ImageNoise, check_filters, check_seeds, filter_logits, listed, sample_tokens
+from mvar_lightning.sampling.generated import Generated
 from mvar_lightning.sampling.guidance import GuidanceSchedule, LinearGuidance, as_schedule
 from mvar_lightning.sampling.refinement import Filters, InPasses, Refining
 from mvar_lightning.sampling.selectors import Selection, Selector
@@ -87,13 +88,6 @@ class SamplingSettings:
         return {"cfg": settings.pop("guidance"), **settings}
 
 
-class Generated(NamedTuple):
-    """Images (B, 3, H, W), float32 in [0, 1], and their tokens, int64 (B, L), coarse to fine."""
-
-    images: Tensor
-    tokens: Tensor
-
-
 @torch.no_grad()
 def generate(
     model: Drawers | Stages,
@@ -108,6 +102,7 @@ def generate(
     more_smooth: bool = False,
     decode_chunk: int | None = None,
     cache_policy: CachePolicy | None = None,
+    replace: Replace | None = None,
     selector: Selector | None = None,
     refinement: InPasses | None = None,
 ) -> Generated:
@@ -131,6 +126,7 @@ def generate(
         decode_chunk: images decoded at a time; None is about 260,000 pixels.
         cache_policy: which keys and values are kept from scale to scale, where the model keeps any: all (`KeepAll`), or
             `ScaleKV`, an approximation in a fraction of the memory.
+        replace: look at what was drawn at each scale, or exchange it, before it is used (`sample_pyramid`).
         selector: of several maps drawn for a scale, which one goes on, such as ``MostLikely(4)``; None draws one.
         refinement: draws some maps' least probable tokens anew, knowing the others (`InPasses`).
 
@@ -146,7 +142,7 @@ def generate(
     label_B = check_labels(repeated(label_B, len(listed(seeds) or [0])), stages.first)
     noise = ImageNoise(check_seeds(seeds, len(label_B)), stages.pyramid, label_B.device)
     with evaluating(*stages.models, tokenizer, *(() if refinement is None else (refinement.refinement,))):
-        f_hat_BZhw, idx_BL = sample_pyramid(stages, tokenizer, label_B, settings, noise, refinement=refinement)
+        f_hat_BZhw, idx_BL = sample_pyramid(stages, tokenizer, label_B, settings, noise, replace, refinement=refinement)
         images_B3HW = decode_in_chunks(tokenizer, f_hat_BZhw, decode_chunk)
     check_finite(torch.isfinite(images_B3HW).all(), "pixels", "tokenizer")
     if not return_tokens:  # stacklevel: the line that called, past the wrapper of no_grad

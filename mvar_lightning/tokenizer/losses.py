@@ -84,7 +84,7 @@ class EntropyLoss(LossPart):
     Each token becomes sure of its code, and all codes come into use, as in MaskGIT-like tokenizers after Jansen et al.
     2020 and Yu et al. 2023 (arXiv 2310.05737, equation 5). A token's soft assignment is a softmax over the codes of -
     distance^2 / temperature. Distances are measured as the quantizer measures them and in units of a scale's mean
-    |row|^2 + |code|^2, so one temperature fits all scales.
+    ``|row|^2 + |code|^2``, so one temperature fits all scales.
 
     The entropy of a mean depends on the batch it is taken over: validation losses compare at one batch size for each
     process and one number of processes.

@@ -139,6 +139,46 @@ def to_image(picture_3HW: Tensor) -> Image.Image:
     return Image.fromarray(levels_HWx.contiguous().numpy(), mode=MODES[channels])
 
 
+def to_pil(images: Tensor | Sequence[Tensor]) -> list[Image.Image]:
+    """Each of several images as a PIL image.
+
+    Args:
+        images: (B, 3, H, W) or one (3, H, W), floats in [0, 1] as `generate` gives them, or as batches hold them.
+
+    Raises:
+        UserError: another shape, or values that are not in [0, 1].
+    """
+    return [to_image(image_3HW) for image_3HW in _given(images)]
+
+
+def show(images: Tensor | Sequence[Tensor], columns: int = 8) -> Image.Image:
+    """Several images in one picture, small ones enlarged: what a notebook displays.
+
+    Args:
+        images: as of `to_pil`.
+        columns: in a row, at most.
+
+    Raises:
+        UserError: as `to_pil`, or no images.
+    """
+    image_B3HW = _given(images)
+    if not len(image_B3HW):
+        raise UserError("images: there are none to show")
+    return to_image(make_grid(enlarge(as_rgb(image_B3HW)), columns=min(columns, len(image_B3HW))))
+
+
+def _given(images: Tensor | Sequence[Tensor]) -> Tensor:
+    images = torch.stack([*images]) if not isinstance(images, Tensor) else images
+    image_B3HW = images[None] if images.ndim == 3 else images
+    if image_B3HW.ndim != 4 or image_B3HW.shape[1] not in MODES:
+        raise UserError(f"images of shape {tuple(images.shape)}: give (B, 3, H, W) or (3, H, W), or 1 or 4 for the 3")
+    if image_B3HW.dtype in LEVELS:
+        return to_unit(image_B3HW)
+    if image_B3HW.numel() and not -1e-3 <= float(image_B3HW.min()) <= float(image_B3HW.max()) <= 1.001:
+        raise UserError("images: some values are not in [0, 1]; for pixels in [-1, 1] give image / 2 + 0.5")
+    return image_B3HW
+
+
 def from_image(image: Image.Image) -> Tensor:
     """A PIL image to (3, H, W) in [0, 1]."""
     levels = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)

@@ -56,9 +56,8 @@ class TokenizerModule(L.LightningModule):
     steps itself (see ``manual_steps``), with or without a discriminator; ``global_step`` counts the tokenizer's.
 
     Args:
-        scales, vocab_size, code_dim, channels, channel_multipliers, num_res_blocks, phi_layers, phi_ratio, beta,
-            codebook_std, norm_groups, codes, image_channels: the tokenizer's (see ``MultiScaleTokenizer``). A recipe
-            takes the last from its data.
+        scales: the tokenizer's, as are all arguments up to ``codes`` (see ``MultiScaleTokenizer``).
+        image_channels: the tokenizer's, which a recipe takes from its data.
         losses: parts of the loss; null for L1, L2 and the quantizer's with weight 1 and `EntropyLoss` with 0.1. List
             them without the last for VAR's plain form.
         lr: peak learning rate of AdamW.

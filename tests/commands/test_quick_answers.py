@@ -58,7 +58,7 @@ def loaded(arguments: list[str], names: tuple[str, ...] = ()) -> tuple[int, int,
 def test_help_is_light(arguments: list[str]) -> None:
     status, modules, found, _ = loaded(arguments, ("torch", "numpy", "yaml", "rich"))
     assert status == 0 and modules < LIGHT and not found
-    assert len(COMMANDS) == 13
+    assert len(COMMANDS) == 14
 
 
 @pytest.mark.parametrize(

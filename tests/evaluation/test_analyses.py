@@ -114,7 +114,7 @@ def test_each_head_counts_alike_in_windows_however_little_it_spends_on_its_own_b
     model = NextScaleTransformer([1, 2], attention=FullAttention(), vocab_size=16, code_dim=8, num_classes=3, depth=1,
                                  width=32, heads=2)  # fmt: skip
     sums = _Sums(model, (1,))
-    watcher = _Watcher(model.blocks[0].attention.backend, 0, sums)
+    watcher = _Watcher(model.blocks[0].attention.backend, 0, sums.add)
     scores_HlS = torch.zeros(2, 5, 5)
     scores_HlS[0] = math.log(3) * torch.eye(5)  # of the four tokens of its map, half on itself: 3 / (3 + 1 + 1 + 1)
     scores_HlS[0, 1:, 0] = 200.0  # and all but nothing on its map

@@ -44,6 +44,7 @@ def test_what_is_in_the_wheel(wheel: Path) -> None:
         f"mvar_lightning/models/digits/{name}" for name in ("model.safetensors", "tokenizer.safetensors", "config.json")
     }
     others = {"mvar_lightning/py.typed", "mvar_lightning/checkpoints/imagenet_classes.txt"}
+    others |= {file.relative_to(ROOT).as_posix() for file in (ROOT / "mvar_lightning" / "demo" / "page").iterdir()}
     assert names == clone | recipes | model | others
     assert wheel.stat().st_size < MEGABYTES * 1e6
 

@@ -9,7 +9,7 @@ B batch, H heads, l tokens of one scale, S tokens of its keys, D head dim, K sca
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -93,7 +93,7 @@ def attention_mass(
         model(tokenizer.teacher_input(tokenizer.encode(image_B3HW)), label_B)
         return len(image_B3HW), sums.on_scale, sums.within, sums.breadth
 
-    with evaluating(model, tokenizer), _watched(model, sums):
+    with evaluating(model, tokenizer), _watched(model, sums.add):
         for count, on_scale, within, breadth in ranks.each(measured, batches):
             images += count
             total.on_scale += on_scale
@@ -135,15 +135,69 @@ class _Sums:
             fits = [scale for scale, shape in enumerate(model.pyramid.shapes) if kernel <= max(shape)]
             self.within[:, fits, number] = 0.0
 
+    def add(self, block: int, read: ScaleRead, scores_BHlS: Tensor) -> None:
+        """Mass on each scale, and the share of the own block's mass inside each window: mean over queries."""
+        pyramid, scale = self.model.pyramid, read.scale
+        # a softmax of its own: of a head that looks elsewhere the own block's share of the whole can round to nothing
+        own_BHll = scores_BHlS[..., -pyramid.tokens_of(scale) :].softmax(dim=-1)
+        share_BHlS = scores_BHlS.softmax(dim=-1)
+        self.breadth[block, scale] += breadth_of(share_BHlS, pyramid.tokens_of(scale))
+        share_BlS, own_Bll = (part.mean(dim=1).double().cpu() for part in (share_BHlS, own_BHll))
+        keys = range(read.first_key_scale, scale + 1)
+        parts = share_BlS.split([pyramid.tokens_of(key) for key in keys], dim=2)
+        for key, part_BlS in zip(keys, parts, strict=True):
+            self.on_scale[block, scale, key] += part_BlS.sum(dim=2).mean(dim=1).sum()
+        # heads were averaged after each head's mass on the block was made 1, so each counts alike
+        for number, kernel in enumerate(self.kernels):
+            if kernel <= max(read.shape):
+                inside_Bl = (own_Bll * neighborhood_mask(read.shape, kernel)).sum(dim=2)
+                self.within[block, scale, number] += inside_Bl.mean(dim=1).sum()
+
+
+@torch.no_grad()
+def attention_from(
+    model: NextScaleTransformer, tokenizer: MultiScaleTokenizer, idx_1L: Tensor, label: int, query: int
+) -> Tensor:
+    """Where one token looks, teacher-forced on one image's tokens: its softmax over all tokens in each block, mean over
+    heads, float32 (blocks, L); 0 where it sees nothing.
+
+    Args:
+        idx_1L: int64 (1, L), on the model's device.
+        label: the class; num_classes is "no class".
+        query: index of the token in the pyramid.
+
+    Raises:
+        UserError: no such token or class.
+    """
+    pyramid = model.pyramid
+    if not 0 <= query < pyramid.num_tokens:
+        raise UserError(f"token {query}: the pyramid has 0 to {pyramid.num_tokens - 1}")
+    scale = int(pyramid.scale_of_tokens()[query])
+    keys = model.backend.plan.keys_of(scale)
+    share_NL = torch.zeros(model.depth, pyramid.num_tokens)
+
+    def look(block: int, read: ScaleRead, scores_BHlS: Tensor) -> None:
+        if read.scale == scale:
+            row_HS = scores_BHlS[0, :, query - pyramid.offsets[scale]]
+            share_NL[block, keys] = row_HS.softmax(dim=-1).mean(dim=0).cpu()
+
+    with evaluating(model, tokenizer), _watched(model, look):
+        model(tokenizer.teacher_input(idx_1L), torch.tensor([label], device=idx_1L.device))
+    return share_NL
+
+
+Look = Callable[[int, ScaleRead, Tensor], None]
+"""(block, what queries of a scale read, their scores (B, H, l, S), -inf where they see nothing)."""
+
 
 class _Watcher(AttentionBackend):
-    """A backend that computes what the model's own does and, beside it, the softmax in full."""
+    """A backend that computes what the model's own does and, beside it, shows the scores in full."""
 
     name = "watcher"
 
-    def __init__(self, inner: AttentionBackend, block: int, sums: _Sums) -> None:
+    def __init__(self, inner: AttentionBackend, block: int, look: Look) -> None:
         super().__init__(inner.strategy, inner.pyramid)
-        self.inner, self.block, self.sums = inner, block, sums
+        self.inner, self.block, self.look = inner, block, look
 
     def __call__(self, q_BHlD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, scales: range, softmax_scale: float) -> Tensor:
         span = self.pyramid.span(scales)
@@ -152,40 +206,27 @@ class _Watcher(AttentionBackend):
             q_BHlD_own = q_BHlD[:, :, own.start - span.start : own.stop - span.start]
             first_key = span.stop - k_BHSD.shape[2]
             k_BHSD_own = k_BHSD[:, :, keys.start - first_key : keys.stop - first_key]
-            self._add(scale, q_BHlD_own.float(), k_BHSD_own.float(), softmax_scale)
+            read = self.plan.reads[scale]
+            self.look(self.block, read, _scores(read, q_BHlD_own.float(), k_BHSD_own.float(), softmax_scale))
         return self.inner(q_BHlD, k_BHSD, v_BHSD, scales, softmax_scale)
 
-    def _add(self, scale: int, q_BHlD: Tensor, k_BHSD: Tensor, softmax_scale: float) -> None:
-        """Mass on each scale, and the share of the own block's mass inside each window: mean over queries."""
-        read = self.plan.reads[scale]
-        scores_BHlS = q_BHlD @ k_BHSD.transpose(-1, -2) * softmax_scale
-        if read.kernel_size is not None:
-            visible_lS = neighborhood_mask(read.shape, read.kernel_size).to(scores_BHlS.device)
-            scores_BHlS = scores_BHlS.masked_fill(~visible_lS, -torch.inf)
-        # a softmax of its own: of a head that looks elsewhere the own block's share of the whole can round to nothing
-        own_BHll = scores_BHlS[..., -self.pyramid.tokens_of(scale) :].softmax(dim=-1)
-        share_BHlS = scores_BHlS.softmax(dim=-1)
-        self.sums.breadth[self.block, scale] += breadth_of(share_BHlS, self.pyramid.tokens_of(scale))
-        share_BlS, own_Bll = (part.mean(dim=1).double().cpu() for part in (share_BHlS, own_BHll))
-        keys = range(read.first_key_scale, scale + 1)
-        parts = share_BlS.split([self.pyramid.tokens_of(key) for key in keys], dim=2)
-        for key, part_BlS in zip(keys, parts, strict=True):
-            self.sums.on_scale[self.block, scale, key] += part_BlS.sum(dim=2).mean(dim=1).sum()
-        # heads were averaged after each head's mass on the block was made 1, so each counts alike
-        for number, kernel in enumerate(self.sums.kernels):
-            if kernel <= max(read.shape):
-                inside_Bl = (own_Bll * neighborhood_mask(read.shape, kernel)).sum(dim=2)
-                self.sums.within[self.block, scale, number] += inside_Bl.mean(dim=1).sum()
+
+def _scores(read: ScaleRead, q_BHlD: Tensor, k_BHSD: Tensor, softmax_scale: float) -> Tensor:
+    scores_BHlS = q_BHlD @ k_BHSD.transpose(-1, -2) * softmax_scale
+    if read.kernel_size is not None:
+        visible_lS = neighborhood_mask(read.shape, read.kernel_size).to(scores_BHlS.device)
+        scores_BHlS = scores_BHlS.masked_fill(~visible_lS, -torch.inf)
+    return scores_BHlS
 
 
 @contextmanager
-def _watched(model: NextScaleTransformer, sums: _Sums) -> Iterator[None]:
+def _watched(model: NextScaleTransformer, look: Look) -> Iterator[None]:
     """Each block's attention with a watcher around its backend; the backends come back at the end."""
     attentions = [cast(Any, block).attention for block in model.blocks]
     inner = [attention.backend for attention in attentions]
     try:
         for block, attention in enumerate(attentions):
-            attention.backend = _Watcher(attention.backend, block, sums)
+            attention.backend = _Watcher(attention.backend, block, look)
         yield
     finally:
         for attention, backend in zip(attentions, inner, strict=True):
