@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from statistics import mean
 
@@ -27,8 +28,12 @@ def section(sweep: Path) -> str:
     """Question, source and command from the head of a sweep's file, then its table and pictures, if it was measured."""
     head = [line.removeprefix("#").strip() for line in sweep.read_text().splitlines() if line.startswith("#")]
     kept = ROOT / "docs" / "evidence" / sweep.stem
-    lines = [f"## {sweep.stem}", "", head[0], ""]
-    lines += [f"- {line}" if ":" in line.split("  ")[0] else f"  {line}" for line in head[1:]]
+    lines = [f"## {sweep.stem}", ""]
+    for line in head:  # a line that says what it is about begins an item, others go on with theirs
+        if item := re.match(r"([A-Z]\w+):\s+(.*)", line):
+            lines += [*([""] if not lines[-1].startswith(("-", "  ")) else []), f"- {item[1]}: {item[2]}"]
+        else:
+            lines.append(f"  {line}" if lines[-1].startswith(("-", "  ")) else line)
     if not list(kept.glob("*-seed*.json")):
         planned = read_sweep(sweep)
         return "\n".join(

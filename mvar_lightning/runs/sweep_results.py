@@ -221,7 +221,11 @@ class SweepResults:
 
     def footnote(self) -> str:
         """Steps, seeds, and how to read the cells; the counts behind a FID, where there is one."""
-        missing = [f"{name}, seed {seed}" for name, seed in self._planned if (name, seed) not in self._by_name]
+        missing = []
+        for name in self.sweep.variants:
+            seeds = [seed for seed in self.sweep.seeds if (name, seed) not in self._by_name]
+            whole = len(seeds) == len(self.sweep.seeds) > 1
+            missing += [name] if whole else [f"{name}, seed {seed}" for seed in seeds]
         steps = sorted({int(run.report["steps"]) for run in self.runs})
         parts = [f"{self.sweep.recipe}, {' to '.join(f'{step:,}' for step in sorted({steps[0], steps[-1]}))} steps"]
         if len(self.sweep.seeds) > 1:
