@@ -99,6 +99,7 @@ sweep-of-%: $(FASHION)
 
 evidence: $(FASHION)  ## train what docs/evidence/ lacks of the most asked questions, and draw docs/evidence.md (90 minutes)
 	$(MAKE) --jobs 2 $(EVIDENCE:%=sweep-of-%)
+	OMP_NUM_THREADS=1 $(BIN)/python docs/members.py
 	$(MAKE) evidence-page
 
 evidence-long: $(FASHION)  ## the same for all questions (a night)

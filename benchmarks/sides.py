@@ -24,7 +24,8 @@ from mvar_lightning.attention import AdjacentAttention, AttentionPlan, FullAtten
 from mvar_lightning.checkpoints import import_official
 from mvar_lightning.pyramid import PUBLISHED_SIDES, ScalePyramid
 from mvar_lightning.sampling import LinearGuidance, SamplingSettings, sample_pyramid
-from mvar_lightning.sampling.sampler import ImageNoise, decode_in_chunks
+from mvar_lightning.sampling.draws import ImageNoise
+from mvar_lightning.sampling.sampler import decode_in_chunks
 from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.training.optimizers import parameter_groups
 from mvar_lightning.training.scale_groups import AUTO_SHARE, groups_of_share, loss_of_groups

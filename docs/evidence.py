@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from statistics import mean
+
+from members import KEPT, plan
 
 from mvar_lightning.runs.sweep import SweepRequest, read_sweep, run_sweep
+from mvar_lightning.tools.console import table_of
 
+COLUMNS = {"fid": 2, "kid": 2, "precision": 3, "recall": 3, "images_per_second": 1, "peak_memory_gib": 2}
 ROOT = Path(__file__).parents[1]
 INTRODUCTION = """# Evidence
 
@@ -34,7 +40,31 @@ def section(sweep: Path) -> str:
     return "\n".join([*lines, "", table, "", *pictures, ""])
 
 
+def members() -> str:
+    """The table of docs/members.yaml: means over the seeds, and their range."""
+    wanted = plan()
+    rows = []
+    for member, options in wanted["members"].items():
+        files = [KEPT / f"{member}-seed{seed}.json" for seed in wanted["seeds"]]
+        found = [json.loads(file.read_text()) for file in files if file.exists()]
+        if any(one["options"] != options for one in found):
+            raise SystemExit(f"{KEPT}/{member}-seed*.json: are of other options than docs/members.yaml; remove them")
+        cells = [_cell([one[name] for one in found], places) for name, places in COLUMNS.items()]
+        rows.append([member, f"`{options}`", *cells])
+    head = ["member", "options", "FID", "KID", "precision", "recall", "images/s", "peak memory, GiB"]
+    seeds = len(wanted["seeds"])
+    about = f"`{wanted['checkpoint']}`, {wanted['options']}; {seeds} sets of seeds: mean (lowest to highest)."
+    return "\n".join(["## members", "", about, "", table_of(head, rows), ""])
+
+
+def _cell(values: list[float], places: int) -> str:
+    if not values:
+        return "-"
+    low, middle, high = (f"{value:.{places}f}" for value in (min(values), mean(values), max(values)))
+    return f"{middle} ({low} to {high})"
+
+
 if __name__ == "__main__":
     sweeps = sorted((ROOT / "recipes" / "evidence").glob("*.yaml"))
-    (ROOT / "docs" / "evidence.md").write_text("\n".join([INTRODUCTION, *map(section, sweeps)]))
+    (ROOT / "docs" / "evidence.md").write_text("\n".join([INTRODUCTION, *map(section, sweeps), members()]))
     print(f"docs/evidence.md: {len(sweeps)} tables")

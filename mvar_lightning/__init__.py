@@ -51,12 +51,12 @@ _ROOMS = {
         "VARBlocks",
     ),
     "mvar_lightning.transformer.quantized": ("quantize",),
-    "mvar_lightning.sampling": ("edit", "generate"),
+    "mvar_lightning.sampling": ("BestOfScales", "MostLikely", "Selector", "edit", "generate"),
     "mvar_lightning.checkpoints": ("export_official", "import_official", "load", "save"),
     "mvar_lightning.data.image_data": ("ShardsDataModule",),
     "mvar_lightning.data.token_data": ("TokenShards", "TokenShardsDataModule"),
     "mvar_lightning.training.objectives": ("CCA", "CrossEntropy", "Distillation", "Objective", "WeightedScales"),
-    "mvar_lightning.training": ("MarkovVARModule", "MVARModule", "TokenizerModule", "VARModule"),
+    "mvar_lightning.training": ("MarkovVARModule", "MVARModule", "ScorerModule", "TokenizerModule", "VARModule"),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 

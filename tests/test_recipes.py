@@ -21,7 +21,7 @@ from mvar_lightning.metrics import FeatureExtractor, InceptionFeatures
 from mvar_lightning.pyramid import PUBLISHED_SIDES, Size, as_size
 from mvar_lightning.runs.plan import plan
 from mvar_lightning.runs.recipe import SuiteCLI
-from mvar_lightning.training import next_scale
+from mvar_lightning.training import next_scale, scorer
 
 ROOT = Path(__file__).parents[1]
 SWEEPS = sorted([*(ROOT / "recipes/ablations").glob("*.yaml"), *(ROOT / "recipes/evidence").glob("*.yaml")])
@@ -77,7 +77,9 @@ class Built(NamedTuple):
 
     @property
     def core(self) -> torch.nn.Module:
-        return getattr(self.module, "model", self.module.tokenizer)
+        return next(
+            getattr(self.module, name) for name in ("model", "scorer", "tokenizer") if hasattr(self.module, name)
+        )
 
     @property
     def parameters(self) -> int:
@@ -115,8 +117,9 @@ def build(path: Path) -> Built:
         sizes = yaml.safe_load(tokenizer_recipe.read_text())["model"]["init_args"]
         sizes = {key: value for key, value in sizes.items() if key in signature(MultiScaleTokenizer).parameters}
     with pytest.MonkeyPatch.context() as patch, torch.device("meta"):
-        patch.setattr(next_scale, "load_tokenizer", lambda path: MultiScaleTokenizer(**sizes))
-        patch.setattr(next_scale, "fingerprint", lambda tokenizer: "0" * 64)
+        for module in (next_scale, scorer):
+            patch.setattr(module, "load_tokenizer", lambda path: MultiScaleTokenizer(**sizes))
+            patch.setattr(module, "fingerprint", lambda tokenizer: "0" * 64)
         patch.setattr(next_scale, "load_initial_weights", lambda *_: "")
         patch.setattr(InceptionFeatures, "__init__", without_file)
         patch.setattr("mvar_lightning.callbacks.sample_metrics.read_reference", lambda path, extractor: None)
@@ -213,6 +216,8 @@ def test_next_scale_recipes_watch_samples_and_tokenizers_watch_reconstructions(p
     wanted = {"SampleMetrics", "SampleGrid"} if hasattr(built.module, "model") else {"ReconstructionMetrics"}
     if getattr(built.module, "target", None) is not None and built.module.target.scales is not None:
         wanted = set()  # it draws some scales alone, after another model
+    if hasattr(built.module, "scorer"):
+        wanted = set()  # it makes no images
     assert kinds >= {*wanted, "LastCheckpoint", "WritableRunFolder", "NonFiniteLossGuard"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from mvar_lightning.checkpoints.folder import located
 from mvar_lightning.checkpoints.official_sizes import SIGNS
 from mvar_lightning.errors import UserError
 from mvar_lightning.tools.files import kind_of
+from mvar_lightning.tools.processes import is_main
 from mvar_lightning.tools.tensors import read_safetensors, read_torch
 
 MODEL, TOKENIZER = ("var or mvar", "markov_var"), ("the tokenizer (vqvae)",)
@@ -132,6 +134,6 @@ def _is_state(content: Any) -> bool:
 
 
 def _say(words: str) -> None:
-    from lightning.fabric.utilities.rank_zero import rank_zero_info
-
-    rank_zero_info(words)
+    """Not through Lightning, whose import takes longer than reading a gigabyte of weights."""
+    if is_main():
+        print(words, file=sys.stderr, flush=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,10 @@ def describe(path: str) -> str:
     Raises `UserError` where there is none.
     """
     from mvar_lightning.checkpoints.folder import open_checkpoint
+    from mvar_lightning.sampling.scorer import is_scorer
 
+    if is_scorer(path):
+        return _aligned({"checkpoint": path, **_scorer_lines(path)})
     opened = open_checkpoint(path, whole=False)
     lines = {"checkpoint": path, "kind": opened.record.kind}
     if opened.record.model is not None:
@@ -126,8 +129,26 @@ def describe(path: str) -> str:
         f"{_parameters(tokenizer):,} parameters",
         "tokenizer hash": opened.record.tokenizer_hash,
     }
-    longest = max(map(len, lines))
-    return "\n".join(f"{name:<{longest}}  {value}" for name, value in lines.items())
+    return _aligned(lines)
+
+
+def _aligned(lines: Mapping[str, str]) -> str:
+    width = max(map(len, lines))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())
+
+
+def _scorer_lines(path: str) -> dict[str, str]:
+    from mvar_lightning.sampling.scorer import load_scorer
+
+    scorer = load_scorer(path)
+    sizes = {name: scorer.config[name] for name in ("channels", "embedding", "hidden")}
+    return {
+        "kind": "scorer (for --selector)",
+        "maps": f"scales {scorer.pyramid}, codes of length {scorer.code_dim}, {scorer.num_classes} classes",
+        "sizes": ", ".join(f"{name} {value}" for name, value in sizes.items()),
+        "parameters": f"{_parameters(scorer):,}",
+        "tokenizer hash": scorer.tokenizer_hash,
+    }
 
 
 def _model_lines(model: Any, class_names: Sequence[str]) -> dict[str, str]:

@@ -6,9 +6,10 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from mvar_lightning.checkpoints.source import Source
+from mvar_lightning.errors import UserError
 
 if TYPE_CHECKING:
-    from mvar_lightning.sampling import GuidanceSchedule, SamplingSettings
+    from mvar_lightning.sampling import GuidanceSchedule, SamplingSettings, Selector
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
@@ -85,6 +86,13 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     settings.add_argument("--temperature", type=float, default=1.0, help="divides the logits (1.0)")
     settings.add_argument("--more-smooth", action="store_true", help="mix codes: nicer to look at, not for FID")
     settings.add_argument("--seed", type=int, default=0, help="another one gives other images (0)")
+    group = parser.add_argument_group("of several maps drawn for a scale, one goes on")
+    words = "MostLikely, or the folder of a scorer (recipes/scorer/)"
+    group.add_argument("--selector", metavar="NAME|PATH", help=words)
+    group.add_argument("--candidates", type=int, metavar="N", help="maps drawn for each scale (4)")
+    group.add_argument(
+        "--selected-scales", type=scale_range, metavar="A-B", help="at these alone, counted from 0 (all)"
+    )
 
 
 def scale_range(text: str) -> tuple[int, int]:
@@ -110,7 +118,24 @@ def settings_of(args: argparse.Namespace) -> SamplingSettings:
     if args.guided_scales is not None:
         first, last = args.guided_scales
         schedule = CutoffGuidance(args.cfg, first, last, linear)
-    return SamplingSettings(schedule, args.top_k or None, args.top_p, args.temperature, args.more_smooth)
+    filters = args.top_k or None, args.top_p, args.temperature
+    return SamplingSettings(schedule, *filters, args.more_smooth, selector=selector_of(args))
+
+
+def selector_of(args: argparse.Namespace) -> Selector | None:
+    """What chooses among several maps, if anything. Raises `UserError` as the selector, or where none is named."""
+    from mvar_lightning.sampling.selectors import named_selector
+
+    chosen: dict[str, Any] = {} if args.candidates is None else {"candidates": args.candidates}
+    if args.selected_scales is not None:
+        first, last = args.selected_scales
+        chosen["scales"] = list(range(first, last + 1))
+    if args.selector is None:
+        for name in ("candidates", "selected_scales"):
+            if getattr(args, name) is not None:
+                raise UserError(f"``{name}``: goes with ``selector`` NAME or PATH")
+        return None
+    return named_selector(args.selector, **chosen)
 
 
 def chosen(args: argparse.Namespace, names: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`mvar tokens make` and `mvar tokens check`."""
+"""`mvar tokens make`, `draw` and `check`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import argparse
 from dataclasses import fields
 from typing import Any
 
+from mvar_lightning.commands import options
 from mvar_lightning.commands.shards import report_check
 
 
 def add_parser(subparsers: Any) -> None:
     """Add `tokens` with its own subcommands to the parser of `mvar`."""
-    parser = subparsers.add_parser("tokens", help="encode image shards into a token cache, or check one")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="{make,check}")
+    parser = subparsers.add_parser("tokens", help="encode image shards into a token cache, draw one, or check one")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="{make,draw,check}")
     make = commands.add_parser(
         "make",
         help="encode image shards with a tokenizer",
@@ -37,10 +38,45 @@ def add_parser(subparsers: Any) -> None:
         "--precision", default="32-true", help="of the encoder: 32-true, as in training on images, or bf16-mixed"
     )
     make.set_defaults(run=run_make)
+    add_draw(commands)
     check = commands.add_parser("check", help="verify a token cache against its index")
     check.add_argument("folder", metavar="DIR", help="a folder that `make` wrote")
     check.add_argument("--checkpoint", metavar="TOKENIZER", help="also say whether this tokenizer made it")
     check.set_defaults(run=run_check)
+
+
+def add_draw(commands: Any) -> None:
+    """Add `draw`."""
+    draw = commands.add_parser(
+        "draw",
+        help="a cache of tokens that a model draws, of all its classes",
+        description="What a scorer learns from (recipes/scorer/). An interrupted command, given again, goes on.",
+    )
+    options.add_source(draw)
+    options.add_refiner(draw)
+    options.add_settings(draw)
+    draw.add_argument("--out", required=True, metavar="DIR", help="new or empty folder, or one to go on with")
+    draw.add_argument("--count", type=int, default=100, metavar="N", help="samples of each class for training (100)")
+    draw.add_argument("--val-count", type=int, metavar="N", help="for validation (a tenth as many)")
+    draw.add_argument("--batch-size", type=int, default=64, metavar="N", help="drawn together (64)")
+    options.add_quantize(draw)
+    options.add_devices(draw)
+    draw.set_defaults(run=run_draw)
+
+
+def run_draw(args: argparse.Namespace) -> int:
+    """Draw what is missing; prints what the cache holds."""
+    source = options.source_of(args)
+    from mvar_lightning.sampling.jobs import SampleRequest
+    from mvar_lightning.sampling.token_jobs import draw_tokens
+
+    names = "out count seed data device precision batch_size devices quantize"
+    request = SampleRequest(source, settings=options.settings_of(args), **options.chosen(args, names))
+    cache = draw_tokens(request, args.val_count)
+    if cache is not None:  # the first process
+        samples = f"{cache.samples('train')} samples for training, {cache.samples('val')} for validation"
+        print(f"{args.out}: {samples}; {cache.settings.num_tokens} tokens each")
+    return 0
 
 
 def run_make(args: argparse.Namespace) -> int:

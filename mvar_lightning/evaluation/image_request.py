@@ -186,9 +186,9 @@ def open_real(request: EvaluateImagesRequest, generated: ImageSource) -> RealIma
             raise UserError(
                 f"``memorization``: ``reference`` {request.reference} holds moments alone; give held-out images"
             )
-        for name, source in (("generated", generated), ("``reference``", real.source)):
-            if len(source) < LEAST:
-                raise UserError(f"``memorization``: {len(source)} {name} images; it takes {LEAST} of each")
+        for name, images in (("generated", generated), ("``reference``", real.source)):
+            if len(images) < LEAST:
+                raise UserError(f"``memorization``: {len(images)} {name} images; it takes {LEAST} of each")
         real = real._replace(training=_open_training(request, generated))
     for name, other in (("reference", real.source), ("training", real.training)):
         if other is not None and other.size != generated.size:

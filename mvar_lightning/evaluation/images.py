@@ -25,6 +25,7 @@ from mvar_lightning.evaluation.reports import Floor, ImageReport
 from mvar_lightning.metrics import (
     FeatureExtractor,
     FeatureMoments,
+    KernelDistance,
     Moments,
     StoredReference,
     frechet_distance,
@@ -215,11 +216,15 @@ def measure_images(
     """
     features, spatial = generated.moments("features"), generated.moments("spatial")
     assert features is not None and features.images is not None
-    logits, precision, recall, floor = generated.rows("logits"), None, None, None
+    logits, kid, precision, recall, floor = generated.rows("logits"), None, None, None, None
     rows, real_rows = _some(generated.rows("features"), MAX_GENERATED), _some(reference.rows(), MAX_REFERENCE)
     assert rows is not None
     if real_rows is not None and min(len(rows), len(real_rows)) > NEIGHBORS:
         precision, recall = precision_recall(real_rows, rows, NEIGHBORS, device=generated.device)
+        kernel = KernelDistance()
+        kernel.update(real_rows, real=True)
+        kernel.update(rows, real=False)
+        kid = kernel.compute(extractor.num_features, generated.device)
     if other is not None and features.images >= 2:
         moments = other.moments("features", first=features.images)
         assert moments is not None and moments.images is not None
@@ -232,6 +237,7 @@ def measure_images(
         features=extractor.name,
         num_features=extractor.num_features,
         fid=frechet_distance(features, reference.features),
+        kid=kid,
         sfid=None if spatial is None or reference.spatial is None else frechet_distance(spatial, reference.spatial),
         num_spatial=extractor.num_spatial,
         inception_score=None if logits is None else inception_score(logits),
@@ -263,7 +269,7 @@ def _notes(report: ImageReport, extractor: FeatureExtractor, sides: list[ImageSi
         reason = f"more than {report.neighbors} images of each are needed"
         if not report.covered_reference:
             reason = "the reference file holds moments alone, and no images or features"
-        yield f"Precision and recall left out: {reason}."
+        yield f"KID, precision and recall left out: {reason}."
     if name == "classifier":
         yield "All numbers are by the data set's own classifier: compare them among runs on this data alone."
     if any(side is not None and any(map(bool, side.store.rows("enlarged", side.parts))) for side in sides):

@@ -99,7 +99,7 @@ class ImageReport:
         reference: what they are compared with.
         reference_images: None where a file with moments does not tell.
         features, num_features: name of the extractor, and numbers an image.
-        fid: Frechet distance of the features.
+        fid, kid: Frechet and kernel distance of the features.
         sfid, num_spatial: of the spatial features.
         inception_score: mean and standard deviation over the splits.
         precision, recall: with ``neighbors``, of ``covered_generated`` and ``covered_reference`` images.
@@ -115,6 +115,7 @@ class ImageReport:
     features: str
     num_features: int
     fid: float
+    kid: float | None = None
     sfid: float | None = None
     num_spatial: int = 0
     inception_score: tuple[float, float] | None = None
@@ -141,6 +142,9 @@ class ImageReport:
         ]
         if (floor := self.floor) is not None:
             rows.append(("FID of other real images", f"{floor.fid:.3f} ({floor.images:,} of {floor.name})"))
+        rows.append(
+            (f"KID ({self.features}, {self.num_features} features)", "-" if self.kid is None else f"{self.kid:.5f}")
+        )
         if self.sfid is None:
             rows.append(("sFID", "-"))
         else:

@@ -103,6 +103,16 @@ TOKENIZER: dict[str, Bound] = {
     "accumulate_grad_batches": whole(1),
     "gradient_clip_val": POSITIVE,
 }
+SCORER: dict[str, Bound] = {
+    "num_classes": whole(1, 10**7),
+    "channels": whole(1, 2**14),
+    "embedding": whole(1, 2**14),
+    "hidden": whole(1, 2**14),
+    "dropout": BELOW_ONE,
+    "label_drop": BELOW_ONE,
+    "lr": POSITIVE,
+    "warmup": BELOW_ONE,
+}
 DATA: dict[str, Bound] = {
     "channels": whole(1, 4),
     "image_size": whole(1, 2**14),
@@ -143,6 +153,7 @@ TABLES: dict[str, dict[str, Bound]] = {
     "MVARModule": NEXT_SCALE,
     "MarkovVARModule": NEXT_SCALE,
     "TokenizerModule": TOKENIZER,
+    "ScorerModule": SCORER,
     "ShardsDataModule": DATA,
     "TokenShardsDataModule": DATA,
     "TokenShards": DATA,

@@ -253,6 +253,10 @@ def _shape(config: Mapping[str, Any], header: str, tokenizer_recipe: str | None)
         half="16" in str(trainer.get("precision")) or "GB" in header,
     )
     module = import_class(kind)
+    if hasattr(module, "core_on_meta"):  # a scorer: convolutions as a tokenizer's, over the maps of both sides together
+        core = module.core_on_meta(tokenizer, settings, data.get("num_classes") or 1000)
+        maps = 2 * tokenizer.pyramid.num_scales * core.config["channels"][0]
+        return replace(shape, parameters=_count(core), pixels=math.prod(tokenizer.pyramid.shapes[-1]), channels=maps)
     return (
         _of_transformer(shape, module, tokenizer, settings, data, of_kind)
         if hasattr(module, "check_settings")
@@ -336,7 +340,8 @@ def _missing(config: Mapping[str, Any], tokenizer_recipe: str | None) -> Iterato
     tokenizer = settings.get("tokenizer")
     if tokenizer_recipe is not None or _trained(str(tokenizer)):  # the second: one that ships, by its name, too
         tokenizer = None
-    yield from (str(path) for path in (data.get("path"), data.get("images"), tokenizer) if _lacks(path))
+    named = (data.get("path"), data.get("images"), tokenizer, settings.get("drawn"))
+    yield from (str(path) for path in named if _lacks(path))
     yield from _weights(config["model"])
     yield from _weights(config["trainer"].get("callbacks"))
 

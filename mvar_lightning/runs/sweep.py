@@ -93,7 +93,8 @@ def run_sweep(request: SweepRequest) -> SweepResults:
             run = run_of(recipe, overrides, out / variant / f"seed{seed}")
             planned.append(PlannedRun(variant, seed, run))
     keep = None if request.keep is None else KeptRuns(Path(request.keep), sweep)
-    done = {} if keep is None or request.fresh else {e: run for e in planned if (run := keep.read(*e)) is not None}
+    kept = {} if keep is None or request.fresh else {entry: keep.read(*entry) for entry in planned}
+    done = {entry: finished for entry, finished in kept.items() if finished is not None}
     asked = [entry for entry in planned if not request.only or entry.variant in request.only]
     wanted = [] if request.draw else [entry for entry in asked if entry not in done]
     check_runs(wanted)

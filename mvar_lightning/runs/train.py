@@ -154,7 +154,10 @@ def _fit(run: Run, extra: list[str], checkpoint: Path | None) -> None:
         model = getattr(cli.model, "model", None)
         model = None if model is None else gathered(model)  # sharded weights need all ranks for that
         if trainer.is_global_zero:
-            save(run.model_folder, model, cli.model.tokenizer, class_names=getattr(cli.model, "class_names", ()))
+            if hasattr(cli.model, "save"):  # neither a tokenizer nor a model over one
+                cli.model.save(run.model_folder)
+            else:
+                save(run.model_folder, model, cli.model.tokenizer, class_names=getattr(cli.model, "class_names", ()))
             write_report(run, cli)
         trainer.strategy.barrier()
     wait_until_visible(run.metrics_file)
@@ -228,7 +231,7 @@ def write_report(run: Run, cli: SuiteCLI) -> None:
     latest = dict(kept.metrics)
     for callback in trainer.callbacks:
         latest |= getattr(callback, "latest", {})
-    core = getattr(module, "model", module.tokenizer)
+    core = next(getattr(module, name) for name in ("model", "scorer", "tokenizer") if hasattr(module, name))
     report = {
         "recipe": str(run.recipe),
         "overrides": list(run.overrides),

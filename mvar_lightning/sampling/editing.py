@@ -22,20 +22,19 @@ from mvar_lightning.data.transforms import center_crop, resize_shorter, to_batch
 from mvar_lightning.errors import UserError, check_counts, check_kind
 from mvar_lightning.pyramid import ScalePyramid, Size, height_width, times
 from mvar_lightning.sampling.class_choice import class_indices, class_names, owner_of
+from mvar_lightning.sampling.draws import ImageNoise, check_seeds, listed
 from mvar_lightning.sampling.guidance import GuidanceSchedule, as_schedule
 from mvar_lightning.sampling.jobs import list_jobs
 from mvar_lightning.sampling.sampler import (
     Generated,
-    ImageNoise,
     SamplingSettings,
     check_finite,
     check_labels,
-    check_seeds,
     decode_in_chunks,
-    listed,
     repeated,
     sample_pyramid,
 )
+from mvar_lightning.sampling.selectors import Selector
 from mvar_lightning.sampling.stages import Drawers, Stages, load_stages
 from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.tools.compute import choose_device, choose_precision, computing, evaluating
@@ -66,6 +65,7 @@ def edit(
     temperature: float = 1.0,
     more_smooth: bool = False,
     decode_chunk: int | None = None,
+    selector: Selector | None = None,
 ) -> Generated:
     """Paint parts of images anew.
 
@@ -75,7 +75,8 @@ def edit(
         mask_BHW: what the model paints: 1 or True there, 0 or False where the image stays; one for all images (H, W)
             or one for each (B, H, W); of the image's size, or of the last token map's.
         label_B: what to paint; -1 ("no class") in-paints, another class edits towards it.
-        cfg, top_k, top_p, seeds, temperature, more_smooth, decode_chunk: as for `generate`.
+        cfg, top_k, top_p, seeds, temperature, more_smooth, decode_chunk, selector: as for `generate`; maps are judged
+            with the image's tokens in them.
 
     Returns:
         Images and tokens as of `generate`. Where the mask is 0 the tokens are the image's; pixels near the border of
@@ -88,7 +89,7 @@ def edit(
     stages.check_together(tokenizer)
     for name, tensor in (("image_B3HW", image_B3HW), ("mask_BHW", mask_BHW)):
         check_kind(name, tensor, Tensor, "a tensor")
-    settings = SamplingSettings(as_schedule(cfg), top_k, top_p, temperature, more_smooth)
+    settings = SamplingSettings(as_schedule(cfg), top_k, top_p, temperature, more_smooth, selector=selector)
     images = max(len(image_B3HW), len(listed(seeds) or [0]), len(repeated(label_B, 1)))
     label_B = check_labels(repeated(label_B, images), stages.first)
     if len(label_B) != images or len(image_B3HW) not in (1, images):

@@ -28,7 +28,8 @@ from mvar_lightning.data.images import to_rgb
 from mvar_lightning.errors import UserError, check_counts
 from mvar_lightning.pyramid import Size
 from mvar_lightning.sampling.class_choice import class_indices, class_names, owner_of
-from mvar_lightning.sampling.sampler import NUM_SEEDS, SamplingSettings, generate
+from mvar_lightning.sampling.draws import NUM_SEEDS
+from mvar_lightning.sampling.sampler import SamplingSettings, generate
 from mvar_lightning.sampling.stages import load_stages
 from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.tools.compute import choose_device, choose_precision, computing, peak_memory_bytes
@@ -173,6 +174,9 @@ def plan_sampling(request: SampleRequest) -> SamplingPlan:
         "precision": task.precision,
         "weights": weights_hash(*stages.models, tokenizer),
     }
+    if (selector := task.settings.selector) is not None:
+        selector.check(model, tokenizer)
+        identity["selector"] = selector.identity()
     if request.source.refiner is not None:
         identity["from_scale"] = request.source.from_scale
     if request.quantize is not None:

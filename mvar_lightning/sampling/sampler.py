@@ -2,14 +2,11 @@
 
     label --model--> logits --guidance, filters, draw--> tokens --codebook, phi--> f_hat --area down--> next input
 
-Below the loop: the filters and the draw, and the random numbers that an image's seed stands for.
-
 B batch, l tokens of one scale, L all tokens, K scales, V vocabulary, Z code dim, HW pixels, hw latent map.
 """
 
 from __future__ import annotations
 
-import numbers
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -20,11 +17,12 @@ import torch
 from torch import Tensor
 
 from mvar_lightning.errors import UserError, check_kind
-from mvar_lightning.pyramid import ScalePyramid
+from mvar_lightning.sampling.draws import ImageNoise, check_filters, check_seeds, filter_logits, listed, sample_tokens
 from mvar_lightning.sampling.guidance import GuidanceSchedule, LinearGuidance, as_schedule
+from mvar_lightning.sampling.selectors import Selection, Selector
 from mvar_lightning.sampling.stages import Drawers, StagedRows, Stages
 from mvar_lightning.tokenizer import MultiScaleTokenizer
-from mvar_lightning.tools.compute import evaluating, exact_float32, plain_numbers, runs_behind
+from mvar_lightning.tools.compute import evaluating, exact_float32, plain_numbers
 from mvar_lightning.transformer import NextScaleTransformer
 
 Replace = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -32,9 +30,6 @@ Replace = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 Observe = Callable[[int, Tensor], None]
 """(scale, guided logits_BlV): look, but leave them as they are."""
-
-NUM_SEEDS = 2**32
-"""A CPU generator reads no more than 32 bits of its seed."""
 
 LOGITS_AT_ONCE = 2**28
 """So many logits (1 GiB in float32) are held at a time, unless somebody looks at those of all images."""
@@ -52,6 +47,7 @@ class SamplingSettings:
         top_k, top_p: filters; None is off. A top_k above the vocabulary keeps all.
         temperature: divides the guided logits before they are filtered.
         more_smooth: feed mixtures of codes back instead of the codes drawn; for looks only (VAR).
+        selector: draw several maps of a scale, and go on with one of them.
     """
 
     guidance: GuidanceSchedule = field(default_factory=LinearGuidance)
@@ -59,13 +55,25 @@ class SamplingSettings:
     top_p: float | None = 0.96
     temperature: float = 1.0
     more_smooth: bool = False
+    selector: Selector | None = None
 
     def __post_init__(self) -> None:
         check_filters(self.top_k, self.top_p, self.temperature)
+        if self.selector is not None:
+            check_kind("selector", self.selector, Selector, "a selector such as MostLikely(4)")
+            if self.top_k == 1 or self.more_smooth:
+                why = (
+                    "top_k 1 draws the same map each time"
+                    if self.top_k == 1
+                    else "more_smooth goes on with no map's codes"
+                )
+                raise UserError(f"``selector``: {why}; leave one of them out")
 
     def arguments(self) -> dict[str, Any]:
         """The same as arguments of `generate` and `edit`."""
         settings = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.selector is None:
+            del settings["selector"]
         return {"cfg": settings.pop("guidance"), **settings}
 
 
@@ -89,6 +97,7 @@ def generate(
     temperature: float = 1.0,
     more_smooth: bool = False,
     decode_chunk: int | None = None,
+    selector: Selector | None = None,
 ) -> Generated:
     """Images of the given classes, and their tokens.
 
@@ -108,13 +117,14 @@ def generate(
         temperature: divides the logits before they are filtered.
         more_smooth: mix codes by Gumbel softmax (VAR's option for looks; not for FID).
         decode_chunk: images decoded at a time; None is about 260,000 pixels.
+        selector: of several maps drawn for a scale, which one goes on, such as ``MostLikely(4)``; None draws one.
 
     Raises:
         UserError: a label, seed or setting out of range, a pair that does not fit, or weights that give no numbers.
     """
     stages = Stages.of(model)
     stages.check_together(tokenizer)
-    settings = SamplingSettings(as_schedule(cfg), top_k, top_p, temperature, more_smooth)
+    settings = SamplingSettings(as_schedule(cfg), top_k, top_p, temperature, more_smooth, selector=selector)
     label_B = check_labels(repeated(label_B, len(listed(seeds) or [0])), stages.first)
     noise = ImageNoise(check_seeds(seeds, len(label_B)), stages.pyramid, label_B.device)
     with evaluating(*stages.models, tokenizer):
@@ -145,7 +155,7 @@ def sample_pyramid(
         observe: see the guided logits of each scale.
 
     Raises:
-        UserError: logits that are NaN or infinite.
+        UserError: logits that are NaN or infinite, or a selector that does not fit.
     """
     stages = Stages.of(model)
     quantizer, pyramid = tokenizer.quantizer, stages.pyramid
@@ -153,13 +163,17 @@ def sample_pyramid(
     f_hat_BZhw = quantizer.empty_f_hat(len(label_B))
     tokens: list[Tensor] = []
     sound = torch.ones((), dtype=torch.bool, device=label_B.device)  # read once: each time a GPU would have to wait
-    x_BlZ = None
+    x_BlZ, selection = None, None
+    if settings.selector is not None:
+        filters = settings.top_k, settings.top_p, settings.temperature
+        selection = Selection(settings.selector, stages.first, tokenizer, label_B, noise, filters, replace)
     for scale in range(pyramid.num_scales):
+        selects = selection is not None and selection.chooses_at(scale)
         h_RlC = rows.features(scale, x_BlZ)
         chosen = []
         # both halves' logits of so many images stay bounded, unless those of all are needed together
         at_once = max(1, LOGITS_AT_ONCE // (2 * pyramid.tokens_of(scale) * stages.first.vocab_size))
-        if observe is not None or settings.more_smooth:
+        if observe is not None or settings.more_smooth or (selects and replace is not None):
             at_once = len(label_B)
         for start in range(0, len(label_B), at_once):
             images = slice(start, start + at_once)
@@ -167,16 +181,21 @@ def sample_pyramid(
             sound &= torch.isfinite(logits_blV.sum())
             if observe is not None:
                 observe(scale, logits_blV)
-            chosen.append(choose(logits_blV, scale, settings, noise, tokenizer, images))
+            if selection is not None and selects:
+                chosen.append(selection.choose(logits_blV, scale, images, f_hat_BZhw))
+            else:
+                chosen.append(choose(logits_blV, scale, settings, noise, tokenizer, images))
             del logits_blV  # not held while the next ones are computed
         idx_Bl, codes_BlZ = (torch.cat(parts) for parts in zip(*chosen, strict=True))
-        if replace is not None:
+        if replace is not None and not selects:  # a selection's maps were judged with it
             idx_Bl, codes_BlZ = replace(scale, idx_Bl, codes_BlZ)
         tokens.append(idx_Bl)
         f_hat_BZhw = quantizer.accumulate(f_hat_BZhw, codes_BlZ, scale)
         if scale + 1 < pyramid.num_scales:
             x_BlZ = quantizer.next_input(f_hat_BZhw, scale + 1)
     check_finite(sound, "logits", "model")
+    if selection is not None:
+        check_finite(selection.sound, "scores", "selector")
     return f_hat_BZhw, torch.cat(tokens, dim=1)
 
 
@@ -227,15 +246,6 @@ def check_finite(sound: Tensor, what: str, whose: str) -> None:
         raise UserError(f"{whose}: some {what} are NaN or infinite; its weights are bad, take an earlier checkpoint")
 
 
-def listed(seeds: Sequence[int] | Tensor | int | None) -> Sequence[int] | None:
-    """Seeds as a sequence; a bare number is one of them. Raises `UserError` for anything else."""
-    given: Any = seeds.tolist() if isinstance(seeds, (Tensor, np.ndarray)) else plain_numbers(seeds)
-    given = [given] if isinstance(given, numbers.Number) else given
-    if given is not None and not isinstance(given, Sequence):
-        raise UserError(f"seeds {given!r}: give a list of whole numbers")
-    return given
-
-
 def repeated(label_B: Tensor | Sequence[int] | int, images: int) -> Tensor | Sequence[int]:
     """One label, of whatever library's kind of number, for as many images; several as they are."""
     labels: Any = plain_numbers(label_B)
@@ -261,138 +271,3 @@ def check_labels(label_B: Tensor | Sequence[int], model: NextScaleTransformer) -
         if not -1 <= label <= last:
             raise UserError(f"label {label}: the model knows classes 0 to {last - 1} (and {last} or -1 for no class)")
     return torch.where(label_B < 0, model.num_classes, label_B)
-
-
-# Top-k, top-p and the draw (VAR's `sample_with_top_k_top_p_`). Both filters come to one threshold for each token, which
-# needs a sort of the k largest logits only; the draw runs in the order of the vocabulary, so that two almost equal
-# logits which swap places under another batch size move no boundary of the distribution.
-
-
-def check_filters(top_k: int | None, top_p: float | None, temperature: float = 1.0) -> None:
-    """Raise `UserError` for values that mean nothing."""
-    for name, value in (("top_k", top_k), ("top_p", top_p), ("temperature", temperature)):
-        if value is not None or name == "temperature":
-            check_kind(name, value, numbers.Real, "a number")
-    if top_k is not None and (isinstance(top_k, bool) or top_k != int(top_k) or top_k < 1):
-        raise UserError(f"top_k {top_k}: must be a whole number of at least 1 (1 is greedy), or None to switch it off")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise UserError(f"top_p {top_p}: must be in (0, 1], or None to switch it off")
-    if not 0 < temperature < float("inf"):
-        raise UserError(f"temperature {temperature}: must be positive (1 leaves the logits alone); greedy is top_k=1")
-
-
-def filter_logits(logits_BlV: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:
-    """Logits with -inf where a token is filtered out.
-
-    Args:
-        logits_BlV: any leading shape; left as they are.
-        top_k: keep the k largest; more than V means all. None: off.
-        top_p: of these, keep the most probable ones until their share reaches p. None or 1: off.
-
-    Logits equal to the last one kept are kept too (the reference does so for top-k; for top-p it breaks such ties by
-    the order of its sort).
-
-    Raises:
-        UserError: top_k below 1 or top_p outside (0, 1].
-    """
-    check_filters(top_k, top_p)
-    vocab_size = logits_BlV.shape[-1]
-    candidates = vocab_size if top_k is None else min(int(top_k), vocab_size)
-    share = 1.0 if top_p is None else top_p
-    if candidates == vocab_size and share == 1:
-        return logits_BlV
-    largest_Blk = logits_BlV.topk(min(candidates + 1, vocab_size), dim=-1).values
-    largest_Blk, beyond_Bl1 = largest_Blk[..., :candidates], largest_Blk[..., candidates:]
-    last_Bl1 = largest_Blk[..., -1:]
-    if share < 1:  # a token stays while the probability of those before it is below p
-        p_Blk = largest_Blk.float().softmax(dim=-1)
-        if runs_behind(logits_BlV.device) or (beyond_Bl1 == last_Bl1).any():  # a GPU would wait for the question
-            # equals of the last one beyond the k stay, too, and so have a part in the sum
-            ties = [(part == last_Bl1).sum(-1, keepdim=True) for part in (logits_BlV, largest_Blk)]
-            p_Blk /= 1 + (ties[0] - ties[1]) * p_Blk[..., -1:]
-        before_Blk = p_Blk.cumsum(dim=-1) - p_Blk
-        kept_Bl1 = (before_Blk < share).sum(dim=-1, keepdim=True).clamp_min(1)
-        last_Bl1 = largest_Blk.gather(-1, kept_Bl1 - 1)
-    return logits_BlV.masked_fill(logits_BlV < last_Bl1, -torch.inf)
-
-
-def sample_tokens(
-    logits_BlV: Tensor,
-    uniform_Bl: Tensor,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    temperature: float = 1.0,
-) -> Tensor:
-    """Token indices, int64 (B, l): one draw for each token.
-
-    Args:
-        logits_BlV: float32.
-        uniform_Bl: one number in [0, 1) for each token; the draw is a function of it and the logits.
-        top_k, top_p: see `filter_logits`; top_k=1 is the argmax.
-        temperature: divides the logits before they are filtered.
-
-    Raises:
-        UserError: a filter or temperature out of range.
-    """
-    check_filters(top_k, top_p, temperature)
-    if top_k == 1:
-        return logits_BlV.argmax(dim=-1)
-    scaled = logits_BlV if temperature == 1.0 else logits_BlV / temperature
-    cumulative_BlV = filter_logits(scaled, top_k, top_p).float().softmax(dim=-1).cumsum_(dim=-1)
-    # the first token whose share exceeds the number; scaled by the sum as rounded: a number below 1 finds a token
-    target_Bl1 = uniform_Bl[..., None] * cumulative_BlV[..., -1:]
-    # of logits that are no numbers there is no such token: `sample_pyramid` tells
-    return torch.searchsorted(cumulative_BlV, target_Bl1, right=True)[..., 0].clamp_(max=logits_BlV.shape[-1] - 1)
-
-
-# One random generator for each image, so that image i depends on its seed alone: not on batch size, order or processes.
-# Numbers are drawn on the CPU and moved, but for Gumbel noise, a number for every code: it depends on the device.
-
-
-class ImageNoise:
-    """The random numbers of B images.
-
-    Args:
-        seed_B: one for each image.
-        pyramid: how many numbers each scale takes.
-        device: where they are needed.
-    """
-
-    def __init__(self, seed_B: Sequence[int], pyramid: ScalePyramid, device: torch.device) -> None:
-        self.pyramid = pyramid
-        self.device = device
-        self._generators = [torch.Generator("cpu").manual_seed(seed) for seed in seed_B]
-        uniform = [torch.rand(pyramid.num_tokens, generator=g, device="cpu") for g in self._generators]
-        self._uniform_BL = torch.stack(uniform).to(device)
-
-    def uniform(self, scale: int) -> Tensor:
-        """Numbers in [0, 1) for the tokens of ``scale``, float32 (B, l)."""
-        return self._uniform_BL[:, self.pyramid.slice_of(scale)]
-
-    def gumbel(self, scale: int, vocab_size: int) -> Tensor:
-        """Gumbel noise for the tokens of ``scale``, float32 (B, l, V); to be asked for in the order of the scales."""
-        shape = (self.pyramid.tokens_of(scale), vocab_size)
-        own = self._generators
-        if self.device.type != "cpu":  # millions of numbers: drawn there, from a seed that the image's generator gives
-            seeds = [int(torch.randint(2**62, (), generator=g, device="cpu")) for g in own]
-            own = [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
-        exponential = [torch.empty(shape, device=self.device).exponential_(generator=g) for g in own]
-        return torch.stack(exponential).log_().neg_()
-
-
-def check_seeds(seeds: Sequence[int] | Tensor | int | None, batch: int) -> list[int]:
-    """One seed for each image; fresh ones, governed by `torch.manual_seed`, where none are given.
-
-    Raises:
-        UserError: another number of seeds, or one that is not a whole number from 0 to 2^32 - 1.
-    """
-    each = listed(seeds)
-    if each is None:
-        return torch.randint(NUM_SEEDS, (batch,), device="cpu").tolist()
-    if len(each) != batch:
-        given = f"({len(each)} of them)" if isinstance(seeds, Sequence) else str(seeds)
-        raise UserError(f"seeds {given}: give one for each of the {batch} images, e.g. range({batch})")
-    for seed in each:
-        if not isinstance(seed, numbers.Real) or not 0 <= seed < NUM_SEEDS or int(seed) != seed:
-            raise UserError(f"seed {seed}: must be a whole number from 0 to {NUM_SEEDS - 1}")
-    return [int(seed) for seed in each]

@@ -130,7 +130,7 @@ def test_sampling_waits_as_often_as_its_bound_says(monkeypatch: pytest.MonkeyPat
             return func(*args, **(kwargs or {}))
 
     device = torch.device("cpu")
-    for room in ("sampling.sampler", "tokenizer.tokenizer", "transformer.transformer"):
+    for room in ("sampling.draws", "tokenizer.tokenizer", "transformer.transformer"):
         monkeypatch.setattr(f"mvar_lightning.{room}.runs_behind", lambda device: True)
     side = Ours(gpu_parts.case_of("markov_var", 16, 4, device, True, parts=("step", "sample")))
     for part, expected in (("step", []), ("sample", ["sent", "read"])):

@@ -13,7 +13,7 @@ import torch
 from benchmarks import phases
 from mvar_lightning import AdjacentAttention, MultiScaleTokenizer, NextScaleTransformer
 from mvar_lightning.sampling import LinearGuidance, SamplingSettings, sample_pyramid
-from mvar_lightning.sampling.sampler import ImageNoise
+from mvar_lightning.sampling.draws import ImageNoise
 from mvar_lightning.training.scale_groups import loss_of_groups
 from mvar_lightning.transformer import acceleration as compiled
 from mvar_lightning.transformer import transformer

@@ -77,6 +77,13 @@ def by_scipy(real: np.ndarray, fake: np.ndarray) -> float:
     return float(((mu_r - mu_f) ** 2).sum() + np.trace(cov_r) + np.trace(cov_f) - 2 * np.trace(root).real)
 
 
+def kernel_distance(real: np.ndarray, fake: np.ndarray) -> float:
+    """The unbiased estimate from all images at once (the command takes draws of equally many)."""
+    kernel = [(a @ b.T / a.shape[1] + 1) ** 3 for a, b in ((real, real), (fake, fake), (real, fake))]
+    within = [(k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)) for k in kernel[:2]]
+    return float(sum(within) - 2 * kernel[2].mean())
+
+
 def covered(points: np.ndarray, others: np.ndarray) -> float:
     within = np.sort(np.linalg.norm(points[:, None] - points, axis=2), axis=1)[:, 3]
     return float((np.linalg.norm(others[:, None] - points, axis=2) <= within).any(1).mean())
@@ -93,6 +100,7 @@ def test_a_model_against_shards(evaluated: Evaluated, shards: Path, features: Pa
     pixels = torch.cat([batch for part in range(len(source.parts)) for batch in source.read(part, 5)])
     real = pixels.permute(0, 2, 3, 1).numpy()
     assert found["fid"] == pytest.approx(by_scipy(rows_of(real), rows_of(fake)), rel=1e-3)
+    assert found["kid"] == pytest.approx(kernel_distance(rows_of(real), rows_of(fake)), rel=0.1)
     assert found["precision"] == pytest.approx(covered(rows_of(real), rows_of(fake)))
     assert found["recall"] == pytest.approx(covered(rows_of(fake), rows_of(real)))
     metric = FrechetDistance(TorchScriptFeatures(str(features)))
@@ -204,7 +212,9 @@ def test_a_reference_in_adms_form(evaluated: Evaluated, workplace: Path) -> None
     found = content("one")
     assert found["fid"] == pytest.approx(0, abs=1e-5) and found["precision"] is None
     assert found["reference_images"] is None
-    assert any("Precision and recall left out: the reference file holds moments alone" in n for n in found["notes"])
+    assert any(
+        "KID, precision and recall left out: the reference file holds moments alone" in n for n in found["notes"]
+    )
     assert evaluate(*options, "both.npz", "--out", "two") == 0
     found = content("two")
     assert found["fid"] == pytest.approx(0, abs=1e-5), "of the stored moments, which are of all images"

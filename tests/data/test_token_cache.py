@@ -106,7 +106,7 @@ def cut(path: Path) -> None:
 def test_a_damaged_part_is_one_clear_line(tmp_path: Path, spoil: Callable[[Path], Any], message: str) -> None:
     cache = write_token_cache(tmp_path / "c")
     spoil(tmp_path / "c" / "train" / "000000.npy")
-    with pytest.raises(UserError, match=rf"train/000000\.npy.*{message}.*run the same `mvar tokens make` again"):
+    with pytest.raises(UserError, match=rf"train/000000\.npy.*{message}.*run the same `mvar tokens` command again"):
         open_part(cache, cache.split("train")[0])
 
 
@@ -247,7 +247,7 @@ def test_two_jobs_do_not_write_at_once(tmp_path: Path) -> None:
     command = [sys.executable, "-c", other + "print('locked', flush=True); input()"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "locked\n"
-        with pytest.raises(UserError, match="another `mvar tokens make` is writing it"), job.locked():
+        with pytest.raises(UserError, match="another `mvar tokens` is writing it"), job.locked():
             pass
         process.communicate("\n")
     with job.locked():

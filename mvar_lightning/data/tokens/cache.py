@@ -255,7 +255,7 @@ def _fetch(cache: TokenCache, part: PartInfo) -> None:
         raise UserError(f"token cache {cache.remote}: {problem}; {CHECK.replace('shards', 'tokens')}")
 
 
-REPAIR = "run the same `mvar tokens make` again, it mends what is damaged"
+REPAIR = "run the same `mvar tokens` command again, it mends what is damaged"
 
 
 def check_cache(folder: str | Path) -> list[str]:

@@ -114,7 +114,7 @@ class TokenJob:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """One job at a time in the folder. Raises UserError while another runs."""
-        busy = f"out {self.folder}: another `mvar tokens make` is writing it; wait for it ({{owner}})"
+        busy = f"out {self.folder}: another `mvar tokens` is writing it; wait for it ({{owner}})"
         lock = Lock(self.folder / LOCK, busy)
         with self._writing():
             lock.take()

@@ -17,14 +17,8 @@ from torch import Tensor
 
 from mvar_lightning.errors import UserError
 from mvar_lightning.metrics.frechet import FrechetDistance
-from mvar_lightning.sampling.sampler import (
-    ImageNoise,
-    SamplingSettings,
-    check_labels,
-    check_seeds,
-    decode_in_chunks,
-    sample_pyramid,
-)
+from mvar_lightning.sampling.draws import ImageNoise, check_seeds
+from mvar_lightning.sampling.sampler import SamplingSettings, check_labels, decode_in_chunks, sample_pyramid
 from mvar_lightning.sampling.stages import Stages
 from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.tools.compute import evaluating
