@@ -46,7 +46,7 @@ class PixelForm:
     def __post_init__(self) -> None:
         if (self.channels, self.bits) not in _MODES:
             raise UserError(
-                f"``channels`` {self.channels}, ``bits`` {self.bits}: pictures have 1 (gray), 3 (RGB) or 4 channels "
+                f"channels {self.channels}, bits {self.bits}: pictures have 1 (gray), 3 (RGB) or 4 channels "
                 "(RGBA) of 8 bits, or 1 of 16"
             )
 

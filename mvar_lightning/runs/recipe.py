@@ -171,7 +171,7 @@ def class_names_of(data: LightningDataModule) -> tuple[str, ...] | None:
 
 
 def channels_of(data: LightningDataModule) -> int:
-    """Channels of a data module's images; RGB of one that does not say. That data is missing is told by the module."""
+    """Of a data module's images; RGB's of one that does not say. That data is not there is told by the module."""
     try:
         return int(getattr(data, "channels", 3))
     except UserError:

@@ -305,8 +305,6 @@ def test_wrong_images(evaluated: Evaluated, workplace: Path, fails: Fails) -> No
     assert "no such folder" in fails(*start, "--images", "nothing")
     np.savez("moments.npz", mu=np.zeros(3), sigma=np.eye(3))
     assert "holds no arr_0 (it has mu, sigma)" in fails(*start, "--images", "moments.npz")
-    np.savez("wide.npz", arr_0=np.zeros((4, 16, 24, 3), np.uint8))
-    assert "are 24 x 16; images of shards are square" in fails(*start, "--images", "wide.npz")
 
 
 def test_damaged_pictures(evaluated: Evaluated, workplace: Path, fails: Fails) -> None:
@@ -332,6 +330,12 @@ def test_few_and_enlarged_images(evaluated: Evaluated, workplace: Path, capfd: p
     assert "3 images are too few for 12 features" in notes and "more than 3 images of each are needed" in notes
     assert "smaller than the generated ones and enlarged" in notes
     assert found["precision"] is None and found["fid"] > 0
+
+
+def test_shards_are_cut_to_wide_images(evaluated: Evaluated, workplace: Path) -> None:
+    np.savez("wide.npz", arr_0=np.random.default_rng(0).integers(0, 256, (4, 8, 16, 3), np.uint8))
+    assert evaluate("--images", "wide.npz", *evaluated.options, "--out", "wide") == 0
+    assert content("wide")["fid"] > 0
 
 
 def test_a_damaged_part_is_named(evaluated: Evaluated, copy: Path, fails: Fails) -> None:
