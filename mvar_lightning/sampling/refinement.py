@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,10 +20,12 @@ from mvar_lightning.checkpoints.refinement import load_refinement
 from mvar_lightning.errors import UserError, check_kind
 from mvar_lightning.pyramid import ScalePyramid
 from mvar_lightning.sampling.draws import ImageNoise, sample_tokens
-from mvar_lightning.sampling.stages import Stages
 from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.tokenizer.quantizer import MultiScaleQuantizer
 from mvar_lightning.transformer.refinement import Refinement
+
+if TYPE_CHECKING:
+    from mvar_lightning.sampling.stages import Stages
 
 PASSES: dict[int, list[int]] = {4: [1, 3], 9: [1, 1, 2, 5]}
 """As published, by tokens of the map: 2 x 2 in two draws, 3 x 3 in four, all others in one."""

@@ -145,7 +145,7 @@ def test_training_changes_the_refinement_alone_and_it_learns(tmp_path: Path) -> 
     batch = {"tokens": idx_BL, "label": torch.arange(16) % 3}
     optimizer = torch.optim.AdamW(module.trained.parameters(), lr=1e-2)
     losses = []
-    for _ in range(60):
+    for _ in range(40):
         found = module.masked_loss(batch)
         optimizer.zero_grad()
         found.loss.backward()
