@@ -80,8 +80,7 @@ def edit(
         cfg, top_k, top_p, seeds, temperature, more_smooth, decode_chunk, replace, selector: as for `generate`.
 
     Returns:
-        Images and tokens as of `generate`. Where the mask is 0 the tokens are the image's; pixels near the border of
-        the mask may change with what is painted beside them.
+        As `generate`; where the mask is 0 the tokens are the image's, though pixels near its border may change.
 
     Raises:
         UserError: as for `generate`; a mask or image of the wrong size.
