@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from itertools import groupby
 from pathlib import Path
+from typing import IO, Any
 
 import torch
 from PIL import Image
@@ -69,10 +70,10 @@ def draw_after_scales(task: SampleRequest, jobs: list[Job]) -> Tensor:
     return torch.cat(batches, dim=1)
 
 
-def save_frames(frames: list[Image.Image], stream: object, form: str) -> None:
+def save_frames(frames: list[Image.Image], stream: IO[bytes], form: str) -> None:
     """Frames of one size into an open file, the last shown for longer, over and over."""
     durations = [SHOWN_MS] * (len(frames) - 1) + [LAST_MS]
-    more = {"lossless": True} if form == "webp" else {}
+    more: dict[str, Any] = {"lossless": True} if form == "webp" else {}
     frames[0].save(
         stream, format=form.upper(), save_all=True, append_images=frames[1:], duration=durations, loop=0, **more
     )
