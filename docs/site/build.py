@@ -107,6 +107,7 @@ def gather(source: Path) -> None:
         path.write_text(f"# {path.stem}\n\n{path.read_text()}")
     shutil.copy(Path(__file__).with_name("conf.py"), source / "conf.py")
     shutil.copytree(Path(__file__).with_name("static"), source / "static")
+    shutil.copy2(ROOT / "mvar_lightning" / "demo" / "page" / "icon.svg", source / "static")
 
 
 def generated() -> Iterator[tuple[str, str]]:

@@ -8,6 +8,7 @@ author = "the authors of mvar_lightning"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_argparse_cli"]
 html_theme = "furo"
 html_title = "mvar_lightning"
+html_favicon = "static/icon.svg"  # the page's own
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_theme_options = {

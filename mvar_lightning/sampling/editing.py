@@ -83,8 +83,7 @@ def edit(
             `generate`; maps are judged with the image's tokens in them.
 
     Returns:
-        Images and tokens as of `generate`. Where the mask is 0 the tokens are the image's; pixels near the border of
-        the mask may change with what is painted beside them.
+        As `generate`; where the mask is 0 the tokens are the image's, though pixels near its border may change.
 
     Raises:
         UserError: as for `generate`; a mask or image of the wrong size.

@@ -144,7 +144,7 @@ class MultiScaleTokenizer(nn.Module):
         """The continuous latent (B, Z, h, w) of images in [-1, 1].
 
         Raises:
-            UserError: the images are not floats of shape (B, *image_shape).
+            UserError: the images are not floats of shape ``(B, *image_shape)``.
         """
         check_kind("image_B3HW", image_B3HW, Tensor, "a tensor")
         if image_B3HW.ndim != 4 or image_B3HW.shape[1:] != self.image_shape:
