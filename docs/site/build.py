@@ -35,7 +35,10 @@ CHAPTERS = {
         "docs/tokenizer",
         "docs/adding_a_selector",
     ),
-    "Measured": ("docs/evidence", "docs/analyses", "docs/beyond", "docs/evaluation", "docs/metrics", "docs/speed", "docs/exactness"),
+    "Measured": (
+        *("docs/evidence", "docs/analyses", "docs/beyond", "docs/evaluation"),
+        *("docs/metrics", "docs/speed", "docs/exactness"),
+    ),
     "Look up": ("generated/options", "generated/recipes", "generated/gallery", "generated/results"),
     "About": ("docs/versions", "docs/moving_from_0", "docs/log", "CONTRIBUTING", "CHANGELOG", "findings/README"),
 }

@@ -25,11 +25,11 @@ from mvar_lightning.evaluation.reports import Floor, ImageReport
 from mvar_lightning.metrics import (
     FeatureExtractor,
     FeatureMoments,
-    KernelDistance,
     Moments,
     StoredReference,
     frechet_distance,
     inception_score,
+    kernel_distance,
     precision_recall,
 )
 from mvar_lightning.metrics.moments import write_arrays
@@ -221,10 +221,7 @@ def measure_images(
     assert rows is not None
     if real_rows is not None and min(len(rows), len(real_rows)) > NEIGHBORS:
         precision, recall = precision_recall(real_rows, rows, NEIGHBORS, device=generated.device)
-        kernel = KernelDistance()
-        kernel.update(real_rows, real=True)
-        kernel.update(rows, real=False)
-        kid = kernel.compute(extractor.num_features, generated.device)
+        kid = kernel_distance(real_rows.to(generated.device), rows.to(generated.device))
     if other is not None and features.images >= 2:
         moments = other.moments("features", first=features.images)
         assert moments is not None and moments.images is not None

@@ -19,7 +19,7 @@ from mvar_lightning.metrics.features import (
     TorchScriptFeatures,
 )
 from mvar_lightning.metrics.frechet import FrechetDistance, as_saved, frechet_distance
-from mvar_lightning.metrics.kernel import KernelDistance
+from mvar_lightning.metrics.kernel import KernelDistance, kernel_distance
 from mvar_lightning.metrics.moments import FeatureMoments, Moments, StoredReference
 from mvar_lightning.metrics.precision_recall import inception_score, precision_recall
 
@@ -40,6 +40,7 @@ __all__ = [
     "class_consistency",
     "frechet_distance",
     "inception_score",
+    "kernel_distance",
     "load_classifier",
     "precision_recall",
     "save_classifier",

@@ -53,23 +53,31 @@ class KernelDistance:
         Raises:
             UserError: fewer than two images on one side.
         """
-        sides = {real: self.rows(real, num_features, device) for real in self._rows}
-        smaller = min(map(len, sides.values()))
-        if smaller < 2:
-            raise UserError("kernel distance: needs at least two real and two generated images")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it holds features in memory
-            metric = KernelInceptionDistance(
-                nn.Identity(),
-                subsets=DRAWS if smaller > SUBSET else FEW_DRAWS,
-                subset_size=min(SUBSET, smaller),
-                sync_on_compute=False,
-            )
-        for real, rows_NF in sides.items():
-            metric.update(rows_NF, real=real)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # the same draws on all processes, and in each validation
-            return float(metric.compute()[0])
+        return kernel_distance(*(self.rows(real, num_features, device) for real in (True, False)))
+
+
+def kernel_distance(real_NF: Tensor, generated_NF: Tensor) -> float:
+    """The distance between rows that this process has; the same draws each time.
+
+    Raises:
+        UserError: fewer than two images on one side.
+    """
+    smaller = min(len(real_NF), len(generated_NF))
+    if smaller < 2:
+        raise UserError("kernel distance: needs at least two real and two generated images")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it holds features in memory
+        metric = KernelInceptionDistance(
+            nn.Identity(),
+            subsets=DRAWS if smaller > SUBSET else FEW_DRAWS,
+            subset_size=min(SUBSET, smaller),
+            sync_on_compute=False,
+        )
+    metric.update(real_NF.double(), real=True)
+    metric.update(generated_NF.double(), real=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # on all processes, and in each validation
+        return float(metric.compute()[0])
 
 
 def rows_of_all(parts: list[Tensor], num_features: int, device: torch.device | str) -> Tensor:

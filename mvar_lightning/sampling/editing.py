@@ -103,20 +103,26 @@ def edit(
     if len(keep_BHW) not in (1, images):
         raise UserError(f"mask of shape {tuple(mask_BHW.shape)}: {images} images need one mask for all or one for each")
     with evaluating(*stages.models, tokenizer):
-        given = tokenizer.pyramid.split(tokenizer.encode(image_B3HW.to(label_B.device)).expand(images, -1))
-
-        def keep(scale: int, idx_Bl: Tensor, codes_BlZ: Tensor) -> tuple[Tensor, Tensor]:
-            """Put the image's tokens where the mask says so; a selector judges maps with them."""
-            keep_Bl = keep_at(scale, keep_BHW, tokenizer.pyramid)
-            given_codes_BlZ = tokenizer.quantizer.lookup(given[scale])
-            codes_BlZ = torch.where(keep_Bl[..., None], given_codes_BlZ, codes_BlZ.to(given_codes_BlZ.dtype))
-            idx_Bl = torch.where(keep_Bl, given[scale], idx_Bl)
-            return (idx_Bl, codes_BlZ) if replace is None else replace(scale, idx_Bl, codes_BlZ)
-
+        given_BL = tokenizer.encode(image_B3HW.to(label_B.device)).expand(images, -1)
+        keep = keeping(given_BL, keep_BHW, tokenizer, replace)
         f_hat_BZhw, idx_BL = sample_pyramid(stages, tokenizer, label_B, settings, noise, keep)
         result_B3HW = decode_in_chunks(tokenizer, f_hat_BZhw, decode_chunk)
     check_finite(torch.isfinite(result_B3HW).all(), "pixels", "tokenizer")
     return Generated(result_B3HW, idx_BL)
+
+
+def keeping(given_BL: Tensor, keep_Bhw: Tensor, tokenizer: MultiScaleTokenizer, then: Replace | None) -> Replace:
+    """Puts the image's tokens where the mask says so, and does ``then``; a selector judges maps after both."""
+    given = tokenizer.pyramid.split(given_BL)
+
+    def keep(scale: int, idx_Bl: Tensor, codes_BlZ: Tensor) -> tuple[Tensor, Tensor]:
+        keep_Bl = keep_at(scale, keep_Bhw, tokenizer.pyramid)
+        given_codes_BlZ = tokenizer.quantizer.lookup(given[scale])
+        codes_BlZ = torch.where(keep_Bl[..., None], given_codes_BlZ, codes_BlZ.to(given_codes_BlZ.dtype))
+        idx_Bl = torch.where(keep_Bl, given[scale], idx_Bl)
+        return (idx_Bl, codes_BlZ) if then is None else then(scale, idx_Bl, codes_BlZ)
+
+    return keep
 
 
 def keep_at(scale: int, keep_Bhw: Tensor, pyramid: ScalePyramid) -> Tensor:

@@ -167,8 +167,7 @@ def sample_pyramid(
     Args:
         label_B: int64 on the model's device (`check_labels`).
         replace: exchange what was drawn at a scale before it is used (editing, perturbation).
-        observe: see the guided logits of each scale.
-        refinement: draw parts of some maps anew.
+        observe, refinement: see the guided logits of each scale; draw parts of some maps anew.
 
     Raises:
         UserError: logits that are NaN or infinite, or a selector that does not fit.
@@ -177,21 +176,18 @@ def sample_pyramid(
     quantizer, pyramid = tokenizer.quantizer, stages.pyramid
     rows = StagedRows(stages, label_B, settings.guidance, settings.cache_policy)
     refining = Refining(refinement, stages, tokenizer, label_B, settings.filters, noise)
-    f_hat_BZhw = quantizer.empty_f_hat(len(label_B))
-    tokens: list[Tensor] = []
+    f_hat_BZhw, tokens = quantizer.empty_f_hat(len(label_B)), list[Tensor]()
     sound = torch.ones((), dtype=torch.bool, device=label_B.device)  # read once: each time a GPU would have to wait
     x_BlZ, selection = None, None
     if settings.selector is not None:
-        filters = settings.top_k, settings.top_p, settings.temperature
-        selection = Selection(settings.selector, stages.first, tokenizer, label_B, noise, filters, replace)
+        selection = Selection(settings.selector, stages.first, tokenizer, label_B, noise, settings.filters, replace)
     for scale in range(pyramid.num_scales):
         selects = selection is not None and selection.chooses_at(scale)
-        h_RlC = rows.features(scale, x_BlZ)
-        chosen = []
+        h_RlC, chosen = rows.features(scale, x_BlZ), []
         # both halves' logits of so many images stay bounded, unless those of all are needed together
-        at_once = max(1, LOGITS_AT_ONCE // (2 * pyramid.tokens_of(scale) * stages.first.vocab_size))
-        if observe is not None or settings.more_smooth or (selects and replace is not None):
-            at_once = len(label_B)
+        together = observe is not None or settings.more_smooth or (selects and replace is not None)
+        bounded = max(1, LOGITS_AT_ONCE // (2 * pyramid.tokens_of(scale) * stages.first.vocab_size))
+        at_once = len(label_B) if together else bounded
         for start in range(0, len(label_B), at_once):
             images = slice(start, start + at_once)
             logits_blV = rows.logits(h_RlC, scale, images)
@@ -204,8 +200,8 @@ def sample_pyramid(
                 chosen.append(choose(logits_blV, scale, settings, noise, tokenizer, images))
             refining.see(scale, logits_blV, chosen[-1][0])
             del logits_blV  # not held while the next ones are computed
-        idx_Bl, codes_BlZ = (torch.cat(parts) for parts in zip(*chosen, strict=True))
-        idx_Bl, codes_BlZ = refining.refine(scale, x_BlZ, idx_Bl, codes_BlZ)
+        drawn = (torch.cat(parts) for parts in zip(*chosen, strict=True))
+        idx_Bl, codes_BlZ = refining.refine(scale, x_BlZ, *drawn)
         if replace is not None and not selects:  # a selection's maps were judged with it
             idx_Bl, codes_BlZ = replace(scale, idx_Bl, codes_BlZ)
         tokens.append(idx_Bl)
