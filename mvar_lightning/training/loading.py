@@ -71,7 +71,7 @@ def start_from(tokenizer: MultiScaleTokenizer, path: str) -> None:
     """
     source = import_tokenizer(path, tokenizer.pyramid) if is_released(path) else load_tokenizer(path)
     ours, theirs = tokenizer.config, source.config
-    ours, theirs = ({**UNCHANGED, **config} for config in (ours, theirs))
+    ours, theirs = ({**config, **UNCHANGED, **config} for config in (ours, theirs))
     differing = [key for key in ours if key not in TRAINING_ONLY and ours[key] != theirs.get(key)]
     if ours["scales"] != theirs["scales"] and ours["phi_layers"]:
         differing.remove("scales")
