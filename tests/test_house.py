@@ -76,8 +76,8 @@ are kept (400), maps and images that are no squares, or not RGB (550), selectors
 the rest."""
 REACHED = {"sample": 46, "evaluate images": 83, "train": 53}
 """Files that a reader of a command may have to open (the plan's 30 for `sample` is eight away: classes by name, a
-checkpoint's record and processes by Fabric are four of them; selectors and their scorer are two more; an evaluation asks
-the pyramid for height and width)."""
+checkpoint's record and processes by Fabric are four of them; selectors and their scorer are two more; an evaluation
+asks the pyramid for height and width)."""
 
 
 @cache
