@@ -25,8 +25,8 @@ from mvar_lightning.data.tokens.cache import REPAIR, CacheSettings, TokenCache, 
 from mvar_lightning.errors import UserError
 
 if TYPE_CHECKING:
-    from mvar_lightning.pyramid import Size
-    from mvar_lightning.tokenizer import MultiScaleTokenizer
+    from mvar_lightning.pyramid import ScalePyramid, Size
+from mvar_lightning.tokenizer import MultiScaleTokenizer
 
 TokenBatch = dict[str, Tensor]
 """`tokens` int64 (B, L) and `label` int64 (B,)."""
@@ -306,7 +306,7 @@ class TokenShardsDataModule(TrainingData):
             raise UserError("data TokenShards: a tokenizer is trained on images; give ShardsDataModule")
         ours = self.settings
         for name, cached, given in (
-            ("scales", ours.scales, tokenizer.pyramid.sides),
+            ("scales", ScalePyramid(ours.scales).scales, tokenizer.pyramid.scales),
             ("vocab_size", ours.vocab_size, tokenizer.vocab_size),
             ("hash", ours.tokenizer_hash[:12], tokenizer_hash[:12]),
         ):
