@@ -23,10 +23,11 @@ from mvar_lightning.data.reading.loader import StreamLoader, TrainLoader
 from mvar_lightning.data.reading.order import EpochStream, OnceStream, StreamConfig
 from mvar_lightning.data.tokens.cache import REPAIR, CacheSettings, TokenCache, open_part, part_files, read_cache
 from mvar_lightning.errors import UserError
+from mvar_lightning.pyramid import ScalePyramid
 
 if TYPE_CHECKING:
-    from mvar_lightning.pyramid import ScalePyramid, Size
-from mvar_lightning.tokenizer import MultiScaleTokenizer
+    from mvar_lightning.pyramid import Size
+    from mvar_lightning.tokenizer import MultiScaleTokenizer
 
 TokenBatch = dict[str, Tensor]
 """`tokens` int64 (B, L) and `label` int64 (B,)."""
