@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mvar_lightning.checkpoints.assign import on_meta
 from mvar_lightning.checkpoints.classes import InitClasses, class_rows, names_or_imagenets
 from mvar_lightning.checkpoints.containers import MODEL, read_state
@@ -15,10 +17,12 @@ from mvar_lightning.checkpoints.official import import_transformer
 from mvar_lightning.checkpoints.official_sizes import attention_of, looks_like, pyramid_of, transformer_arguments
 from mvar_lightning.checkpoints.rescale import RULES, for_scales
 from mvar_lightning.errors import UserError
+from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.transformer import NextScaleTransformer
 
 SIZES = ("vocab_size", "code_dim", "depth", "width", "heads")
 ROWS = "class_embedding.weight"
+CODES = "quantizer.codebook.weight"
 
 
 def load_initial_weights(
@@ -68,6 +72,19 @@ def load_initial_weights(
     state[ROWS], words = class_rows(model.class_embedding.weight, state[ROWS], init_classes, class_names, names)
     model.load_state_dict(state, strict=True)
     return f"init_from {path}: classes: {words}{scales}"
+
+
+def other_codes(path: str | Path, tokenizer: MultiScaleTokenizer) -> str:
+    """Words for the line that `load_initial_weights` gives where the checkpoint's own tokenizer has other codes than
+    this one: a token then does not mean what the weights have learned. Empty where they are the same (to the rounding
+    of half precision) or the checkpoint has none."""
+    path = Path(located(path))
+    opened = None if is_released(path) else open_checkpoint(path, whole=False)
+    found = None if opened is None or "tokenizer" not in opened.parts else opened.tensors("tokenizer").get(CODES)
+    own = tokenizer.quantizer.codebook.weight.detach().cpu()
+    if found is None or (found.shape == own.shape and torch.allclose(found.to(own.dtype), own, rtol=1e-2, atol=1e-3)):
+        return ""
+    return "; model.tokenizer has other codes than its tokenizer: tokens do not mean what these weights have learned"
 
 
 def _source_model(model: NextScaleTransformer, path: Path) -> tuple[NextScaleTransformer, Sequence[str]]:

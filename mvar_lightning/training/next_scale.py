@@ -22,6 +22,7 @@ from mvar_lightning.attention import AdjacentAttention, AttentionStrategy, FullA
 from mvar_lightning.checkpoints import load_initial_weights, load_tokenizer
 from mvar_lightning.checkpoints.assign import on_meta
 from mvar_lightning.checkpoints.classes import ALL, InitClasses, check_names
+from mvar_lightning.checkpoints.finetune import other_codes
 from mvar_lightning.checkpoints.folder import open_checkpoint, unwrap_names
 from mvar_lightning.checkpoints.record import Record
 from mvar_lightning.data.image_data import named, run_data
@@ -156,6 +157,7 @@ class NextScaleModule(L.LightningModule):
         """Take weights, if any are named, and give the name back."""
         if path is not None:
             words = load_initial_weights(self.model, path, classes, self.class_names, scales)
+            words += other_codes(path, self.tokenizer)
             if not words.endswith(ALL):
                 rank_zero_info(words)
         elif classes is not None:

@@ -208,3 +208,13 @@ def test_a_record_whose_names_do_not_fit(trained: Path, tmp_path: Path) -> None:
         (tmp_path / "out" / "config.json").write_text(json.dumps(config | {"class_names": names}))
         with pytest.raises(UserError, match=words):
             load(tmp_path / "out")
+
+
+def test_other_codes_are_told(
+    trained: Path, tokenizer: Path, other_tokenizer: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    VARModule(str(tokenizer), **MODEL_SIZES, init_from=str(trained))
+    assert "other codes" not in caplog.text
+    VARModule(str(other_tokenizer), **MODEL_SIZES, init_from=str(trained))
+    assert "model.tokenizer has other codes than its tokenizer" in caplog.text
