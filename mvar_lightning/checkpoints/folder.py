@@ -125,7 +125,9 @@ class Opened:
 
     def model(self) -> NextScaleTransformer:
         """The transformer of a checkpoint that has one."""
-        return fill(self.empty_model(), self.tensors("model"), f"{self.source} (model)")
+        made = fill(self.empty_model(), self.tensors("model"), f"{self.source} (model)")
+        made.tokenizer_hash = self.record.tokenizer_hash
+        return made
 
     def empty_tokenizer(self) -> MultiScaleTokenizer:
         """The tokenizer on the meta device. Raises `UserError` where its configuration is wrong."""

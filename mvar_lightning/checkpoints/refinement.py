@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from weakref import ref
 
 import torch
 
@@ -43,7 +44,8 @@ def save_refinement(
             write_tensors(folder / WEIGHTS, refinement.state_dict())
             record = {"library": LIBRARY, "format": FORMAT, "blocks": len(refinement.blocks)}
             write_json(
-                folder / CONFIG, {**record, "beside": _hash(model, tokenizer), "crc32": crc32_of(folder / WEIGHTS)}
+                folder / CONFIG,
+                {**record, "beside": _hash(model, fingerprint(tokenizer)), "crc32": crc32_of(folder / WEIGHTS)},
             )
 
 
@@ -70,16 +72,33 @@ def load_refinement(path: str | Path, model: NextScaleTransformer, tokenizer: Mu
         raise UserError(f"{folder / CONFIG}: format {record['format']}; this version reads {FORMAT}")
     if (found := crc32_of(folder / WEIGHTS)) != record["crc32"]:
         raise UserError(f"{folder / WEIGHTS}: damaged, its CRC-32 is {found}; copy it again")
-    if record["beside"] != _hash(model, tokenizer):
+    if record["beside"] != _hash(model, its_tokenizer := fingerprint(tokenizer)):
         raise UserError(f"``refinement`` {path}: was trained beside other weights; name the checkpoint it started from")
     empty = on_meta(lambda: Refinement(_on_meta(model), record["blocks"]))
     made = fill(empty, read_safetensors(folder / WEIGHTS), str(folder / WEIGHTS))
+    made.beside, made.known = (record["beside"], its_tokenizer), [ref(model)]
     return made.to(next(model.parameters()).device).eval()
 
 
-def _hash(model: NextScaleTransformer, tokenizer: MultiScaleTokenizer) -> str:
-    """SHA-256 of what a refinement was trained beside: the tokenizer, the strategy and the weights as float32."""
-    digest = hashlib.sha256(f"{fingerprint(tokenizer)}{model.strategy!r}".encode())
+def belongs(refinement: Refinement, model: NextScaleTransformer) -> bool:
+    """Whether it was loaded or made beside these weights. A model is asked once: quantized or rounded later, it is
+    known. A copy of a refinement that was never saved knows nothing of where it comes from, and fits all."""
+    known = [each for each in (reference() for reference in refinement.known) if each is not None]
+    if any(each is model for each in known):
+        return True
+    if refinement.beside is not None:
+        beside, tokenizer = refinement.beside
+        fits = _hash(model, tokenizer) == beside
+    else:
+        fits = not known or _hash(model, "") == _hash(known[0], "")
+    if fits:
+        refinement.known.append(ref(model))
+    return fits
+
+
+def _hash(model: NextScaleTransformer, tokenizer: str) -> str:
+    """SHA-256 of what a refinement was trained beside: the tokenizer's, the strategy and the weights as float32."""
+    digest = hashlib.sha256(f"{tokenizer}{model.strategy!r}".encode())
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         digest.update(parameter.detach().to("cpu", torch.float32).contiguous().numpy().data)

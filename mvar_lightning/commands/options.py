@@ -59,6 +59,16 @@ def passes_of(text: str) -> tuple[int, list[int]]:
     return int(scale), list(side_lengths(counts))
 
 
+def passes_by_scale(given: list[tuple[int, list[int]]]) -> dict[int, list[int]]:
+    """The numbers of each scale. Raises `UserError` for a scale that is given twice."""
+    found: dict[int, list[int]] = {}
+    for scale, counts in given:
+        if scale in found:
+            raise UserError(f"``refinement_passes`` {scale}: is given twice; give each scale once")
+        found[scale] = counts
+    return found
+
+
 def add_cache_policy(parser: argparse.ArgumentParser) -> None:
     """Arguments that say which keys and values are kept from scale to scale."""
     group = parser.add_argument_group("keys and values (ScaleKV)", "an approximation, for models that keep some")

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     chosen = options.chosen(
         args, "out classes count seed data device precision batch_size devices graphs quantize refinement"
     )
-    passes = None if args.refinement_passes is None else dict(args.refinement_passes)
+    passes = None if args.refinement_passes is None else options.passes_by_scale(args.refinement_passes)
     chosen |= {
         "refinement_passes": passes,
         "settings": options.settings_of(args),

@@ -302,10 +302,14 @@ class TokenShardsDataModule(TrainingData):
         return self.cache.samples("val")
 
     def check_model(self, tokenizer: MultiScaleTokenizer, tokenizer_hash: str | None = None) -> None:
-        """Raise UserError unless the cache was made with this tokenizer."""
+        """Raise UserError unless the cache was made of images, with this tokenizer."""
         if tokenizer_hash is None:
             raise UserError("data TokenShards: a tokenizer is trained on images; give ShardsDataModule")
-        ours = self.settings
+        if (ours := self.settings).drawn:
+            raise UserError(
+                f"token cache {self.path}: holds tokens that a model drew, for a scorer's model.drawn; train on one of "
+                "images (mvar tokens make)"
+            )
         for name, cached, given in (
             ("scales", ScalePyramid(ours.scales).scales, tokenizer.pyramid.scales),
             ("vocab_size", ours.vocab_size, tokenizer.vocab_size),

@@ -186,7 +186,7 @@ def plan_sampling(request: SampleRequest) -> SamplingPlan:
         identity["selector"] = selector.identity()
     if (passes := open_passes(request.refinement, request.refinement_passes, stages, tokenizer)) is not None:
         passes.check(stages, task.settings.more_smooth)
-        identity["refinement"] = f"{weights_hash(passes.refinement)} {passes.told(model.pyramid)}"
+        identity["refinement"] = f"{weights_hash(passes.refinement)} {passes.told(stages)}"
     stages.check_policy(task.settings.cache_policy)
     identity.pop("cache_policy")
     if task.settings.cache_policy not in (None, KeepAll()):

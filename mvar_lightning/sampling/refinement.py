@@ -16,19 +16,18 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from mvar_lightning.checkpoints.refinement import load_refinement
+from mvar_lightning.checkpoints.refinement import belongs, load_refinement
 from mvar_lightning.errors import UserError, check_kind
-from mvar_lightning.pyramid import ScalePyramid
 from mvar_lightning.sampling.draws import ImageNoise, sample_tokens
 from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.tokenizer.quantizer import MultiScaleQuantizer
-from mvar_lightning.transformer.refinement import Refinement
+from mvar_lightning.transformer.refinement import Refinement, sizes_of
 
 if TYPE_CHECKING:
     from mvar_lightning.sampling.stages import Stages
 
-PASSES: dict[int, list[int]] = {4: [1, 3], 9: [1, 1, 2, 5]}
-"""As published, by tokens of the map: 2 x 2 in two draws, 3 x 3 in four, all others in one."""
+PASSES: dict[tuple[int, int], list[int]] = {(2, 2): [1, 3], (3, 3): [1, 1, 2, 5]}
+"""As published, by shape of the map: 2 x 2 in two draws, 3 x 3 in four, all others in one."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class InPasses:
     Args:
         refinement: the trained head, of the model that draws the first scales.
         passes: for each refined scale, counted from 0, how many of its tokens each draw leaves for good; the published
-            ones, of those scales that are 2 x 2 and 3 x 3, if not given.
+            ones, of those of its model's scales that are 2 x 2 and 3 x 3, if not given.
 
     Raises:
         UserError: a schedule that is no list of numbers of at least 1, or one of the first scale.
@@ -53,23 +52,32 @@ class InPasses:
             "passes", {} if self.passes is None else self.passes, Mapping, "numbers by scale, such as {1: [1, 3]}"
         )
         for scale, counts in (self.passes or {}).items():
-            if not counts or not all(isinstance(count, int) and count >= 1 for count in counts):
-                raise UserError(f"``refinement_passes`` {scale}:{list(counts)}: give numbers of at least 1")
+            listed = isinstance(counts, (list, tuple)) and bool(counts)
+            if type(scale) is not int or not listed or not all(type(count) is int and count >= 1 for count in counts):
+                raise UserError(
+                    f"``refinement_passes`` {scale!r}:{counts!r}: give a list of numbers of at least 1 by scale, "
+                    "such as {1: [1, 3]}"
+                )
             if scale < 1:
                 raise UserError(f"``refinement_passes`` {scale}: the first scale has one draw; scales count from 0")
 
-    def of(self, pyramid: ScalePyramid) -> dict[int, list[int]]:
-        """The schedule of these scales. Raises `UserError` where one of a scale does not add up to its tokens."""
+    def of(self, stages: Stages) -> dict[int, list[int]]:
+        """The schedule of the first model's scales. Raises `UserError` where one of a scale does not add up to its
+        tokens, or is of another model's, or the published ones fit none."""
+        pyramid, own = stages.pyramid, stages.stages[0][0]
         if self.passes is None:
-            found = {k: PASSES[n] for k in range(1, pyramid.num_scales) if (n := pyramid.tokens_of(k)) in PASSES}
+            found = {k: PASSES[shape] for k in own if k and (shape := pyramid.shapes[k]) in PASSES}
             if not found:
+                which = f" {own.start} to {own.stop - 1} of" if len(own) < pyramid.num_scales else ""
                 raise UserError(
-                    f"``refinement_passes``: the published ones fit none of the scales {pyramid}; give some"
+                    f"``refinement_passes``: the published ones fit none of{which} the scales {pyramid}; give some"
                 )
             return found
         for scale, counts in self.passes.items():
             if scale >= pyramid.num_scales:
                 raise UserError(f"``refinement_passes`` {scale}: the model has scales 0 to {pyramid.num_scales - 1}")
+            if scale not in own:
+                raise UserError(f"``refinement_passes`` {scale}: is drawn by another model than the refinement's")
             if (given := sum(counts)) != (tokens := pyramid.tokens_of(scale)):
                 than, schedule = "longer" if given > tokens else "shorter", ",".join(map(str, counts))
                 raise UserError(
@@ -80,20 +88,26 @@ class InPasses:
 
     def check(self, stages: Stages, more_smooth: bool = False) -> None:
         """Raise `UserError` where it does not fit the models or their scales."""
-        model, mask = stages.first, self.refinement.mask
-        for scale in self.of(stages.pyramid):
-            if scale not in stages.stages[0][0]:
-                raise UserError(f"``refinement_passes`` {scale}: is drawn by another model than the refinement's")
+        model, made = stages.first, self.refinement
+        self.of(stages)
         if more_smooth:
             raise UserError("``more_smooth``: mixes codes that a refinement would draw anew; leave out one of the two")
-        if len(mask) != model.width or len(self.refinement.blocks) > model.depth:
-            raise UserError(f"``refinement``: of a model of width {len(mask)}, this one has {model.width}")
-        if mask.device != next(model.parameters()).device:
-            raise UserError(f"device: the refinement is on {mask.device}, the model is not; move one")
+        for name, here in sizes_of(model).items():
+            if (its := made.sizes[name]) != here:
+                raise UserError(f"``refinement``: of a model of {name} {its}, this one has {here}")
+        if (blocks := len(made.blocks)) > model.depth:
+            raise UserError(f"``refinement``: has {blocks} blocks of its model, this one has {model.depth} in all")
+        if made.mask.device != next(model.parameters()).device:
+            raise UserError(f"device: the refinement is on {made.mask.device}, the model is not; move one")
+        if not belongs(made, model):
+            raise UserError(
+                "``refinement``: was trained beside other weights; load it beside this model, before that is quantized "
+                "or rounded"
+            )
 
-    def told(self, pyramid: ScalePyramid) -> str:
+    def told(self, stages: Stages) -> str:
         """The schedule in a line."""
-        return " ".join(f"{scale}:{','.join(map(str, counts))}" for scale, counts in self.of(pyramid).items())
+        return " ".join(f"{scale}:{','.join(map(str, counts))}" for scale, counts in self.of(stages).items())
 
 
 class Filters(NamedTuple):
@@ -130,7 +144,7 @@ class Refining:
         filters: Filters,
         noise: ImageNoise,
     ) -> None:
-        self.passes = {} if given is None else given.of(stages.pyramid)
+        self.passes = {} if given is None else given.of(stages)
         self.filters, self.noise, self.quantizer = filters, noise, tokenizer.quantizer
         self.probability: list[Tensor] = []
         if given is not None:

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from inspect import signature
 
 import torch
 from torch import Tensor
@@ -87,12 +88,14 @@ class Selector(AxisMember, ABC):
             raise UserError(
                 f"{name}: ``candidates`` {candidates}; give 2 to {MOST_CANDIDATES}: of one there is no choice"
             )
-        given = None if scales is None else list(scales)
-        if given is not None and (not given or sorted({*given}) != given or given[0] < 0):
-            raise UserError(f"{name}: scales {given}; give some, counted from 0, each once and in order")
-        if not 0 <= temperature < float("inf"):
-            raise UserError(f"{name}: temperature {temperature}; must be 0 (the best one) or positive")
-        if among is not None and (temperature == 0 or not 2 <= among <= candidates):
+        given = list(scales) if isinstance(scales, (list, tuple, range)) else None
+        if scales is not None and (
+            not given or any(type(s) is not int for s in given) or sorted({*given}) != given or given[0] < 0
+        ):
+            raise UserError(f"{name}: scales {scales!r}; give some, counted from 0, each once and in order")
+        if type(temperature) not in (int, float) or not 0 <= temperature < float("inf"):
+            raise UserError(f"{name}: temperature {temperature!r}; must be 0 (the best one) or positive")
+        if among is not None and (type(among) is not int or temperature == 0 or not 2 <= among <= candidates):
             raise UserError(f"{name}: among {among}; give 2 to {candidates}, and a temperature to draw by")
         self.candidates, self.scales, self.temperature, self.among = candidates, given, float(temperature), among
 
@@ -261,10 +264,17 @@ def named_selector(name: str, candidates: int = 4, scales: Sequence[int] | None 
     """The selector that a command names: a member of the axis, or the folder of a scorer.
 
     Raises:
-        UserError: as the selector; neither of the two.
+        UserError: as the selector; neither of the two; a member that is made of other arguments.
     """
     if name == BestOfScales.__name__:
         raise UserError(f"``selector`` {name}: give the folder of its scorer instead (recipes/scorer/ trains one)")
     if name in Selector.members:
-        return Selector.members[name](candidates=candidates, scales=scales)  # type: ignore[call-arg, return-value]
+        member, given = Selector.members[name], {"candidates": candidates, "scales": scales}
+        try:
+            signature(member).bind(**given)
+        except TypeError as error:
+            raise UserError(
+                f"``selector`` {name}: is made of more than candidates and scales ({error}); give it from Python"
+            ) from None
+        return member(**given)  # type: ignore[return-value]
     return BestOfScales(candidates, scales, name)

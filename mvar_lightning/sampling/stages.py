@@ -68,6 +68,12 @@ class Stages:
                 if ours != theirs:
                     name = "scales" if name == "pyramid" else name
                     raise UserError(f"{name}: the first model has {ours}, that of scale {scales.start} {theirs}")
+            hashes = first.tokenizer_hash, model.tokenizer_hash
+            if None not in hashes and hashes[0] != hashes[1]:
+                raise UserError(
+                    f"model: that of scale {scales.start} was trained with another tokenizer ({str(hashes[1])[:12]}, "
+                    f"the first with {str(hashes[0])[:12]}); both must read the same tokens"
+                )
             if (ours := next(first.parameters()).device) != (theirs := next(model.parameters()).device):
                 raise UserError(f"device: the first model is on {ours}, that of scale {scales.start} on {theirs}")
 

@@ -144,7 +144,7 @@ class NextScaleModule(L.LightningModule):
         self.scale_groups = ScaleGroups.read(scale_groups, scale_cycle, self.model.backend.plan)
         self.target = Target.of(objective, train_scales, self.scale_groups, self.model.pyramid)
         self.class_names = check_names(class_names or (), num_classes)
-        self.init_from = self._start_from(init_from, init_classes, init_scales)
+        self.init_from = self.target.start(self.model, self._start_from(init_from, init_classes, init_scales))
         if compile_blocks:
             acceleration.compile_blocks(self.model)
         self.base_lr, self.betas, self.warmup, self.final_lr_ratio = base_lr, betas, warmup, final_lr_ratio

@@ -8,6 +8,7 @@ B batch, L tokens, K scales, V vocabulary, Z code dim.
 
 from __future__ import annotations
 
+import math
 import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -43,6 +44,9 @@ class Objective(AxisMember, ABC):
 
     def check(self, pyramid: ScalePyramid) -> None:
         """Raise `UserError` where the objective does not fit the scales."""
+
+    def check_start(self, model: NextScaleTransformer, init_from: str | None) -> None:
+        """Raise `UserError` where ``model``, as it came from there, is not what the objective has to start from."""
 
     @abstractmethod
     def loss(
@@ -91,7 +95,9 @@ class WeightedScales(Objective):
             if weights not in SCALE_WEIGHTS:
                 known = ", ".join(SCALE_WEIGHTS)
                 raise UserError(f"WeightedScales {weights!r}: unknown; choose one of {known}, or give a list")
-        elif not weights or min(weights) < 0 or not 0 < sum(weights) < float("inf"):
+        elif not isinstance(weights, (list, tuple)) or not _are_numbers(*weights) or not weights or min(weights) < 0:
+            raise UserError(f"WeightedScales {weights!r}: give numbers of at least 0, one for each scale")
+        elif not 0 < sum(weights) < float("inf"):
             raise UserError(f"WeightedScales {weights}: give numbers of at least 0, one for each scale, not all 0")
         self.weights = weights
 
@@ -146,10 +152,12 @@ class CCA(Objective):
     """Condition contrastive alignment (arXiv 2410.09347): one epoch after which no guidance is needed.
 
     An image's own label is to become more likely, against a frozen copy of the start, and another image's less: the
-    labels rolled by one. A tenth of the rows is unconditional in both halves and only becomes more likely.
+    labels rolled by one. A tenth of the rows is unconditional in both halves and only becomes more likely. So does a
+    batch of a single class, or of one image: the rolled label is its own, and nothing is left to tell it from.
 
     Args:
-        reference: the frozen model; by default the run's ``init_from``, from which training has to start.
+        reference: the frozen model; by default the run's ``init_from``, from which training has to start: the same
+            weights under another name, never the folder that the run writes.
         beta: how far the likelihoods may move (0.02).
         weight: of the pairs that do not belong together (published: 50 for d16 and d20, 100 for d24, 1000 for d30).
         unconditional: share of rows without a class.
@@ -158,9 +166,25 @@ class CCA(Objective):
     def __init__(
         self, reference: str | None = None, beta: float = 0.02, weight: float = 50.0, unconditional: float = 0.1
     ) -> None:
-        if not beta > 0 or not weight > 0 or not 0 <= unconditional < 1:
-            raise UserError(f"CCA: beta {beta}, weight {weight}, unconditional {unconditional}; positive, and a share")
+        numbers = _are_numbers(beta, weight, unconditional)
+        if not numbers or not beta > 0 or not weight > 0 or not 0 <= unconditional < 1:
+            raise UserError(
+                f"CCA: beta {beta!r}, weight {weight!r}, unconditional {unconditional!r}; positive, and a share"
+            )
         self.reference, self.beta, self.weight, self.unconditional = reference, beta, weight, unconditional
+
+    def check_start(self, model: NextScaleTransformer, init_from: str | None) -> None:
+        if self.reference is None or init_from is None or self.reference == init_from:
+            return
+        found, start = load(self.reference)[0], model.state_dict()
+        theirs = {} if found is None else found.state_dict()
+        if theirs.keys() != start.keys() or not all(
+            torch.equal(start[name].float(), t.float()) for name, t in theirs.items()
+        ):
+            raise UserError(
+                f"CCA: reference {self.reference} is not what training starts from (init_from {init_from}): the run's "
+                "own folder, or another model; leave reference out"
+            )
 
     def frozen(
         self, model: NextScaleTransformer, tokenizer_hash: str, init_from: str | None
@@ -213,8 +237,8 @@ class Distillation(Objective):
     """
 
     def __init__(self, teacher: str, temperature: float = 1.0, cfg: float = 0.0, hard: float = 0.0) -> None:
-        if not temperature > 0 or not cfg >= 0 or not 0 <= hard <= 1:
-            raise UserError(f"Distillation: temperature {temperature}, cfg {cfg}, hard {hard}; out of range")
+        if not _are_numbers(temperature, cfg, hard) or not temperature > 0 or not cfg >= 0 or not 0 <= hard <= 1:
+            raise UserError(f"Distillation: temperature {temperature!r}, cfg {cfg!r}, hard {hard!r}; out of range")
         self.teacher, self.temperature, self.cfg, self.hard = teacher, temperature, cfg, hard
 
     def frozen(
@@ -276,6 +300,10 @@ def frozen_model(who: str, path: str, model: NextScaleTransformer, tokenizer_has
     return found.eval().requires_grad_(False)
 
 
+def _are_numbers(*values: object) -> bool:
+    return all(type(value) in (int, float) and math.isfinite(value) for value in values)  # type: ignore[arg-type]
+
+
 def _logits(model: NextScaleTransformer, x_BLZ: Tensor, label_B: Tensor) -> Tensor:
     """Float32, of labels as they are: none is dropped here."""
     return model.transform(model.unchecked_inputs(x_BLZ, label_B), range(model.pyramid.num_scales))
@@ -311,6 +339,11 @@ class Target:
         if scales is not None and not isinstance(objective, CrossEntropy):
             raise UserError(f"train_scales {list(scales)}: go with cross-entropy; leave out {type(objective).__name__}")
         return cls(objective, scales)
+
+    def start(self, model: NextScaleTransformer, init_from: str | None) -> str | None:
+        """The name of the weights that ``model`` has come from, checked. Raises as `Objective.check_start`."""
+        self.objective.check_start(model, init_from)
+        return init_from
 
     def load(
         self, model: NextScaleTransformer, tokenizer_hash: str, init_from: str | None, device: torch.device

@@ -18,7 +18,8 @@ from mvar_lightning.checkpoints.refinement import IN_RUN, save_refinement
 from mvar_lightning.data.image_data import named
 from mvar_lightning.errors import UserError
 from mvar_lightning.sampling import Generated, generate
-from mvar_lightning.sampling.refinement import InPasses, known_codes
+from mvar_lightning.sampling.refinement import PASSES, InPasses, known_codes
+from mvar_lightning.sampling.stages import Stages
 from mvar_lightning.tools.processes import sum_over_ranks
 from mvar_lightning.training.distributed import log_means
 from mvar_lightning.training.manual_steps import SAME_WEIGHTS, show_loss
@@ -48,17 +49,25 @@ class RefinementModule(NextScaleModule):
 
     Args:
         refined_blocks: the last so many blocks are copied and trained (8, or all that there are).
+        refinement_passes: how this run's pictures and metrics are sampled, as of `InPasses`: the published passes where
+            the pyramid has maps of 2 x 2 or 3 x 3, else one draw a map, without the refinement.
         settings: as of `NextScaleModule`; ``init_from`` names the trained model, whose sizes and axes stand here too.
 
     Raises:
-        UserError: no ``init_from``, more blocks than there are, or a setting of a model's own training.
+        UserError: no ``init_from``, more blocks than there are, or a setting of a model's own training, or
+            passes that do not fit the scales.
     """
 
     default_attention = FullAttention()
     default_history = NoHistory()
     default_blocks = VARBlocks()
 
-    def __init__(self, refined_blocks: int | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        refined_blocks: int | None = None,
+        refinement_passes: dict[int, list[int]] | None = None,
+        **settings: Any,
+    ) -> None:
         if given := [name for name in WHOLE if settings.get(name) is not None]:
             raise UserError(f"{given[0]}: is of a model's own training; a refinement is trained without")
         if settings.get("init_from") is None:
@@ -66,6 +75,10 @@ class RefinementModule(NextScaleModule):
         super().__init__(**settings)
         self.refinement = Refinement(self.model, refined_blocks)
         self.model.requires_grad_(False).eval()
+        self.passes: InPasses | None = None
+        if refinement_passes is not None or any(shape in PASSES for shape in self.model.pyramid.shapes[1:]):
+            self.passes = InPasses(self.refinement, refinement_passes)
+            self.passes.of(Stages.of(self.model))
 
     @property
     def trained(self) -> torch.nn.Module:
@@ -124,10 +137,9 @@ class RefinementModule(NextScaleModule):
             raise UserError(f"val/loss at step {self.trainer.global_step}: not finite; {SAME_WEIGHTS}; train anew")
 
     def generate(self, label_B: Tensor, seeds: list[int]) -> Generated:
-        """As of `NextScaleModule`, with the published passes."""
+        """As of `NextScaleModule`, in this run's passes."""
         filters = {"cfg": self.cfg, "top_k": self.top_k, "top_p": self.top_p}
-        passes = InPasses(self.refinement)
-        return generate(self.model, self.tokenizer, label_B, **filters, seeds=seeds, refinement=passes)  # type: ignore[arg-type]
+        return generate(self.model, self.tokenizer, label_B, **filters, seeds=seeds, refinement=self.passes)  # type: ignore[arg-type]
 
     def save_beside(self, folder: Path) -> None:
         """Write the refinement into a run's folder."""

@@ -186,13 +186,18 @@ class DrawnTokens:
         scorer: that is trained on it.
 
     Raises:
-        UserError: no such cache, one of another tokenizer or other classes, or a class without samples.
+        UserError: no such cache, one of images, of another tokenizer or other classes, or a class without samples.
     """
 
     def __init__(self, folder: str, split: str, scorer: Scorer) -> None:
         if not is_url(folder) and not Path(folder).exists():
             raise UserError(f"model.drawn {folder}: does not exist; make it with `mvar tokens draw --out {folder}`")
         cache = read_cache(folder)
+        if not cache.settings.drawn:
+            raise UserError(
+                f"model.drawn {folder}: holds tokens of images, the real side; draw the other one from a model (mvar "
+                "tokens draw)"
+            )
         if cache.settings.tokenizer_hash != scorer.tokenizer_hash:
             raise UserError(
                 f"model.drawn {folder}: tokens of tokenizer {cache.settings.tokenizer_hash[:12]}, model.tokenizer is "

@@ -16,6 +16,7 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, cast
+from weakref import ref
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +50,11 @@ class Refinement(nn.Module):
 
     Raises:
         UserError: more blocks than the model has, or one with quantized weights.
+
+    Attributes:
+        sizes: of the model, by what they are called.
+        beside: hash of the weights it was trained beside, and their tokenizer's; None where it was not loaded.
+        known: models that it certainly belongs to, also once they are quantized or rounded.
     """
 
     def __init__(self, model: NextScaleTransformer, blocks: int | None = None) -> None:
@@ -62,6 +68,12 @@ class Refinement(nn.Module):
         self.head = deepcopy(model.head)
         self.mask = nn.Parameter(torch.zeros(model.width))
         self.requires_grad_(True)  # also where the model is frozen already
+        self.sizes = sizes_of(model)
+        self.beside: tuple[str, str] | None = None
+        self.known = [ref(model)]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "known": []}  # a copy's model may be a copy, too, and no such reference is pickled
 
     @property
     def config(self) -> dict[str, Any]:
@@ -107,3 +119,8 @@ class Refinement(nn.Module):
     def _run(self, model: NextScaleTransformer) -> list[AdaLNBlock]:
         shared = list(model.blocks)[: model.depth - len(self.blocks)]
         return cast(list[AdaLNBlock], [*shared, *self.blocks])
+
+
+def sizes_of(model: NextScaleTransformer) -> dict[str, object]:
+    """What a refinement's model has to have as well."""
+    return {"scales": model.pyramid, **{name: getattr(model, name) for name in ("vocab_size", "width", "heads")}}

@@ -75,6 +75,9 @@ class NextScaleTransformer(nn.Module):
         UserError: sizes that do not fit together, or an attention strategy that does not fit the scales.
     """
 
+    tokenizer_hash: str | None = None
+    """Fingerprint of the tokenizer whose tokens it reads, where a checkpoint told it."""
+
     def __init__(
         self,
         scales: Scales,

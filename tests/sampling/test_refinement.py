@@ -194,6 +194,44 @@ def test_files_that_do_not_belong_are_told(tmp_path: Path) -> None:
         load_refinement(tmp_path / "r", base, own)
 
 
+def test_a_refinement_of_other_weights_is_told_and_a_known_model_may_be_rounded(tmp_path: Path) -> None:
+    base, own, passes = model(attention=FullAttention()), tokenizer(), {1: [1, 3]}
+    save_refinement(tmp_path / "r", refinement(base), base, own)
+    other, equal = deepcopy(base), deepcopy(base)
+    with torch.no_grad():
+        other.head.linear.weight[0, 0] += 1
+    for made in (refinement(base), load_refinement(tmp_path / "r", base, own)):
+        with pytest.raises(UserError, match="beside other weights; load it beside this model"):
+            tokens_of(other, InPasses(made, passes))
+        plain = tokens_of(equal, InPasses(made, passes))
+        assert torch.equal(tokens_of(base, InPasses(made, passes)), plain)
+    with torch.no_grad():
+        equal.head.linear.weight += 1  # as a rounding: another hash, but it was asked before
+    tokens_of(equal, InPasses(made, passes))
+    with pytest.raises(UserError, match="beside other weights"):
+        tokens_of(deepcopy(equal), InPasses(made, passes))
+    assert deepcopy(made).known == [] and torch.equal(tokens_of(base, InPasses(deepcopy(made), passes)), plain)
+
+
+def test_the_published_passes_go_by_shape_and_a_run_without_such_maps_draws_once(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    own = MultiScaleTokenizer([1, (1, 4), 4], **SIZES, **CONVOLUTIONS).eval()
+    base = NextScaleTransformer(
+        [1, (1, 4), 4], **SIZES, num_classes=3, width=16, heads=2, depth=1, attention=FullAttention()
+    ).eval()
+    with pytest.raises(UserError, match="the published ones fit none of the scales"):
+        generate(base, own, LABELS, refinement=InPasses(Refinement(base, 1)))
+    save(tmp_path / "base", base, own)
+    sizes: dict[str, Any] = {"num_classes": 3, "depth": 1, "width": 16, "heads": 2}
+    settings: dict[str, Any] = {"tokenizer": str(tmp_path / "base"), "init_from": str(tmp_path / "base"), **sizes}
+    module = RefinementModule(**settings).eval()
+    assert module.passes is None and module.generate(torch.tensor([1]), [3]).images.shape == (1, 3, 8, 8)
+    refined = RefinementModule(**settings, refinement_passes={1: [1, 3]}).eval()
+    assert refined.generate(torch.tensor([1]), [3]).tokens.shape == (1, 21)
+    with pytest.raises(UserError, match="5 tokens, longer"):
+        RefinementModule(**settings, refinement_passes={1: [1, 4]})
+
+
 @pytest.mark.parametrize(
     ("passes", "words"),
     [
@@ -204,6 +242,10 @@ def test_files_that_do_not_belong_are_told(tmp_path: Path) -> None:
         ({1: [0, 4]}, "at least 1"),
         ({1: []}, "at least 1"),
         ([1, 3], "numbers by scale"),
+        ({1: 4}, "refinement_passes 1:4: give a list"),
+        ({1: "13"}, "give a list"),
+        ({"1": [1, 3]}, "refinement_passes '1':"),
+        ({1: [True, 3]}, "at least 1"),
     ],
 )
 def test_schedules_that_mean_nothing_are_told(passes: Any, words: str) -> None:
@@ -219,9 +261,15 @@ def test_what_it_does_not_go_with_is_told() -> None:
         tokens_of(base, InPasses(made), more_smooth=True)
     with pytest.raises(UserError, match="of a model of width 16"):
         tokens_of(model(width=32), InPasses(made))
+    with pytest.raises(UserError, match="has 3 blocks of its model, this one has 2 in all"):
+        tokens_of(model(depth=2, attention=FullAttention()), InPasses(Refinement(base, 3)))
     stages = [(range(2), base), (range(2, 4), deepcopy(base))]
     with pytest.raises(UserError, match="drawn by another model"):
-        generate(stages, tokenizer(), LABELS, refinement=InPasses(made))
+        generate(stages, tokenizer(), LABELS, refinement=InPasses(made, {2: [4, 5]}))
+    by_itself = generate(stages, tokenizer(), LABELS, seeds=SEEDS, refinement=InPasses(made)).tokens
+    assert torch.equal(by_itself, tokens_of(base, InPasses(made, {1: [1, 3]}))), "the published ones of its own scales"
+    with pytest.raises(UserError, match="fit none of 0 to 0 of the scales"):
+        generate([(range(1), base), (range(1, 4), deepcopy(base))], tokenizer(), LABELS, refinement=InPasses(made))
     alone = generate(stages, tokenizer(), LABELS, seeds=SEEDS, refinement=InPasses(made, {1: [1, 3]})).tokens
     assert torch.equal(alone, tokens_of(base, InPasses(made, {1: [1, 3]})))
 
@@ -238,6 +286,7 @@ def test_the_command_takes_a_refinement_and_a_cache_policy(tmp_path: Path, capsy
         (["--refinement", str(tmp_path / "r")], "holds images with refinement"),
         (["--refinement", str(tmp_path / "r"), "--refinement-passes", "1:2,3"], "--refinement-passes 1:2,3: 5 tokens"),
         (["--refinement-passes", "1:2,2"], "--refinement-passes: needs --refinement"),
+        (["--refinement-passes", "1:1,3", "1:2,2"], "--refinement-passes 1: is given twice"),
         (["--refinement", str(tmp_path)], "has no refinement.json"),
         (["--cache-budget", "0.6"], "holds images with"),
         (["--cache-budget", "0.2"], "--cache-budget 0.2: keeps 6 of 30 tokens"),

@@ -260,6 +260,11 @@ def test_scorers_are_saved_and_read_without_unpickling(tmp_path: Path, scorer: S
         (lambda: MostLikely(4, []), "give some"),
         (lambda: MostLikely(4, temperature=-1.0), "temperature -1"),
         (lambda: MostLikely(4, among=2), "among 2"),
+        (lambda: MostLikely(4, temperature=1.0, among=2.5), "among 2.5"),  # type: ignore[arg-type]
+        (lambda: MostLikely(4, 3), "scales 3; give some"),  # type: ignore[arg-type]
+        (lambda: MostLikely(4, ["a"]), r"scales \['a'\]; give some"),  # type: ignore[list-item]
+        (lambda: MostLikely(4, [1.5]), r"scales \[1.5\]; give some"),  # type: ignore[list-item]
+        (lambda: MostLikely(4, temperature="1"), "temperature '1'"),  # type: ignore[arg-type]
         (lambda: BestOfScales(4), "scorer"),
         (lambda: BestOfScales(4, None, "nowhere"), "no scorer is there"),
         (lambda: SamplingSettings(top_k=1, selector=MostLikely(4)), "top_k 1"),
@@ -287,6 +292,12 @@ def test_what_does_not_fit_is_told_before_anything_is_drawn(
     ):
         with pytest.raises(UserError, match=said):
             generate(model, tokenizer, [0], selector=selector)
+
+
+class Weighed(MostLikely):
+    def __init__(self, weight: float, candidates: int = 4) -> None:
+        super().__init__(candidates)
+        self.weight = weight
 
 
 def test_the_command_takes_a_name_or_a_scorer(
@@ -328,6 +339,10 @@ def test_the_command_takes_a_name_or_a_scorer(
         (("--selector", "MostLikly"), "--selector MostLikly: no scorer is there"),
         (("--selector", str(tmp_path / "other")), "--selector: the scorer was trained on maps of tokenizer"),
         (("--selector", "BestOfScales"), "give the folder of its scorer"),
+        (
+            ("--selector", "Weighed"),
+            "is made of more than candidates and scales (missing a required argument: 'weight'); give it from Python",
+        ),
         (("--selector", "MostLikely", "--candidates", "1"), "--candidates 1"),
         (("--candidates", "4"), "--candidates: goes with --selector"),
     ):

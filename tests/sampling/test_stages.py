@@ -163,6 +163,18 @@ def test_what_does_not_go_together_is_told_before_anything_is_drawn(stages: Any,
         generate(stages(FAMILIES["full"]()), tokenizer(), LABELS)
 
 
+def test_models_that_were_loaded_with_other_tokenizers_are_told(tmp_path: Path) -> None:
+    for name, seed in (("one", 0), ("other", 1)):
+        torch.manual_seed(seed)
+        own = MultiScaleTokenizer(SCALES, **SIZES, **CONVOLUTIONS).eval()
+        save(tmp_path / name, FAMILIES["full"](), own)
+    (one, own), (other, _) = load(tmp_path / "one"), load(tmp_path / "other")
+    assert one is not None and other is not None
+    with pytest.raises(UserError, match="that of scale 2 was trained with another tokenizer"):
+        generate([(range(2), one), (range(2, 4), other)], own, LABELS)
+    generate([(range(2), one), (range(2, 4), FAMILIES["full"]())], own, LABELS)
+
+
 def test_a_tokenizer_of_other_scales_is_told() -> None:
     with pytest.raises(UserError, match="scales"):
         generate([(range(4), FAMILIES["full"]())], small_tokenizer(), LABELS)

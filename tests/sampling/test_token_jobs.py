@@ -38,7 +38,11 @@ def test_samples_are_those_of_their_seeds(
 ) -> None:
     assert draw(tmp_path / "cache", "--cfg", "2", "--seed", "3") == 0
     cache = read_cache(tmp_path / "cache")
-    assert check_cache(tmp_path / "cache") == [] and [part.samples for part in cache.parts] == [8, 8, 4, 5]
+    assert (
+        cache.settings.drawn
+        and check_cache(tmp_path / "cache") == []
+        and [part.samples for part in cache.parts] == [8, 8, 4, 5]
+    )
     arrays = [open_part(cache, part) for part in cache.parts]
     for split, first, count in ((arrays[:3], 0, 4), (arrays[3:], 4, 1)):
         tokens = np.concatenate([tokens_1nL[0] for tokens_1nL, _ in split])

@@ -180,6 +180,17 @@ def test_a_run_moves_the_model_and_keeps_the_frozen_one_out_of_its_weights(
     assert saved.config == small_model().config
 
 
+def test_ccas_reference_may_be_the_start_under_another_name(folder: Path, tmp_path: Path) -> None:
+    save(tmp_path / "same", small_model(), TOKENIZER)
+    VARModule(str(folder), 3, **SIZE, init_from=str(folder), objective=CCA(str(tmp_path / "same")))
+    save(tmp_path / "run" / "model", moved := small_model(), TOKENIZER)
+    with torch.no_grad():
+        moved.head.linear.bias += 1  # what a run has written
+    save(tmp_path / "run" / "model", moved, TOKENIZER)
+    with pytest.raises(UserError, match="leave reference out"):
+        VARModule(str(folder), 3, **SIZE, init_from=str(folder), objective=CCA(str(tmp_path / "run")))
+
+
 def test_trained_scales_alone_have_figures(folder: Path) -> None:
     module = VARModule(str(folder), 3, **SIZE, attention=AdjacentAttention(), train_scales=[2])
     figures = fit(module).callback_metrics
@@ -207,6 +218,14 @@ def test_mistakes_are_told_before_training(folder: Path, tmp_path: Path) -> None
         (lambda: WeightedScales([1.0, -1.0]), "at least 0"),
         (lambda: made(objective=WeightedScales([1.0])), "1 weights for 3 scales"),
         (lambda: CCA(beta=0), "beta 0"),
+        (lambda: CCA(beta="x"), "beta 'x'"),  # type: ignore[arg-type]
+        (lambda: WeightedScales(["a"]), "give numbers of at least 0"),  # type: ignore[list-item]
+        (lambda: WeightedScales(5), "WeightedScales 5"),  # type: ignore[arg-type]
+        (lambda: Distillation("x", temperature="hot"), "temperature 'hot'"),  # type: ignore[arg-type]
+        (
+            lambda: made(objective=CCA(str(tmp_path / "classes")), init_from=str(folder)),
+            "not what training starts from",
+        ),
         (lambda: Distillation("x", temperature=0), "temperature 0"),
         (lambda: Distillation("x", hard=2), "hard 2"),
         (lambda: made(objective=CCA(), **groups), "scale_groups"),

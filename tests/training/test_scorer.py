@@ -15,9 +15,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from small_run import copy_of, data_module, trainer
 from token_files import token_job
 
-from mvar_lightning import MultiScaleTokenizer, ScorerModule, TokenShards, UserError
+from mvar_lightning import MultiScaleTokenizer, ScorerModule, TokenShards, UserError, VARModule
 from mvar_lightning.checkpoints import load_tokenizer
 from mvar_lightning.cli import main
+from mvar_lightning.data.tokens.cache import DRAWN
 from mvar_lightning.runs.plan import plan
 from mvar_lightning.runs.recipe import RecipeCheck
 from mvar_lightning.sampling import load_scorer
@@ -28,11 +29,11 @@ CLASSES = 3
 
 
 def write_cache(
-    folder: Path, tokenizer: MultiScaleTokenizer, few: int, train: int = 64, classes: int = CLASSES
+    folder: Path, tokenizer: MultiScaleTokenizer, few: int, train: int = 64, classes: int = CLASSES, crop: str = DRAWN
 ) -> Path:
     """Tokens of the first ``few`` codes: caches of other numbers can be told from one another."""
     settings = {name: getattr(tokenizer, name) for name in ("vocab_size", "code_dim", "image_size")}
-    settings |= {"scales": tokenizer.pyramid.sides, "tokenizer_hash": fingerprint(tokenizer)}
+    settings |= {"scales": tokenizer.pyramid.sides, "tokenizer_hash": fingerprint(tokenizer), "crop": crop}
     job = token_job(folder, (train // 2, train // 2), (24,), **settings)
     job.class_names = tuple(map(str, range(CLASSES)))
     job.begin()
@@ -47,7 +48,7 @@ def write_cache(
 @pytest.fixture(scope="module")
 def caches(tmp_path_factory: pytest.TempPathFactory, tokenizer: Path) -> tuple[Path, Path]:
     folder, own = tmp_path_factory.mktemp("caches"), load_tokenizer(tokenizer)
-    return write_cache(folder / "real", own, few=3), write_cache(folder / "drawn", own, few=32, train=90)
+    return write_cache(folder / "real", own, few=3, crop="center"), write_cache(folder / "drawn", own, few=32, train=90)
 
 
 def module(tokenizer: Path, drawn: Path, **changes: Any) -> ScorerModule:
@@ -119,17 +120,23 @@ def test_what_does_not_belong_together_is_told(
     tokenizer: Path, other_tokenizer: Path, shards: Path, caches: tuple[Path, Path], tmp_path: Path
 ) -> None:
     foreign = write_cache(tmp_path / "foreign", load_tokenizer(other_tokenizer), few=8)
+    strange = write_cache(tmp_path / "strange", load_tokenizer(other_tokenizer), few=8, crop="center")
     two = write_cache(tmp_path / "two", load_tokenizer(tokenizer), few=8, classes=2)
     tokens = TokenShards(str(caches[0]), 16, 0)
     for drawn, data, said in (
         (foreign, tokens, "tokens of tokenizer"),
         (two, tokens, "samples of 2 classes, the data 3"),
         (tmp_path / "nowhere", tokens, "does not exist"),
-        (caches[1], TokenShards(str(foreign), 16, 0), "made by a tokenizer of hash"),
+        (caches[1], TokenShards(str(strange), 16, 0), "made by a tokenizer of hash"),
+        (caches[0], tokens, "holds tokens of images, the real side"),
+        (caches[1], TokenShards(str(caches[1]), 16, 0), "holds tokens that a model drew"),
         (caches[1], data_module(shards), "learns from tokens"),
     ):
         with pytest.raises(UserError, match=said):
             trainer(tmp_path).fit(module(tokenizer, drawn), datamodule=data)
+    with pytest.raises(UserError, match="holds tokens that a model drew"):
+        var = VARModule(str(tokenizer), CLASSES, depth=1, width=16, heads=2)
+        trainer(tmp_path).fit(var, datamodule=TokenShards(str(caches[1]), 16, 0))
     for changes, said in (({"lr": 0.0}, "lr 0"), ({"channels": []}, "channels"), ({"label_drop": 1.0}, "label_drop 1")):
         with pytest.raises(UserError, match=said):
             module(tokenizer, caches[1], **changes)

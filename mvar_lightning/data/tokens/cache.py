@@ -44,6 +44,7 @@ from mvar_lightning.tools.remote import is_url, plain
 
 INDEX_NAME = "tokens.json"
 FORMAT = "mvar-tokens-1"
+DRAWN = "drawn"  # in place of a crop: a model drew the tokens (`mvar tokens draw`)
 MAKE = "`mvar tokens make --checkpoint TOKENIZER --data SHARDS --out"
 _SAFE_NAME = re.compile(r"(train|val)/\d{6,}")
 
@@ -83,6 +84,11 @@ class CacheSettings:
     @property
     def dtype(self) -> np.dtype[Any]:
         return np.dtype("<u2" if self.vocab_size <= 65_536 else "<u4")
+
+    @property
+    def drawn(self) -> bool:
+        """Whether a model drew the tokens, and they are not of images."""
+        return self.crop == DRAWN
 
     def views_of(self, split: str) -> int:
         return self.views if split == "train" else 1
