@@ -23,6 +23,9 @@ Work = Callable[[Tell], None]
 MOST_WAITING = 8
 """Jobs behind the one that runs; one more is sent away."""
 
+LINE = 600
+"""Characters of a message, at most; of a longer one both ends are told."""
+
 LOOK = 0.5
 """Seconds after which a waiting visitor is told anew how many are before."""
 
@@ -131,5 +134,13 @@ def line_of(error: Exception) -> str:
     else:
         traceback.print_exception(error, file=sys.stderr)
         message = f"the server failed ({type(error).__name__}); its log says where"
+    message = _one_line(message)
     print(f"mvar demo: {message}", file=sys.stderr, flush=True)
     return message
+
+
+def _one_line(message: str) -> str:
+    """Without line ends and other signs by which a visitor could write lines of his own into the log."""
+    if len(message) > LINE:
+        message = f"{message[: LINE * 2 // 3]} ... {message[-LINE // 3 :]}"
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in message)
