@@ -74,7 +74,7 @@ class Turns:
             yield {"event": "error", "message": f"{MOST_WAITING} jobs are waiting already; try again in a while"}
             return
         turn = self._turns[name] = Turn(asyncio.get_running_loop())
-        future = self._pool.submit(_run, turn, work)
+        future, ended = self._pool.submit(_run, turn, work), False
         try:
             told = 0
             while True:
@@ -90,15 +90,18 @@ class Turns:
                         return
                     continue
                 if event is None:
+                    ended = True
                     return
                 yield event
         finally:
             turn.stopped.set()
-            future.cancel()
-            del self._turns[name]
+            if ended or future.cancel():
+                del self._turns[name]
+            else:  # the visitor left; others wait until its thread is free
+                future.add_done_callback(lambda done: self._turns.pop(name))
 
     def stop(self, name: str) -> bool:
-        """Stop a job after the scale at which it is; whether there is one of this name."""
+        """Stop a job after the scale at which it is, or the reading of its model; whether there is one of this name."""
         turn = self._turns.get(name)
         if turn is not None:
             turn.stopped.set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import http.client
 import io
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from mvar_lightning.demo.asked import (
     python_of,
 )
 from mvar_lightning.demo.shelf import Shelf
+from mvar_lightning.demo.turns import Stopped, Turns
 from mvar_lightning.evaluation.papers.attention_mass import attention_from
 
 Events = list[dict[str, Any]]
@@ -135,8 +138,10 @@ def test_models_that_do_not_fit_are_told(tmp_path: Path) -> None:
 
     save(tmp_path / "small", small_model(), small_tokenizer())
     shelf = Shelf({"digits": "digits", "small": str(tmp_path / "small")}, "cpu")
+    drawn: Events = []
     with pytest.raises(UserError, match="digits has scales 1 2 3 4, small 1 2 3; take models that agree"):
-        answer_compared(shelf, Compared("digits", others=["small"], precisions=[""]), lambda event: None)
+        answer_compared(shelf, Compared("digits", others=["small"], precisions=[""]), drawn.append)
+    assert not any(drawn), "before anything is drawn"
     save(tmp_path / "tokenizer", None, small_tokenizer())
     with pytest.raises(UserError, match="holds a tokenizer alone"):
         Shelf({"it": str(tmp_path / "tokenizer")}, "cpu")
@@ -197,6 +202,78 @@ def test_a_stop_stops_and_another_visitor_goes_on(port: int, shelf: Shelf, monke
     assert first[-1]["event"] == "stopped" and not any(event["event"] == "made" for event in first)
     assert second[0] == {"event": "waiting", "ahead": 1} and second[-1]["event"] == "done"
     assert post(port, "/api/stop", {"job": names[0]})[1] == [{"stopped": False}]
+
+
+def test_a_stop_is_heard_while_a_model_is_read_and_between_decodings(shelf: Shelf) -> None:
+    from mvar_lightning.demo import answers
+    from mvar_lightning.demo.asked import Compared, Tokens
+
+    def stopping(after: int) -> tuple[list[str], Any]:
+        heard: list[str] = []
+
+        def tell(event: dict[str, Any]) -> None:
+            heard.append(event.get("event", "look"))
+            if len(heard) > after:
+                raise Stopped
+
+        return heard, tell
+
+    for asked_for, answered, looks in (
+        (Sampled("digits"), answers.answer_sampled, 2),
+        (Compared("digits", others=["digits"], precisions=["32"]), answers.answer_compared, 4),
+        (Tokens("digits", image=png()), answers.answer_tokens, 2 + 4),
+    ):
+        for after in range(looks):
+            heard, tell = stopping(after)
+            with pytest.raises(Stopped):
+                answered(shelf, asked_for, tell)  # type: ignore[operator]
+            assert heard == ["look"] * (after + 1)
+
+
+def test_the_job_of_a_visitor_who_left_is_before_others_until_its_thread_is_free() -> None:
+    async def visits() -> list[Any]:
+        turns, goes_on, began = Turns(), threading.Event(), threading.Event()
+
+        def work(tell: Any) -> None:
+            began.set()
+            assert goes_on.wait(20)
+
+        leaving = turns.run("one who leaves", work)
+        assert (await anext(leaving))["event"] == "begun" and began.wait(20)
+        await leaving.aclose()
+        found = []
+        async for event in turns.run("another one", lambda tell: None):
+            found.append(event)
+            goes_on.set()
+        turns.close()
+        return [*found, [*turns._turns]]
+
+    events = asyncio.run(visits())
+    assert events[0] == {"event": "waiting", "ahead": 1}
+    assert [event["event"] for event in events[1:-1]] == ["begun", "done"] and events[-1] == []
+
+
+def test_compared_models_are_warm_and_agree_before_any_draws(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mvar_lightning.demo import answers
+    from mvar_lightning.demo.asked import Compared
+
+    counts: list[int] = []
+    draw = answers._generate
+    monkeypatch.setattr(answers, "_generate", lambda *a: (counts.append(len(a[2])), draw(*a))[1])
+    asked_for = Compared("digits", others=["digits"], precisions=["bf16"], count=2, label="3")
+    fresh = Shelf(shelf.paths, "cpu")
+    fresh.get("digits")
+    events: Events = []
+    answers.answer_compared(fresh, asked_for, events.append)
+    compared = [event for event in events if event.get("event") == "compared"]
+    assert counts == [2, 1, 2], "the second was read for this, and draws one image that is not timed"
+    assert all(0 < event["begin_bytes"] <= event["peak_bytes"] for event in compared)
+    for precision, name, zero in (("32", "digits", "zero"), ("bf16", "other", "naught")):
+        shown = fresh.get("digits", precision)
+        fresh._kept["digits", precision] = replace(shown, name=name, class_names=[zero, *"123456789"])
+    with pytest.raises(UserError, match="class 0 of digits is 'zero', of other 'naught'; take models that agree"):
+        answers.answer_compared(fresh, asked_for, events.append)
+    assert counts == [2, 1, 2]
 
 
 BOMB = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\xff\xff\x00\x00\xff\xff\x08\x02\x00\x00\x00"

@@ -72,7 +72,9 @@ def address(browser: Any, folder: Path) -> Iterator[str]:
     server.send_signal(signal.SIGINT)
     assert server.wait(30) == 0
     assert "Traceback" not in (folder / "log").read_text()
-    assert {file.name for file in folder.iterdir()} == {"small", "slow", "gray", "clear", "log"}, "the page writes nothing"
+    assert {file.name for file in folder.iterdir()} == {"small", "slow", "gray", "clear", "log"}, (
+        "the page writes nothing"
+    )
 
 
 def expect(page: Any, selector: str) -> Any:

@@ -176,7 +176,7 @@ function side(event) {
   const bytes = (value) => (value < 1e6 ? `${(value / 1e3).toFixed(1)} kB` : `${(value / 1e6).toFixed(1)} MB`);
   const rows = [
     ["seconds", event.seconds.toFixed(2)], ["key-value cache per image", bytes(event.cache_bytes)],
-    ["weights", bytes(event.weight_bytes)], ["peak memory", bytes(event.peak_bytes)], ["attention", event.attention],
+    ["weights", bytes(event.weight_bytes)], ["memory before, and more at its peak", `${bytes(event.begin_bytes)}, ${bytes(event.peak_bytes - event.begin_bytes)}`], ["attention", event.attention],
   ].map(([name, value]) => element("tr", {}, element("th", { textContent: name }), element("td", { textContent: value })));
   const images = event.images.map((image, index) => element("figure", {}, element("img", { src: source(image), alt: `Image ${index + 1} of ${event.name}` })));
   return element("article", {}, element("h2", { textContent: `${event.name}, ${event.precision}` }),
