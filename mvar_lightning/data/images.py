@@ -154,6 +154,8 @@ def decode(
         if drafted:
             picture.info[_FULL_SIZE] = full[::-1] if orientation >= 5 else full
         return picture
+    except ImageError:
+        raise
     except Exception as error:  # see open_image
         raise ImageError(f"damaged picture ({_reason(error)})") from error
 
@@ -193,14 +195,18 @@ def _check_form(image: Image.Image, form: PixelForm) -> None:
     found = PixelForm(4) if transparent else PixelForm(1) if mode in ("1", "L") else RGB
     if mode.startswith("I") and not transparent:
         found = PixelForm(1, 16)
-    if found != form:
-        raise ImageError(f"it is {found}, not {form}")
+    if mode == "F" or found != form:
+        raise ImageError(f"it is {'32-bit floats' if mode == 'F' else found}, not {form}")
 
 
 def _converted(image: Image.Image, form: PixelForm) -> Image.Image:
-    """A picture that has the form's channels, in its mode."""
+    """A picture that has the form's channels, in its mode. Raises ImageError for values that the form cannot hold."""
     if form.bits == 16 and image.mode != form.mode:  # other orders of bytes, and what Pillow widens to 32 bits
-        return Image.fromarray(np.asarray(image).astype(np.uint16))
+        pixels_HW = np.asarray(image)  # signed scans and those of 32 bits come so, too
+        least, most = int(pixels_HW.min()), int(pixels_HW.max())
+        if least < 0 or most > 65535:
+            raise ImageError(f"values from {least} to {most}; 16 bits hold 0 to 65535")
+        return Image.fromarray(pixels_HW.astype(np.uint16))
     return image if image.mode == form.mode else image.convert(form.mode)
 
 
