@@ -67,7 +67,7 @@ class NextScaleModule(L.LightningModule):
         gamma_init: initial factor of the AdaLN gates.
         label_drop: share of labels dropped in training, for guidance.
         cfg, top_k, top_p: sampling of this run's pictures and metrics.
-        init_from: weights to start from (fine-tuning): a folder (saved, a run's), a checkpoint, a released file (or FILE#KEY).
+        init_from: weights to start from (fine-tuning): a folder, a checkpoint, a released file (or FILE#KEY).
         init_classes: what the classes start from then: ``fresh``, ``mean``, or a mapping such as ``{corgi: 263, cat:
             tabby}`` from classes here to classes there, by name or index (`load_initial_weights`).
         init_scales: ``resize`` or ``fresh``: what positions start from where the scales there are others.
