@@ -84,7 +84,7 @@ def other_codes(path: str | Path, tokenizer: MultiScaleTokenizer) -> str:
     opened = None if is_released(path) else open_checkpoint(path, whole=False)
     found = None if opened is None or "tokenizer" not in opened.parts else opened.tensors("tokenizer").get(CODES)
     own = tokenizer.quantizer.codebook.weight.detach().cpu()
-    near = 1e-3 * float(own.std(correction=0))
+    near = max(1e-3 * float(own.std(correction=0)), 2**-24)  # the least that float16 tells apart
     if found is None or (found.shape == own.shape and torch.allclose(found.to(own.dtype), own, rtol=1e-2, atol=near)):
         return ""
     return "; model.tokenizer has other codes than its tokenizer: tokens do not mean what these weights have learned"

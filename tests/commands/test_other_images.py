@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from mvar_lightning import UserError, load
+from mvar_lightning import MultiScaleTokenizer, NextScaleTransformer, UserError, load, save
+from mvar_lightning.checkpoints import export_official
+from mvar_lightning.checkpoints.source import open_tokenizer
 from mvar_lightning.cli import main
+from mvar_lightning.commands import options
 from mvar_lightning.runs.recipe_check import check_quickly
 
 TOKENIZER: dict[str, Any] = {
@@ -70,6 +74,29 @@ def write_recipe(file: str, model: str, settings: dict[str, Any], callbacks: lis
 
 def mvar(words: str, status: int = 0) -> None:
     assert main(words.split()) == status, words
+
+
+def test_sizes_of_a_wide_tokenizer(tmp_path: Path) -> None:
+    """8 x 16 pixels, however a command or a script says so; a released file on maps that are no squares."""
+    wide = MultiScaleTokenizer(**TOKENIZER)
+    save(tmp_path / "wide", None, wide)
+    for size in ([8, 16], (8, 16)):
+        assert open_tokenizer(tmp_path / "wide", image_size=size).image_size == (8, 16)
+    for size, words in (((16, 8), "16x8: this tokenizer takes images of 8 x 16"), ("wide", "or \\[height, width\\]")):
+        with pytest.raises(UserError, match=words):
+            open_tokenizer(tmp_path / "wide", image_size=size)  # type: ignore[arg-type]
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    options.add_tokenizer(parser)
+    words = ["--checkpoint", "x", "--image-size", "8x16", "--patch-nums", "1x1,1x2,2x4"]
+    args = parser.parse_args(words)
+    assert args.image_size == (8, 16) and args.patch_nums == (1, (1, 2), (2, 4))
+    for wrong in ("--image-size=8x16x2", "--image-size=x8", "--image-size=-8", "--patch-nums=1,x", "--patch-nums=1,,2"):
+        with pytest.raises(argparse.ArgumentError, match="x"):
+            parser.parse_args([*words, wrong])
+    square = MultiScaleTokenizer(**{**TOKENIZER, "scales": [1, 2], "channels": 32, "norm_groups": 32})
+    model = NextScaleTransformer([1, 2], vocab_size=16, code_dim=4, num_classes=3, depth=1, width=16, heads=2)
+    export_official(model, square, tmp_path / "m.pth", tmp_path / "t.pth")
+    assert open_tokenizer(tmp_path / "t.pth", args.patch_nums, args.image_size).image_size == (8, 16)
 
 
 def test_channels_are_the_datas() -> None:

@@ -12,16 +12,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from faults.small_models import SCALES, SIZES, small_model
 from PIL import Image
 
-from mvar_lightning import generate
+from mvar_lightning import MultiScaleTokenizer, generate, save
 from mvar_lightning.checkpoints.source import Source
 from mvar_lightning.errors import UserError
 from mvar_lightning.sampling import jobs as sampling_jobs
-from mvar_lightning.sampling.jobs import SampleRequest, list_jobs, make_images, make_missing
+from mvar_lightning.sampling.jobs import SampleRequest, list_jobs, make_images, make_missing, sample_images
 from mvar_lightning.tools.ranks import Ranks
 
 Run = Callable[..., int]
+
+
+def test_channels_that_no_picture_has_leave_nothing(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"channels": 8, "norm_groups": 4, "num_res_blocks": 1, "channel_multipliers": [1]}
+    save(tmp_path / "five", small_model(), MultiScaleTokenizer(SCALES, **SIZES, **sizes, image_channels=5))
+    with pytest.raises(UserError, match="images of 5 channels: a picture file has"):
+        sample_images(SampleRequest(Source(str(tmp_path / "five")), tmp_path / "out", [0], 1))
+    assert not (tmp_path / "out").exists()
 
 
 def pngs(folder: Path) -> dict[str, bytes]:

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from faults.small_models import small_model, small_tokenizer
 from small_run import MODEL_SIZES, data_module, trainer
 from torch import Tensor
 
 from mvar_lightning import MVARModule, SpatialAttention, VARModule, save
 from mvar_lightning.checkpoints import load, load_tokenizer
 from mvar_lightning.checkpoints.classes import class_rows, imagenet_classes
+from mvar_lightning.checkpoints.finetune import other_codes
 from mvar_lightning.checkpoints.folder import open_checkpoint
 from mvar_lightning.cli import main
 from mvar_lightning.data.making.embedded import digits
@@ -218,3 +220,19 @@ def test_other_codes_are_told(
     assert "other codes" not in caplog.text
     VARModule(str(other_tokenizer), **MODEL_SIZES, init_from=str(trained))
     assert "model.tokenizer has other codes than its tokenizer" in caplog.text
+
+
+def test_small_codes_are_told_apart_and_half_ones_are_the_same(tmp_path: Path) -> None:
+    """Whatever the codes' size: those of 4,096 codes begin at a few ten-thousandths."""
+    model, tokenizer, other = small_model(), small_tokenizer(), small_tokenizer()
+    for one in (tokenizer, other):
+        one.quantizer.codebook.weight.data.mul_(1e-2)
+    other.quantizer.codebook.weight.data.neg_()
+    save(tmp_path / "source", model, tokenizer, half=True)
+    assert other_codes(tmp_path / "source", tokenizer) == ""
+    assert "other codes" in other_codes(tmp_path / "source", other)
+
+
+def test_no_classes_at_all_are_fresh_ones() -> None:
+    rows_NC, words = class_rows(torch.zeros(4, 2), torch.ones(4, 2), {}, (), ())
+    assert words == 'all 3 fresh, "no class" kept' and rows_NC[:, 0].tolist() == [0, 0, 0, 1]

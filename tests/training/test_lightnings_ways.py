@@ -72,6 +72,24 @@ def test_a_bare_loader_of_pairs_trains_and_tells_its_batch_size(folder: Path) ->
         trainer(max_steps=1).fit(VARModule.load_from_checkpoint(folder), [(IMAGES, LABELS)])
 
 
+@pytest.mark.parametrize("make", [VARModule, TokenizerModule])
+@pytest.mark.parametrize(
+    ("pixels", "words"),
+    [
+        ((IMAGES * 255).round().long(), "image: its pixels are int64; give uint8"),
+        ((IMAGES * 255).short(), "int16"),
+        (IMAGES * 255, r"image: floats from .* to 25\d.*; give them in \[-1, 1\]"),
+        (IMAGES - 1.5, r"floats from -1\.\d+ to"),
+    ],
+    ids=["int64", "int16", "255", "-1.5"],
+)
+def test_pixels_whose_black_and_white_nobody_knows_are_refused(
+    make: Any, pixels: torch.Tensor, words: str, folder: Path
+) -> None:
+    with pytest.raises(UserError, match=words):
+        trainer(max_steps=1).fit(make.load_from_checkpoint(folder), batches(pixels, LABELS))
+
+
 def test_half_weights_sample(folder: Path) -> None:
     made = VARModule.load_from_checkpoint(folder).half().generate(LABELS, [0, 1, 2, 3])
     assert made.images.dtype == torch.float32 and torch.isfinite(made.images).all()
