@@ -20,6 +20,7 @@ from mvar_lightning.sampling.draws import NUM_SEEDS
 from mvar_lightning.sampling.guidance import named_schedule
 from mvar_lightning.sampling.jobs import Job, list_jobs
 from mvar_lightning.sampling.sampler import SamplingSettings
+from mvar_lightning.tools.compute import choose_device
 
 MOST_IMAGES = 16
 """Of one answer: a batch of `mvar sample`."""
@@ -263,6 +264,8 @@ def python_of(asked: Sampled, shown: Shown, jobs: Sequence[Job]) -> str:
 
 def _model_flags(shown: Shown) -> list[str]:
     flags = ["--checkpoint", shown.path]
+    if shown.device != choose_device("auto"):
+        flags += ["--device", shown.device.type]
     if shown.precision.startswith("int"):
         return [*flags, "--quantize", shown.precision]
     default = "bf16" if shown.device.type == "cuda" else "32"

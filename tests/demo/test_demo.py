@@ -24,6 +24,7 @@ from PIL import Image
 from mvar_lightning import UserError
 from mvar_lightning.cli import main
 from mvar_lightning.demo import app, serve
+from mvar_lightning.demo import asked as asked_module
 from mvar_lightning.demo.app import HEADERS, LONGEST, SMALL, build_app
 from mvar_lightning.demo.asked import (
     MOST_VALUES,
@@ -494,7 +495,8 @@ def test_a_port_in_use_and_a_missing_library(capsys: pytest.CaptureFixture[str])
     assert done.returncode == 2 and "pip install 'mvar-lightning[demo]'" in done.stderr
 
 
-def test_words_for_elsewhere_follow_the_settings(shelf: Shelf) -> None:
+def test_words_for_elsewhere_follow_the_settings(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asked_module, "choose_device", lambda name: torch.device("cpu"))
     shown = shelf.get("digits")
     one = parse(Sampled, {"model": "digits", "label": "none", "count": 1, "top_k": 0, "more_smooth": True})
     jobs = one.jobs(shown)
@@ -503,5 +505,9 @@ def test_words_for_elsewhere_follow_the_settings(shelf: Shelf) -> None:
         == "mvar sample --checkpoint digits --classes none --count 1 --top-k 0 --more-smooth"
     )
     assert "top_k=None, more_smooth=True" in python_of(one, shown, jobs)
+    monkeypatch.setattr(asked_module, "choose_device", lambda name: torch.device("cuda", 0))
+    assert command_of(one, shown, jobs).startswith("mvar sample --checkpoint digits --device cpu --classes"), (
+        "beside a GPU the page's CPU is not what the command takes"
+    )
     with pytest.raises(UserError, match="edits are made in 32 or bf16"):
         Edited("digits", "int8")
