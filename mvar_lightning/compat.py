@@ -109,12 +109,22 @@ def int8_packed(weight_OI: Tensor, scale_O: Tensor) -> Any:
 
 
 def int8_product(x: Tensor, packed: Any) -> Tensor:
-    """``x W^T`` in float32; x is rounded to 8 bits by one scale. Of reduced range: without VNNI two products of 8 bits
-    overflow the 16 that they are added in."""
+    """``x W^T`` in float32; each row of x is rounded to 8 bits by a scale of its own. Of reduced range: without VNNI
+    two products of 8 bits overflow the 16 that they are added in.
+
+    The kernel takes one scale for all rows, from their smallest and largest number: rows are brought to [-1, 1] before
+    it, with one more that holds both ends, so that a row's product does not depend on what is computed beside it.
+    Of a row that holds NaN or infinity come numbers that are not finite.
+    """
     import torch
 
-    result: Tensor = torch.ops.quantized.linear_dynamic(x, packed, True)
-    return result
+    rows = x.flatten(0, -2)
+    scale_R1 = rows.abs().amax(dim=1, keepdim=True).clamp_min_(torch.finfo(torch.float32).tiny)
+    whole = torch.zeros(len(rows) + 1, rows.shape[1])
+    torch.div(rows, scale_R1, out=whole[:-1]).nan_to_num_()
+    whole[-1, :2] = torch.tensor([1.0, -1.0])[: rows.shape[1]]
+    result: Tensor = torch.ops.quantized.linear_dynamic(whole, packed, True)[:-1].mul_(scale_R1)
+    return result.unflatten(0, x.shape[:-1])
 
 
 # Lightning (2.6)

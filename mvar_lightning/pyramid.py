@@ -54,6 +54,8 @@ def as_written(size: Size) -> int | list[int]:
 def as_size(given: Any) -> Size | None:
     """The size that a number, or a list or tuple of height and width, stands for; None where it is neither."""
     numbers = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given, given]
+    if any(isinstance(number, bool) for number in numbers):
+        return None
     try:
         whole = [int(number) for number in numbers]
     except (TypeError, ValueError, OverflowError):

@@ -58,7 +58,7 @@ def class_rows(
         return trained_MC, ALL
     rows_NC = fresh_NC.detach().to("cpu", trained_MC.dtype, copy=True)
     rows_NC[-1] = trained_MC[-1]
-    if init is None or init == "fresh":
+    if init is None or init in ("fresh", {}):
         return rows_NC, f'all {here} fresh, "no class" kept'
     if init == "mean":
         rows_NC[:-1] = trained_MC[:-1].mean(dim=0)

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from mvar_lightning.checkpoints.assign import plain_names
-from mvar_lightning.checkpoints.folder import located
+from mvar_lightning.checkpoints.folder import IN_FOLDER, located
 from mvar_lightning.checkpoints.official_sizes import SIGNS
 from mvar_lightning.errors import UserError
 from mvar_lightning.tools.files import kind_of
@@ -24,9 +24,6 @@ MODEL, TOKENIZER = ("var or mvar", "markov_var"), ("the tokenizer (vqvae)",)
 
 DEEPEST = 6
 """Dictionaries inside one another that are looked into."""
-
-IN_FOLDER = ("model.safetensors", "pytorch_model.bin", "model.pt", "model.pth")
-"""Files that other trainers' folders keep their weights in."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,10 @@ def _state_in(content: Any, wanted: tuple[str, ...], key: str | None, path: Path
             raise UserError(f"{path}: no weights of {' or '.join(wanted)} under the key {key!r}; {there}")
         return chosen[0].state
     if len(found) > 1:
-        raise UserError(f"{path}: holds several weights of {' or '.join(wanted)}: {names}; say which with ``key``")
+        raise UserError(
+            f"{path}: holds several weights of {' or '.join(wanted)}: {names}; say which with ``key`` "
+            "(of init_from: PATH#KEY)"
+        )
     if found:
         if found[0].key:
             _say(f"{path}: took the weights under {found[0].key!r}")
@@ -106,8 +106,14 @@ def _candidates(
         return
     tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
     if tensors:
-        plain = plain_names(tensors, source)
+        plain, clash = tensors, None
+        try:
+            plain = plain_names(tensors, source)
+        except UserError as error:  # matters only where weights lie in them
+            clash = error
         for prefix in _prefixes(plain, wanted):
+            if clash is not None:
+                raise clash
             state = {name[len(prefix) :]: tensor for name, tensor in plain.items() if name.startswith(prefix)}
             yield Candidate(".".join([*path, *filter(None, [prefix.rstrip(".")])]), state)
     for name, inside in content.items():

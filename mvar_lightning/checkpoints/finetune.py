@@ -11,7 +11,7 @@ import torch
 from mvar_lightning.checkpoints.assign import on_meta
 from mvar_lightning.checkpoints.classes import InitClasses, class_rows, names_or_imagenets
 from mvar_lightning.checkpoints.containers import MODEL, read_state
-from mvar_lightning.checkpoints.folder import is_released, located, open_checkpoint
+from mvar_lightning.checkpoints.folder import check_no_key, is_released, located, open_checkpoint, with_key
 from mvar_lightning.checkpoints.hmar import as_var, is_hmar
 from mvar_lightning.checkpoints.official import import_transformer
 from mvar_lightning.checkpoints.official_sizes import attention_of, looks_like, pyramid_of, transformer_arguments
@@ -41,7 +41,8 @@ def load_initial_weights(
     Args:
         model: the model to initialize, on any device.
         path: a folder of `save` or of a run, a Lightning checkpoint, or a released file of the published models (its
-            scales are the model's where they have as many tokens, else the published ones that do).
+            scales are the model's where they have as many tokens, else the published ones that do); ``PATH#KEY`` of one
+            that holds several (`containers.read_state`).
         init_classes: what the classes start from: ``fresh``, ``mean``, or a mapping such as ``{corgi: 263, cat:
             tabby}``, by names or indices of classes here and there. Not given: all classes where there are as many,
             else fresh ones. "No class" is always taken.
@@ -57,7 +58,8 @@ def load_initial_weights(
     """
     if init_scales not in (None, *RULES):
         raise UserError(f"init_scales {init_scales!r}: unknown; choose {' or '.join(RULES)}")
-    source, names = _source_model(model, Path(located(path)))
+    file, key = with_key(path)
+    source, names = _source_model(model, Path(located(file)), key)
     if source.quantized is not None:
         raise UserError(
             f"{path}: holds weights in {source.quantized}, for sampling; start from those they were made of"
@@ -78,30 +80,34 @@ def other_codes(path: str | Path, tokenizer: MultiScaleTokenizer) -> str:
     """Words for the line that `load_initial_weights` gives where the checkpoint's own tokenizer has other codes than
     this one: a token then does not mean what the weights have learned. Empty where they are the same (to the rounding
     of half precision) or the checkpoint has none."""
-    path = Path(located(path))
+    path = Path(located(with_key(path)[0]))
     opened = None if is_released(path) else open_checkpoint(path, whole=False)
     found = None if opened is None or "tokenizer" not in opened.parts else opened.tensors("tokenizer").get(CODES)
     own = tokenizer.quantizer.codebook.weight.detach().cpu()
-    if found is None or (found.shape == own.shape and torch.allclose(found.to(own.dtype), own, rtol=1e-2, atol=1e-3)):
+    near = 1e-3 * float(own.std(correction=0))
+    if found is None or (found.shape == own.shape and torch.allclose(found.to(own.dtype), own, rtol=1e-2, atol=near)):
         return ""
     return "; model.tokenizer has other codes than its tokenizer: tokens do not mean what these weights have learned"
 
 
-def _source_model(model: NextScaleTransformer, path: Path) -> tuple[NextScaleTransformer, Sequence[str]]:
+def _source_model(
+    model: NextScaleTransformer, path: Path, key: str | None
+) -> tuple[NextScaleTransformer, Sequence[str]]:
     """The model to start from, and the names of its classes where it tells them."""
     if is_released(path):
-        return _released_model(model, path), ()
+        return _released_model(model, path, key), ()
+    check_no_key(path, key)
     opened = open_checkpoint(path)
     if opened.record.model is None:
         raise UserError(f"{path}: a checkpoint of a tokenizer alone; it has no transformer to start from")
     return opened.model(), opened.record.class_names
 
 
-def _released_model(model: NextScaleTransformer, path: Path) -> NextScaleTransformer:
+def _released_model(model: NextScaleTransformer, path: Path, key: str | None) -> NextScaleTransformer:
     """The model of a released file, on the scales of the model that it is for, or the published ones that it fits."""
     if not path.exists():
         raise UserError(f"{path}: no such checkpoint")
-    state = read_state(path, MODEL)
+    state = read_state(path, MODEL, key)
     if is_hmar(state):
         state = as_var(state, str(path))
     looks = {"markov_var": "markov_var", "var or mvar": "mvar"}.get(looks_like(state) or "")

@@ -47,6 +47,9 @@ TRAINING |= {"global_step": int, "pytorch-lightning_version": str}
 RELEASED = (".pth", ".pt", ".bin", ".safetensors")
 """How released files end."""
 
+IN_FOLDER = ("model.safetensors", "pytorch_model.bin", "model.pt", "model.pth")
+"""Files that other trainers' folders keep their weights in."""
+
 
 @dataclass(frozen=True)
 class Opened:
@@ -305,9 +308,34 @@ def saved_in(path: Path) -> Path:
 
 def is_released(path: str | Path) -> bool:
     """Whether a path is read as a released file, the one kind that does not tell its scales, or as a checkpoint of ours
-    (a saved folder, a run's folder, Lightning's file). All that takes either asks here."""
+    (a saved folder, a run's folder, Lightning's file). All that takes either asks here. What other trainers leave is
+    read as released: their folders, and Lightning's files without our record."""
     path = Path(path)
-    return path.suffix in RELEASED and kind_of(path) != "folder" and not is_part(path)
+    if kind_of(path) == "folder":
+        theirs = any(kind_of(path / name) == "file" for name in (".metadata", *IN_FOLDER))
+        return theirs and kind_of(saved_in(path) / CONFIG) is None
+    if path.suffix == ".ckpt" and kind_of(path) == "file":
+        try:
+            content = read_torch(path, whole=False)
+        except UserError:
+            return False  # who opens it is told
+        return isinstance(content, dict) and LIBRARY not in content and "state_dict" in content
+    return path.suffix in RELEASED and not is_part(path)
+
+
+def with_key(path: str | PathLike[str]) -> tuple[str | PathLike[str], str | None]:
+    """A path or address, and of ``PATH#KEY`` the key: which weights of a file that holds several. A path that is there
+    as it is has none."""
+    file, mark, key = str(path).rpartition("#")
+    if not (mark and file and key) or "/" in key or kind_of(Path(path)) is not None:
+        return path, None
+    return file, key
+
+
+def check_no_key(path: str | PathLike[str], key: str | None) -> None:
+    """Raise `UserError` for a key to a checkpoint of ours, which holds one model."""
+    if key is not None:
+        raise UserError(f"{path}#{key}: is no released file that holds several weights; leave #{key} out")
 
 
 def is_part(path: Path) -> bool:

@@ -31,6 +31,7 @@ from mvar_lightning.checkpoints.official_sizes import (
     attention_of,
     check_architecture,
     check_derived,
+    check_squares,
     derived_buffers,
     derived_shapes,
     pyramid_of,
@@ -89,15 +90,17 @@ def import_official(
         state, architecture, pyramid, tokenizer.vocab_size, tokenizer.code_dim, str(model_path)
     )
     model = on_meta(lambda: NextScaleTransformer(**arguments, attention=attention))
-    return import_transformer(model, state, str(model_path)), tokenizer
+    return import_transformer(model, state, str(model_path), architecture), tokenizer
 
 
-def import_transformer(model: NextScaleTransformer, state: Mapping[str, Tensor], source: str) -> NextScaleTransformer:
-    """Fill a model on the meta device with a reference's weights."""
+def import_transformer(
+    model: NextScaleTransformer, state: Mapping[str, Tensor], source: str, named: str | None = None
+) -> NextScaleTransformer:
+    """Fill a model on the meta device with a reference's weights; ``named`` is the architecture that was asked for."""
     architecture, table = architecture_of(model), table_of(model)
     derived = derived_shapes(model.pyramid, model.width, model.depth, architecture)
     check_fit(shapes_of(state), {**_reference_shapes(model, table), **derived}, source, optional=derived)
-    check_derived(state, model.pyramid, architecture, source)
+    check_derived(state, model.pyramid, named or architecture, source)
     # positions, levels and masks follow from the sizes here, and are made when they are needed
     weights = {key: tensor for key, tensor in state.items() if key not in derived}
     return fill(model, to_ours(weights, table), source, dtype=torch.float32)
@@ -165,6 +168,7 @@ def reference_state(model: NextScaleTransformer) -> dict[str, Tensor]:
     """
     if model.quantized is not None:
         raise UserError(f"a model in {model.quantized}: the references have none; export the one it was made of")
+    check_squares(model.pyramid, "export: scales")
     weights = to_reference(model.state_dict(), table_of(model))
     renamed = {key: tensor.reshape(reference_shape(key, tensor.shape)) for key, tensor in weights.items()}
     return renamed | derived_buffers(model.pyramid, model.width, model.depth, architecture_of(model))
@@ -176,6 +180,7 @@ def tokenizer_reference_state(tokenizer: MultiScaleTokenizer) -> dict[str, Tenso
     for name, value in fixed.items():
         if tokenizer.config[name] != value:
             raise UserError(f"export: {name} {tokenizer.config[name]}: the published tokenizer has {value}")
+    check_squares(tokenizer.pyramid, "export: scales")
     return to_reference(tokenizer.state_dict(), tokenizer_keys(tokenizer.config["phi_layers"]))
 
 

@@ -57,7 +57,8 @@ def pyramid_of(state: State, patch_nums: Scales | None, source: str) -> ScalePyr
     """The scales given, or those published with the file's number of tokens.
 
     Raises:
-        UserError: an unknown number of tokens and no ``patch_nums``, or ``patch_nums`` of another number.
+        UserError: an unknown number of tokens and no ``patch_nums``, ``patch_nums`` of another number, or maps that are
+            no squares, of which the published models have none.
     """
     tokens = _vote([_size(state, "pos_1LC", 1), _size(state, LEVELS, 1), _size(state, MASK, 2)])
     if patch_nums is None:
@@ -68,9 +69,19 @@ def pyramid_of(state: State, patch_nums: Scales | None, source: str) -> ScalePyr
         except UserError as error:
             raise UserError(f"{source}: {error}") from error
     pyramid = ScalePyramid(patch_nums)
+    check_squares(pyramid, f"{source}: patch_nums")
     if tokens is not None and tokens != pyramid.num_tokens:
         raise UserError(f"{source}: patch_nums {pyramid} have {pyramid.num_tokens} tokens, the weights have {tokens}")
     return pyramid
+
+
+def check_squares(pyramid: ScalePyramid, what: str) -> None:
+    """Raise `UserError` where a map is no square: what is published tells one side of each."""
+    if not all(isinstance(side, int) for side in pyramid.sides):
+        raise UserError(
+            f"{what} {pyramid}: the published models have square maps alone; others travel in a saved folder "
+            "(``folder`` of mvar export)"
+        )
 
 
 def vocab_size_of(state: State) -> int | None:
@@ -137,6 +148,7 @@ def tokenizer_arguments(
         "channel_multipliers": [max(width // channels, 1) for width in widths],
         "num_res_blocks": _need([_count(state, r"encoder\.down\.0\.block\.(\d+)\..*")], "encoder.down.0.block", source),
         "phi_layers": _phi_layers(state, pyramid, source),
+        "image_channels": _vote(_image_votes(state)) or 3,
     }
 
 
@@ -168,6 +180,14 @@ def _history(architecture: str) -> NoHistory | SlidingWindowHistory:
 def _width_votes(state: State) -> list[int | None]:
     biases = [_size(state, key) for key in state if key.endswith((".attn.q_bias", ".attn.v_bias", ".attn.proj.bias"))]
     return [_size(state, "word_embed.bias"), _size(state, "class_emb.weight", 1), *biases]
+
+
+def _image_votes(state: State) -> list[int | None]:
+    return [
+        _size(state, "encoder.conv_in.weight", 1),
+        _size(state, "decoder.conv_out.bias"),
+        _size(state, "decoder.conv_out.weight"),
+    ]
 
 
 def _level_votes(state: State, level: int) -> list[int | None]:
@@ -252,6 +272,8 @@ def check_derived(state: Mapping[str, Tensor], pyramid: ScalePyramid, architectu
             raise UserError(f"{source}: {key} is not zero; keys have no bias in the published models")
     if MASK in state and is_block_diagonal(state[MASK]) and architecture == "var":
         raise UserError(f"{source}: its attention mask is block-diagonal: the file looks like mvar, not var")
+    if MASK in state and architecture == "hmar" and state[MASK].any() and not is_block_diagonal(state[MASK]):
+        raise UserError(f"{source}: its attention mask shows earlier scales: the file looks like var, not hmar")
 
 
 def is_block_diagonal(mask_11LL: Tensor) -> bool:

@@ -1,6 +1,6 @@
 """Programs for other runtimes: encode, decode and the transformer as graphs of torch.export or ONNX, weights inside.
 
-B batch (any), L all tokens, V vocabulary, HW pixels.
+B batch (any), C channels of an image (3 of RGB), L all tokens, V vocabulary, HW pixels.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ class _Transformer(nn.Module):
 def programs(model: NextScaleTransformer | None, tokenizer: MultiScaleTokenizer) -> dict[str, ExportedProgram]:
     """Graphs of any batch size, from `torch.export.export`; run one by ``program.module()(...)``.
 
-    - ``encode``: image float32 (B, 3, H, W) in [-1, 1] -> tokens int64 (B, L)
-    - ``decode``: tokens int64 (B, L) -> image float32 (B, 3, H, W) in [-1, 1]
+    - ``encode``: image float32 (B, C, H, W) in [-1, 1] -> tokens int64 (B, L)
+    - ``decode``: tokens int64 (B, L) -> image float32 (B, C, H, W) in [-1, 1]
     - ``transformer`` (of a model): tokens int64 (B, L), label int64 (B,) -> logits float32 (B, L, V). Logits of a scale
       depend on the tokens of earlier scales alone, so later ones may be anything in range: who samples runs it once a
       scale. The label num_classes stands for "no class".

@@ -22,6 +22,7 @@ from mvar_lightning.errors import UserError
 from mvar_lightning.pyramid import ScalePyramid
 
 RULES = ("resize", "fresh")
+POSITIONS = "positions."
 START, TOKEN, LEVEL = "positions.start", "positions.token", "positions.level.weight"
 
 
@@ -31,11 +32,11 @@ def for_scales(
     """A state dict on other scales, and what was done, in words.
 
     Args:
-        state: of a model with scales ``there``; of models that rotate by positions (Markov-VAR) nothing hangs on the
-            scales but the angles, which are made anew.
+        state: of a model with scales ``there``. Models that rotate by positions (Markov-VAR) make their angles anew;
+            their levels go by a scale's number, not by its side, and stay with it, whatever side it has here.
         here: the scales that are wanted.
         own: the new model's state dict, for what is fresh.
-        rule: ``resize``, or ``fresh``: positions and levels as initialized.
+        rule: ``resize``, or ``fresh``: positions and levels as initialized, also of models that rotate.
 
     Raises:
         UserError: no rule, or an unknown one.
@@ -46,11 +47,11 @@ def for_scales(
             f"init_scales: {' or '.join(RULES)}"
         )
     moved = dict(state)
-    if TOKEN not in state:
-        return moved, f"scales {there} to {here}: rotary positions, made anew"
     if rule == "fresh":
-        moved |= {name: own[name] for name in (START, TOKEN, LEVEL)}
+        moved |= {name: tensor for name, tensor in own.items() if name.startswith(POSITIONS)}
         return moved, f"scales {there} to {here}: positions and levels fresh"
+    if TOKEN not in state:
+        return moved, f"scales {there} to {here}: rotary positions made anew, levels by a scale's number as they were"
     maps = [part.unflatten(1, shape) for part, shape in zip(there.split(state[TOKEN]), there.shapes, strict=True)]
     nearest = [min(range(there.num_scales), key=lambda k: _ratio(there.shapes[k], shape)) for shape in here.shapes]
     tokens = [resized(maps[source], shape) for source, shape in zip(nearest, here.shapes, strict=True)]

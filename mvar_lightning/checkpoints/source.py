@@ -100,7 +100,7 @@ def beside(checkpoint: str | Path, name: str = "evaluation") -> Path:
 
 
 def open_tokenizer(
-    path: str | Path, patch_nums: Scales | None = None, image_size: Size | None = None
+    path: str | Path, patch_nums: Scales | None = None, image_size: Size | Sequence[int] | None = None
 ) -> MultiScaleTokenizer:
     """A tokenizer from a run's folder, any checkpoint of the suite, or a released file.
 
@@ -114,9 +114,12 @@ def open_tokenizer(
     """
     from mvar_lightning import checkpoints
     from mvar_lightning.checkpoints.folder import located
-    from mvar_lightning.pyramid import PUBLISHED_SIDES, ScalePyramid, short, times
+    from mvar_lightning.pyramid import PUBLISHED_SIDES, ScalePyramid, as_size, short, times
 
-    path, wanted = Path(located(path)), 256 if image_size is None else image_size
+    wanted = as_size(256 if image_size is None else image_size)
+    if wanted is None:
+        raise UserError(f"``image_size`` {image_size!r}: give the side of square images in pixels, or [height, width]")
+    path = Path(located(path))
     if checkpoints.is_released(path):
         published = PUBLISHED_SIDES.get(wanted) if isinstance(wanted, int) else None
         if patch_nums is None and published is None:
@@ -130,8 +133,8 @@ def open_tokenizer(
     else:
         tokenizer = checkpoints.load_tokenizer(path)
     size = tokenizer.image_size
-    if image_size not in (None, size):
+    if image_size is not None and wanted != size:
         raise UserError(
-            f"``image_size`` {image_size}: this tokenizer takes images of {times(size)}; leave the option out"
+            f"``image_size`` {short(wanted)}: this tokenizer takes images of {times(size)}; leave the option out"
         )
     return tokenizer

@@ -10,6 +10,7 @@ from mvar_lightning.errors import UserError
 
 if TYPE_CHECKING:
     from mvar_lightning.attention import CachePolicy
+    from mvar_lightning.pyramid import Size
     from mvar_lightning.sampling import SamplingSettings, Selector
 
 
@@ -81,7 +82,7 @@ def add_cache_policy(parser: argparse.ArgumentParser) -> None:
 def add_untold(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Arguments for what the weights of released files do not tell."""
     words = "its scales (known for 680, 2240 and 9451 tokens)"
-    parser.add_argument("--patch-nums", type=side_lengths, metavar="1,2,3", help=words)
+    parser.add_argument("--patch-nums", type=map_sizes, metavar="1,2,3", help=words)
     parser.add_argument("--kernel-size", type=int, default=7, metavar="K", help="MVAR's neighborhood (7)")
     words = "MVAR's first scale with a neighborhood, counted from 0 (default: the last but one)"
     parser.add_argument("--first-neighborhood-scale", type=int, metavar="N", help=words)
@@ -101,6 +102,24 @@ def side_lengths(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.replace(" ", "").split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: give whole numbers with commas between them, like 1,2,3") from None
+
+
+def map_sizes(text: str) -> tuple[Size, ...]:
+    """Sizes of maps from a list like 1,2,3, or 1x1,1x2,2x4 (height x width)."""
+    try:
+        return tuple(map(image_size, text.replace(" ", "").split(",")))
+    except argparse.ArgumentTypeError:
+        words = "give whole numbers with commas between them, like 1,2,3, or height x width, like 1x1,1x2,2x4"
+        raise argparse.ArgumentTypeError(f"{text!r}: {words}") from None
+
+
+def image_size(text: str) -> Size:
+    """A side like 16, or height x width like 16x32."""
+    numbers = text.split("x")
+    if len(numbers) > 2 or not all(map(str.isdecimal, numbers)):
+        raise argparse.ArgumentTypeError(f"{text!r}: give a side like 16, or height and width like 16x32")
+    height, width = int(numbers[0]), int(numbers[-1])
+    return height if height == width else (height, width)
 
 
 def add_devices(parser: argparse.ArgumentParser) -> None:
@@ -218,7 +237,9 @@ def add_tokenizer(parser: argparse.ArgumentParser, several: bool = False) -> Non
         words += "; given several times, these are compared, each under its name"
     action, path = ("append", "[NAME=]PATH") if several else ("store", "PATH")
     parser.add_argument("--checkpoint", required=True, action=action, metavar=path, help=words)
-    parser.add_argument("--image-size", type=int, metavar="N", help="side of the images (default: the tokenizer's)")
-    parser.add_argument("--patch-nums", type=side_lengths, metavar="1,2,3", help="scales of a released file")
+    words = "side of the images, or height x width, 16x32 (default: the tokenizer's)"
+    parser.add_argument("--image-size", type=image_size, metavar="N", help=words)
+    words = "scales of a released file; of maps that are no squares 1x1,1x2,2x4"
+    parser.add_argument("--patch-nums", type=map_sizes, metavar="1,2,3", help=words)
     add_cutting(parser)
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto: cuda where there is")

@@ -125,12 +125,15 @@ def decode_rgb(data: bytes, draft_side: int | None = None) -> Image.Image:
     return decode(data, RGB, draft_side)
 
 
-def decode(data: bytes, form: PixelForm = RGB, draft_side: int | None = None) -> Image.Image:
+def decode(
+    data: bytes, form: PixelForm = RGB, draft_side: int | None = None, reduced_side: int | None = None
+) -> Image.Image:
     """The whole picture upright, EXIF rotation applied. To RGB every kind is converted: transparency laid on white,
     CMYK, palette and grayscale (8 or 16 bits). Of other forms a picture must be already.
 
     A JPEG whose sides are both at least 2 x `draft_side` is decoded at 1/2, 1/4 or 1/8 of its size, so that both are
-    still at least `draft_side`; `full_size` then tells the size before.
+    still at least `draft_side`; `full_size` then tells the size before. With `reduced_side`, what is transparent is
+    reduced by a whole factor before it is laid on anything, likewise, which takes a third of the memory.
 
     Raises:
         ImageError: damaged or truncated bytes, and what `open_image` refuses.
@@ -145,12 +148,22 @@ def decode(data: bytes, form: PixelForm = RGB, draft_side: int | None = None) ->
         drafted, orientation = image.size != full, _orientation(image)
         if orientation > 1:
             ImageOps.exif_transpose(image, in_place=True)  # the other way copies
+        if reduced_side and image.has_transparency_data:
+            image = _reduced(image, reduced_side)
         picture = to_rgb(image) if form == RGB else _converted(image, form)
         if drafted:
             picture.info[_FULL_SIZE] = full[::-1] if orientation >= 5 else full
         return picture
+    except ImageError:
+        raise
     except Exception as error:  # see open_image
         raise ImageError(f"damaged picture ({_reason(error)})") from error
+
+
+def _reduced(image: Image.Image, side: int) -> Image.Image:
+    factor = min(image.size) // side
+    rgba = image if image.mode == "RGBA" or factor < 2 else image.convert("RGBA")
+    return image if factor < 2 else rgba.reduce(factor)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -182,14 +195,18 @@ def _check_form(image: Image.Image, form: PixelForm) -> None:
     found = PixelForm(4) if transparent else PixelForm(1) if mode in ("1", "L") else RGB
     if mode.startswith("I") and not transparent:
         found = PixelForm(1, 16)
-    if found != form:
-        raise ImageError(f"it is {found}, not {form}")
+    if mode == "F" or found != form:
+        raise ImageError(f"it is {'32-bit floats' if mode == 'F' else found}, not {form}")
 
 
 def _converted(image: Image.Image, form: PixelForm) -> Image.Image:
-    """A picture that has the form's channels, in its mode."""
+    """A picture that has the form's channels, in its mode. Raises ImageError for values that the form cannot hold."""
     if form.bits == 16 and image.mode != form.mode:  # other orders of bytes, and what Pillow widens to 32 bits
-        return Image.fromarray(np.asarray(image).astype(np.uint16))
+        pixels_HW = np.asarray(image)  # signed scans and those of 32 bits come so, too
+        least, most = int(pixels_HW.min()), int(pixels_HW.max())
+        if least < 0 or most > 65535:
+            raise ImageError(f"values from {least} to {most}; 16 bits hold 0 to 65535")
+        return Image.fromarray(pixels_HW.astype(np.uint16))
     return image if image.mode == form.mode else image.convert(form.mode)
 
 

@@ -242,8 +242,10 @@ class ResizeCrop:
 def checked_size(image_size: Any) -> ImageSize:
     """A size from a recipe or from Python. Raises UserError where it is none."""
     size = as_size(image_size)
-    if size is None:
-        raise UserError(f"image_size {image_size!r}: give the side of square images in pixels, or [height, width]")
+    if size is None or min(height_width(size)) < 1:
+        raise UserError(
+            f"image_size {image_size!r}: give the side of square images in pixels, 1 or more, or [height, width]"
+        )
     return size
 
 

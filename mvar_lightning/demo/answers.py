@@ -11,6 +11,8 @@ import base64
 import io
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -85,9 +87,17 @@ def warm(shelf: Shelf) -> None:
     answer_sampled(shelf, Sampled(next(iter(shelf.paths)), count=1, label="none"), lambda event: None)
 
 
+def _get(shelf: Shelf, name: str, precision: str, tell: Tell) -> Shown:
+    """A model; who stopped meanwhile is told so once its weights are read."""
+    tell({})
+    shown = shelf.get(name, precision)
+    tell({})
+    return shown
+
+
 def answer_sampled(shelf: Shelf, asked: Sampled, tell: Tell) -> None:
     """Images of a class, each scale shown as it is drawn, or all of them at the end."""
-    shown = shelf.get(asked.model, asked.precision)
+    shown = _get(shelf, asked.model, asked.precision, tell)
     jobs = asked.jobs(shown)
     start = time.perf_counter()
     made = _generate(shown, asked, jobs, Growing(shown, tell, asked.grow))
@@ -104,7 +114,7 @@ def _generate(shown: Shown, asked: Sampled, jobs: Sequence[Job], growing: Growin
 
 def answer_edited(shelf: Shelf, asked: Edited, tell: Tell) -> None:
     """A picture painted anew where the mask says so."""
-    shown = shelf.get(asked.model, asked.precision)
+    shown = _get(shelf, asked.model, asked.precision, tell)
     jobs = asked.jobs(shown)
     picture = from_base64(asked.image, "picture", shown.tokenizer.image_channels)
     mask = from_base64(asked.mask, "mask")
@@ -142,38 +152,39 @@ def _show(shown: Shown, asked: Sampled, jobs: Sequence[Job], made: Generated, se
         }
     )
     if not asked.grow:
-        for scale, image_B3HW in enumerate(_after_scales(shown, made.tokens)[:-1]):
+        for scale, image_B3HW in enumerate(_after_scales(shown, made.tokens, tell, last=False)):
             tell({"event": "grown", "scale": scale, "images": [png(image) for image in image_B3HW]})
 
 
-def _after_scales(shown: Shown, idx_BL: Tensor) -> list[Tensor]:
-    """Images in [0, 1] after each scale, (B, 3, H, W) each."""
+def _after_scales(shown: Shown, idx_BL: Tensor, tell: Tell, last: bool = True) -> list[Tensor]:
+    """Images in [0, 1] after each scale, or each but the last, (B, 3, H, W) each; a stop ends it between two."""
+    images, scales = [], shown.tokenizer.pyramid.num_scales - (not last)
     with evaluating(shown.tokenizer), computing(shown.autocast, shown.device):
-        return [to_unit(image_B3HW) for image_B3HW in shown.tokenizer.progressive(idx_BL)]
+        for image_B3HW in islice(shown.tokenizer.after_scales(idx_BL), scales):
+            tell({})
+            images.append(to_unit(image_B3HW))
+    return images
 
 
 def answer_compared(shelf: Shelf, asked: Compared, tell: Tell) -> None:
     """The same classes and seeds by several models, one after the other, with what each takes."""
-    first: Shown | None = None
-    for number, (name, precision) in enumerate(asked.each()):
-        shown = shelf.get(name, precision)
-        first = first or shown
-        for what, ours, theirs in (
-            ("scales", first.model.pyramid, shown.model.pyramid),
-            ("classes", first.model.num_classes, shown.model.num_classes),
-        ):
-            if ours != theirs:
-                raise UserError(f"compare: {first.name} has {what} {ours}, {name} {theirs}; take models that agree")
-        jobs = asked.jobs(shown)
+    fresh = [not shelf.holds(*each) for each in asked.each()]
+    models = [_get(shelf, *each, tell) for each in asked.each()]
+    for shown in models[1:]:
+        _check_agree(models[0], shown)
+    for number, (shown, new) in enumerate(zip(models, fresh, strict=True)):
+        jobs, growing = asked.jobs(shown), Growing(shown, tell, decoded=False)
+        if new:  # what is made on first use is no part of its time
+            _generate(shown, replace(asked, count=1), jobs[:1], growing)
         forget_peak_memory(shown.device)
-        start = time.perf_counter()
-        made = _generate(shown, asked, jobs, Growing(shown, tell, decoded=False))
+        begin_bytes, start = peak_memory_bytes(shown.device), time.perf_counter()
+        made = _generate(shown, asked, jobs, growing)
         seconds = time.perf_counter() - start
         tell(
             {
                 "event": "compared",
                 "number": number,
-                "name": name,
+                "name": shown.name,
                 "precision": shown.precision,
                 "attention": repr(shown.model.strategy),
                 "images": [png(image) for image in made.images],
@@ -181,10 +192,27 @@ def answer_compared(shelf: Shelf, asked: Compared, tell: Tell) -> None:
                 "seconds": round(seconds, 3),
                 "weight_bytes": shown.weight_bytes,
                 "cache_bytes": shown.cache_bytes * (1 if asked.cfg == 0 else 2),
+                "begin_bytes": begin_bytes,
                 "peak_bytes": peak_memory_bytes(shown.device),
                 "command": command_of(asked, shown, jobs),
             }
         )
+
+
+def _check_agree(first: Shown, other: Shown) -> None:
+    """Raise `UserError` for models whose images cannot be compared, before any is drawn."""
+    for what, ours, theirs in (
+        ("scales", first.model.pyramid, other.model.pyramid),
+        ("classes", first.model.num_classes, other.model.num_classes),
+    ):
+        if ours != theirs:
+            raise UserError(f"compare: {first.name} has {what} {ours}, {other.name} {theirs}; take models that agree")
+    for index, (our, their) in enumerate(zip(first.class_names, other.class_names, strict=False)):
+        if our != their:
+            raise UserError(
+                f"compare: class {index} of {first.name} is {our[:80]!r}, of {other.name} {their[:80]!r}; "
+                "take models that agree"
+            )
 
 
 # Looking inside
@@ -192,13 +220,13 @@ def answer_compared(shelf: Shelf, asked: Compared, tell: Tell) -> None:
 
 def answer_mask(shelf: Shelf, asked: Masked, tell: Tell) -> None:
     """The attention mask of a model's strategy, as a picture."""
-    shown = shelf.get(asked.model)
+    shown = _get(shelf, asked.model, "", tell)
     tell({"event": "mask", "image": png(mask_picture(shown.model.mask(), shown.model.pyramid.sides))})
 
 
 def answer_tokens(shelf: Shelf, asked: Tokens, tell: Tell) -> None:
     """Token maps of a picture, the picture after each scale, and how near that is to the original (PSNR in dB)."""
-    shown = shelf.get(asked.model, asked.precision)
+    shown = _get(shelf, asked.model, asked.precision, tell)
     original_13HW = None
     if asked.tokens:
         idx_1L = torch.tensor([asked.tokens], device=shown.device)
@@ -207,7 +235,7 @@ def answer_tokens(shelf: Shelf, asked: Tokens, tell: Tell) -> None:
         original_13HW = window(picture, shown.tokenizer.image_size).to(shown.device)
         with evaluating(shown.tokenizer):
             idx_1L = shown.tokenizer.encode(original_13HW)
-    for scale, after_13HW in enumerate(_after_scales(shown, idx_1L)):
+    for scale, after_13HW in enumerate(_after_scales(shown, idx_1L, tell)):
         decibel = None if original_13HW is None else round(float(psnr(to_unit(original_13HW), after_13HW)[0]), 1)
         tell({"event": "grown", "scale": scale, "images": [png(after_13HW[0])], "psnr": decibel})
     tell({"event": "tokens", "tokens": idx_1L[0].tolist()})
@@ -215,7 +243,7 @@ def answer_tokens(shelf: Shelf, asked: Tokens, tell: Tell) -> None:
 
 def answer_attention(shelf: Shelf, asked: Attention, tell: Tell) -> None:
     """Where a token looks in each block."""
-    shown = shelf.get(asked.model, asked.precision)
+    shown = _get(shelf, asked.model, asked.precision, tell)
     idx_1L = torch.tensor([asked.tokens], device=shown.device)
     label = class_of(asked.label, shown)
     label = shown.model.num_classes if label == NO_CLASS else label

@@ -1,7 +1,7 @@
 """The page's server: its files, and answers as lines of JSON that come as they are made.
 
 It listens to this machine alone: other host names (a page elsewhere that resolves to 127.0.0.1) and requests from other
-origins are refused, bodies are bounded while they are read, and no request names a file.
+origins are refused, bodies are bounded while they are read and looked at beside the loop, and no request names a file.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from anyio import CapacityLimiter, to_thread
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -34,6 +35,7 @@ from mvar_lightning.demo.answers import (
     window,
 )
 from mvar_lightning.demo.asked import (
+    MOST_VALUES,
     UPLOAD_BYTES,
     Attention,
     Compared,
@@ -70,6 +72,10 @@ POLICY = "; ".join(
 )
 """Content-Security-Policy: the browser itself loads nothing from elsewhere."""
 
+SMALL, PICTURE = 2**16, (UPLOAD_BYTES + 2) // 3 * 4
+LONGEST = {"edit": 2 * PICTURE + SMALL, "tokens": PICTURE + SMALL, "attention": 8 * MOST_VALUES}
+"""Bytes of a request, by name: pictures in base64, or tokens; of all others `SMALL`."""
+
 HEADERS = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 
 HOSTS = ["127.0.0.1", "localhost"]
@@ -77,7 +83,7 @@ HOSTS = ["127.0.0.1", "localhost"]
 
 def build_app(shelf: Shelf) -> Starlette:
     """The application for the models of a shelf."""
-    turns = Turns()
+    turns, one = Turns(), CapacityLimiter(1)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -86,12 +92,12 @@ def build_app(shelf: Shelf) -> Starlette:
 
     routes = [
         Route("/api/models", partial(models, shelf)),
-        Route("/api/picture", partial(picture, shelf), methods=["POST"]),
+        Route("/api/picture", partial(picture, shelf, one), methods=["POST"]),
         Route("/api/stop", partial(stop, turns), methods=["POST"]),
         Route("/api/{name}", partial(answer, shelf, turns), methods=["POST"]),
         Mount("/", StaticFiles(directory=PAGE, html=True)),
     ]
-    middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS), Middleware(OwnPage)]
+    middleware = [Middleware(OwnPage), Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)]
     errors = {UserError: _told}
     app = Starlette(routes=routes, middleware=middleware, lifespan=lifespan, exception_handlers=errors)
     app.state.turns = turns
@@ -99,7 +105,8 @@ def build_app(shelf: Shelf) -> Starlette:
 
 
 class OwnPage:
-    """Refuses what a page from elsewhere sends, and gives every answer the headers that keep ours to itself."""
+    """Refuses what a page from elsewhere sends, gives every answer the headers that keep ours to itself, and tells of a
+    failure of ours in a line."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -109,70 +116,100 @@ class OwnPage:
             await self.app(scope, receive, send)
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        origin = headers.get("origin")
-        if origin is not None and origin != f"http://{headers.get('host')}":
-            await Response("requests from other pages are not answered", 403)(scope, receive, send)
-            return
+        began = False
 
         async def with_headers(message: Any) -> None:
+            nonlocal began
             if message["type"] == "http.response.start":
+                began = True
                 message["headers"] += [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
             await send(message)
 
-        await self.app(scope, receive, with_headers)
+        if _from_elsewhere(headers, scope["path"]):
+            await Response("requests from other pages are not answered", 403)(scope, receive, with_headers)
+            return
+        try:
+            await self.app(scope, receive, with_headers)
+        except Exception as error:
+            if began:
+                raise
+            await _answer({"event": "error", "message": line_of(error)}, 500)(scope, receive, with_headers)
+
+
+def _from_elsewhere(headers: dict[str, str], path: str) -> bool:
+    """Whether another page sends this, by what browsers say of it; a link to the page itself may stand anywhere."""
+    origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
+    if origin is not None and origin != f"http://{headers.get('host')}":
+        return True
+    link = headers.get("sec-fetch-dest") == "document" and not path.startswith("/api/")
+    return site not in ("same-origin", "none") and not link
+
+
+def _answer(content: Any, status: int = 200) -> Response:
+    """JSON in ASCII: what was sent may hold halves of characters, which UTF-8 has no bytes for."""
+    return Response(json.dumps(content), status, media_type="application/json")
 
 
 async def _told(request: Request, error: Exception) -> Response:
     """A mistake that is found before a job begins."""
-    return JSONResponse({"event": "error", "message": line_of(error)}, 400)
+    return _answer({"event": "error", "message": line_of(error)}, 400)
 
 
 async def models(shelf: Shelf, request: Request) -> Response:
     """Which models there are."""
-    return JSONResponse(shelf.described())
+    return _answer(shelf.described())
 
 
-async def picture(shelf: Shelf, request: Request) -> Response:
-    """An uploaded picture, its middle square at the model's size, as the page works on it."""
+async def picture(shelf: Shelf, one: CapacityLimiter, request: Request) -> Response:
+    """An uploaded picture, its middle square at the model's size, as the page works on it. One is decoded at a time."""
     _check_type(request, "image/")
-    data = await _body(request, UPLOAD_BYTES)
     described = {each["name"]: each for each in shelf.described()["models"]}
     name = request.query_params.get("model", "")
     if name not in described:
         raise UserError(f"model {name[:80]!r}: is not here")
+    data = await _body(request, UPLOAD_BYTES)
 
     def cut() -> str:
         height_width, channels = described[name]["size"], described[name]["channels"]
-        return png(to_unit(window(decode_picture(data, channels), size_of(*height_width)))[0])
+        decoded = decode_picture(data, channels, side=2 * max(height_width))
+        return png(to_unit(window(decoded, size_of(*height_width)))[0])
 
-    return JSONResponse({"event": "picture", "image": await run_in_threadpool(cut)})
+    return _answer({"event": "picture", "image": await to_thread.run_sync(cut, limiter=one)})
 
 
 async def stop(turns: Turns, request: Request) -> Response:
     """Stop a job."""
     content = _json(await _body(request, 1000))
     name = content.get("job") if isinstance(content, dict) else None
-    return JSONResponse({"stopped": turns.stop(str(name))})
+    return _answer({"stopped": turns.stop(str(name))})
 
 
 async def answer(shelf: Shelf, turns: Turns, request: Request) -> Response:
     """A job's events, a line each. The body is the request, and ``job`` its name."""
     name = request.path_params["name"]
     if name not in ANSWERS:
-        return JSONResponse({"event": "error", "message": f"{name[:40]!r}: nothing of that name is answered"}, 404)
+        return _answer({"event": "error", "message": f"{name[:40]!r}: nothing of that name is answered"}, 404)
     _check_type(request, "application/json")
-    content = _json(await _body(request, UPLOAD_BYTES))
-    job = content.pop("job", "") if isinstance(content, dict) else ""
-    if not isinstance(job, str) or not 8 <= len(job) <= 80:
-        raise UserError("request: needs a job, a text of 8 to 80 characters by which it is stopped")
+    data = await _body(request, LONGEST.get(name, SMALL))
     kind, work = ANSWERS[name]
-    asked = parse(kind, content)
+    job, asked = await run_in_threadpool(_read, kind, data)
 
     async def lines() -> AsyncIterator[bytes]:
         async for event in turns.run(job, lambda tell: work(shelf, asked, tell)):
             yield json.dumps(event).encode() + b"\n"
 
     return StreamingResponse(lines(), media_type="application/x-ndjson")
+
+
+def _read(kind: type[Any], data: bytes) -> tuple[str, Any]:
+    """A job's name and what it asks for. Values are counted before JSON is parsed, which would hold all others up."""
+    if data.count(b",") > MOST_VALUES:
+        raise UserError(f"request: more than {MOST_VALUES:,} values")
+    content = _json(data)
+    job = content.pop("job", "") if isinstance(content, dict) else ""
+    if not isinstance(job, str) or not 8 <= len(job) <= 80:
+        raise UserError("request: needs a job, a text of 8 to 80 characters by which it is stopped")
+    return job, parse(kind, content)
 
 
 def _check_type(request: Request, wanted: str) -> None:
@@ -184,11 +221,15 @@ def _check_type(request: Request, wanted: str) -> None:
 async def _body(request: Request, most: int) -> bytes:
     """The body, read no further than it may be long. Raises `UserError` for a longer one."""
     parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > most:
-            raise UserError(f"upload: more than {most:,} bytes; take a smaller picture")
-        parts.append(part)
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > most:
+                more = "; take a smaller picture" if most >= UPLOAD_BYTES else ""
+                raise UserError(f"upload: more than {most:,} bytes{more}")
+            parts.append(part)
+    except ClientDisconnect:
+        raise UserError("upload: was broken off") from None
     return b"".join(parts)
 
 

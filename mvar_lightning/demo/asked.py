@@ -24,8 +24,11 @@ from mvar_lightning.sampling.sampler import SamplingSettings
 MOST_IMAGES = 16
 """Of one answer: a batch of `mvar sample`."""
 
-UPLOAD_BYTES, UPLOAD_PIXELS = 16 * 2**20, 32_000_000
-"""Of a picture: a photograph of any camera is below both."""
+UPLOAD_BYTES, UPLOAD_PIXELS = 16 * 2**20, 16_000_000
+"""Of a picture: most photographs are below both."""
+
+MOST_VALUES = 2**15
+"""In a request: tokens above all, of which 1024 pixels have some ten thousand."""
 
 COMPARED = 4
 """Models side by side, at most."""
@@ -187,15 +190,16 @@ def parse(kind: type[A], content: object) -> A:
         raise UserError(f"request: {error}") from error
 
 
-def decode_picture(data: bytes, channels: int = 3, what: str = "picture") -> Image.Image:
-    """An uploaded picture, upright, of so many channels. Raises `UserError` for one that is none, or too large."""
+def decode_picture(data: bytes, channels: int = 3, what: str = "picture", side: int | None = None) -> Image.Image:
+    """An uploaded picture, upright, of so many channels; where it is far larger than ``side`` it comes smaller.
+    Raises `UserError` for one that is none, or too large."""
     if len(data) > UPLOAD_BYTES:
         raise UserError(f"{what}: {len(data):,} bytes; at most {UPLOAD_BYTES:,} are taken")
     try:
         width, height = open_image(data).size  # of the header alone: a bomb is told before it is opened
         if width * height > UPLOAD_PIXELS:
             raise UserError(f"{what}: {width} x {height} pixels; at most {UPLOAD_PIXELS:,} are taken")
-        return decode(data, form_of(data, channels))
+        return decode(data, form_of(data, channels), side, side)
     except ImageError as error:
         raise UserError(f"{what}: {error}") from error
 

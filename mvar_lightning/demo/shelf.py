@@ -105,6 +105,10 @@ class Shelf:
         self._kept.move_to_end(key)
         return self._kept[key]
 
+    def holds(self, name: str, precision: str = "") -> bool:
+        """Whether `get` has nothing to read."""
+        return (name, precision or self.precision) in self._kept
+
     def _precisions(self) -> list[str]:
         """Those that have kernels on the device."""
         return [each for each in PRECISIONS if each != "int8" or self.device.type == "cpu"]

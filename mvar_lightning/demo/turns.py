@@ -23,6 +23,9 @@ Work = Callable[[Tell], None]
 MOST_WAITING = 8
 """Jobs behind the one that runs; one more is sent away."""
 
+LINE = 600
+"""Characters of a message, at most; of a longer one both ends are told."""
+
 LOOK = 0.5
 """Seconds after which a waiting visitor is told anew how many are before."""
 
@@ -71,7 +74,7 @@ class Turns:
             yield {"event": "error", "message": f"{MOST_WAITING} jobs are waiting already; try again in a while"}
             return
         turn = self._turns[name] = Turn(asyncio.get_running_loop())
-        future = self._pool.submit(_run, turn, work)
+        future, ended = self._pool.submit(_run, turn, work), False
         try:
             told = 0
             while True:
@@ -87,15 +90,18 @@ class Turns:
                         return
                     continue
                 if event is None:
+                    ended = True
                     return
                 yield event
         finally:
             turn.stopped.set()
-            future.cancel()
-            del self._turns[name]
+            if ended or future.cancel():
+                del self._turns[name]
+            else:  # the visitor left; others wait until its thread is free
+                future.add_done_callback(lambda done: self._turns.pop(name))
 
     def stop(self, name: str) -> bool:
-        """Stop a job after the scale at which it is; whether there is one of this name."""
+        """Stop a job after the scale at which it is, or the reading of its model; whether there is one of this name."""
         turn = self._turns.get(name)
         if turn is not None:
             turn.stopped.set()
@@ -131,5 +137,13 @@ def line_of(error: Exception) -> str:
     else:
         traceback.print_exception(error, file=sys.stderr)
         message = f"the server failed ({type(error).__name__}); its log says where"
+    message = _one_line(message)
     print(f"mvar demo: {message}", file=sys.stderr, flush=True)
     return message
+
+
+def _one_line(message: str) -> str:
+    """Without line ends and other signs by which a visitor could write lines of his own into the log."""
+    if len(message) > LINE:
+        message = f"{message[: LINE * 2 // 3]} ... {message[-LINE // 3 :]}"
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in message)

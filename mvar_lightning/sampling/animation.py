@@ -59,9 +59,9 @@ def draw_after_scales(task: SampleRequest, jobs: list[Job]) -> Tensor:
     """The images of ``jobs`` in [0, 1] after each scale, (K, B, 3, H, W) on the CPU; ``task`` as of a plan."""
     device = torch.device(task.device)
     stages, tokenizer = load_stages(task.source, device)
+    passes = open_passes(task.refinement, task.refinement_passes, stages, tokenizer)  # of the weights as they are saved
     for model in stages.models:
         prepare(model, task.precision, quantized=task.quantize)
-    passes = open_passes(task.refinement, task.refinement_passes, stages, tokenizer)
     arguments = {**task.settings.arguments(), "refinement": passes}
     batches = []
     for first in range(0, len(jobs), task.batch_size):

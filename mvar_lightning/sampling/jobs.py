@@ -35,7 +35,7 @@ from mvar_lightning.sampling.sampler import SamplingSettings, generate
 from mvar_lightning.sampling.stages import load_stages
 from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.tools.compute import choose_device, choose_precision, computing, peak_memory_bytes
-from mvar_lightning.tools.drawing import PictureWriter, enlarge, from_image, make_grid, to_png
+from mvar_lightning.tools.drawing import PictureWriter, check_drawable, enlarge, from_image, make_grid, to_png
 from mvar_lightning.tools.files import claim, write
 from mvar_lightning.tools.ranks import Ranks
 from mvar_lightning.transformer import NextScaleTransformer
@@ -164,6 +164,7 @@ def plan_sampling(request: SampleRequest) -> SamplingPlan:
     device = choose_device(request.device)
     task = replace(request, device=device.type, precision=choose_precision(request.precision, device))
     stages, tokenizer = load_stages(request.source, torch.device("cpu"))
+    check_drawable(tokenizer.image_channels)
     model = stages.first
     names = class_names(request.data, model.num_classes, request.source)
     labels = class_indices(request.classes, model.num_classes, names, owner_of(request.data))

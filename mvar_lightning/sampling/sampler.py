@@ -126,7 +126,7 @@ def generate(
         decode_chunk: images decoded at a time; None is about 260,000 pixels.
         cache_policy: which keys and values are kept from scale to scale, where the model keeps any: all (`KeepAll`), or
             `ScaleKV`, an approximation in a fraction of the memory.
-        replace: look at what was drawn at each scale, or exchange it, before it is used (`sample_pyramid`).
+        replace: see what was drawn at a scale, or exchange it, before it is used; each map where a selector chooses.
         selector: of several maps drawn for a scale, which one goes on, such as ``MostLikely(4)``; None draws one.
         refinement: draws some maps' least probable tokens anew, knowing the others (`InPasses`).
 
@@ -202,7 +202,7 @@ def sample_pyramid(
             del logits_blV  # not held while the next ones are computed
         drawn = (torch.cat(parts) for parts in zip(*chosen, strict=True))
         idx_Bl, codes_BlZ = refining.refine(scale, x_BlZ, *drawn)
-        if replace is not None and not selects:  # a selection's maps were judged with it
+        if replace is not None and (not selects or scale in refining.passes):  # a selection's maps were judged with it
             idx_Bl, codes_BlZ = replace(scale, idx_Bl, codes_BlZ)
         tokens.append(idx_Bl)
         f_hat_BZhw = quantizer.accumulate(f_hat_BZhw, codes_BlZ, scale)

@@ -22,6 +22,7 @@ from mvar_lightning.errors import UserError, check_kind
 from mvar_lightning.sampling.draws import ImageNoise, sample_maps
 from mvar_lightning.sampling.scorer import Scorer, shared_scorer
 from mvar_lightning.tokenizer import MultiScaleTokenizer
+from mvar_lightning.tools.compute import evaluating
 from mvar_lightning.transformer import NextScaleTransformer
 
 MOST_CANDIDATES = 1024
@@ -183,7 +184,8 @@ class BestOfScales(Selector):
         scorer = self.network().to(drawn.label_B.device)
         f_hat_NZhw = drawn.f_hat_BMZhw.flatten(0, 1)
         label_N = drawn.label_B.repeat_interleave(drawn.idx_BMl.shape[1])
-        with torch.autocast(f_hat_NZhw.device.type, enabled=False):  # so that few bits decide nothing
+        # in full precision, so that few bits decide nothing
+        with evaluating(scorer), torch.autocast(f_hat_NZhw.device.type, enabled=False):
             score_N = scorer(f_hat_NZhw, label_N, torch.full_like(label_N, drawn.scale))
         return score_N.view(drawn.idx_BMl.shape[:2])
 

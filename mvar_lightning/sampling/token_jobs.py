@@ -23,6 +23,7 @@ from mvar_lightning.data.tokens.making import Task, TokenJob
 from mvar_lightning.errors import check_counts
 from mvar_lightning.sampling.draws import ImageNoise
 from mvar_lightning.sampling.jobs import Job, SampleRequest, plan_sampling
+from mvar_lightning.sampling.refinement import open_passes
 from mvar_lightning.sampling.sampler import check_labels, sample_pyramid
 from mvar_lightning.sampling.stages import load_stages
 from mvar_lightning.tokenizer import fingerprint
@@ -121,6 +122,7 @@ def _draw(
     """Each part is cut into batches from its own start, so that who draws it changes nothing."""
     device = torch.device(task.device)
     stages, tokenizer = load_stages(task.source, device)
+    passes = open_passes(task.refinement, task.refinement_passes, stages, tokenizer)
     for model in stages.models:
         prepare(model, task.precision, compiled=task.compiled, graphs=task.graphs, quantized=task.quantize)
     with torch.no_grad(), evaluating(*stages.models, tokenizer), computing(task.precision, device):
@@ -132,6 +134,7 @@ def _draw(
                 batch = own[start : start + task.batch_size]
                 label_B = check_labels([job.label for job in batch], stages.first)
                 noise = ImageNoise([job.seed for job in batch], stages.pyramid, device)
-                rows.append(sample_pyramid(stages, tokenizer, label_B, task.settings, noise)[1].cpu().numpy())
+                drawn = sample_pyramid(stages, tokenizer, label_B, task.settings, noise, refinement=passes)
+                rows.append(drawn[1].cpu().numpy())
                 advance(len(batch))
             cache.write(part, np.concatenate(rows)[None], np.asarray([job.label for job in own], np.int32), ())

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -205,8 +205,14 @@ class MultiScaleTokenizer(nn.Module):
         Raises:
             UserError: as ``decode``.
         """
+        return list(self.after_scales(idx_BL))
+
+    @torch.no_grad()
+    def after_scales(self, idx_BL: Tensor) -> Iterator[Tensor]:
+        """``progressive``, each decoded when it is asked for."""
         self._check_tokens(idx_BL)
-        return [self.decode_latent(f_hat_BZhw) for f_hat_BZhw in self.quantizer.f_hats(idx_BL)]
+        for f_hat_BZhw in self.quantizer.f_hats(idx_BL):
+            yield self.decode_latent(f_hat_BZhw)
 
     def _check_tokens(self, idx_BL: Tensor, look_at_values: bool = True) -> None:
         check_kind("idx_BL", idx_BL, Tensor, "a tensor")

@@ -78,9 +78,17 @@ def normalize(image_B3HW: Tensor) -> Tensor:
     device; of uint16 by x / 65535. Floats, of data modules that normalize on their own, pass as they are.
 
     Batches are uint8 on their way: a fourth of the bytes between processes and to the device.
+
+    Raises:
+        UserError: whole numbers of another type, whose white nobody knows.
     """
-    if (white := LEVELS.get(image_B3HW.dtype)) is None:
+    if image_B3HW.is_floating_point():
         return image_B3HW
+    if (white := LEVELS.get(image_B3HW.dtype)) is None:
+        kind = str(image_B3HW.dtype).removeprefix("torch.")
+        raise UserError(
+            f"image: its pixels are {kind}; give uint8 (0 to 255), uint16 (0 to 65535), or floats in [-1, 1]"
+        )
     if image_B3HW.device.type != "cpu":
         # by a tensor: CUDA divides by a number by multiplying with its inverse, which rounds otherwise
         by = torch.full((), white, device=image_B3HW.device)
@@ -122,6 +130,15 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Of a picture with so many channels."""
 
 
+def check_drawable(channels: int) -> None:
+    """Raise `UserError` for a number of channels that no picture file has."""
+    if channels not in MODES:
+        raise UserError(
+            f"images of {channels} channels: a picture file has 1 (gray), 3 (RGB) or 4 (RGBA); take the tensors from "
+            "Python (generate), and write the channels that you want to see"
+        )
+
+
 def to_image(picture_3HW: Tensor) -> Image.Image:
     """(3, H, W) in [0, 1] to a PIL image, rounded to the nearest of 256 levels; L and RGBA of 1 and 4 channels.
 
@@ -129,11 +146,7 @@ def to_image(picture_3HW: Tensor) -> Image.Image:
         UserError: another number of channels.
     """
     channels = picture_3HW.shape[0]
-    if channels not in MODES:
-        raise UserError(
-            f"images of {channels} channels: a picture file has 1 (gray), 3 (RGB) or 4 (RGBA); take the tensors from "
-            "Python (generate), and write the channels that you want to see"
-        )
+    check_drawable(channels)
     levels_HW3 = picture_3HW.detach().float().cpu().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0)
     levels_HWx = levels_HW3 if channels > 1 else levels_HW3[..., 0]
     return Image.fromarray(levels_HWx.contiguous().numpy(), mode=MODES[channels])

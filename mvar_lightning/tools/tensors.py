@@ -33,9 +33,10 @@ CHECKING_THREADS = 4
 
 SETTINGS = re.compile(
     r"argparse\.Namespace|types\.SimpleNamespace|omegaconf\.[\w.]+|typing\.\w+|collections\.defaultdict|"
-    r"builtins\.(?:dict|list|tuple|int|float|str|bool)"
+    r"builtins\.(?:dict|list|tuple|int|float|str|bool)|pathlib\.[\w.]+|numpy\.[\w.]+"
 )
-"""Classes of the settings that trainers save beside weights: a stand-in of ours takes their place."""
+"""Classes of the settings that trainers save beside weights, and what makes numpy's numbers: a stand-in of ours takes
+their place."""
 
 
 def read_torch(path: str | Path, whole: bool = True) -> Any:
@@ -69,24 +70,23 @@ def read_torch(path: str | Path, whole: bool = True) -> Any:
         ) from error
 
 
-def _load(path: Path, settings: tuple[str, ...] = ()) -> Any:
+def _load(path: Path, settings: tuple[str, ...] = (), mapped: bool = True) -> Any:
     """Tensors and plain values; of the settings that trainers put beside them (an argparse.Namespace, OmegaConf's
     containers) an empty stand-in each, whose class is ours: nothing of theirs is called."""
     import torch
 
     try:
         with torch.serialization.safe_globals([(Left, name) for name in settings]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except RuntimeError as error:
-        if "mmap can only be used" not in str(error):
+        if not mapped or "mmap can only be used" not in str(error):
             raise
+        return _load(path, settings, mapped=False)  # torch's older form
     except pickle.UnpicklingError as error:
         name = _blocked(error)
         if name is None or name in settings or not SETTINGS.fullmatch(name):
             raise
-        return _load(path, (*settings, name))
-    with torch.serialization.safe_globals([(Left, name) for name in settings]):
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return _load(path, (*settings, name), mapped)
 
 
 def _blocked(error: Exception) -> str | None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from inspect import signature
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
-from mvar_lightning.checkpoints.folder import Opened, is_released, load_tokenizer
+from mvar_lightning.checkpoints.folder import Opened, check_no_key, is_released, load_tokenizer, located, with_key
 from mvar_lightning.checkpoints.official import import_tokenizer
 from mvar_lightning.data.image_data import named, run_data
 from mvar_lightning.errors import UserError
 from mvar_lightning.tokenizer.tokenizer import TRAINING_ONLY, UNCHANGED, MultiScaleTokenizer
+from mvar_lightning.tools.drawing import normalize
 
 M = TypeVar("M", bound=L.LightningModule)
 LIGHTNINGS = ("map_location", "hparams_file", "strict", "weights_only")
@@ -46,6 +48,27 @@ def alone(batch: Any, needed: str) -> Tensor:
     return batch if isinstance(batch, Tensor) else cast(Tensor, named(batch, needed)[needed])
 
 
+PIXELS = 1.01
+"""Largest number of a float image on either side of 0: white is 1, and a resize with overshoot may round past it."""
+
+
+def normalized(image_B3HW: Tensor) -> Tensor:
+    """`normalize`, which passes floats as they are; those that cannot be in [-1, 1] are refused.
+
+    On a device this waits for floats, as `MultiScaleTokenizer.encode` does; pixels of whole numbers are in range.
+
+    Raises:
+        UserError: such an image, or whole numbers of another type than `normalize` knows.
+    """
+    if image_B3HW.is_floating_point() and image_B3HW.numel():
+        least, most = (float(end) for end in image_B3HW.detach().aminmax())
+        if least < -PIXELS or most > PIXELS:  # NaN is told elsewhere
+            raise UserError(
+                f"image: floats from {least:.4g} to {most:.4g}; give them in [-1, 1] (black to white), or uint8 pixels"
+            )
+    return normalize(image_B3HW)
+
+
 def batch_size_of_run(trainer: L.Trainer) -> int:
     """Images of one batch on one process. Raises `UserError` where the data do not tell."""
     per_process = run_data(trainer).batch_size
@@ -61,7 +84,8 @@ HITS = "quantizer.ema_hits_KV"
 
 
 def start_from(tokenizer: MultiScaleTokenizer, path: str) -> None:
-    """Take over the weights of another tokenizer, in place; a released file's scales are taken to be the tokenizer's.
+    """Take over the weights of another tokenizer, in place; a released file's scales are taken to be the tokenizer's,
+    and ``PATH#KEY`` says which of several weights in it.
 
     Other scales are taken over as they are: phi's convolutions belong to places between the coarsest scale and the
     finest (`phi_of_scales`), not to scales, unless each scale has its own (``phi_layers`` 0).
@@ -69,7 +93,13 @@ def start_from(tokenizer: MultiScaleTokenizer, path: str) -> None:
     Raises:
         UserError: no such file, or a tokenizer of other sizes.
     """
-    source = import_tokenizer(path, tokenizer.pyramid) if is_released(path) else load_tokenizer(path)
+    named_file, key = with_key(path)
+    file = Path(located(named_file))
+    if is_released(file):
+        source = import_tokenizer(file, tokenizer.pyramid, key=key)
+    else:
+        check_no_key(file, key)
+        source = load_tokenizer(file)
     ours, theirs = tokenizer.config, source.config
     ours, theirs = ({**config, **UNCHANGED, **config} for config in (ours, theirs))
     differing = [key for key in ours if key not in TRAINING_ONLY and ours[key] != theirs.get(key)]

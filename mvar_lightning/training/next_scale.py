@@ -31,10 +31,9 @@ from mvar_lightning.metrics.quality import CodebookUsage
 from mvar_lightning.sampling import Generated, generate
 from mvar_lightning.tokenizer import MultiScaleTokenizer, fingerprint
 from mvar_lightning.tools.compute import set_precision_policy
-from mvar_lightning.tools.drawing import normalize
 from mvar_lightning.tools.processes import sum_over_ranks
 from mvar_lightning.training.distributed import check_precision, has_trainer, log_means, seed_batch, shard_where_asked
-from mvar_lightning.training.loading import alone, batch_size_of_run, module_of_folder
+from mvar_lightning.training.loading import alone, batch_size_of_run, module_of_folder, normalized
 from mvar_lightning.training.manual_steps import SAME_WEIGHTS, show_loss, window_of
 from mvar_lightning.training.objectives import Objective, Target
 from mvar_lightning.training.optimizers import next_scale_optimizer
@@ -68,7 +67,7 @@ class NextScaleModule(L.LightningModule):
         gamma_init: initial factor of the AdaLN gates.
         label_drop: share of labels dropped in training, for guidance.
         cfg, top_k, top_p: sampling of this run's pictures and metrics.
-        init_from: weights to start from (fine-tuning): a folder (saved, or a run's), a checkpoint or a released file.
+        init_from: weights to start from: a saved folder, a run's, a checkpoint, or a released file (or FILE#KEY).
         init_classes: what the classes start from then: ``fresh``, ``mean``, or a mapping such as ``{corgi: 263, cat:
             tabby}`` from classes here to classes there, by name or index (`load_initial_weights`).
         init_scales: ``resize`` or ``fresh``: what positions start from where the scales there are others.
@@ -232,9 +231,9 @@ class NextScaleModule(L.LightningModule):
             if "tokens" in batch:
                 idx_BL = batch["tokens"]
             elif batch["image"].is_floating_point():
-                idx_BL = self.tokenizer.encode(normalize(batch["image"]).float())
+                idx_BL = self.tokenizer.encode(normalized(batch["image"]).float())
             else:  # bytes are finite; asking, as `encode` does, would make every step wait for the device
-                latent_BZhw = self.tokenizer.latent(normalize(batch["image"]).float())
+                latent_BZhw = self.tokenizer.latent(normalized(batch["image"]).float())
                 idx_BL = self.tokenizer.quantizer.encode(latent_BZhw)
             return idx_BL, self.tokenizer.teacher_input(idx_BL)
 

@@ -34,7 +34,7 @@ from mvar_lightning.tokenizer.tokenizer import MultiScaleTokenizer, TokenizerOut
 from mvar_lightning.tools.compute import set_precision_policy
 from mvar_lightning.tools.drawing import normalize
 from mvar_lightning.training.distributed import check_precision, has_trainer, log_means, seed_batch, seed_of_batch
-from mvar_lightning.training.loading import alone, module_of_folder, start_from
+from mvar_lightning.training.loading import alone, module_of_folder, normalized, start_from
 from mvar_lightning.training.manual_steps import (
     FiniteTerms,
     as_list,
@@ -72,7 +72,7 @@ class TokenizerModule(L.LightningModule):
         scale_dropout_keeps: fewest scales that such an image keeps.
         accumulate_grad_batches: batches of a step.
         gradient_clip_val: largest norm of a step's gradient, of tokenizer and discriminator each; none for no limit.
-        init_from: weights to start from: a folder (saved, or a run's) or checkpoint of this suite, or a released file.
+        init_from: weights to start from: a folder (saved, a run's), a checkpoint, a released file (or FILE#KEY).
         frozen: parts that keep their weights, of encoder, quant_conv, quantizer, post_quant_conv, decoder.
 
     Raises:
@@ -188,6 +188,7 @@ class TokenizerModule(L.LightningModule):
         window = window_of(self.trainer, batch_idx, self.accumulate_grad_batches)
         if not self._data_checked:
             self._data_checked = True
+            normalized(image_B3HW)
             warn_of_poor_data(self.trainer, self.tokenizer, image_B3HW)
         output = self._reconstruct(image_B3HW, batch_idx)
         loss, discriminator_loss, terms = self._losses(output, image_B3HW)

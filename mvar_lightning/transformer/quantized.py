@@ -60,6 +60,8 @@ class QuantizedLinear(nn.Module):
     @torch.no_grad()
     def take(self, layer: nn.Linear) -> QuantizedLinear:
         """The nearest to a layer's weights."""
+        if not torch.isfinite(layer.weight).all():
+            raise UserError(f"``quantize`` {self.kind}: some weights are NaN or infinite; take an earlier checkpoint")
         groups_OGI = layer.weight.float().unflatten(1, (-1, self.group))
         most = 7 if self.kind == "int4-weights" else 127
         scale_OG = (groups_OGI.abs().amax(dim=2) / most).clamp_min(torch.finfo(torch.float32).tiny)
@@ -122,6 +124,8 @@ def check_quantizable(model: nn.Module, kind: str, device: torch.device) -> None
         raise UserError(f"``quantize`` {kind}: unknown; choose one of {', '.join(KINDS)}")
     if kind == "int8" and device.type not in ("cpu", "meta"):
         raise UserError(f"``quantize`` int8: {NO_KERNELS}")
+    if any(module._compiled_call_impl is not None for module in model.modules()):
+        raise UserError(f"``quantize`` {kind}: the model is compiled; quantize it first")
     if getattr(model, "quantized", None) is not None:
         raise UserError(f"``quantize`` {kind}: the model is quantized already ({model.quantized})")
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
@@ -17,10 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
-from mvar_lightning.checkpoints import import_official, load_initial_weights
+from mvar_lightning.checkpoints import import_official, is_released, load_initial_weights, save
 from mvar_lightning.checkpoints.containers import MODEL, TOKENIZER, read_state
 from mvar_lightning.cli import main
 from mvar_lightning.errors import UserError
+from mvar_lightning.training.loading import start_from
 from mvar_lightning.transformer import NextScaleTransformer
 from tests.faults.harness import call, start
 
@@ -282,6 +286,81 @@ def test_other_objects_are_refused_as_before(state: State, tmp_path: Path) -> No
     torch.save({"model": state, "args": argparse.Namespace(other=Other())}, tmp_path / "file.pth")
     with pytest.raises(UserError, match=r"refused, it asks to run .*Other"):
         read_state(tmp_path / "file.pth", MODEL)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    "beside",
+    [
+        argparse.Namespace(out=Path("x"), lr=[1e-4]),
+        {"best": np.float64(1.0)},
+        {"seen": np.zeros(2)},
+        np.random.RandomState,
+    ],
+    ids=["paths", "a number", "an array", "a draw"],
+)
+def test_what_else_trainers_put_beside_weights(beside: Any, zipped: bool, state: State, tmp_path: Path) -> None:
+    beside = beside(0).get_state() if isinstance(beside, type) else beside
+    torch.save({"model": state, "args": beside}, tmp_path / "file.pth", _use_new_zipfile_serialization=zipped)
+    assert read_state(tmp_path / "file.pth", MODEL).keys() == state.keys()
+
+
+class Loads:
+    """Asks numpy to open a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (np.savetxt, (str(self.path), [1.0]))
+
+
+def test_nothing_of_numpys_is_called(state: State, tmp_path: Path) -> None:
+    torch.save({"model": state, "args": Loads(tmp_path / "made.txt")}, tmp_path / "file.pth")
+    assert read_state(tmp_path / "file.pth", MODEL).keys() == state.keys()
+    assert not (tmp_path / "made.txt").exists()
+
+
+def test_names_that_become_one_matter_where_weights_lie_alone(state: State, tmp_path: Path) -> None:
+    twice = {"module.a": torch.ones(1), "a": torch.ones(1)}
+    torch.save({"model": state, "extra": twice}, tmp_path / "file.pth")
+    assert read_state(tmp_path / "file.pth", MODEL).keys() == state.keys()
+    torch.save({"model": state | twice}, tmp_path / "file.pth")
+    with pytest.raises(UserError, match="differ by a wrapper's prefix alone"):
+        read_state(tmp_path / "file.pth", MODEL)
+
+
+def test_a_training_starts_from_what_other_trainers_leave(
+    state: State, codes: State, pairs: Pairs, tmp_path: Path
+) -> None:
+    """By PATH#KEY of several weights; from folders and Lightning's files without our record, model and tokenizer."""
+    sizes: dict[str, Any] = dict(vocab_size=64, code_dim=32, num_classes=10, depth=2, width=128, heads=2)
+    model, tokenizer = NextScaleTransformer([1, 2, 3, 4], **sizes), copy.deepcopy(pairs["var_tiny"][1])
+    averaged = {name: t + 1 if name == "class_emb.weight" else t for name, t in state.items()}
+    other = {name: t + 1 if name == "quant_conv.bias" else t for name, t in codes.items()}
+    content = {"model": state, "ema": averaged, "vae": codes, "vae_ema": other}
+    torch.save(content, tmp_path / "several.pth")
+    torch.save({"state_dict": {"gpt": state, "vae": codes}}, tmp_path / "theirs.ckpt")
+    both = sharded(tmp_path / "sharded", {"gpt": state, "vae": codes})
+    (tmp_path / "folder").mkdir()
+    torch.save({"gpt": state, "vae": codes}, tmp_path / "folder" / "model.pt")
+    with pytest.raises(UserError, match=r"say which with key \(of init_from: PATH#KEY\)"):
+        load_initial_weights(model, tmp_path / "several.pth")
+    for path, more in (
+        (f"{tmp_path}/several.pth#", 1),
+        (tmp_path / "theirs.ckpt", 0),
+        (both, 0),
+        (tmp_path / "folder", 0),
+    ):
+        assert "all taken" in load_initial_weights(model, f"{path}ema" if more else path)
+        assert torch.equal(model.state_dict()["class_embedding.weight"], state["class_emb.weight"] + more)
+        start_from(tokenizer, f"{path}vae_ema" if more else str(path))
+        assert torch.equal(tokenizer.state_dict()["quant_conv.bias"], codes["quant_conv.bias"] + more)
+    save(tmp_path / "ours", *pairs["var_tiny"])
+    assert not is_released(tmp_path / "ours")
+    for begin in (partial(load_initial_weights, model), partial(start_from, tokenizer)):
+        with pytest.raises(UserError, match="ours#ema: is no released file that holds several"):
+            begin(f"{tmp_path}/ours#ema")
 
 
 def test_a_fine_tuning_starts_from_a_container(state: State, pairs: Pairs, tmp_path: Path) -> None:

@@ -223,6 +223,54 @@ def test_hmars_layout(base: int, released: Files, tmp_path: Path) -> None:
     load_initial_weights(same, file)  # a training starts from it
 
 
+def test_hmar_is_not_taken_for_what_it_is_not(released: Files, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="mask shows earlier scales: the file looks like var, not hmar"):
+        import_official(*released["var_tiny"], "hmar", patch_nums=SCALES)
+    state, scales = torch.load(released["mvar_tiny"][0], weights_only=True), arguments("mvar_tiny")["patch_nums"]
+    whole = as_hmar(state, 1)
+    blocks = {name: tensor for name, tensor in whole.items() if not name.startswith("base_blocks.")}
+    for number, (wrong, words) in enumerate(
+        (
+            (whole | {"head.weight": state["head.weight"]}, r"holds head\.weight beside ns_blocks"),
+            (whole | {f"base_blocks.{'1' * 5000}.a": torch.ones(1)}, r"a name counts to base_blocks\.1+\.\.\."),
+            (blocks, "1 ns_blocks of 2 heads and no base_blocks"),
+        )
+    ):
+        torch.save(wrong, tmp_path / f"{number}.pth")
+        with pytest.raises(UserError, match=words) as caught:
+            import_official(tmp_path / f"{number}.pth", released["mvar_tiny"][1], "hmar", patch_nums=scales)
+        assert len(str(caught.value)) < 400
+
+
+def small(scales: Any, channels: int) -> tuple[NextScaleTransformer, MultiScaleTokenizer]:
+    sizes: dict[str, Any] = {"vocab_size": 8, "code_dim": 4}
+    tokenizer = MultiScaleTokenizer(
+        scales, **sizes, channels=32, channel_multipliers=[1, 1], num_res_blocks=1, image_channels=channels
+    )
+    model = NextScaleTransformer(scales, **sizes, num_classes=3, depth=1, width=16, heads=2)
+    return model.eval(), tokenizer.eval()
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_images_of_other_channels_come_back(channels: int, tmp_path: Path) -> None:
+    model, tokenizer = small([1, 2], channels)
+    export_official(model, tokenizer, tmp_path / "m.pth", tmp_path / "t.pth")
+    _, again = import_official(tmp_path / "m.pth", tmp_path / "t.pth", "var", patch_nums=(1, 2))
+    assert again.config == tokenizer.config and again.image_channels == channels
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in tokenizer.state_dict().items())
+
+
+def test_maps_that_are_no_squares_are_not_exported_nor_imported(tmp_path: Path) -> None:
+    wide, (square, tokenizer) = small([1, [1, 2]], 3), small([1, 2], 3)
+    for pair in (wide, (square, wide[1])):
+        with pytest.raises(UserError, match=r"square maps alone; .* saved folder \(folder of mvar export\)"):
+            export_official(*pair, tmp_path / "m.pth", tmp_path / "t.pth")
+    assert not list(tmp_path.iterdir())
+    export_official(square, tokenizer, tmp_path / "m.pth", tmp_path / "t.pth")
+    with pytest.raises(UserError, match="patch_nums 1 1x4: the published models have square maps alone"):
+        import_official(tmp_path / "m.pth", tmp_path / "t.pth", "var", patch_nums=(1, (1, 4)))
+
+
 def test_hmar_without_a_block(released: Files, tmp_path: Path) -> None:
     state = as_hmar(torch.load(released["mvar_tiny"][0], weights_only=True), 1)
     scales = arguments("mvar_tiny")["patch_nums"]

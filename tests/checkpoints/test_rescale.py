@@ -90,7 +90,11 @@ def test_fresh_ones_and_rotary_ones(source: Path, tmp_path: Path) -> None:
     rotary = NextScaleTransformer([1, 2, 3], **SIZES, **SIZE, blocks=LlamaBlocks())
     save(tmp_path / "rotary", rotary, small_tokenizer())
     model = NextScaleTransformer(HERE, **SIZES, **SIZE, blocks=LlamaBlocks())
-    assert "made anew" in load_initial_weights(model, tmp_path / "rotary", init_scales="resize")
+    own = {name: value.clone() for name, value in model.state_dict().items() if name.startswith("positions.")}
+    assert "fresh" in load_initial_weights(model, tmp_path / "rotary", init_scales="fresh")
+    assert own and all(torch.equal(model.state_dict()[name], value) for name, value in own.items())
+    words = load_initial_weights(model, tmp_path / "rotary", init_scales="resize")
+    assert "made anew, levels by a scale's number" in words
     assert all(torch.equal(value, rotary.state_dict()[name]) for name, value in model.state_dict().items())
 
 

@@ -21,7 +21,14 @@ from mvar_lightning.data.check import check
 from mvar_lightning.data.images import ImageError, PixelForm, decode, of_form
 from mvar_lightning.data.index import read_index
 from mvar_lightning.data.making.shards import ShardsRequest, make_shards
-from mvar_lightning.data.transforms import adm_center_crop, build_transform, exact_window, fast_window, shorter_to
+from mvar_lightning.data.transforms import (
+    adm_center_crop,
+    build_transform,
+    checked_size,
+    exact_window,
+    fast_window,
+    shorter_to,
+)
 from mvar_lightning.errors import UserError
 from mvar_lightning.tools.drawing import as_rgb, normalize, to_image
 
@@ -153,6 +160,33 @@ def test_a_png_stays_the_file_it_was_and_a_tiff_becomes_one() -> None:
     assert of_form(files["PNG"].getvalue(), PixelForm(1)) == files["PNG"].getvalue()
     made = of_form(files["TIFF"].getvalue(), PixelForm(1))
     assert made[1:4] == b"PNG" and np.array_equal(np.asarray(decode(made, PixelForm(1))), np.asarray(gray))
+
+
+@pytest.mark.parametrize(("least", "most"), [(-1000, 40), (0, 70_000)])
+def test_scans_that_16_bits_do_not_hold_are_refused(least: int, most: int) -> None:
+    """They would wrap around."""
+    file = io.BytesIO()
+    Image.fromarray(np.array([[least, most]], np.int32)).save(file, "TIFF")
+    for read in (decode, of_form):
+        with pytest.raises(ImageError, match=rf"^values from {least} to {most}; 16 bits hold 0 to 65535$"):
+            read(file.getvalue(), PixelForm(1, 16))
+    fitting = io.BytesIO()
+    Image.fromarray(np.array([[0, 65535]], np.int32)).save(fitting, "TIFF")
+    assert np.asarray(decode(fitting.getvalue(), PixelForm(1, 16))).tolist() == [[0, 65535]]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_a_scan_of_floats_is_called_so(form: PixelForm) -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.ones((2, 2), np.float32)).save(file, "TIFF")
+    with pytest.raises(ImageError, match=f"it is 32-bit floats, not {form}"):
+        of_form(file.getvalue(), form)
+
+
+def test_a_size_is_one_or_more_and_no_yes() -> None:
+    for wrong in (True, 0, [0, 5], [True, 8], -3):
+        with pytest.raises(UserError, match="1 or more"):
+            checked_size(wrong)
 
 
 # crops that are no squares

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import http.client
 import io
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,21 @@ from PIL import Image
 
 from mvar_lightning import UserError
 from mvar_lightning.cli import main
-from mvar_lightning.demo import serve
-from mvar_lightning.demo.app import build_app
-from mvar_lightning.demo.asked import UPLOAD_PIXELS, Edited, Sampled, command_of, parse, python_of
+from mvar_lightning.demo import app, serve
+from mvar_lightning.demo.app import HEADERS, LONGEST, SMALL, build_app
+from mvar_lightning.demo.asked import (
+    MOST_VALUES,
+    UPLOAD_BYTES,
+    UPLOAD_PIXELS,
+    Edited,
+    Sampled,
+    command_of,
+    decode_picture,
+    parse,
+    python_of,
+)
 from mvar_lightning.demo.shelf import Shelf
+from mvar_lightning.demo.turns import Stopped, Turns
 from mvar_lightning.evaluation.papers.attention_mass import attention_from
 
 Events = list[dict[str, Any]]
@@ -125,8 +138,10 @@ def test_models_that_do_not_fit_are_told(tmp_path: Path) -> None:
 
     save(tmp_path / "small", small_model(), small_tokenizer())
     shelf = Shelf({"digits": "digits", "small": str(tmp_path / "small")}, "cpu")
+    drawn: Events = []
     with pytest.raises(UserError, match="digits has scales 1 2 3 4, small 1 2 3; take models that agree"):
-        answer_compared(shelf, Compared("digits", others=["small"], precisions=[""]), lambda event: None)
+        answer_compared(shelf, Compared("digits", others=["small"], precisions=[""]), drawn.append)
+    assert not any(drawn), "before anything is drawn"
     save(tmp_path / "tokenizer", None, small_tokenizer())
     with pytest.raises(UserError, match="holds a tokenizer alone"):
         Shelf({"it": str(tmp_path / "tokenizer")}, "cpu")
@@ -189,6 +204,78 @@ def test_a_stop_stops_and_another_visitor_goes_on(port: int, shelf: Shelf, monke
     assert post(port, "/api/stop", {"job": names[0]})[1] == [{"stopped": False}]
 
 
+def test_a_stop_is_heard_while_a_model_is_read_and_between_decodings(shelf: Shelf) -> None:
+    from mvar_lightning.demo import answers
+    from mvar_lightning.demo.asked import Compared, Tokens
+
+    def stopping(after: int) -> tuple[list[str], Any]:
+        heard: list[str] = []
+
+        def tell(event: dict[str, Any]) -> None:
+            heard.append(event.get("event", "look"))
+            if len(heard) > after:
+                raise Stopped
+
+        return heard, tell
+
+    for asked_for, answered, looks in (
+        (Sampled("digits"), answers.answer_sampled, 2),
+        (Compared("digits", others=["digits"], precisions=["32"]), answers.answer_compared, 4),
+        (Tokens("digits", image=png()), answers.answer_tokens, 2 + 4),
+    ):
+        for after in range(looks):
+            heard, tell = stopping(after)
+            with pytest.raises(Stopped):
+                answered(shelf, asked_for, tell)  # type: ignore[operator]
+            assert heard == ["look"] * (after + 1)
+
+
+def test_the_job_of_a_visitor_who_left_is_before_others_until_its_thread_is_free() -> None:
+    async def visits() -> list[Any]:
+        turns, goes_on, began = Turns(), threading.Event(), threading.Event()
+
+        def work(tell: Any) -> None:
+            began.set()
+            assert goes_on.wait(20)
+
+        leaving = turns.run("one who leaves", work)
+        assert (await anext(leaving))["event"] == "begun" and began.wait(20)
+        await leaving.aclose()
+        found = []
+        async for event in turns.run("another one", lambda tell: None):
+            found.append(event)
+            goes_on.set()
+        turns.close()
+        return [*found, [*turns._turns]]
+
+    events = asyncio.run(visits())
+    assert events[0] == {"event": "waiting", "ahead": 1}
+    assert [event["event"] for event in events[1:-1]] == ["begun", "done"] and events[-1] == []
+
+
+def test_compared_models_are_warm_and_agree_before_any_draws(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mvar_lightning.demo import answers
+    from mvar_lightning.demo.asked import Compared
+
+    counts: list[int] = []
+    draw = answers._generate
+    monkeypatch.setattr(answers, "_generate", lambda *a: (counts.append(len(a[2])), draw(*a))[1])
+    asked_for = Compared("digits", others=["digits"], precisions=["bf16"], count=2, label="3")
+    fresh = Shelf(shelf.paths, "cpu")
+    fresh.get("digits")
+    events: Events = []
+    answers.answer_compared(fresh, asked_for, events.append)
+    compared = [event for event in events if event.get("event") == "compared"]
+    assert counts == [2, 1, 2], "the second was read for this, and draws one image that is not timed"
+    assert all(0 < event["begin_bytes"] <= event["peak_bytes"] for event in compared)
+    for precision, name, zero in (("32", "digits", "zero"), ("bf16", "other", "naught")):
+        shown = fresh.get("digits", precision)
+        fresh._kept["digits", precision] = replace(shown, name=name, class_names=[zero, *"123456789"])
+    with pytest.raises(UserError, match="class 0 of digits is 'zero', of other 'naught'; take models that agree"):
+        answers.answer_compared(fresh, asked_for, events.append)
+    assert counts == [2, 1, 2]
+
+
 BOMB = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\xff\xff\x00\x00\xff\xff\x08\x02\x00\x00\x00"
 
 
@@ -240,7 +327,7 @@ def test_uploads_are_cut_bounded_and_from_this_page(port: int) -> None:
     stream = io.BytesIO()
     Image.new("1", (8000, 8000)).save(stream, format="PNG")  # 8 kB that are 64 million pixels
     assert len(stream.getvalue()) < 20_000 and UPLOAD_PIXELS < 8000**2
-    assert "8000 x 8000 pixels; at most 32,000,000 are taken" in upload(stream.getvalue())[1][0]["message"]
+    assert "8000 x 8000 pixels; at most 16,000,000 are taken" in upload(stream.getvalue())[1][0]["message"]
     assert "too long and thin" in upload(base64.b64decode(png((7_000_000, 1))))[1][0]["message"]
     assert "not a readable" in upload(b"no picture")[1][0]["message"]
     assert "more than 16,777,216 bytes" in upload(b"x" * (2**24 + 1))[1][0]["message"]
@@ -248,6 +335,124 @@ def test_uploads_are_cut_bounded_and_from_this_page(port: int) -> None:
     assert upload(b"", Origin="http://elsewhere.example")[0] == 403
     assert upload(b"", Host="elsewhere.example")[0] == 400
     assert upload(b"", Origin=f"http://127.0.0.1:{port}")[0] == 400, "an empty upload, but of this page"
+
+
+def test_pictures_are_decoded_one_at_a_time(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode, now, most = app.decode_picture, [0], [0]
+
+    def slowly(*arguments: Any, **options: Any) -> Image.Image:
+        now[0] += 1
+        most[0] = max(most[0], now[0])
+        time.sleep(0.05)
+        now[0] -= 1
+        return decode(*arguments, **options)
+
+    monkeypatch.setattr(app, "decode_picture", slowly)
+    data, found = base64.b64decode(png((40, 24))), []
+    headers = {"Content-Type": "image/png"}
+
+    def visit() -> None:
+        found.append(post(port, "/api/picture?model=digits", data, **headers)[0])
+
+    visitors = [threading.Thread(target=visit) for _ in range(6)]
+    for visitor in visitors:
+        visitor.start()
+    for visitor in visitors:
+        visitor.join(30)
+    assert found == [200] * 6 and most == [1]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "P", "RGB"])
+def test_a_large_transparent_picture_is_made_smaller_before_it_is_laid_on_white(mode: str) -> None:
+    picture = Image.new("RGBA", (400, 300), (255, 0, 0, 0))
+    picture.paste((0, 0, 255, 255), (0, 0, 200, 300))
+    stream = io.BytesIO()
+    picture.convert(mode).save(stream, format="PNG", **({"transparency": 0} if mode == "P" else {}))
+    whole, less = decode_picture(stream.getvalue()), decode_picture(stream.getvalue(), side=32)
+    assert whole.mode == less.mode == "RGB" and whole.size == (400, 300)
+    assert less.size == ((400, 300) if mode == "RGB" else (45, 34))
+    assert [less.resize((2, 1)).getpixel((x, 0)) for x in (0, 1)] == [
+        pytest.approx(whole.resize((2, 1)).getpixel((x, 0)), abs=16) for x in (0, 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "bytes_", "message"),
+    [
+        ("sample", SMALL + 1, "more than 65,536 bytes"),
+        ("attention", LONGEST["attention"] + 1, "more than 262,144 bytes"),
+        ("attention", 2 * MOST_VALUES + 100, "more than 32,768 values"),
+        ("tokens", 8_000_000, "more than 32,768 values"),
+    ],
+)
+def test_long_requests_are_refused_before_their_values_are_looked_at(
+    port: int, name: str, bytes_: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "parse", lambda *arguments: pytest.fail("was looked at"))
+    body = b'{"job": "a job of a test", "model": "digits", "tokens": ['
+    body += b"1," * ((bytes_ - len(body) - 3) // 2 + 1) + b"1]}"
+    assert message in post(port, f"/api/{name}", body)[1][0]["message"]
+
+
+def test_a_picture_of_the_size_that_is_promised_is_taken(port: int) -> None:
+    image = base64.b64encode(base64.b64decode(png()) + bytes(UPLOAD_BYTES - 2000)).decode()
+    assert post(port, "/api/tokens", asked_only(image=image))[1][-1]["event"] == "done"
+
+
+def test_what_is_sent_writes_no_lines_into_the_log(port: int, capfd: pytest.CaptureFixture[str]) -> None:
+    for guidance in ("\ud800", "x\nmvar demo: all is well\x1b[2J", "x" * 60_000):
+        _, events = post(port, "/api/sample", asked(guidance=guidance))
+        assert "choose linear or constant" in events[-1]["message"] and len(events[-1]["message"]) < 700
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 3 and all(line.startswith("mvar demo: guidance ") and len(line) < 700 for line in lines)
+    assert r"\ud800" in lines[0] and r"x\nmvar demo" in lines[1] and r"\x1b[2J" in lines[1]
+
+
+def test_a_failure_of_ours_is_told_in_a_line(
+    port: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(app, "parse", lambda *arguments: {}["nothing"])
+    assert post(port, "/api/sample", asked()) == (
+        500,
+        [{"event": "error", "message": "the server failed (KeyError); its log says where"}],
+    )
+    assert capfd.readouterr().err.count("Traceback") == 1
+
+
+def test_an_upload_that_breaks_off_leaves_no_traceback(port: int, capfd: pytest.CaptureFixture[str]) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.putrequest("POST", "/api/picture?model=digits")
+    for name, value in (("Content-Type", "image/png"), ("Content-Length", "1000")):
+        connection.putheader(name, value)
+    connection.endheaders(b"half")
+    time.sleep(0.1)
+    connection.close()
+    log, end = "", time.monotonic() + 10
+    while "broken off" not in log and time.monotonic() < end:
+        time.sleep(0.05)
+        log += capfd.readouterr().err
+    assert log == "mvar demo: upload: was broken off\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("/api/models", {"Sec-Fetch-Site": "cross-site"}, 403),
+        ("/api/models", {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Dest": "document"}, 403),
+        ("/page.js", {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Dest": "script"}, 403),
+        ("/", {"Origin": "null"}, 403),
+        ("/", {"Host": "elsewhere.example"}, 400),
+        ("/", {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Dest": "document"}, 200),
+        ("/api/models", {"Sec-Fetch-Site": "same-origin"}, 200),
+    ],
+)
+def test_other_pages_are_refused_with_the_headers_of_ours(
+    port: int, path: str, headers: dict[str, str], status: int
+) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request("GET", path, headers=headers)
+    answer = connection.getresponse()
+    assert answer.status == status and all(answer.getheader(name) == value for name, value in HEADERS.items())
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,16 @@ def test_the_scorer_is_asked_for_each_map_by_itself(
     assert len(found_BM.unique()) == 12, "label, map and scale matter"
 
 
+def test_a_scorer_that_is_in_training_is_asked_as_it_will_be(
+    model: NextScaleTransformer, tokenizer: MultiScaleTokenizer, scorer: Scorer
+) -> None:
+    scorer.train()
+    twice = [
+        generate(model, tokenizer, [1, 2], seeds=[3, 4], selector=BestOfScales(4, scorer=scorer)).tokens for _ in "ab"
+    ]
+    assert torch.equal(*twice) and scorer.training
+
+
 def test_picks_follow_the_scores() -> None:
     score_BM = torch.tensor([0.0, 2.0, 1.0, -5.0, 2.0]).expand(4000, -1)
     uniform_B = torch.rand(4000, generator=torch.Generator().manual_seed(0))

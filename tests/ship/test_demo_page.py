@@ -37,6 +37,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save(folder / "small", small_model(), small_tokenizer())
     sizes: dict[str, Any] = {"scales": [1, 2, 4, 8, 16], "vocab_size": 16, "code_dim": 4}
     tokenizer = MultiScaleTokenizer(**sizes, channels=8, norm_groups=4, num_res_blocks=1, channel_multipliers=[1])
+    for name, channels in (("gray", 1), ("clear", 4)):
+        few: dict[str, Any] = {"scales": [1, 2], "vocab_size": 16, "code_dim": 4}
+        one = MultiScaleTokenizer(**few, channels=8, norm_groups=4, num_res_blocks=1, image_channels=channels)
+        save(folder / name, NextScaleTransformer(**few, num_classes=2, depth=1, width=16, heads=2), one)
     save(folder / "slow", NextScaleTransformer(**sizes, num_classes=3, depth=8, width=256, heads=4), tokenizer)
     return folder
 
@@ -52,6 +56,8 @@ def address(browser: Any, folder: Path) -> Iterator[str]:
         "digits",
         "small=small",
         "slow=slow",
+        "gray=gray",
+        "clear=clear",
         "--port",
         "0",
         "--device",
@@ -61,12 +67,14 @@ def address(browser: Any, folder: Path) -> Iterator[str]:
     server = subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, stderr=log, text=True)
     assert server.stdout is not None
     line = server.stdout.readline()
-    assert line.startswith("digits, small, slow: http://127.0.0.1:"), (folder / "log").read_text()
+    assert line.startswith("digits, small, slow, gray, clear: http://127.0.0.1:"), (folder / "log").read_text()
     yield re.findall(r"http://[\d.:]+", line)[0]
     server.send_signal(signal.SIGINT)
     assert server.wait(30) == 0
     assert "Traceback" not in (folder / "log").read_text()
-    assert {file.name for file in folder.iterdir()} == {"small", "slow", "log"}, "the page writes nothing"
+    assert {file.name for file in folder.iterdir()} == {"small", "slow", "gray", "clear", "log"}, (
+        "the page writes nothing"
+    )
 
 
 def expect(page: Any, selector: str) -> Any:
@@ -94,6 +102,7 @@ def test_the_first_picture_grows_at_once_and_can_be_saved(browser: Any, address:
     with page.expect_download() as saving:
         page.locator("#sample figcaption a").first.click()
     saving.value.save_as(tmp_path / "page.png")
+    expect(page, "#sample figcaption >> nth=1").to_have_text("seed 0, image 2")
     words = page.locator("#sample [data-part=command]").inner_text().split()
     subprocess.run([sys.executable, "-m", "mvar_lightning", *words[1:], "--out", tmp_path / "out"], check=True)
     assert (tmp_path / "out" / saving.value.suggested_filename).read_bytes() == (tmp_path / "page.png").read_bytes()
@@ -103,10 +112,67 @@ def test_the_first_picture_grows_at_once_and_can_be_saved(browser: Any, address:
     page.uncheck("[name=grow]")
     run(page, "4 made in")
     expect(page, "#sample .strip img").to_have_count(16)
+    page.fill("[name=seed]", "77")  # what is typed is kept, asked for or not
+    page.fill("[name=label]", "")
     page.reload()
     expect(page, "#status").to_have_text("Ready.", timeout=PATIENCE)
-    expect(page, "[name=label]").to_have_value("none")
+    expect(page, "[name=seed]").to_have_value("77")
     run(page, "4 made in")
+    expect(page, "#sample [data-part=command]").to_contain_text("--classes none --count 4 --seed 77")
+    assert not wrong
+
+
+def test_a_class_that_the_model_lacks_is_not_left_in_the_form(browser: Any, address: str) -> None:
+    page, wrong = opened(browser, address)
+    expect(page, "#status").to_have_text("Ready.", timeout=PATIENCE)
+    page.fill("[name=label]", "7")
+    page.select_option("[name=model]", "gray")
+    expect(page, "[name=label]").to_have_value("0")
+    run(page, "4 made in")
+    assert not wrong
+
+
+@pytest.mark.parametrize(("name", "mode"), [("gray", "L"), ("clear", "RGBA")])
+def test_models_of_other_channels_edit_what_they_get(
+    browser: Any, address: str, tmp_path: Path, name: str, mode: str
+) -> None:
+    page, wrong = opened(browser, address)
+    expect(page, "#status").to_have_text("Ready.", timeout=PATIENCE)
+    page.select_option("[name=model]", name)
+    page.fill("[name=count]", "1")
+    run(page, "1 made in")
+    page.click("#tab-edit")
+    page.click("#edit-take")
+    page.click("#half")
+    run(page, "1 made in")
+    Image.new("RGBA", (40, 30), (200, 40, 90, 3)).convert(mode).save(tmp_path / "picture.png")
+    with page.expect_response("**/api/picture*") as cut:
+        page.set_input_files("#edit-file", tmp_path / "picture.png")
+    expect(page, "#status").to_contain_text("its middle at")
+    page.click("#half")
+    run(page, "1 made in")
+    sent = page.locator("#save-picture").get_attribute("href").partition(",")[2]
+    assert sent == cut.value.json()["image"] and Image.open(io.BytesIO(base64.b64decode(sent))).mode == mode
+    assert not wrong
+
+
+def test_a_job_waits_for_that_before_it_and_the_model_stays(browser: Any, address: str) -> None:
+    page, wrong = opened(browser, address)
+    expect(page, "#status").to_have_text("Ready.", timeout=PATIENCE)
+    page.select_option("[name=model]", "slow")
+    page.fill("[name=count]", "16")
+    page.click("#go")
+    expect(page, "#status").to_contain_text(re.compile("Scale [1-4] of 5"), timeout=PATIENCE)
+    expect(page, "[name=model]").to_be_disabled()
+    page.click("#tab-inside")  # asks for the mask, after the images
+    assert page.locator("img.mask").get_attribute("src") is None
+    page.click("#stop")  # of the images still
+    expect(page, "img.mask").to_have_attribute("src", re.compile("^data:image/png"), timeout=PATIENCE)
+    assert page.locator("#sample [data-part=command]").inner_text() == "", "was stopped before it ended"
+    expect(page, "[name=model]").to_be_enabled(timeout=PATIENCE)
+    expect(page, "#go").to_be_enabled()
+    page.reload()
+    expect(page, "img.mask").to_have_attribute("src", re.compile("^data:image/png"), timeout=PATIENCE)
     assert not wrong
 
 

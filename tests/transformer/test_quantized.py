@@ -52,6 +52,32 @@ def test_weights_that_whole_numbers_say_are_kept_exactly() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_an_image_does_not_depend_on_the_others_of_its_batch(kind: str) -> None:
+    model, tokenizer = load("digits")
+    assert model is not None
+    quantize(model, kind)
+    whole = generate(model, tokenizer, [3, 1, 3, 8], seeds=range(4)).tokens
+    alone = [generate(model, tokenizer, label, seeds=seed).tokens for seed, label in enumerate([3, 1, 3, 8])]
+    assert torch.equal(whole, torch.cat(alone))
+
+
+def test_numbers_that_are_none_stay_so() -> None:
+    few = QuantizedLinear(8, 4, True, "int8").take(Linear(8, 4))
+    x = torch.randn(3, 8)
+    with torch.no_grad():
+        good = few(x)
+        x[1, 2] = torch.nan
+        assert torch.equal(few(x)[[0, 2]], good[[0, 2]]) and not torch.isfinite(few(x)[1]).any()
+        x[1, 2] = torch.inf
+        assert not torch.isfinite(few(x)[1]).any()
+        assert few(torch.zeros(2, 8)).isfinite().all()
+    bad = Linear(8, 4)
+    nn.init.constant_(bad.weight, torch.nan)
+    with pytest.raises(UserError, match="NaN or infinite"):
+        QuantizedLinear(8, 4, True, "int8").take(bad)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_shipped_model_stays_what_it_is(kind: str, tmp_path: Path) -> None:
     model, tokenizer = load("digits")
     assert model is not None

@@ -11,7 +11,7 @@ export class Inside {
 
   reset() {
     const { model, part, element, state } = this.page;
-    Object.assign(this, { given: null, tokens: null, attention: null, query: null, masked: null });
+    Object.assign(this, { given: null, tokens: null, attention: null, query: null, masked: "" });
     part("inside", "maps").replaceChildren();
     part("inside", "mask").removeAttribute("src");
     document.getElementById("looked").textContent = "";
@@ -26,13 +26,17 @@ export class Inside {
   }
 
   async mask() {
-    const { ask, model, part, source } = this.page;
+    const { ask, model, part, source } = this.page, { name } = model();
     document.getElementById("strategy").textContent = `${model().attention}; history ${model().history}`;
-    if (this.masked === model().name || this.page.state.job) return;
-    await ask("mask", { model: model().name }, (event) => {
-      this.masked = event.event === "mask" ? model().name : this.masked;
-      if (event.event === "mask") part("inside", "mask").src = source(event.image);
+    if (this.masked === name) return;
+    this.masked = name;  // asked for already, though it may wait for another job
+    let came = false;
+    await ask("mask", { model: name }, (event) => {
+      if (event.event !== "mask") return;
+      came = true;
+      part("inside", "mask").src = source(event.image);
     });
+    if (!came) this.masked = "";
   }
 
   async show() {

@@ -21,12 +21,24 @@ function say(words, wrong = false) {
   status.classList.toggle("wrong", wrong);
 }
 
-// Asking: one job of this visitor at a time; its events come as lines.
+// Asking: one job of this visitor at a time, the others wait; a job's events come as lines. The model stays what it is
+// until all are answered.
 
-async function ask(name, content, onEvent) {
+let open = 0, before = Promise.resolve();
+
+function ask(name, content, onEvent) {
+  open += 1;
+  go.disabled = form.model.disabled = true;
+  before = before.then(() => send(name, content, onEvent)).finally(() => {
+    open -= 1;
+    go.disabled = form.model.disabled = open > 0;
+  });
+  return before;
+}
+
+async function send(name, content, onEvent) {
   const job = [...crypto.getRandomValues(new Uint8Array(12))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
   state.job = job;
-  go.disabled = true;
   stop.disabled = false;
   say("Waiting.");
   try {
@@ -47,7 +59,6 @@ async function ask(name, content, onEvent) {
     say(`The server does not answer (${error.message}).`, true);
   } finally {
     state.job = null;
-    go.disabled = false;
     stop.disabled = true;
   }
 }
@@ -72,7 +83,7 @@ function settings() {
   const guided = form.guided.value.trim();
   if (guided && !/^\d+\s*-\s*\d+$/.test(guided)) throw new Error("guided scales: give the first and the last, like 1-2");
   return {
-    model: form.model.value, label: form.label.value.trim() || "0", count: number("count"), seed: number("seed"),
+    model: form.model.value, label: form.label.value.trim() || "none", count: number("count"), seed: number("seed"),
     cfg: number("cfg"), guidance: form.guidance.value, guided_scales: guided ? guided.split("-").map(Number) : [],
     top_k: number("top_k"), top_p: number("top_p"), temperature: number("temperature"),
     more_smooth: form.more_smooth.checked, grow: form.grow.checked,
@@ -81,7 +92,7 @@ function settings() {
 
 // Showing images and their strip, in the panels that draw.
 
-function show(panel) {
+function show(panel, seed) {
   const images = part(panel, "images"), strip = part(panel, "strip"), sides = model().scales;
   images.replaceChildren();
   strip.replaceChildren();
@@ -115,7 +126,7 @@ function show(panel) {
     } else if (event.event === "made") {
       finished = true;
       event.images.forEach((image, index) => {
-        const save = element("a", { href: source(image), download: event.files[index], title: `Save ${event.files[index]}`, textContent: `seed ${Number(event.files[index].match(/_(\d+)\.png$/)[1])}` });
+        const save = element("a", { href: source(image), download: event.files[index], title: `Save ${event.files[index]}`, textContent: `seed ${seed}, image ${index + 1}` });
         put(index, image, save);
         cell(index, sides.length - 1, image);
       });
@@ -135,14 +146,16 @@ const inside = new Inside({ ask, say, source, element, part, model, state });
 // What each panel asks for.
 
 const panels = {
-  sample: () => ask("sample", settings(), show("sample")),
+  sample: () => {
+    const asked = settings();
+    return ask("sample", asked, show("sample", asked.seed));
+  },
   edit: () => {
     if (!painter.image) throw new Error("picture: upload one, or take the last sample");
-    const asked = { ...settings(), image: painter.picture(), mask: painter.mask(), outpaint: $("outpaint").checked };
-    if (!form.label.value.trim()) asked.label = "none";
+    const asked = { ...settings(), image: painter.png, mask: painter.mask(), outpaint: $("outpaint").checked };
     $("save-picture").href = source(asked.image);
     $("save-mask").href = source(asked.mask);
-    const draw = show("edit");
+    const draw = show("edit", asked.seed);
     return ask("edit", asked, (event) => {
       draw(event);
       if (event.event !== "made") return;
@@ -163,7 +176,7 @@ function side(event) {
   const bytes = (value) => (value < 1e6 ? `${(value / 1e3).toFixed(1)} kB` : `${(value / 1e6).toFixed(1)} MB`);
   const rows = [
     ["seconds", event.seconds.toFixed(2)], ["key-value cache per image", bytes(event.cache_bytes)],
-    ["weights", bytes(event.weight_bytes)], ["peak memory", bytes(event.peak_bytes)], ["attention", event.attention],
+    ["weights", bytes(event.weight_bytes)], ["memory before, and more at its peak", `${bytes(event.begin_bytes)}, ${bytes(event.peak_bytes - event.begin_bytes)}`], ["attention", event.attention],
   ].map(([name, value]) => element("tr", {}, element("th", { textContent: name }), element("td", { textContent: value })));
   const images = event.images.map((image, index) => element("figure", {}, element("img", { src: source(image), alt: `Image ${index + 1} of ${event.name}` })));
   return element("article", {}, element("h2", { textContent: `${event.name}, ${event.precision}` }),
@@ -188,12 +201,14 @@ function addRival() {
 // Uploads are cut to the model's size by the server, which also tells what is wrong with them.
 
 async function upload(file) {
-  const response = await fetch(`/api/picture?model=${encodeURIComponent(form.model.value)}`, {
+  const { name, size } = model();
+  const response = await fetch(`/api/picture?model=${encodeURIComponent(name)}`, {
     method: "POST", headers: { "Content-Type": file.type.startsWith("image/") ? file.type : "image/unknown" }, body: file,
   });
   const event = await response.json();
   if (event.event === "error") throw new Error(event.message);
-  say(`${file.name}: its middle at ${model().size.join(" x ")} pixels.`);
+  if (model().name !== name) throw new Error("The model is another now; upload the picture once more.");
+  say(`${file.name}: its middle at ${size.join(" x ")} pixels.`);
   return event.image;
 }
 
@@ -206,15 +221,15 @@ const taking = (input, use) => async () => {
   }
   input.value = "";
 };
-$("edit-file").onchange = taking($("edit-file"), (image) => painter.open(source(image), model().size));
+$("edit-file").onchange = taking($("edit-file"), (image) => painter.open(image, model().size));
 $("inside-file").onchange = taking($("inside-file"), (image) => inside.open({ image }));
 const takeLast = (use) => () => (state.last?.model === form.model.value ? use(state.last) : say("Generate an image with this model first.", true));
-$("edit-take").onclick = takeLast((last) => painter.open(source(last.image), model().size));
+$("edit-take").onclick = takeLast((last) => painter.open(last.image, model().size));
 $("inside-take").onclick = takeLast((last) => inside.open({ tokens: last.tokens, label: last.label }));
 $("clear").onclick = () => painter.clear();
 $("half").onclick = () => painter.fill(0.5, 0, 0.5, 1);
 $("add").onclick = addRival;
-$("dice").onclick = () => { form.seed.value = crypto.getRandomValues(new Uint32Array(1))[0]; };
+$("dice").onclick = () => { form.seed.value = crypto.getRandomValues(new Uint32Array(1))[0]; remember(); };
 stop.onclick = () => state.job && fetch("/api/stop", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ job: state.job }) });
 
 form.onsubmit = async (event) => {
@@ -248,11 +263,14 @@ function described() {
   const it = model();
   $("about").textContent = `${it.size.join(" x ")} pixels, scales ${it.scales.map(([height, width]) => (height === width ? height : `${height}x${width}`)).join(" ")}, ${(it.parameters / 1e6).toFixed(1)}M parameters, ${it.attention}`;
   $("classes").replaceChildren(...Array.from({ length: it.num_classes }, (_, index) => element("option", { value: index, textContent: it.classes[index] ?? `class ${index}` })), element("option", { value: "none" }));
+  const label = form.label.value.trim();
+  if (!(label === "none" || it.classes.includes(label) || (/^\d+$/.test(label) && Number(label) < it.num_classes))) form.label.value = it.num_classes ? "0" : "none";
   form.grow.checked = it.grow;
   inside.reset();
   painter.forget();
 }
 form.model.onchange = () => { described(); if (state.tab === "inside") inside.mask(); remember(); };
+form.oninput = remember;
 
 function remember() {
   const values = Object.fromEntries([...form.elements].filter((each) => each.name).map((each) => [each.name, each.type === "checkbox" ? each.checked : each.value]));
@@ -268,16 +286,17 @@ function recall() {
     if (name === "model" || !form[name]) continue;
     if (form[name].type === "checkbox") form[name].checked = value; else form[name].value = value;
   }
-  choose(values.tab in WORDS ? values.tab : "sample");
+  return values.tab in WORDS ? values.tab : "sample";
 }
 
 try {
   Object.assign(state, await (await fetch("/api/models")).json());
   form.model.append(...state.models.map((each) => element("option", { value: each.name, textContent: each.name })));
   form.label.value = "3";
-  recall();
+  const tab = recall();
   go.disabled = false;
   say("Ready.");
+  choose(tab);  // which may ask for something
 } catch (error) {
   say(`The server does not answer (${error.message}).`, true);
 }

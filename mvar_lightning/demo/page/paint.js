@@ -1,4 +1,5 @@
-// A picture under a mask that is drawn by pointer. Both are kept at the canvas' size and given away at the picture's.
+// A picture under a mask that is drawn by pointer. The picture is given away as it came (a canvas would make RGBA of
+// gray, and other colors of what is transparent); the mask is kept at the canvas' size and given away at the picture's.
 const SIDE = 320;
 const TINT = "rgba(224, 56, 41, 0.6)";
 
@@ -17,11 +18,12 @@ export class Painter {
     canvas.onpointermove = (event) => event.buttons && this.image && this.stroke(event);
   }
 
-  async open(url, size) {
+  // png: in base64
+  async open(png, size) {
     const image = new Image();
-    image.src = url;
+    image.src = `data:image/png;base64,${png}`;
     await image.decode();
-    Object.assign(this, { image, size });
+    Object.assign(this, { image, png, size });
     const [height, width] = size, scale = SIDE / Math.max(height, width);
     for (const each of [this.canvas, this.drawn]) Object.assign(each, { height: Math.round(height * scale), width: Math.round(width * scale) });
     this.clear();
@@ -72,22 +74,12 @@ export class Painter {
   }
 
   // PNG in base64, at the picture's size
-
-  picture() {
-    return this.made((context, width, height) => context.drawImage(this.image, 0, 0, width, height));
-  }
-
   mask() {
-    return this.made((context, width, height) => {
-      context.fillStyle = "black";
-      context.fillRect(0, 0, width, height);
-      context.drawImage(this.drawn, 0, 0, width, height);
-    });
-  }
-
-  made(draw) {
     const canvas = Object.assign(document.createElement("canvas"), { height: this.size[0], width: this.size[1] });
-    draw(canvas.getContext("2d"), canvas.width, canvas.height);
+    const context = canvas.getContext("2d");
+    context.fillStyle = "black";
+    context.fillRect(0, 0, canvas.width, canvas.height);
+    context.drawImage(this.drawn, 0, 0, canvas.width, canvas.height);
     return canvas.toDataURL("image/png").split(",")[1];
   }
 }
