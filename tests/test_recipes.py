@@ -121,6 +121,7 @@ def build(path: Path) -> Built:
             patch.setattr(module, "load_tokenizer", lambda path: MultiScaleTokenizer(**sizes))
             patch.setattr(module, "fingerprint", lambda tokenizer: "0" * 64)
         patch.setattr(next_scale, "load_initial_weights", lambda *_: "")
+        patch.setattr(next_scale, "other_codes", lambda *_: "")
         patch.setattr(InceptionFeatures, "__init__", without_file)
         patch.setattr("mvar_lightning.callbacks.sample_metrics.read_reference", lambda path, extractor: None)
         for kind in (ShardsDataModule, TokenShardsDataModule):
