@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -171,7 +172,11 @@ def class_of(label: str, shown: Shown) -> int:
     label, names = label.strip()[:200], shown.class_names
     if label in names and not label.isdecimal():  # a name may hold commas, which lists of classes have between them
         return names.index(label)
-    chosen = class_indices(label, shown.model.num_classes, names, "its names are")
+    if label != "none" and not re.fullmatch(r"\d+(-\d+)?", label):  # in words of the page, which has no options
+        named = f", or a name: {', '.join(names[:5])}, ..." if names else ""
+        last = shown.model.num_classes - 1
+        raise UserError(f"class {label!r}: is not known; give none, an index from 0 to {last}{named}")
+    chosen = class_indices(label, shown.model.num_classes)
     if len(chosen) != 1:
         raise UserError(f"class {label!r}: give one class")
     return chosen[0]

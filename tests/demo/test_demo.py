@@ -294,6 +294,8 @@ BOMB = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\xff\xff\x00\x00\xff\xff\x08
         ("sample", asked(guided_scales=[0, 9]), "last_scale=9; the model has scales 0 to 3"),
         ("sample", asked(label="11"), "class 11: the model knows classes 0 to 9"),
         ("sample", asked(label="0-9"), "class '0-9': give one class"),
+        ("sample", asked(label="three"), "class 'three': is not known; give none, an index from 0 to 9"),
+        ("sample", asked(label="all"), "class 'all': is not known"),
         ("sample", asked(model="../../etc/passwd"), "is not here; choose one of digits"),
         ("sample", asked(precision="float8"), "precision 'float8': choose one of 32"),
         ("sample", asked(out="/tmp/x"), "'out' is no part of it"),
