@@ -138,6 +138,7 @@ def generate(
     settings = SamplingSettings(as_schedule(cfg), top_k, top_p, temperature, more_smooth, cache_policy, selector)
     stages.check_policy(cache_policy)
     if refinement is not None:
+        check_kind("refinement", refinement, InPasses, "InPasses(load_refinement(...))")
         refinement.check(stages, more_smooth)
     label_B = check_labels(repeated(label_B, len(listed(seeds) or [0])), stages.first)
     noise = ImageNoise(check_seeds(seeds, len(label_B)), stages.pyramid, label_B.device)
