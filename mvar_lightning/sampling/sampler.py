@@ -120,8 +120,7 @@ def generate(
         top_p: of these, keep the most probable ones up to this share; None is off.
         seeds: one from 0 to 2^32 - 1 for each image (of one image a bare number will do); an image depends on its
             seed, not on its batch. None draws fresh ones, governed by `torch.manual_seed`.
-        return_tokens: False gives the images alone, with a warning, in this version for the last time.
-        temperature: divides the logits before they are filtered.
+        return_tokens, temperature: False gives the images alone, with a warning, for the last time; divides the logits.
         more_smooth: mix codes by Gumbel softmax (VAR's option for looks; not for FID).
         decode_chunk: images decoded at a time; None is about 260,000 pixels.
         cache_policy: which keys and values are kept from scale to scale, where the model keeps any: all (`KeepAll`), or
