@@ -16,11 +16,13 @@ from torch.nn import functional as F
 from mvar_lightning.evaluation.image_sources import ImageSource
 from mvar_lightning.evaluation.images import ImageSide
 from mvar_lightning.evaluation.reports import Memorization
-from mvar_lightning.metrics.copying import FITTED, Nearest, cells_of, copying_test, nearest
+from mvar_lightning.metrics.copying import Nearest, cells_of, copying_test, nearest
 from mvar_lightning.tools.drawing import make_pairs
 
 COMPARED = 2_000
 """Generated, and held-out, images that are looked at; a fixed random choice where there are more."""
+FITTED = 10_000
+"""Training images that the partition into cells is fitted to; a fixed random choice where there are more."""
 PIXEL_SIDE = 32
 """Larger images are shrunk to it (areas' means) for the distance between pixels."""
 PAIRS = 8
@@ -44,7 +46,7 @@ def measure_memorization(generated: ImageSide, held_out: ImageSide, training: Im
     """
     chosen = {side: _choice(len(side.source)) for side in (generated, held_out)}
     rows = {side: _features(side)[chosen[side]] for side in chosen}
-    some_NF = torch.cat(list(training.store.rows("features", training.parts)))[_choice(len(training.source), FITTED)]
+    some_NF = _features(training)[_choice(len(training.source), FITTED)]
     cells = cells_of(some_NF, rows[generated], rows[held_out])
     by_features = {side: nearest(rows[side].to(side.device), _blocks(training)) for side in chosen}
     shrunk = {side: _shrunk(_picked(side.source, chosen[side])) for side in chosen}

@@ -25,8 +25,6 @@ CELLS = 10
 """Cells of the partition (k-means of training images), where there are images enough."""
 LEAST = 20
 """A cell with fewer generated or held-out images is left out, as published."""
-FITTED = 10_000
-"""Training images that the partition is fitted to; a fixed random choice where there are more."""
 
 
 class Nearest(NamedTuple):
@@ -141,9 +139,6 @@ def cells_of(training_NF: Tensor, *queries: Tensor) -> list[Tensor]:
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
-    if len(training_NF) > FITTED:
-        chosen = torch.randperm(len(training_NF), generator=torch.Generator().manual_seed(0))[:FITTED]
-        training_NF = training_NF[chosen]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different rows than cells
         means = KMeans(min(CELLS, len(training_NF)), n_init=1, random_state=0).fit(training_NF.double().numpy())

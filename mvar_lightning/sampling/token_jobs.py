@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from mvar_lightning.data.index import ShardIndex, ShardInfo, SplitIndex
-from mvar_lightning.data.tokens.cache import CacheSettings, TokenCache
+from mvar_lightning.data.tokens.cache import DRAWN, CacheSettings, TokenCache
 from mvar_lightning.data.tokens.making import Task, TokenJob
 from mvar_lightning.errors import check_counts
 from mvar_lightning.sampling.draws import ImageNoise
@@ -33,9 +33,6 @@ from mvar_lightning.transformer.acceleration import prepare
 
 PART_SAMPLES = 1024
 """Of a part: what an interruption may cost."""
-
-DRAWN = "drawn"
-"""In place of a crop in the cache's settings."""
 
 
 def draw_tokens(request: SampleRequest, val_count: int | None = None) -> TokenCache | None:
