@@ -17,6 +17,15 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., object])
 
+# Python (3.11 to 3.13)
+
+
+def is_broken(pool: Any) -> bool:
+    """Whether a `ProcessPoolExecutor` has seen a process of its own die: ``_broken`` (3.3 and later). It tells so only
+    by refusing more work."""
+    return bool(pool._broken)
+
+
 # torch (2.11 to 2.13)
 
 

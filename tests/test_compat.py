@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +39,14 @@ class Line(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.parameters(), fused=True)
+
+
+def test_a_pool_whose_process_died_is_broken() -> None:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("forkserver")) as pool:
+        assert not compat.is_broken(pool)
+        with pytest.raises(BrokenProcessPool):
+            pool.submit(os._exit, 1).result(timeout=60)
+        assert compat.is_broken(pool)
 
 
 def test_the_limit_of_recompiles_rises_and_never_falls(monkeypatch: pytest.MonkeyPatch) -> None:

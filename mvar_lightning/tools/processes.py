@@ -22,6 +22,7 @@ from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from mvar_lightning.compat import is_broken
 from mvar_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -248,8 +249,8 @@ def _mean() -> Any:
 def process_pool(workers: int, module: str) -> Iterator[ProcessPoolExecutor]:
     """Processes that have a module imported and work for this one alone: they end with it, however it ends.
 
-    They are ended at once where the block is left by an exception: Python 3.11's pool would else wait for ever for one
-    that it was starting when another was killed.
+    They are ended at once where the block is left by an exception, or one of them was killed: Python 3.11's pool would
+    else wait for ever for one that it was starting just then.
     """
     context = multiprocessing.get_context("forkserver")  # a fork of this process would copy the bar's thread and locks
     context.set_forkserver_preload([module])
@@ -261,6 +262,8 @@ def process_pool(workers: int, module: str) -> Iterator[ProcessPoolExecutor]:
         stay.close()
         raise
     finally:
+        if is_broken(pool):  # also where the block asked for no result after that, and so was told nothing
+            stay.close()
         pool.shutdown(cancel_futures=True)
         stay.close()
         leave.close()

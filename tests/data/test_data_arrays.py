@@ -161,6 +161,27 @@ def test_arrays_of_other_names(tmp_path: Path) -> None:
         read_arrays(tmp_path / "set.npz")
 
 
+def test_splits_that_do_not_belong_together(tmp_path: Path) -> None:
+    train = {"x_train": pixels(20, 4, 4), "y_train": LABELS}
+    np.savez(tmp_path / "set.npz", **train)
+    with pytest.raises(UserError, match="no test_images .*of train and of val or test are due, or of neither"):
+        read_arrays(tmp_path / "set.npz")
+    for images, kind in (
+        (pixels(8, 5, 4), "5 x 4 x 1 of uint8"),
+        (pixels(8, 4, 4).astype("u2"), "4 x 4 x 1 of uint16"),
+    ):
+        np.savez(tmp_path / "set.npz", **train, x_test=images, y_test=LABELS[:8])
+        with pytest.raises(UserError, match=f"for training are 4 x 4 x 1 of uint8, of test {kind}; give both alike"):
+            read_arrays(tmp_path / "set.npz")
+
+
+def test_images_of_too_many_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrays, "MAX_PIXELS", 15)
+    np.savez(tmp_path / "set.npz", images=pixels(20, 4, 4), labels=LABELS)
+    with pytest.raises(UserError, match="20 x 4 x 4; an image has 15 pixels at most"):
+        read_arrays(tmp_path / "set.npz")
+
+
 DAMAGED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "another magic number": (lambda content: b"\x89PNG" + content[4:], "first four bytes are 89 50 4e 47"),
     "an unknown type": (lambda content: content[:2] + b"\x07" + content[3:], "is no IDX file"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import multiprocessing
 import os
 import pickle
@@ -19,6 +20,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
+from webdataset import TarWriter as WebDatasetWriter
 
 from mvar_lightning.cli import main
 from mvar_lightning.data.check import check
@@ -369,3 +371,18 @@ def test_examples_travel_to_other_processes_by_themselves(images: Path) -> None:
     sent = pickle.dumps(chunk.by_itself())
     assert [example.load() for example in pickle.loads(sent).examples()] == [source.train[n].load() for n in (3, 1)]
     assert len(sent) < 1000, "two examples, not the split"
+
+
+def test_shards_are_the_bytes_that_webdataset_writes() -> None:
+    samples = [{"cls": b"3", "png": bytes(size)} for size in (0, 1, 511, 512, 70_000)] + [
+        {"cls": b"12", "jpg": b"\xff"}
+    ]
+    ours, theirs = io.BytesIO(), io.BytesIO()
+    tar = writing.TarWriter(ours)
+    webdataset = WebDatasetWriter(theirs, user="mvar", group="mvar", mtime=0, encoder=False)
+    for number, sample in enumerate(samples):
+        content = tar.write({f"{number:08d}.{name}": data for name, data in sample.items()})
+        assert content == webdataset.write({"__key__": f"{number:08d}", **sample})
+    tar.end()
+    webdataset.close()
+    assert ours.getvalue() == theirs.getvalue()

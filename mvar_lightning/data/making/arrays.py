@@ -20,6 +20,7 @@ from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 from PIL import Image
 
+from mvar_lightning.data.images import MAX_PIXELS
 from mvar_lightning.data.making.sources import Example, FileExamples, LazyExamples, Source, split_by_class
 from mvar_lightning.errors import UserError
 from mvar_lightning.tools.files import in_a_line
@@ -193,6 +194,9 @@ def _source(arrays: Mapping[str, Load], where: str, names: tuple[str, ...], spli
         return _split(images, values, numbers, where, split)
     held = "val" if "val_images" in arrays else "test"
     train, val = _images(arrays, "train_", where), _images(arrays, f"{held}_", where)
+    kinds = [f"{_shape(pixels[0])} of {pixels.dtype}" for pixels in (train.pixels_NHWC, val.pixels_NHWC)]
+    if kinds[0] != kinds[1]:
+        raise UserError(f"{where}: images for training are {kinds[0]}, of {held} {kinds[1]}; give both alike")
     values, numbers = _classes(np.concatenate([train.labels, val.labels]), names, where)
     if missing := set(np.unique(val.labels)) - set(np.unique(train.labels)):
         raise UserError(f"{where}: class {min(missing)} has {held} images but none for training")
@@ -230,13 +234,18 @@ def _images(arrays: Mapping[str, Load], split: str, where: str) -> Images:
     for kind in ("images", "labels"):
         if f"{split}{kind}" not in arrays:
             known = ", ".join(sorted(arrays)[:8]) or "nothing"
-            raise UserError(f"{where}: no {split}{kind} (there is {known}); images and labels of train and val are due")
+            raise UserError(
+                f"{where}: no {split}{kind} (there is {known}); images and labels of train and of val or test are due, "
+                "or of neither: a share of those is held out"
+            )
     pixels, labels = arrays[f"{split}images"](), arrays[f"{split}labels"]()
     name = f"{where}, {split}images"
     if pixels.dtype not in (np.uint8, np.uint16):
         raise UserError(f"{name}: are {pixels.dtype}; give uint8, from 0 to 255, or uint16, from 0 to 65535")
     if pixels.ndim not in (3, 4) or (pixels.ndim == 4 and pixels.shape[-1] not in (1, 3, 4)) or 0 in pixels.shape:
         raise UserError(f"{name}: are {_shape(pixels)}; give N x H x W, or N x H x W x C of 1, 3 or 4 channels")
+    if math.prod(pixels.shape[1:3]) > MAX_PIXELS:
+        raise UserError(f"{name}: are {_shape(pixels)}; an image has {MAX_PIXELS:,} pixels at most")
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
@@ -282,7 +291,7 @@ class ArrayExamples(LazyExamples):
     def example(self, index: int) -> Example:
         row = index if self.rows is None else self.rows[index]
         pixels_HWC = np.ascontiguousarray(self.pixels_NHWC[row])  # a copy: it travels to other processes by itself
-        return Example(f"{self.name}, image {row}", self.labels[index], partial(_png, pixels_HWC))
+        return Example(f"{self.name}, image {row}", self.labels[index], partial(_png, pixels_HWC), "png")
 
 
 def _png(pixels_HWC: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:

@@ -25,11 +25,15 @@ from mvar_lightning.errors import UserError
 
 @dataclass(frozen=True)
 class Example:
-    """One image still outside a shard: `load` returns the encoded bytes, `name` is what errors call it."""
+    """One image still outside a shard: `load` returns the encoded bytes, `name` is what errors call it.
+
+    ``suffix`` is given by who encodes it; else the bytes tell it, and whether they are a picture at all.
+    """
 
     name: str
     label: int
     load: Callable[[], bytes]
+    suffix: str | None = None
 
 
 @dataclass(frozen=True)
