@@ -27,6 +27,7 @@ from mvar_lightning.errors import UserError
 from mvar_lightning.training.loading import start_from
 from mvar_lightning.transformer import NextScaleTransformer
 from tests.faults.harness import call, start
+from tests.group_of_one import group_of_one
 
 Files = dict[str, tuple[Path, Path]]
 Pairs = dict[str, Any]
@@ -63,10 +64,8 @@ def codes(released: Files) -> State:
 @pytest.fixture(scope="module")
 def group(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A process group of this process alone."""
-    file = tmp_path_factory.mktemp("group") / "store"
-    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
+    with group_of_one(tmp_path_factory.mktemp("group")):
+        yield
 
 
 class Both(L.LightningModule):
