@@ -164,7 +164,7 @@ def test_arrays_of_other_names(tmp_path: Path) -> None:
 def test_splits_that_do_not_belong_together(tmp_path: Path) -> None:
     train = {"x_train": pixels(20, 4, 4), "y_train": LABELS}
     np.savez(tmp_path / "set.npz", **train)
-    with pytest.raises(UserError, match="no test_images .*of train and of val or test are due, or of neither"):
+    with pytest.raises(UserError, match=r"no test_images .*of train and of val or test are due, or of neither"):
         read_arrays(tmp_path / "set.npz")
     for images, kind in (
         (pixels(8, 5, 4), "5 x 4 x 1 of uint8"),
