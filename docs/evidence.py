@@ -12,7 +12,7 @@ from members import file_of, plan, rows
 from mvar_lightning.runs.sweep import SweepRequest, read_sweep, run_sweep
 from mvar_lightning.tools.console import table_of
 
-COLUMNS = {"fid": 2, "kid": 2, "precision": 3, "recall": 3, "processor_ms": 0, "peak_memory_gib": 2}
+COLUMNS = {"fid": 2, "kid": 2, "precision": 3, "recall": 3, "processor_ms": 1, "peak_memory_gib": 2}
 ROOT = Path(__file__).parents[1]
 INTRODUCTION = """# Evidence
 

@@ -5,16 +5,21 @@ there. The page is composed by docs/evidence.py."""
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
-import subprocess
-import sys
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
+from io import StringIO
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
+from mvar_lightning.cli import main
+from mvar_lightning.evaluation import image_job  # noqa: F401  imported here for all evaluations
 from mvar_lightning.evaluation.image_sources import ShardImages
 from mvar_lightning.tools.files import write_json
 
@@ -39,9 +44,17 @@ def file_of(name: str, seed: int) -> Path:
 
 
 def mvar(words: list[str]) -> str:
-    """Run a command of the suite; what it said."""
-    command = [sys.executable, "-m", "mvar_lightning", *words]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT).stdout
+    """Run a command of the suite in a process of its own, forked from this one: the imports take longer than an
+    evaluation. What it said."""
+    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
+        return pool.submit(_said, words).result()
+
+
+def _said(words: list[str]) -> str:
+    with redirect_stdout(StringIO()) as said:
+        if main(words):
+            raise RuntimeError(f"mvar {shlex.join(words)}: failed")
+    return said.getvalue()
 
 
 def named(options: str) -> set[str]:
@@ -95,6 +108,7 @@ def measure(plan: dict[str, Any], name: str, seed: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    os.chdir(ROOT)
     wanted = plan()
     KEPT.mkdir(parents=True, exist_ok=True)
     for name in rows(wanted):
