@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.models import SIZES, add_arguments, run
+from benchmarks.models import ARCHITECTURES, SIZES, add_arguments, run
 from benchmarks.results import add_out
 from mvar_lightning.errors import UserError
 
@@ -34,6 +34,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_quantizer(members.add_parser("quantizer", help="the quantizer against its straightforward form"))
     _add_gpu(members.add_parser("gpu", help="the ten-minute call: what the suite does on a GPU, part by part"))
     _add_tokens(members.add_parser("tokens", help="what a token cache can feed"))
+    _add_guidance(members.add_parser("guidance", help="sampling with guidance against sampling without"))
+    _add_fidelity(members.add_parser("fidelity", help="a model's answers with weights of few bits against float32's"))
     return parser
 
 
@@ -83,6 +85,25 @@ def _add_tokens(member: argparse.ArgumentParser) -> None:
     member.add_argument("--batch-size", type=int, default=64, metavar="N", help="samples a batch (64)")
     add_out(member, "tokens")
     member.set_defaults(run=partial(_run_member, "tokens"))
+
+
+def _add_guidance(member: argparse.ArgumentParser) -> None:
+    member.add_argument("--architecture", default="var", choices=ARCHITECTURES, help="var")
+    member.add_argument("--depth", type=int, default=16, metavar="N", help="of the model (16)")
+    member.add_argument("--image-size", type=int, default=256, choices=SIZES, help="pixels (256)")
+    member.add_argument("--batch", type=int, default=2, metavar="N", help="images; guidance doubles the rows (2)")
+    member.add_argument("--repeats", type=int, default=3, metavar="N", help="of each side, after one warm-up (3)")
+    member.add_argument("--threads", type=int, default=0, metavar="N", help="of torch (0: torch's own choice)")
+    add_out(member, "guidance")
+    member.set_defaults(run=partial(_run_member, "guidance"))
+
+
+def _add_fidelity(member: argparse.ArgumentParser) -> None:
+    member.add_argument("--checkpoint", default="digits", metavar="PATH", help="a trained model (digits, as shipped)")
+    member.add_argument("--data", default="data/digits", metavar="SHARDS", help="of its images (data/digits)")
+    member.add_argument("--images", type=int, default=64, metavar="N", help="of the validation split (64)")
+    add_out(member, "fidelity")
+    member.set_defaults(run=partial(_run_member, "fidelity"))
 
 
 def _add_data(member: argparse.ArgumentParser) -> None:

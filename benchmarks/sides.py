@@ -213,9 +213,12 @@ class Ours(Side):
     def greedy(self) -> Tensor:
         return self._sample(1, None)
 
+    def unguided(self) -> Tensor:
+        return self._sample(TOP_K, TOP_P, cfg=0.0)
+
     @torch.no_grad()
-    def _sample(self, top_k: int, top_p: float | None) -> Tensor:
-        settings = SamplingSettings(LinearGuidance(CFG), top_k, top_p)
+    def _sample(self, top_k: int, top_p: float | None, cfg: float = CFG) -> Tensor:
+        settings = SamplingSettings(LinearGuidance(cfg), top_k, top_p)
         noise = ImageNoise(range(self.case.batch), self.case.pyramid, self.label_B.device)
         f_hat_BZhw, _ = sample_pyramid(self.sampler, self.tokenizer, self.label_B, settings, noise)
         return f_hat_BZhw

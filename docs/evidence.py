@@ -7,12 +7,12 @@ import re
 from pathlib import Path
 from statistics import mean
 
-from members import KEPT, plan
+from members import file_of, plan, rows
 
 from mvar_lightning.runs.sweep import SweepRequest, read_sweep, run_sweep
 from mvar_lightning.tools.console import table_of
 
-COLUMNS = {"fid": 2, "kid": 2, "precision": 3, "recall": 3, "images_per_second": 1, "peak_memory_gib": 2}
+COLUMNS = {"fid": 2, "kid": 2, "precision": 3, "recall": 3, "processor_ms": 1, "peak_memory_gib": 2}
 ROOT = Path(__file__).parents[1]
 INTRODUCTION = """# Evidence
 
@@ -48,18 +48,22 @@ def section(sweep: Path) -> str:
 def members() -> str:
     """The table of docs/members.yaml: means over the seeds, and their range."""
     wanted = plan()
-    rows = []
-    for member, options in wanted["members"].items():
-        files = [KEPT / f"{member}-seed{seed}.json" for seed in wanted["seeds"]]
+    table = []
+    for name, options in rows(wanted).items():
+        files = [file_of(name, seed) for seed in wanted["seeds"]]
         found = [json.loads(file.read_text()) for file in files if file.exists()]
         if any(one["options"] != options for one in found):
-            raise SystemExit(f"{KEPT}/{member}-seed*.json: are of other options than docs/members.yaml; remove them")
-        cells = [_cell([one[name] for one in found], places) for name, places in COLUMNS.items()]
-        rows.append([member, f"`{options}`", *cells])
-    head = ["member", "options", "FID", "KID", "precision", "recall", "images/s", "peak memory, GiB"]
+            raise SystemExit(f"{files[0]} and its like: are of other options than docs/members.yaml; remove them")
+        cells = [_cell([one[column] for one in found if column in one], places) for column, places in COLUMNS.items()]
+        table.append([name, f"`{options}`", *cells])
+    head = ["member", "options", "FID", "KID", "precision", "recall", "ms an image", "peak memory, GiB"]
     seeds = len(wanted["seeds"])
-    about = f"`{wanted['checkpoint']}`, {wanted['options']}; {seeds} sets of seeds: mean (lowest to highest)."
-    return "\n".join(["## members", "", about, "", table_of(head, rows), ""])
+    about = (
+        f"`{wanted['checkpoint']}` where no other is named, {wanted['options']}; {seeds} sets of seeds: mean (lowest "
+        "to highest). Time is the processor's, of one thread, sampling and decoding; what else the machine does moves "
+        "it, too. [beyond.md](beyond.md) says what the members are, and what the table tells of them."
+    )
+    return "\n".join(["## members", "", about, "", table_of(head, table), ""])
 
 
 def _cell(values: list[float], places: int) -> str:

@@ -10,10 +10,15 @@ from mvar_lightning.commands import options
 
 def add_parser(subparsers: Any) -> None:
     """Add `edit` to the parser of `mvar`."""
-    parser = subparsers.add_parser("edit", help="paint a part of a picture anew")
+    words = (
+        "Paints a part of a picture anew. Tokens are chosen as by `mvar sample`, but without a refinement in passes."
+    )
+    parser = subparsers.add_parser("edit", help="paint a part of a picture anew", description=words)
     options.add_source(parser)
     options.add_refiner(parser)
     options.add_settings(parser)
+    options.add_cache_policy(parser)
+    options.add_quantize(parser)
     parser.add_argument("--image", required=True, metavar="FILE", help="JPEG, PNG or WebP; its middle square is used")
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--mask", metavar="FILE", help="picture of the image's size: white is painted, black stays")
@@ -31,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from mvar_lightning.sampling.editing import EditRequest, edit_picture
     from mvar_lightning.tools.compute import choose_device, peak_memory_bytes
 
-    names = "image mask box outpaint class_ count seed data device precision out"
+    names = "image mask box outpaint class_ count seed data device precision quantize out"
     files = edit_picture(EditRequest(source, settings=options.settings_of(args), **options.chosen(args, names)))
     print(f"{args.out}: {len(files) - 2} results, {files[-2].name}, {files[-1].name}")
     print(f"peak memory {peak_memory_bytes(choose_device(args.device)) / 2**30:.2f} GiB")

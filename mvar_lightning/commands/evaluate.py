@@ -47,6 +47,8 @@ def add_parser(subparsers: Any) -> None:
     options.add_refiner(parser)
     options.add_quantize(parser)
     options.add_settings(parser)
+    options.add_cache_policy(parser)
+    options.add_refinement(parser)
     parser.add_argument("--out", metavar="DIR", help="where to write (default: evaluation/ beside what is evaluated)")
     parser.add_argument("--plan", action="store_true", help="say what would be done, how long and how large")
     parser.add_argument("--save-moments", metavar="FILE", help="write the reference as an npz for later --reference")
@@ -99,7 +101,7 @@ def run_images(args: argparse.Namespace) -> int:
 
     names = "reference images out split features feature_size data save_moments no_npz no_floor batch_size devices"
     chosen = options.chosen(args, f"{names} memorization training workers count seed device precision quantize")
-    chosen |= {"source": source, "settings": options.settings_of(args)}
+    chosen |= {"source": source, "settings": options.settings_of(args), **options.refinement_of(args)}
     EvaluateImagesRequest(**chosen)  # its mistakes come before what the run says of its images
     matters = args.data is not None or holds_shards(args.reference)
     cutting = settle_cutting([args.checkpoint], args.resize_ratio, args.crop, matters=matters)

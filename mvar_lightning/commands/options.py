@@ -60,14 +60,14 @@ def passes_of(text: str) -> tuple[int, list[int]]:
     return int(scale), list(side_lengths(counts))
 
 
-def passes_by_scale(given: list[tuple[int, list[int]]]) -> dict[int, list[int]]:
-    """The numbers of each scale. Raises `UserError` for a scale that is given twice."""
-    found: dict[int, list[int]] = {}
-    for scale, counts in given:
-        if scale in found:
+def refinement_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What a request says of a refinement. Raises `UserError` for a scale that is given twice."""
+    passes: dict[int, list[int]] = {}
+    for scale, counts in args.refinement_passes or []:
+        if scale in passes:
             raise UserError(f"``refinement_passes`` {scale}: is given twice; give each scale once")
-        found[scale] = counts
-    return found
+        passes[scale] = counts
+    return {"refinement": args.refinement, "refinement_passes": passes or None}
 
 
 def add_cache_policy(parser: argparse.ArgumentParser) -> None:

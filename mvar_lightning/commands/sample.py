@@ -38,12 +38,8 @@ def run(args: argparse.Namespace) -> int:
     source = options.source_of(args)  # a mistake in it is told before the slow imports below
     from mvar_lightning.sampling.jobs import SampleRequest, sample_images
 
-    chosen = options.chosen(
-        args, "out classes count seed data device precision batch_size devices graphs quantize refinement"
-    )
-    passes = None if args.refinement_passes is None else options.passes_by_scale(args.refinement_passes)
-    chosen |= {
-        "refinement_passes": passes,
+    chosen = options.chosen(args, "out classes count seed data device precision batch_size devices graphs quantize")
+    chosen |= options.refinement_of(args) | {
         "settings": options.settings_of(args),
         "compiled": args.compile,
         "npz": args.format == "npz",

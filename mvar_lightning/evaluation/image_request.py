@@ -6,7 +6,7 @@ import dataclasses
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,7 +50,7 @@ class EvaluateImagesRequest:
         batch_size: images at a time in each process.
         devices: processes of this machine, each on its own GPU; one, or those of torchrun or SLURM, if not given.
         workers: loading processes for shards.
-        count, settings, seed, device, precision, quantize: as of `SampleRequest`.
+        count, settings, seed, device, precision, quantize, refinement, refinement_passes: as of `SampleRequest`.
 
     Raises:
         UserError: not exactly one of ``source`` and ``images``, a number out of range, no features, or no npz's name.
@@ -80,6 +80,8 @@ class EvaluateImagesRequest:
     device: str = "auto"
     precision: str = "auto"
     quantize: str | None = None
+    refinement: str | None = None
+    refinement_passes: Mapping[int, Sequence[int]] | None = None
 
     def __post_init__(self) -> None:
         check_counts(**{name: getattr(self, name) for name in ("count", "batch_size", "devices", "feature_size")})
@@ -146,8 +148,8 @@ def open_generated(request: EvaluateImagesRequest, out: Path) -> Generated:
     if request.images is not None:
         return Generated(open_images(Path(request.images)), None, [], {"images_from": request.images})
     assert request.source is not None
-    names = ("count", "settings", "seed", "device", "precision", "batch_size", "devices", "quantize")
-    same = {name: getattr(request, name) for name in names}
+    names = "count settings seed device precision batch_size devices quantize refinement refinement_passes"
+    same = {name: getattr(request, name) for name in names.split()}
     source = request.source.inside_run()
     plan = plan_sampling(SampleRequest(source, out / "samples", classes="all", **same))
     classes = plan.num_classes

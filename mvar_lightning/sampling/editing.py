@@ -196,7 +196,7 @@ class EditRequest:
         outpaint: paint outside of the mask or box instead.
         class_: index or name of what to paint; ``none`` in-paints.
         count: results, each with its own seed.
-        settings, seed, data, device, precision: as of `SampleRequest`.
+        settings, seed, data, device, precision, quantize: as of `SampleRequest`; a refinement has no part.
         out: folder of the results and pictures.
 
     Raises:
@@ -215,6 +215,7 @@ class EditRequest:
     data: str | None = None
     device: str = "auto"
     precision: str = "auto"
+    quantize: str | None = None
     out: str | Path = "edits"
 
     def __post_init__(self) -> None:
@@ -243,7 +244,7 @@ def edit_picture(request: EditRequest) -> list[Path]:
     jobs = list_jobs(labels, request.count, request.seed)
     precision = choose_precision(request.precision, device)
     for each in stages.models:
-        prepare(each, precision)
+        prepare(each, precision, quantized=request.quantize)
     with computing(precision, device):
         seeds = [job.seed for job in jobs]
         arguments = request.settings.arguments()

@@ -36,7 +36,7 @@ from mvar_lightning.sampling.stages import load_stages
 from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.tools.compute import choose_device, choose_precision, computing, peak_memory_bytes
 from mvar_lightning.tools.drawing import PictureWriter, check_drawable, enlarge, from_image, make_grid, to_png
-from mvar_lightning.tools.files import claim, write
+from mvar_lightning.tools.files import check_claim, claim, write
 from mvar_lightning.tools.ranks import Ranks
 from mvar_lightning.transformer import NextScaleTransformer
 from mvar_lightning.transformer.acceleration import prepare
@@ -45,6 +45,7 @@ from mvar_lightning.transformer.refinement import Refinement
 
 SETTINGS_FILE, GRID_FILE, ARCHIVE_FILE = "sampling.json", "grid.png", "samples.npz"
 GRID_CLASSES, GRID_COLUMNS = 16, 16
+OPTIONAL = ("selector", "refinement", "cache_policy", "from_scale")  # noted where they are asked for
 MOST_IMAGES = 10_000_000
 """In one folder: a thousand classes, ten thousand images of each."""
 
@@ -171,10 +172,8 @@ def plan_sampling(request: SampleRequest) -> SamplingPlan:
     count, chosen = request.count or 16, ""
     if request.classes is None and len(labels) > GRID_CLASSES:
         labels, count = labels[:: len(labels) // GRID_CLASSES][:GRID_CLASSES], request.count or 1
-        shown = ", ".join(map(str, labels[:3]))
-        chosen = (
-            f"{GRID_CLASSES} of {model.num_classes} classes ({shown}, ...); --classes 3,7 or --classes all for others"
-        )
+        chosen = f"{GRID_CLASSES} of {model.num_classes} classes ({', '.join(map(str, labels[:3]))}, ...); "
+        chosen += "--classes 3,7 or --classes all for others"
     identity = {
         **task.settings.arguments(),
         "cfg": task.settings.guidance.cfg,
@@ -188,10 +187,9 @@ def plan_sampling(request: SampleRequest) -> SamplingPlan:
     if (passes := open_passes(request.refinement, request.refinement_passes, stages, tokenizer)) is not None:
         passes.check(stages, task.settings.more_smooth)
         identity["refinement"] = f"{weights_hash(passes.refinement)} {passes.told(stages)}"
-    stages.check_policy(task.settings.cache_policy)
-    identity.pop("cache_policy")
-    if task.settings.cache_policy not in (None, KeepAll()):
-        identity["cache_policy"] = repr(task.settings.cache_policy)
+    stages.check_policy(policy := identity.pop("cache_policy"))
+    if policy not in (None, KeepAll()):
+        identity["cache_policy"] = repr(policy)
     if request.source.refiner is not None:
         identity["from_scale"] = request.source.from_scale
     if request.quantize is not None:
@@ -237,10 +235,11 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
 
 
 class Report(NamedTuple):
-    """Told after each batch: images made, seconds of sampling so far, most bytes held so far."""
+    """After each batch: images made; seconds of sampling so far, by the clock and of the processor; most bytes held."""
 
     images: int
     seconds: float
+    processor: float
     peak_bytes: int
 
 
@@ -265,8 +264,9 @@ def make_missing(ranks: Ranks, task: SampleRequest, jobs: Sequence[Job], identit
             advance(report.images)
     reports = [report for last in ranks.exchange(told) for report in last]
     speed, most = len(missing) / max(report.seconds for report in reports), max(report.peak_bytes for report in reports)
-    which = "" if ranks.size == 1 else " in the largest process"
-    return f"{len(missing)} made now at {speed:.1f} images/s, peak memory {most / 2**30:.2f} GiB{which}"
+    own = 1000 * sum(report.processor for report in reports) / len(missing)  # other work of a machine changes it less
+    done = f"{len(missing)} made now at {speed:.1f} images/s ({own:.1f} ms of processor time each)"
+    return f"{done}, peak memory {most / 2**30:.2f} GiB" + ("" if ranks.size == 1 else " in the largest process")
 
 
 def make_images(task: SampleRequest, jobs: Sequence[Job], of_all: int | None = None) -> Iterator[Report]:
@@ -284,7 +284,7 @@ def make_images(task: SampleRequest, jobs: Sequence[Job], of_all: int | None = N
     passes = open_passes(task.refinement, task.refinement_passes, stages, tokenizer)
     for model in stages.models:
         prepare(model, task.precision, compiled=task.compiled, graphs=task.graphs, quantized=task.quantize)
-    start = time.perf_counter()
+    start, used = time.perf_counter(), time.process_time()
     with PictureWriter(to_png) as writer:
         for first in range(0, len(jobs), task.batch_size):
             batch = list(jobs[first : first + task.batch_size])
@@ -300,7 +300,7 @@ def make_images(task: SampleRequest, jobs: Sequence[Job], of_all: int | None = N
             writer.add(zip(image_B3HW[: len(batch)].cpu(), [task.folder / job.file for job in batch], strict=True))
             if first + len(batch) == len(jobs):
                 writer.wait()
-            yield Report(len(batch), time.perf_counter() - start, peak_memory_bytes(device))
+            yield Report(len(batch), time.perf_counter() - start, time.process_time() - used, peak_memory_bytes(device))
 
 
 # The folder: the settings that all of its images were made with, an overview, and one npz.
@@ -328,6 +328,7 @@ def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
     if (folder / GRID_FILE).exists() and not (folder / SETTINGS_FILE).exists():
         raise UserError(f"``out`` {folder}: holds a {GRID_FILE} of something else; choose another folder")
     try:
+        check_claim(folder / SETTINGS_FILE, {**dict.fromkeys(OPTIONAL), **settings}, refusal)
         claim(folder / SETTINGS_FILE, settings, refusal)
     except OSError as error:
         raise UserError(f"``out`` {folder}: cannot be written ({error.strerror}); choose another folder") from error

@@ -16,12 +16,13 @@ import torch
 from PIL import Image
 from scipy import linalg
 
-from mvar_lightning import load, save
+from mvar_lightning import load, save, save_refinement
 from mvar_lightning.cli import main
 from mvar_lightning.evaluation import features as judge
 from mvar_lightning.evaluation import image_request as evaluation_plan
 from mvar_lightning.evaluation.image_sources import FolderImages, ShardImages
 from mvar_lightning.metrics import FrechetDistance, StoredReference, TorchScriptFeatures
+from mvar_lightning.transformer.refinement import Refinement
 from tests.faults.harness import completed
 
 Fails = Callable[..., str]
@@ -133,6 +134,34 @@ def test_it_goes_on_with_what_is_missing(evaluated: Evaluated, copy: Path, capsy
     assert kept == {path: path.stat().st_mtime_ns for path in kept}, "computed again"
     found = content(copy)
     assert {**found, "fid": 0} == {**expected, "fid": 0} and found["fid"] == pytest.approx(expected["fid"], rel=1e-6)
+
+
+def test_it_draws_as_sample_does_with_a_cache_policy_and_a_refinement(
+    evaluated: Evaluated, workplace: Path, fails: Fails
+) -> None:
+    model, tokenizer = load(evaluated.checkpoint)
+    assert model is not None
+    save_refinement(Path("refinement"), Refinement(model, 1), model, tokenizer)
+    start: list[object] = ["--checkpoint", evaluated.checkpoint, "--count", 1, "--batch-size", 5]
+    drawn = {}
+    for name, own in {
+        "plain": [],
+        "cache": ["--cache-budget", 0.8, "--cache-drafters", 0],
+        "refined": ["--refinement", "refinement", "--refinement-passes", "1:1,3"],
+    }.items():
+        out = Path(name)
+        assert evaluate(*start, *evaluated.options, *own, "--no-floor", "--no-npz", "--out", out) == 0
+        assert main(["sample", *map(str, [*start, *own, "--classes", "all", "--out", out / "same"])]) == 0
+        drawn[name], same = (
+            {path.name: path.read_bytes() for path in (out / folder).glob("0*.png")} for folder in ("samples", "same")
+        )
+        assert drawn[name] == same and len(same) == 10
+    assert drawn["plain"] != drawn["refined"]
+    assert "ScaleKV(budget=0.8" in Path("cache/samples/sampling.json").read_text(), "of 21 tokens nothing is dropped"
+    given = ["evaluate", "images", *start, *evaluated.options]
+    assert "holds images with refinement" in fails(*given, "--out", "refined")
+    assert "--refinement-passes: needs --refinement" in fails(*given, "--refinement-passes", "1:1,3")
+    assert "--cache-drafters: needs --cache-budget" in fails(*given, "--cache-drafters", 0)
 
 
 def test_other_arguments_are_refused(evaluated: Evaluated, copy: Path, fails: Fails, features: Path) -> None:

@@ -283,6 +283,7 @@ def test_the_command_takes_a_refinement_and_a_cache_policy(tmp_path: Path, capsy
     written = (tmp_path / "out" / "sampling.json").read_text()
     assert "1:2,2" in written and "cache_policy" not in written
     for arguments, words in (
+        ([], "holds images with refinement"),
         (["--refinement", str(tmp_path / "r")], "holds images with refinement"),
         (["--refinement", str(tmp_path / "r"), "--refinement-passes", "1:2,3"], "--refinement-passes 1:2,3: 5 tokens"),
         (["--refinement-passes", "1:2,2"], "--refinement-passes: needs --refinement"),

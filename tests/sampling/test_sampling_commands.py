@@ -251,10 +251,19 @@ def test_mask_file_equals_its_box_and_outpaint_inverts(run_edit: Run, tmp_path: 
     assert results[0] == results[1] == results[2] != results[3]
 
 
+def test_edit_takes_weights_of_few_bits(run_edit: Run, tmp_path: Path) -> None:
+    results = []
+    for arguments in ((), ("--quantize", "int4-weights")):
+        assert run_edit("--box", "0,0,1,1", "--class", "2", *arguments) == 0
+        results.append(pngs(tmp_path / "out"))
+    assert results[0] != results[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (("--box", "0,0,31,5"), "30 x 20"),
+        (("--box", "0,0,1,1", "--cache-budget", "0.1"), "--cache-budget 0.1: keeps 3 of 39 tokens"),
         (("--box", "0.5,0.5,0.5,1"), "holds nothing"),
         (("--box", "0,0,0.05,1"), "paints no token"),
         (("--mask", "picture.png"), "cannot be read"),
