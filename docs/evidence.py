@@ -7,18 +7,24 @@ import re
 from pathlib import Path
 from statistics import mean
 
+import analyses
 from members import KEPT, plan
 
+from mvar_lightning.evaluation.papers.analyses import analyze_scaling
 from mvar_lightning.runs.sweep import SweepRequest, read_sweep, run_sweep
 from mvar_lightning.tools.console import table_of
+
+SCALING = "scaling"
+"""The sweep that a power law is fitted to."""
 
 COLUMNS = {"fid": 2, "kid": 2, "precision": 3, "recall": 3, "images_per_second": 1, "peak_memory_gib": 2}
 ROOT = Path(__file__).parents[1]
 INTRODUCTION = """# Evidence
 
 The papers' questions on Fashion-MNIST (70,000 gray images of 28 x 28, ten classes; `data/fashion`), equal budgets,
-three seeds. FID and KID are by the data set's own classifier (500 images against 10,000): compare them within a
-table alone. C_T is the data-copying test ([evaluation.md](evaluation.md)); far below 0 would mean copies.
+three seeds (scaling and tokenizer: one). FID and KID are by the data set's own classifier (500 images against 10,000):
+compare them within a table alone. C_T is the data-copying test ([evaluation.md](evaluation.md)); far below 0 would mean
+copies.
 `make evidence-page` draws this page from `docs/evidence/`; `make evidence` first trains what is missing there.
 [analyses.md](analyses.md) says what the tables tell, and where that is not what was published.
 """
@@ -42,7 +48,15 @@ def section(sweep: Path) -> str:
     run_sweep(SweepRequest(sweep, keep=kept, draw=True))
     table = (kept / "sweep.md").read_text().rstrip()
     pictures = [f"![{name} of {sweep.stem}](evidence/{sweep.stem}/{name}.png)" for name in ("sweep", "curves")]
-    return "\n".join([*lines, "", table, "", *pictures, ""])
+    return "\n".join([*lines, "", table, "", *pictures, "", *(law(kept) if sweep.stem == SCALING else [])])
+
+
+def law(kept: Path) -> list[str]:
+    """The fit over the runs of a sweep of sizes, once there are three."""
+    if len(list(kept.glob("*-seed*.json"))) < 3:
+        return []
+    found = analyze_scaling(kept)
+    return [found.markdown.rstrip(), "", f"![fit of {kept.name}](evidence/{kept.name}/scaling.png)", ""]
 
 
 def members() -> str:
@@ -71,5 +85,6 @@ def _cell(values: list[float], places: int) -> str:
 
 if __name__ == "__main__":
     sweeps = sorted((ROOT / "recipes" / "evidence").glob("*.yaml"))
-    (ROOT / "docs" / "evidence.md").write_text("\n".join([INTRODUCTION, *map(section, sweeps), members()]))
+    parts = [INTRODUCTION, *map(section, sweeps), members(), analyses.section()]
+    (ROOT / "docs" / "evidence.md").write_text("\n".join(parts))
     print(f"docs/evidence.md: {len(sweeps)} tables")
