@@ -63,10 +63,11 @@ def section() -> str:
     """Claims, tables and pictures, for docs/evidence.md."""
     wanted = plan()
     found = {(name, model): found_of(wanted, name, model) for name in WRITES for model in wanted["runs"]}
-    known = {which: seeds for which, seeds in found.items() if len(seeds) > 1}
+    known = {which: seeds for which, seeds in found.items() if len(seeds) == len(wanted["seeds"])}
     runs = "; ".join(f"{model}: `{run}`" for model, run in wanted["runs"].items())
     options = ", ".join(f"`{name} {options}`" for name, options in wanted["analyses"].items())
     claims = [row for (name, model), seeds in known.items() for row in CLAIMS[name](model, seeds)]
+    claims += _between([(model, seeds) for (name, model), seeds in known.items() if name == "perturb"])
     lines = [
         *("## analyses", "", f"{runs}. `mvar analyze` {options}, each `{wanted['options']}`.", ""),
         f"Mean ± standard deviation over seeds; p of Student's t-test over them, one a claim; * p < {LEVEL}.",
@@ -127,6 +128,17 @@ def _perturb_claims(model: str, seeds: Seeds) -> Iterator[list[str]]:
     fids = [[each["fid"] - seed["damages"][0]["fid"] for each in seed["damages"][1:]] for seed in seeds]
     yield _claim("one wrong token at 1x1: FID more", model, [one[0] for one in fids], 0.0, ".2f")
     yield _claim("at any later scale: FID more (mean)", model, [mean(one[1:]) for one in fids], 0.0, ".2f")
+
+
+def _between(models: Sequence[tuple[str, Seeds]]) -> Iterator[list[str]]:
+    """The others' damage beside the first model's, by seeds: places, codes and noise are the same."""
+    for model, seeds in models[1:]:
+        first, reports = models[0]
+        factors = [
+            mean(a["mse"] / b["mse"] for a, b in zip(one["damages"][1:], other["damages"][1:], strict=True))
+            for one, other in zip(seeds, reports, strict=True)
+        ]
+        yield _claim("the same wrong token's damage (MSE), mean factor", f"{model} / {first}", factors, 1.0, ".2f")
 
 
 # The tables behind them.
