@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 
 import analyses
+import yaml
 from members import KEPT, plan
 
 from mvar_lightning.evaluation.papers.analyses import analyze_scaling
 from mvar_lightning.runs.sweep import SweepRequest, read_sweep, run_sweep
+from mvar_lightning.runs.told_apart import LEVEL, told_apart
 from mvar_lightning.tools.console import table_of
-
-SCALING = "scaling"
-"""The sweep that a power law is fitted to."""
 
 COLUMNS = {"fid": 2, "kid": 2, "precision": 3, "recall": 3, "images_per_second": 1, "peak_memory_gib": 2}
 ROOT = Path(__file__).parents[1]
@@ -48,7 +48,8 @@ def section(sweep: Path) -> str:
     run_sweep(SweepRequest(sweep, keep=kept, draw=True))
     table = (kept / "sweep.md").read_text().rstrip()
     pictures = [f"![{name} of {sweep.stem}](evidence/{sweep.stem}/{name}.png)" for name in ("sweep", "curves")]
-    return "\n".join([*lines, "", table, "", *pictures, "", *(law(kept) if sweep.stem == SCALING else [])])
+    more = ADDITIONS.get(sweep.stem, lambda kept: [])
+    return "\n".join([*lines, "", table, "", *pictures, "", *more(kept)])
 
 
 def law(kept: Path) -> list[str]:
@@ -57,6 +58,29 @@ def law(kept: Path) -> list[str]:
         return []
     found = analyze_scaling(kept)
     return [found.markdown.rstrip(), "", f"![fit of {kept.name}](evidence/{kept.name}/scaling.png)", ""]
+
+
+def by_scale(kept: Path) -> list[str]:
+    """The loss of each scale, which the sum hides."""
+    content = json.loads((kept / "sweep.json").read_text())
+    sides = yaml.safe_load((ROOT / "recipes/tokenizer/fashion.yaml").read_text())["model"]["init_args"]["scales"]
+    cells: dict[str, list[str]] = {variant: [] for variant in content["variants"]}
+    for scale in range(len(sides)):
+        values = {
+            variant: [run["report"]["metrics"][f"val/loss_scale_{scale}"] for run in content["runs"]
+                      if run["variant"] == variant and run["report"] is not None]
+            for variant in cells
+        }  # fmt: skip
+        chances = told_apart(values, content["against"])
+        for variant, row in cells.items():
+            star = " *" if chances.get(variant, 1.0) < LEVEL else ""
+            row.append(f"{mean(values[variant]):.3f}{star}" if values[variant] else "-")
+    head = ["loss of each scale", *(f"{side}x{side}" for side in sides)]
+    return [table_of(head, [[variant, *row] for variant, row in cells.items()]), ""]
+
+
+ADDITIONS: dict[str, Callable[[Path], list[str]]] = {"scaling": law, "strategies": by_scale, "history": by_scale}
+"""What stands below the table of a sweep."""
 
 
 def members() -> str:
