@@ -47,7 +47,8 @@ def section(sweep: Path) -> str:
         )
     run_sweep(SweepRequest(sweep, keep=kept, draw=True))
     table = (kept / "sweep.md").read_text().rstrip()
-    pictures = [f"![{name} of {sweep.stem}](evidence/{sweep.stem}/{name}.png)" for name in ("sweep", "curves")]
+    drawn = [name for name in ("sweep", "curves") if (kept / f"{name}.png").exists()]
+    pictures = [f"![{name} of {sweep.stem}](evidence/{sweep.stem}/{name}.png)" for name in drawn]
     more = ADDITIONS.get(sweep.stem, lambda kept: [])
     return "\n".join([*lines, "", table, "", *pictures, "", *more(kept)])
 

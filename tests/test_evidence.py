@@ -9,13 +9,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
 
-from mvar_lightning import LlamaBlocks
 from mvar_lightning.runs.run import run_of
 from mvar_lightning.runs.sweep import read_sweep
 from mvar_lightning.runs.sweep_kept import KeptRuns
-from mvar_lightning.transformer import NextScaleTransformer
 
 ROOT = Path(__file__).parents[1]
 SWEEPS = sorted((ROOT / "recipes/evidence").glob("*.yaml"))
@@ -74,14 +71,3 @@ def test_files_of_other_options_are_refused(analyses: ModuleType) -> None:
 def test_chance(analyses: ModuleType) -> None:
     assert analyses.chance_of([1.0, 2.0, 3.0], 0.0) == pytest.approx(0.0741799)
     assert analyses.chance_of([2.0, 2.0, 2.0], 2.0) == 1.0 and analyses.chance_of([2.0, 2.0], 1.0) == 0.0
-
-
-def test_blocks_with_positions_know_where_a_token_sits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What docs/analyses.md tells apart from Markov-VAR's own: two tokens of a map begin with different vectors."""
-    monkeypatch.syspath_prepend(str(ROOT / "docs"))
-    own = NextScaleTransformer([1, 2], vocab_size=8, code_dim=4, num_classes=2, depth=1, width=16, heads=1,
-                               blocks=import_module("my_blocks").LlamaBlocksWithPositions())  # fmt: skip
-    usual = NextScaleTransformer([1, 2], vocab_size=8, code_dim=4, num_classes=2, depth=1, width=16, heads=1,
-                                 blocks=LlamaBlocks())  # fmt: skip
-    assert not torch.equal(*own.positions(range(1, 2))[0, :2]) and torch.equal(*usual.positions(range(1, 2))[0, :2])
-    assert own(torch.zeros(1, 4, 4), torch.zeros(1, dtype=torch.int64)).shape == (1, 5, 8)
