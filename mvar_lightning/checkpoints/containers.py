@@ -12,10 +12,10 @@ from typing import Any
 from torch import Tensor
 
 from mvar_lightning.checkpoints.assign import plain_names
-from mvar_lightning.checkpoints.folder import IN_FOLDER, located
+from mvar_lightning.checkpoints.folder import IN_FOLDER, OF_PARTS, RELEASED, located
 from mvar_lightning.checkpoints.official_sizes import SIGNS
 from mvar_lightning.errors import UserError
-from mvar_lightning.tools.files import kind_of
+from mvar_lightning.tools.files import kind_of, read_json
 from mvar_lightning.tools.processes import is_main
 from mvar_lightning.tools.tensors import read_safetensors, read_torch
 
@@ -38,8 +38,8 @@ def read_state(path: str | Path, wanted: tuple[str, ...], key: str | None = None
     """The state dict of a file under the reference's own names.
 
     Args:
-        path: a ``torch.save`` or safetensors file, a folder with one named as in `IN_FOLDER`, or a folder of
-            ``torch.distributed.checkpoint``; found by `located`.
+        path: a ``torch.save`` or safetensors file, the table of one that is split (``NAME.index.json``), a folder with
+            one of these named as in `IN_FOLDER`, or a folder of ``torch.distributed.checkpoint``; found by `located`.
         wanted: `MODEL` or `TOKENIZER`.
         key: which one, where there are several: the keys to it and what stands before its names, such as ``ema`` or
             ``state_dict.generator``.
@@ -50,8 +50,33 @@ def read_state(path: str | Path, wanted: tuple[str, ...], key: str | None = None
     path = _file_of(Path(located(path)))
     if kind_of(path) == "folder":
         return _read_distributed(path, wanted, key)
-    content: Any = read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
-    return _state_in(content, wanted, key, path)
+    return _state_in(_read_parts(path) if path.name.endswith(OF_PARTS) else _read_file(path), wanted, key, path)
+
+
+def _read_file(path: Path) -> Any:
+    return read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
+
+
+def _read_parts(table: Path) -> dict[str, Tensor]:
+    """The state dict that is split over files beside a table: its ``weight_map`` says which tensor is in which file."""
+    content = read_json(table)
+    places = content.get("weight_map") if isinstance(content, Mapping) else None
+    if not isinstance(places, Mapping) or not places or not all(isinstance(name, str) for name in places.values()):
+        raise UserError(
+            f"{table}: is no table of weights in parts (``weight_map``: names of tensors to names of files)"
+        )
+    state: dict[str, Tensor] = {}
+    for name in sorted(set(places.values())):
+        if Path(name).name != name or Path(name).suffix not in RELEASED:
+            raise UserError(f"{table}: names {name[:80]!r}, which is no file of weights beside it")
+        part = _read_file(table.parent / name)
+        here = {key for key, file in places.items() if file == name}
+        if not isinstance(part, Mapping) or (lacking := here - part.keys()):
+            raise UserError(
+                f"{table.parent / name}: lacks what {table.name} says is in it, such as {min(lacking or here)}"
+            )
+        state |= {key: part[key] for key in here}
+    return state
 
 
 def _read_distributed(path: Path, wanted: tuple[str, ...], key: str | None) -> Mapping[str, Tensor]:

@@ -47,8 +47,10 @@ TRAINING |= {"global_step": int, "pytorch-lightning_version": str}
 RELEASED = (".pth", ".pt", ".bin", ".safetensors")
 """How released files end."""
 
-IN_FOLDER = ("model.safetensors", "pytorch_model.bin", "model.pt", "model.pth")
-"""Files that other trainers' folders keep their weights in."""
+OF_PARTS = ".index.json"
+IN_FOLDER: tuple[str, ...] = ("model.safetensors", "pytorch_model.bin", "model.pt", "model.pth")
+IN_FOLDER += (f"model.safetensors{OF_PARTS}", f"pytorch_model.bin{OF_PARTS}")
+"""Files that other trainers' folders keep their weights in; the last two are tables of what is split over files."""
 
 
 @dataclass(frozen=True)
@@ -320,7 +322,7 @@ def is_released(path: str | Path) -> bool:
         except UserError:
             return False  # who opens it is told
         return isinstance(content, dict) and LIBRARY not in content and "state_dict" in content
-    return path.suffix in RELEASED and not is_part(path)
+    return (path.suffix in RELEASED and not is_part(path)) or path.name.endswith(OF_PARTS)
 
 
 def with_key(path: str | PathLike[str]) -> tuple[str | PathLike[str], str | None]:

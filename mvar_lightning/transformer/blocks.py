@@ -336,13 +336,22 @@ class LlamaBlocks(BlockDesign):
         rope_theta: base of the rotary frequencies.
         rope_pair_within_axis: see `PyramidRotation`; the released models have False.
         qk_norm: l2-normalize queries and keys (all releases).
+        learned_positions: add VAR's learned positions and levels in place of sinusoidal levels (no release does).
+            Rotations tell how far tokens are from one another, not where they are: with one scale in sight and few
+            blocks a token hardly knows its place.
     """
 
     def __init__(
-        self, mlp_ratio: float = 4.0, rope_theta: float = 1e4, rope_pair_within_axis: bool = False, qk_norm: bool = True
+        self,
+        mlp_ratio: float = 4.0,
+        rope_theta: float = 1e4,
+        rope_pair_within_axis: bool = False,
+        qk_norm: bool = True,
+        learned_positions: bool = False,
     ) -> None:
         self.mlp_ratio, self.rope_theta = mlp_ratio, rope_theta
         self.rope_pair_within_axis, self.qk_norm = rope_pair_within_axis, qk_norm
+        self.learned_positions = learned_positions
 
     def make_block(self, width: int, heads: int, backend: AttentionBackend, drop_path: float) -> AdaLNBlock:
         rotation = PyramidRotation(backend.pyramid, self.rope_theta, pair_within_axis=self.rope_pair_within_axis)
@@ -358,7 +367,7 @@ class LlamaBlocks(BlockDesign):
         return nn.RMSNorm(width, eps=1e-6)
 
     def make_positions(self, pyramid: ScalePyramid, width: int) -> nn.Module:
-        return LevelMLP(pyramid, width)
+        return LearnedPositions(pyramid, width) if self.learned_positions else LevelMLP(pyramid, width)
 
     def make_condition(self, width: int) -> nn.Module:
         return nn.Identity()

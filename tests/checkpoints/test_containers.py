@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import pickle
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -27,6 +29,7 @@ from mvar_lightning.errors import UserError
 from mvar_lightning.training.loading import start_from
 from mvar_lightning.transformer import NextScaleTransformer
 from tests.faults.harness import call, start
+from tests.group_of_one import group_of_one
 
 Files = dict[str, tuple[Path, Path]]
 Pairs = dict[str, Any]
@@ -63,10 +66,8 @@ def codes(released: Files) -> State:
 @pytest.fixture(scope="module")
 def group(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A process group of this process alone."""
-    file = tmp_path_factory.mktemp("group") / "store"
-    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
+    with group_of_one(tmp_path_factory.mktemp("group")):
+        yield
 
 
 class Both(L.LightningModule):
@@ -187,6 +188,40 @@ def test_a_folder_as_accelerate_writes_it(state: State, tmp_path: Path) -> None:
     (tmp_path / "checkpoint_0" / "pytorch_model.bin").touch()
     with pytest.raises(UserError, match=r"a folder with 2 of model\.safetensors"):
         read_state(tmp_path / "checkpoint_0", MODEL)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_weights_in_parts_as_accelerate_writes_large_ones(kind: str, state: State, tmp_path: Path) -> None:
+    save = save_file if kind == "safetensors" else torch.save
+    stem = "model" if kind == "safetensors" else "pytorch_model"
+    tensors, places = {name: t.contiguous() for name, t in state.items()}, {}
+    for number in range(3):
+        part = dict(list(tensors.items())[number::3])
+        save(part, tmp_path / f"{stem}-0000{number + 1}-of-00003.{kind}")
+        places |= dict.fromkeys(part, f"{stem}-0000{number + 1}-of-00003.{kind}")
+    table = tmp_path / f"{stem}.{kind}.index.json"
+    table.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
+    for path in (tmp_path, table):
+        found = read_state(path, MODEL)
+        assert found.keys() == state.keys() and all(torch.equal(found[name], state[name]) for name in state)
+    assert is_released(tmp_path) and is_released(table)
+    last = f"{stem}-00003-of-00003.{kind}"
+    missing = next(name for name, file in places.items() if file == last)
+    for wrong, words in (
+        ({missing: f"../{last}"}, "no file of weights beside it"),
+        ({missing: "notes.txt"}, "no file of weights beside it"),
+        ({"another": last}, f"{last}: lacks what {table.name} says is in it, such as another"),
+    ):
+        table.write_text(json.dumps({"weight_map": {**places, **wrong}}))
+        with pytest.raises(UserError, match=re.escape(words)):
+            read_state(table, MODEL)
+    (tmp_path / last).unlink()
+    table.write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(UserError, match=last):
+        read_state(table, MODEL)
+    table.write_text("[]")
+    with pytest.raises(UserError, match="is no table of weights in parts"):
+        read_state(table, MODEL)
 
 
 class Runs:

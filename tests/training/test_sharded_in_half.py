@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from mvar_lightning import NextScaleTransformer
 from mvar_lightning.training.distributed import FullySharded, shard_where_asked
 from mvar_lightning.transformer.acceleration import compile_blocks
+from tests.group_of_one import group_of_one
 
 
 def gradients(model: NextScaleTransformer) -> tuple[float, dict[str, torch.Tensor]]:
@@ -34,9 +35,7 @@ def test_weights_gathered_in_bf16_have_the_gradients_of_autocast(compiled: bool,
     torch.nn.init.normal_(plain.head.linear.weight, std=0.1)
     sharded = NextScaleTransformer.from_config(plain.config).train()
     sharded.load_state_dict(plain.state_dict())
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
+    with group_of_one(tmp_path):
         strategy = FullySharded(gather_in_bf16=True)
         strategy._device_mesh = {"data_parallel": init_device_mesh("cpu", (1,))}
         if compiled:  # in the order of a run: a module compiles when it is made
@@ -47,5 +46,3 @@ def test_weights_gathered_in_bf16_have_the_gradients_of_autocast(compiled: bool,
         assert all(p.dtype == torch.float32 for p in sharded.parameters())
         for name, gradient in theirs.items():
             assert (ours[name] - gradient).norm() <= 0.08 * gradient.norm() + 1e-6, name
-    finally:
-        torch.distributed.destroy_process_group()

@@ -18,6 +18,7 @@ from mvar_lightning import (
 )
 from mvar_lightning.attention.backends import FlexBackend
 from mvar_lightning.transformer.acceleration import compile_blocks
+from tests.group_of_one import group_of_one
 
 SCALES = list(range(1, 11))
 
@@ -122,13 +123,8 @@ def test_two_blocks_under_ddp_are_one_graph_each(tmp_path: Any) -> None:
     torch._dynamo.reset()
     sizes = dict(vocab_size=12, code_dim=4, num_classes=3, depth=2, width=16, heads=2, drop_path=0.0)
     model, compiled = NextScaleTransformer([1, 2], **sizes).train(), CompileCounter()
-    torch.distributed.init_process_group(
-        "gloo", store=torch.distributed.FileStore(str(tmp_path / "s"), 1), rank=0, world_size=1
-    )
-    try:
+    with group_of_one(tmp_path):
         parallel = torch.nn.parallel.DistributedDataParallel(model, bucket_cap_mb=0.001)
         compile_blocks(model, backend=compiled)
         parallel(torch.randn(2, 4, 4), torch.tensor([0, 1])).sum().backward()
-    finally:
-        torch.distributed.destroy_process_group()
     assert compiled.frame_count == 1, "the same for both blocks"

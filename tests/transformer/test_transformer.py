@@ -63,6 +63,15 @@ def test_published_parameter_counts_of_the_other_forms() -> None:
     assert round(sum(p.numel() for p in markov.parameters()) / 1e6) == 320
 
 
+@pytest.mark.parametrize("learned", [False, True])
+def test_inputs_that_are_alike_tell_no_place_without_learned_positions(learned: bool) -> None:
+    blocks = LlamaBlocks(learned_positions=learned)
+    model = randomized(blocks=blocks, attention=AdjacentAttention()).eval()
+    logits_BLV = model(torch.ones(1, 13, 4), torch.tensor([0])).detach()
+    for places in (logits_BLV[:, 1:5], logits_BLV[:, 5:]):
+        assert torch.allclose(places, places[:, :1].expand_as(places), atol=1e-4) != learned
+
+
 def test_labels_are_dropped_in_training_only() -> None:
     model = randomized(label_drop=1.0, drop_path=0.0)
     x, label = torch.randn(2, 13, 4), torch.tensor([1, 2])
