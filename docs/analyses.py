@@ -14,8 +14,11 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
 import yaml
 
+from mvar_lightning.data.tokens.cache import open_part, read_cache
+from mvar_lightning.pyramid import ScalePyramid
 from mvar_lightning.runs.told_apart import LEVEL
 from mvar_lightning.tools.console import table_of
 from mvar_lightning.tools.files import read_json, write_json
@@ -50,6 +53,33 @@ def measure(plan: dict[str, Any], analysis: str, model: str, seed: int, pictures
     return {"options": options, "found": json.loads((out / f"{WRITES[analysis]}.json").read_text())}
 
 
+def places(folder: str) -> dict[str, Any]:
+    """What it is worth to know where a token sits: cross-entropy, in nats, of the validation tokens of each scale under
+    counts of the training tokens, of each class and of each class and place (plus half a token for each code)."""
+    cache = read_cache(ROOT / folder)
+    settings = cache.settings
+    splits = {}
+    for split in ("train", "val"):
+        parts = [open_part(cache, part) for part in cache.split(split)]
+        idx_NL = np.concatenate([np.asarray(idx).reshape(-1, settings.num_tokens) for idx, _ in parts])
+        splits[split] = idx_NL, np.concatenate([np.asarray(label).reshape(-1) for _, label in parts])
+    (train_NL, train_N), (val_NL, val_N) = splits["train"], splits["val"]
+
+    def nats(seen: np.ndarray, due: np.ndarray) -> float:
+        counts_V = np.bincount(seen.ravel(), minlength=settings.vocab_size) + 0.5
+        return float(-np.log(counts_V / counts_V.sum())[due.ravel()].sum())
+
+    pyramid = ScalePyramid(settings.scales)
+    found: dict[str, list[float]] = {"class": [], "class and place": []}
+    for own in map(pyramid.slice_of, range(pyramid.num_scales)):
+        of_class = [(train_NL[train_N == label, own], val_NL[val_N == label, own]) for label in set(val_N)]
+        tokens = len(val_NL) * (own.stop - own.start)
+        found["class"].append(sum(nats(*pair) for pair in of_class) / tokens)
+        each = (nats(*pair) for seen, due in of_class for pair in zip(seen.T, due.T, strict=True))
+        found["class and place"].append(sum(each) / tokens)
+    return {"scales": list(pyramid.sides), **found}
+
+
 def found_of(plan: dict[str, Any], analysis: str, model: str) -> list[dict[str, Any]]:
     """The reports that are kept, in the order of the seeds."""
     files = [KEPT / f"{analysis}-{model}-seed{seed}.json" for seed in plan["seeds"]]
@@ -81,6 +111,11 @@ def section() -> str:
                 f"![{picture} of {model}, one seed](evidence/analyses/{picture}.png)" for picture in PICTURES[name]
             ]
             lines += [*shown, ""]
+    if (file := KEPT / "places.json").exists():
+        known_of = read_json(file, "cannot be read ({error}); remove it")
+        names = _names(known_of.pop("scales"))
+        rows = [[f"known: {what}", *(f"{value:.3f}" for value in values)] for what, values in known_of.items()]
+        lines += ["Tokens by counts alone, nats a token:", "", table_of(["", *names], rows), ""]
     return "\n".join(lines)
 
 
@@ -210,6 +245,9 @@ def _cell(values: Sequence[float], form: str) -> str:
 if __name__ == "__main__":
     wanted = plan()
     KEPT.mkdir(parents=True, exist_ok=True)
+    if not (file := KEPT / "places.json").exists():
+        write_json(file, places(wanted["tokens"]))
+        print(file)
     drawn = next(iter(wanted["runs"])), wanted["seeds"][0]
     for name in wanted["analyses"]:
         for model, run in wanted["runs"].items():

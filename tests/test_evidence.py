@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+from token_files import token_job
 
 from mvar_lightning.runs.run import run_of
 from mvar_lightning.runs.sweep import read_sweep
@@ -71,3 +74,17 @@ def test_files_of_other_options_are_refused(analyses: ModuleType) -> None:
 def test_chance(analyses: ModuleType) -> None:
     assert analyses.chance_of([1.0, 2.0, 3.0], 0.0) == pytest.approx(0.0741799)
     assert analyses.chance_of([2.0, 2.0, 2.0], 2.0) == 1.0 and analyses.chance_of([2.0, 2.0], 1.0) == 0.0
+
+
+def test_what_a_place_is_worth(analyses: ModuleType, tmp_path: Path) -> None:
+    """Each place has a code of its own: knowing it leaves nearly nothing, not knowing it leaves all of four."""
+    job = token_job(tmp_path / "tokens", train=(8, 4), val=(6,), vocab_size=4)
+    job.begin()
+    for task in job.todo():
+        tokens = np.tile(np.array([0, 0, 1, 2, 3], np.uint32), (1, task.shard.samples, 1))
+        job.write(task, tokens, np.zeros(task.shard.samples, np.int64), ())
+    job.finish()
+    found = analyses.places(str(tmp_path / "tokens"))
+    assert found["scales"] == [1, 2]
+    assert found["class"] == pytest.approx([math.log(14 / 12.5), math.log(4)])
+    assert found["class and place"] == pytest.approx([math.log(14 / 12.5)] * 2)
