@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from mvar_lightning.commands.options import image_size
+
 HEAD = ["run", "overrides", "step", "state", "figures", "age"]
 
 
@@ -18,7 +20,9 @@ def add_parser(subparsers: Any) -> None:
     actions = recipe.add_subparsers(metavar="ACTION", required=True)
     new = actions.add_parser("new", help="a tokenizer's and a model's recipe that fit a shard folder")
     new.add_argument("--data", required=True, metavar="FOLDER", help="shards, as `mvar shards make` writes them")
-    new.add_argument("--size", required=True, type=int, metavar="N", help="side of the images in pixels")
+    new.add_argument(
+        "--size", required=True, type=image_size, metavar="N", help="side of the images in pixels, or 16x32"
+    )
     new.add_argument("--model", default="mvar", metavar="var|mvar|markov_var", help="whose recipe (mvar)")
     new.add_argument("--out", metavar="FOLDER", help="where to write (recipes/ and the data set's name)")
     new.set_defaults(run=run_new)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from mvar_lightning.data.index import read_index
 from mvar_lightning.errors import UserError
-from mvar_lightning.pyramid import PUBLISHED_SIDES
+from mvar_lightning.pyramid import PUBLISHED_SIDES, Size, as_written, height_width, short, size_of, times
 from mvar_lightning.tools.files import write
 
 MODELS = {"var": "VARModule", "mvar": "MVARModule", "markov_var": "MarkovVARModule"}
@@ -20,23 +21,42 @@ class Fit:
     """What is chosen for a data set, and why.
 
     Args:
-        size: side of the images in pixels.
+        shape: of the images in pixels: the side, or (height, width).
         images: of the training part.
         gpu: whether the machine has one.
     """
 
-    size: int
+    shape: Size
     images: int
     gpu: bool
 
     @property
-    def downsampling(self) -> int:
-        """Pixels of a side for one token: 16 as published, less where the map would have less than 7 tokens a side."""
-        own = 4 if self.size % 4 == 0 and self.size >= 16 else 2
-        return next((d for d in (16, 8, 4) if self.size % d == 0 and self.size // d >= 7), own)
+    def size(self) -> int:
+        """The shorter side, by which all is chosen."""
+        return min(height_width(self.shape))
 
     @property
-    def scales(self) -> list[int]:
+    def downsampling(self) -> int:
+        """Pixels of a side for one token: 16 as published, less where the map would have less than 7 tokens a side."""
+        own = 4 if self._divides(4) and self.size >= 16 else 2
+        return next((d for d in (16, 8, 4) if self._divides(d) and self.size // d >= 7), own)
+
+    def _divides(self, pixels: int) -> bool:
+        return all(side % pixels == 0 for side in height_width(self.shape))
+
+    @property
+    def scales(self) -> list[Size]:
+        """Of squares `sides`; of others a single token, then maps with the last one's proportions and those shorter
+        sides."""
+        if isinstance(self.shape, int):
+            return list(self.sides)
+        factors = [side / self.size for side in self.shape]
+        return list(
+            dict.fromkeys([1, *(size_of(*(round(side * factor) for factor in factors)) for side in self.sides)])
+        )
+
+    @property
+    def sides(self) -> list[int]:
         """The published ones where there are any, else 1 to 6 and then some 1.27 times as many each."""
         last = self.size // self.downsampling
         published = next((sides for sides in PUBLISHED_SIDES.values() if sides[-1] == last), None)
@@ -51,7 +71,7 @@ class Fit:
 
     @property
     def tokens(self) -> int:
-        return sum(side * side for side in self.scales)
+        return sum(math.prod(height_width(scale)) for scale in self.scales)
 
     @property
     def batch(self) -> int:
@@ -78,12 +98,12 @@ class Fit:
         return min(400, max(1, round(seen / self.images)))
 
 
-def write_recipes(data: str, size: int, model: str = "mvar", out: str | Path | None = None) -> list[Path]:
+def write_recipes(data: str, size: Size, model: str = "mvar", out: str | Path | None = None) -> list[Path]:
     """Write ``tokenizer.yaml`` and the model's recipe into a folder named after the data set.
 
     Args:
         data: a shard folder.
-        size: side of the images in pixels.
+        size: of the images in pixels: the side, or (height, width).
         model: ``var``, ``mvar`` or ``markov_var``.
         out: ``recipes/`` and the data set's name if not given.
 
@@ -94,10 +114,15 @@ def write_recipes(data: str, size: int, model: str = "mvar", out: str | Path | N
 
     if model not in MODELS:
         raise UserError(f"``model`` {model}: unknown; choose one of {', '.join(MODELS)}")
-    if size < 8 or size % 2 or size > 1024:
-        raise UserError(f"``size`` {size}: give an even number of pixels from 8 to 1024 (a multiple of 16 from 112 on)")
-    if size >= 112 and size % 16:
-        raise UserError(f"``size`` {size}: give a multiple of 16, such as {round(size / 16) * 16}")
+    sides = height_width(size)
+    if min(sides) < 8 or any(side % 2 for side in sides) or max(sides) > 1024:
+        raise UserError(
+            f"``size`` {short(size)}: give an even number of pixels from 8 to 1024 (a multiple of 16 from 112 on), or "
+            "height and width such as 16x32"
+        )
+    if min(sides) >= 112 and any(side % 16 for side in sides):
+        near = short(size_of(*(round(side / 16) * 16 for side in sides)))
+        raise UserError(f"``size`` {short(size)}: give a multiple of 16, such as {near}")
     index = read_index(data)
     images = index.split("train").samples
     name = re.sub(r"\W+", "_", Path(data.rstrip("/")).name) or "own"
@@ -118,7 +143,7 @@ def write_recipes(data: str, size: int, model: str = "mvar", out: str | Path | N
 
 def _head(fit: Fit, what: str, file: Path, classes: int) -> str:
     machine = "one GPU" if fit.gpu else f"{os.cpu_count()} CPU cores"
-    return f"""# {what} on {fit.images:,} training images of {classes} classes, {fit.size} x {fit.size} pixels.
+    return f"""# {what} on {fit.images:,} training images of {classes} classes, {times(fit.shape)} pixels.
 # Written by `mvar recipe new` for {machine}; nothing here was measured: `mvar plan {file}` and
 # `mvar train {file} --rehearse` say what it takes.
 seed_everything: 0
@@ -129,11 +154,12 @@ def _tokenizer(fit: Fit, data: str, classes: int, folder: Path, model: str) -> s
     halvings = fit.downsampling.bit_length() - 1
     multipliers = [1, 1, 2, 2, 4][: halvings + 1] if fit.size >= 256 else [1, *[2] * halvings]
     large = fit.size >= 256
+    pixels, last = short(fit.shape), short(fit.scales[-1])
     return f"""{_head(fit, "Tokenizer", folder / "tokenizer.yaml", classes)}
 model:
   class_path: mvar_lightning.TokenizerModule
   init_args:
-    scales: {fit.scales}    # {fit.tokens} tokens; {fit.size} pixels by {fit.downsampling} are {fit.scales[-1]}
+    scales: {[*map(as_written, fit.scales)]}    # {fit.tokens} tokens; {pixels} pixels by {fit.downsampling} are {last}
     vocab_size: {fit.vocab}                 # grows with the pixels: 512 below 64, 4096 from 256 on (published)
     code_dim: {32 if large else 8 if fit.size < 64 else 16}
     channels: {160 if large else 16 if fit.size < 64 else 64}
@@ -155,7 +181,7 @@ data:
   class_path: mvar_lightning.ShardsDataModule
   init_args:
     path: {data}
-    image_size: {fit.size}
+    image_size: {as_written(fit.shape)}
     batch_size: {fit.batch}             # some {fit.batch * fit.tokens:,} tokens a step
     num_workers: {4 if fit.gpu else 0}
 
@@ -174,7 +200,7 @@ trainer:
 
 
 def _model(fit: Fit, data: str, classes: int, folder: Path, model: str) -> str:
-    kernel, last = next(((k, 2) for k in (7, 5) if fit.scales[-2] >= k), (3, 1))
+    kernel, last = next(((k, 2) for k in (7, 5) if fit.sides[-2] >= k), (3, 1))
     neighborhood = f"""    attention:
       class_path: mvar_lightning.SpatialAttention
       init_args: {{kernel_size: {kernel}, scales: {last}}}       # neighborhoods at the last scales, as published
@@ -201,7 +227,7 @@ data:
   class_path: mvar_lightning.ShardsDataModule
   init_args:
     path: {data}
-    image_size: {fit.size}
+    image_size: {as_written(fit.shape)}
     batch_size: {fit.batch}             # some {fit.batch * fit.tokens:,} tokens a step
     num_workers: {4 if fit.gpu else 0}
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -113,15 +114,17 @@ def test_runs_are_listed_with_their_state(tmp_path: Path, capsys: pytest.Capture
         (96, 8, [1, 2, 3, 4, 5, 6, 8, 10, 12]),
         (256, 16, [1, 2, 3, 4, 5, 6, 8, 10, 13, 16]),
         (512, 16, [1, 2, 3, 4, 6, 9, 13, 18, 24, 32]),
+        ((16, 32), 4, [1, (1, 2), (2, 4), (3, 6), (4, 8)]),
+        ((48, 32), 4, [1, (2, 1), (3, 2), (4, 3), (6, 4), (8, 5), (9, 6), (12, 8)]),
     ],
 )
-def test_scales_fit_the_size(size: int, downsampling: int, scales: list[int]) -> None:
+def test_scales_fit_the_size(size: Any, downsampling: int, scales: list[Any]) -> None:
     fit = Fit(size, 5000, gpu=False)
     assert (fit.downsampling, fit.scales) == (downsampling, scales)
 
 
 def test_every_size_makes_recipes_that_the_parser_and_the_model_take(tmp_path: Path, shards: Path) -> None:
-    for number, size in enumerate((8, 10, 16, 28, 30, 64, 128, 256)):
+    for number, size in enumerate((8, 10, 16, 28, 30, 64, 128, 256, (16, 32), (48, 32))):
         model = ("var", "mvar", "markov_var")[number % 3]
         tokenizer, recipe = write_recipes(str(shards), size, model, tmp_path / str(size))
         check = RecipeCheck.of(recipe)
@@ -148,6 +151,8 @@ def test_mistakes_of_a_new_recipe_are_one_line(tmp_path: Path, shards: Path) -> 
         ((str(tmp_path / "none"), 16), "none"),
         ((str(shards), 7), "size"),
         ((str(shards), 130), "128"),
+        ((str(shards), (16, 33)), "16x33"),
+        ((str(shards), (120, 256)), "128x256"),
         ((str(shards), 16, "gan"), "gan"),
     ):
         with pytest.raises(UserError, match=words):
