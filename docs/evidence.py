@@ -80,7 +80,10 @@ def by_scale(kept: Path) -> list[str]:
     return [table_of(head, [[variant, *row] for variant, row in cells.items()]), ""]
 
 
-ADDITIONS: dict[str, Callable[[Path], list[str]]] = {"scaling": law, "strategies": by_scale, "history": by_scale}
+ADDITIONS: dict[str, Callable[[Path], list[str]]] = {
+    "scaling": law,
+    **dict.fromkeys(("strategies", "history", "blocks"), by_scale),
+}
 """What stands below the table of a sweep."""
 
 
