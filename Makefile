@@ -91,7 +91,7 @@ figures: install  ## draw the pictures of the docs
 # One sweep a table. What has been measured lies in docs/evidence/, committed: it is not trained again, and the page is
 # drawn from it without runs/. A sweep is one process of one thread, two at a time.
 EVIDENCE := strategies
-EVIDENCE_LONG := $(EVIDENCE) history
+EVIDENCE_LONG := $(EVIDENCE) history kernels groups scaling tokenizer
 FASHION := data/fashion_tokens/tokens.json
 
 data/fashion/index.json: $(VENV)/.installed
@@ -110,6 +110,7 @@ sweep-of-%: $(FASHION)
 evidence: $(FASHION)  ## train what docs/evidence/ lacks of the most asked questions, and draw docs/evidence.md (90 minutes)
 	$(MAKE) --jobs 2 $(EVIDENCE:%=sweep-of-%)
 	OMP_NUM_THREADS=1 $(BIN)/python docs/members.py
+	OMP_NUM_THREADS=1 $(BIN)/python docs/analyses.py
 	$(MAKE) evidence-page
 
 evidence-long: $(FASHION)  ## the same for all questions (a night)

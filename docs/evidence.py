@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 
+import analyses
+import yaml
 from members import file_of, plan, rows
 
+from mvar_lightning.evaluation.papers.analyses import analyze_scaling
 from mvar_lightning.runs.sweep import SweepRequest, read_sweep, run_sweep
+from mvar_lightning.runs.told_apart import LEVEL, told_apart
 from mvar_lightning.tools.console import table_of
 
 COLUMNS = {"fid": 2, "kid": 2, "precision": 3, "recall": 3, "processor_ms": 1, "peak_memory_gib": 2}
@@ -17,8 +22,9 @@ ROOT = Path(__file__).parents[1]
 INTRODUCTION = """# Evidence
 
 The papers' questions on Fashion-MNIST (70,000 gray images of 28 x 28, ten classes; `data/fashion`), equal budgets,
-three seeds. FID and KID are by the data set's own classifier (500 images against 10,000): compare them within a
-table alone. C_T is the data-copying test ([evaluation.md](evaluation.md)); far below 0 would mean copies.
+three seeds (scaling and tokenizer: one). FID and KID are by the data set's own classifier (500 images against 10,000):
+compare them within a table alone. C_T is the data-copying test ([evaluation.md](evaluation.md)); far below 0 would mean
+copies.
 `make evidence-page` draws this page from `docs/evidence/`; `make evidence` first trains what is missing there.
 [analyses.md](analyses.md) says what the tables tell, and where that is not what was published.
 """
@@ -41,8 +47,44 @@ def section(sweep: Path) -> str:
         )
     run_sweep(SweepRequest(sweep, keep=kept, draw=True))
     table = (kept / "sweep.md").read_text().rstrip()
-    pictures = [f"![{name} of {sweep.stem}](evidence/{sweep.stem}/{name}.png)" for name in ("sweep", "curves")]
-    return "\n".join([*lines, "", table, "", *pictures, ""])
+    drawn = [name for name in ("sweep", "curves") if (kept / f"{name}.png").exists()]
+    pictures = [f"![{name} of {sweep.stem}](evidence/{sweep.stem}/{name}.png)" for name in drawn]
+    more = ADDITIONS.get(sweep.stem, lambda kept: [])
+    return "\n".join([*lines, "", table, "", *pictures, "", *more(kept)])
+
+
+def law(kept: Path) -> list[str]:
+    """The fit over the runs of a sweep of sizes, once there are three."""
+    if len(list(kept.glob("*-seed*.json"))) < 3:
+        return []
+    found = analyze_scaling(kept)
+    return [found.markdown.rstrip(), "", f"![fit of {kept.name}](evidence/{kept.name}/scaling.png)", ""]
+
+
+def by_scale(kept: Path) -> list[str]:
+    """The loss of each scale, which the sum hides."""
+    content = json.loads((kept / "sweep.json").read_text())
+    sides = yaml.safe_load((ROOT / "recipes/tokenizer/fashion.yaml").read_text())["model"]["init_args"]["scales"]
+    cells: dict[str, list[str]] = {variant: [] for variant in content["variants"]}
+    for scale in range(len(sides)):
+        values = {
+            variant: [run["report"]["metrics"][f"val/loss_scale_{scale}"] for run in content["runs"]
+                      if run["variant"] == variant and run["report"] is not None]
+            for variant in cells
+        }  # fmt: skip
+        chances = told_apart(values, content["against"])
+        for variant, row in cells.items():
+            star = " *" if chances.get(variant, 1.0) < LEVEL else ""
+            row.append(f"{mean(values[variant]):.3f}{star}" if values[variant] else "-")
+    head = ["loss of each scale", *(f"{side}x{side}" for side in sides)]
+    return [table_of(head, [[variant, *row] for variant, row in cells.items()]), ""]
+
+
+ADDITIONS: dict[str, Callable[[Path], list[str]]] = {
+    "scaling": law,
+    **dict.fromkeys(("strategies", "history", "blocks"), by_scale),
+}
+"""What stands below the table of a sweep."""
 
 
 def members() -> str:
@@ -75,5 +117,6 @@ def _cell(values: list[float], places: int) -> str:
 
 if __name__ == "__main__":
     sweeps = sorted((ROOT / "recipes" / "evidence").glob("*.yaml"))
-    (ROOT / "docs" / "evidence.md").write_text("\n".join([INTRODUCTION, *map(section, sweeps), members()]))
+    parts = [INTRODUCTION, *map(section, sweeps), members(), analyses.section()]
+    (ROOT / "docs" / "evidence.md").write_text("\n".join(parts))
     print(f"docs/evidence.md: {len(sweeps)} tables")

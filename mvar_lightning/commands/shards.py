@@ -26,7 +26,7 @@ def add_parser(subparsers: Any) -> None:
         metavar="SRC",
         help="folder with a subfolder for each class (JPEG, PNG, WebP), or with train/CLASS and val/CLASS; folder with "
         "ImageNet's archives as distributed; a list (.csv, .tsv, .txt: path, class, perhaps split); "
-        "arrays (IDX, npz, npy); or the name of a known data set: digits, photos, fashion",
+        "arrays (IDX, npz, npy); or the name of a known data set: digits, photos, fashion, emoji",
     )
     make.add_argument("destination", metavar="DST", help="new or empty folder for the shards")
     make.add_argument(

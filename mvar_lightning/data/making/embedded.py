@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from mvar_lightning.data.making.arrays import ARRAY_SUFFIXES, fashion, find_idx, read_arrays, read_idx
+from mvar_lightning.data.making.emoji import emoji
 from mvar_lightning.data.making.imagenet import TRAIN, archives_of, read_imagenet, scan_folder
 from mvar_lightning.data.making.sources import LIST_SUFFIXES, Example, Source, read_list
 from mvar_lightning.errors import UserError
@@ -163,7 +164,7 @@ def _png(scan: Any) -> bytes:
     return buffer.getvalue()
 
 
-EMBEDDED: dict[str, Callable[[], Source]] = {"digits": digits, "photos": photos, "fashion": fashion}
+EMBEDDED: dict[str, Callable[[], Source]] = {"digits": digits, "photos": photos, "fashion": fashion, "emoji": emoji}
 """Data sets by name: `mvar shards make NAME DST`, or just a missing folder `data/NAME` (`shards.ensure`)."""
 
 
