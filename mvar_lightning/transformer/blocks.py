@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +21,11 @@ from torch.utils.checkpoint import checkpoint
 from mvar_lightning.attention import AttentionBackend, TakesKeys
 from mvar_lightning.axis import AxisMember
 from mvar_lightning.pyramid import ScalePyramid
-from mvar_lightning.transformer.gradients import added, of_length
 from mvar_lightning.transformer.linear import Linear, activated_linear, multiplied_linear
 from mvar_lightning.transformer.positions import LearnedPositions, LevelMLP, PyramidRotation
 
 MAX_LOG_SCALE = math.log(100.0)
+NORM_FLOOR = 1e-12  # shortest length a query or key is divided by (that of `F.normalize`)
 
 HEAD_SCALE, ADALN_SCALE = 0.02, 0.5
 """Factors on the first weights of the classifier and of modulations, their gates aside."""
@@ -65,7 +66,8 @@ class SelfAttention(nn.Module):
             # of length exp(log_scale) and 1, in one pass over both; in float32: half precision overflows here (NaN)
             q_length_H1 = self.log_scale[:, :, 0].float().clamp_max(MAX_LOG_SCALE).exp()
             length_2H1 = torch.stack([q_length_H1, torch.ones_like(q_length_H1)])
-            qk_Bl2HD = of_length(qk_Bl2HD, length_2H1)
+            lengthened = _of_length if qk_Bl2HD.dtype == torch.float32 else _HalfOfLength.apply
+            qk_Bl2HD = lengthened(qk_Bl2HD, length_2H1)
         if self.rotation is not None:
             qk_Bl2HD = self.rotation(qk_Bl2HD, scales)
         q, k = qk_Bl2HD.to(v_BlHD.dtype).transpose(1, 3).unbind(2)  # two of (B, H, l, D)
@@ -76,6 +78,33 @@ class SelfAttention(nn.Module):
         return self.proj(out.transpose(1, 2).flatten(2))
 
 
+def _of_length(x_Bl2HD: Tensor, length_2H1: Tensor) -> Tensor:
+    norm_Bl2H1 = torch.linalg.vector_norm(x_Bl2HD, dim=-1, keepdim=True)
+    return x_Bl2HD * (length_2H1 / norm_Bl2H1.clamp_min(NORM_FLOOR))
+
+
+class _HalfOfLength(torch.autograd.Function):
+    """`_of_length` in float32 of half-precision vectors. Kept for the backward pass are the vectors as they came, a
+    part of what the values keep anyway, and not their float32 copy: 8 bytes a token and channel."""
+
+    @staticmethod
+    def forward(ctx: Any, x_Bl2HD: Tensor, length_2H1: Tensor) -> Tensor:
+        ctx.save_for_backward(x_Bl2HD, length_2H1)
+        return _of_length(x_Bl2HD.float(), length_2H1)
+
+    @staticmethod
+    def backward(ctx: Any, grad_Bl2HD: Tensor) -> tuple[Tensor, Tensor]:
+        half_Bl2HD, length_2H1 = ctx.saved_tensors
+        x, grad = half_Bl2HD.float(), grad_Bl2HD.float()
+        norm_Bl2H1 = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        inverse = 1 / norm_Bl2H1.clamp_min(NORM_FLOOR)
+        unit = x * inverse
+        along_Bl2H1 = (grad * unit).sum(dim=-1, keepdim=True)
+        # a change along the vector changes nothing, unless it is too short to be normalized
+        across = grad - unit * torch.where(norm_Bl2H1 >= NORM_FLOOR, along_Bl2H1, 0.0)
+        return (across * (length_2H1 * inverse)).to(half_Bl2HD.dtype), along_Bl2H1.sum(dim=(0, 1))
+
+
 def modulated(norm: nn.Module, x_BlC: Tensor, scale_B1C: Tensor, shift_B1C: Tensor) -> Tensor:
     """norm(x) (1 + scale) + shift, in the precision of x.
 
@@ -83,7 +112,7 @@ def modulated(norm: nn.Module, x_BlC: Tensor, scale_B1C: Tensor, shift_B1C: Tens
     norms compute in float32 inside, whatever they read. A gain joins the scale, in float32, for each image once.
     """
     if x_BlC.dtype == torch.float32 and scale_B1C.dtype == torch.float32:
-        return added(shift_B1C, norm(x_BlC), 1 + scale_B1C)
+        return torch.addcmul(shift_B1C, norm(x_BlC), 1 + scale_B1C)
     with torch.autocast(x_BlC.device.type, enabled=False):
         factor_B1C = 1 + scale_B1C.float()
         width = x_BlC.shape[-1:]
@@ -210,7 +239,7 @@ class ModulatedHead(nn.Module):
     def features(self, x_BlC: Tensor, modulation_B12C: Tensor) -> Tensor:
         """What the classifier reads, in its precision."""
         scale, shift = modulation_B12C.unbind(2)
-        h_BlC = added(shift, self.norm(x_BlC.float()), 1 + scale)
+        h_BlC = torch.addcmul(shift, self.norm(x_BlC.float()), 1 + scale)
         return h_BlC.to(self.linear.input_dtype)
 
     def classify(self, h_BlC: Tensor) -> Tensor:
@@ -246,9 +275,9 @@ class AdaLNBlock(nn.Module):
     def forward(self, x_BlC: Tensor, modulation_B16C: Tensor, scales: range, cache: TakesKeys | None = None) -> Tensor:
         gate1, gate2, scale1, scale2, shift1, shift2 = modulation_B16C.unbind(2)
         attended_BlC = self.attention(modulated(self.norm, x_BlC, scale1, shift1), scales, cache)
-        x_BlC = added(x_BlC, attended_BlC, gate1)
+        x_BlC = torch.addcmul(x_BlC, attended_BlC, gate1)
         mixed_BlC = self.mlp(modulated(self.norm, x_BlC, scale2, shift2))
-        return added(x_BlC, mixed_BlC, gate2)
+        return torch.addcmul(x_BlC, mixed_BlC, gate2)
 
 
 class BlockDesign(AxisMember, ABC):

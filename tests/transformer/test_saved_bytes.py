@@ -29,7 +29,7 @@ from mvar_lightning import (
 )
 from mvar_lightning.training.memory import KEPT
 from mvar_lightning.transformer.acceleration import compile_blocks
-from mvar_lightning.transformer.gradients import NORM_FLOOR, _HalfOfLength, _of_length
+from mvar_lightning.transformer.blocks import NORM_FLOOR, _HalfOfLength, _of_length
 
 SIDES, WIDTH, BATCH = [1, 2, 3, 4], 256, 2
 AXES: dict[str, dict[str, Any]] = {
