@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 from statistics import mean
 
@@ -57,7 +58,8 @@ def law(kept: Path) -> list[str]:
     """The fit over the runs of a sweep of sizes, once there are three."""
     if len(list(kept.glob("*-seed*.json"))) < 3:
         return []
-    found = analyze_scaling(kept)
+    with chdir(ROOT):  # the report names the folder
+        found = analyze_scaling(kept.relative_to(ROOT))
     return [found.markdown.rstrip(), "", f"![fit of {kept.name}](evidence/{kept.name}/scaling.png)", ""]
 
 

@@ -187,7 +187,7 @@ def scaling_markdown(found: Sequence[Scaling]) -> str:
 def draw_scaling(found: Sequence[Scaling], path: Path) -> None:
     """Each measure in its panel, both axes logarithmic; the fit with its 95% band."""
 
-    from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
     with figure_of(path, -(-len(found) // 2), 2, width=5.6, height=4.4) as axes:
         for axis, scaling in zip(axes, found, strict=False):
@@ -198,6 +198,7 @@ def draw_scaling(found: Sequence[Scaling], path: Path) -> None:
             axis.fill_between(steps, *zip(*map(scaling.band, steps), strict=True), color=COLORS[1], alpha=0.18,
                               linewidth=0)  # fmt: skip
             axis.set(title=scaling.name, xlabel="parameters", xscale="log", yscale="log")
+            axis.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))  # labels of all nine would lie over one another
             axis.yaxis.set_major_locator(MaxNLocator(4))  # powers of ten alone would leave most axes without a tick
             axis.yaxis.set_major_formatter(StrMethodFormatter("{x:.4g}"))
             axis.yaxis.set_minor_formatter(NullFormatter())
