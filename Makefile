@@ -107,7 +107,7 @@ $(FASHION): runs/tokenizer/fashion/metrics.json
 sweep-of-%: $(FASHION)
 	OMP_NUM_THREADS=1 $(BIN)/mvar sweep recipes/evidence/$*.yaml --keep docs/evidence/$*
 
-evidence: $(FASHION)  ## train what docs/evidence/ lacks of the most asked questions, and draw docs/evidence.md (90 minutes)
+evidence: $(FASHION)  ## train what docs/evidence/ lacks of the most asked questions, and draw docs/evidence.md (two hours)
 	$(MAKE) --jobs 2 $(EVIDENCE:%=sweep-of-%)
 	OMP_NUM_THREADS=1 $(BIN)/python docs/members.py
 	OMP_NUM_THREADS=1 $(BIN)/python docs/analyses.py
