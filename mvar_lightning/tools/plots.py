@@ -69,10 +69,8 @@ def text_color(background: Any) -> str:
 
 
 def format_ticks(axis: Any, form: str) -> None:
-    """About three ticks on a matplotlib XAxis or YAxis, written in the format of its values (`.1%`, `,.0f`).
-
-    Ticks closer than the last digit of the format get more digits, so that none is written rounded.
-    """
+    """About three ticks on a matplotlib XAxis or YAxis, written in the format of its values (`.1%`, `,.0f`) with as many
+    digits as tell the ticks apart, so that none is written rounded and none runs into the next."""
     from matplotlib.ticker import MaxNLocator, ScalarFormatter, StrMethodFormatter
 
     axis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
@@ -82,4 +80,4 @@ def format_ticks(axis: Any, form: str) -> None:
         axis.set_major_formatter(ScalarFormatter(useOffset=False))
         return
     needed = math.ceil(-math.log10(places[1] - places[0]) - 1e-6) - 2 * (found[3] == "%")
-    axis.set_major_formatter(StrMethodFormatter(f"{{x:{found[1]}{max(int(found[2]), needed)}{found[3]}}}"))
+    axis.set_major_formatter(StrMethodFormatter(f"{{x:{found[1]}{max(0, needed)}{found[3]}}}"))

@@ -28,15 +28,15 @@ def test_text_has_contrast_on_dark_and_on_middle_colors() -> None:
 @pytest.mark.parametrize(
     ("form", "limits", "written"),
     [
-        (".1%", (0.21, 0.9), ["40.0%", "60.0%", "80.0%"]),
+        (".1%", (0.21, 0.9), ["40%", "60%", "80%"]),
         (",.0f", (-1, 250_000), ["0", "100,000", "200,000"]),
-        (".2f", (3.9, 4.6), ["4.00", "4.50"]),
+        (".2f", (3.9, 4.6), ["4.0", "4.5"]),
         (".1f", (4.009, 4.041), ["4.02", "4.04"]),  # 4.0 twice would say nothing
         (".1%", (0.08009, 0.08041), ["8.02%", "8.04%"]),
         (".3g", (-1, 5), ["0", "2", "4"]),
     ],
 )
-def test_ticks_are_written_as_the_column_is_and_never_rounded(
+def test_ticks_have_as_many_digits_as_tell_them_apart(
     form: str, limits: tuple[float, float], written: list[str]
 ) -> None:
     axis = Figure().subplots()
