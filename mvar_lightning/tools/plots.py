@@ -69,8 +69,8 @@ def text_color(background: Any) -> str:
 
 
 def format_ticks(axis: Any, form: str) -> None:
-    """About three ticks on a matplotlib XAxis or YAxis, written in the format of its values (`.1%`, `,.0f`) with as many
-    digits as tell the ticks apart, so that none is written rounded and none runs into the next."""
+    """About three ticks on a matplotlib XAxis or YAxis, written in the format of its values (`.1%`, `,.0f`), with as
+    many digits as tell the ticks apart: none is written rounded and none runs into the next."""
     from matplotlib.ticker import MaxNLocator, ScalarFormatter, StrMethodFormatter
 
     axis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
