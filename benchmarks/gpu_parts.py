@@ -315,7 +315,8 @@ def pytest(results: Results, device: torch.device, small: bool) -> None:
 
     root = Path(__file__).parents[1]
     where = ("transformer/test_scale_graphs.py",) if small else GPU_TESTS
-    options = ["-q", "-m", "gpu", "-p", "no:cacheprovider", "--rootdir", str(root)]
+    # its watchdog's lock would be held for ever in a fork of a process that watches tests itself
+    options = ["-q", "-m", "gpu", "-p", "no:cacheprovider", "-p", "no:faulthandler", "--rootdir", str(root)]
     status = runner.main([*options, *(str(root / "tests" / each) for each in where)], plugins=[_AsTheyCome(results)])
     results.add("status of pytest -m gpu", float(status), most=0.0)
 

@@ -23,9 +23,9 @@ ROOT = Path(__file__).parents[1]
 INTRODUCTION = """# Evidence
 
 The papers' questions on Fashion-MNIST (70,000 gray images of 28 x 28, ten classes; `data/fashion`), equal steps,
-three seeds where a row does not say how many were run. FID and KID are by the data set's own classifier (500 images against 10,000):
-compare them within a table alone. C_T is the data-copying test ([evaluation.md](evaluation.md)); far below 0 would mean
-copies.
+three seeds where a row does not say how many were run. FID and KID are by the data set's own classifier (500 images
+against 10,000): compare them within a table alone. C_T is the data-copying test ([evaluation.md](evaluation.md)); far
+below 0 would mean copies.
 `make evidence-page` draws this page from `docs/evidence/`; `make evidence` first trains what is missing there.
 [analyses.md](analyses.md) says what the tables tell, and where that is not what was published.
 """

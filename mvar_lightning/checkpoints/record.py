@@ -11,6 +11,7 @@ from mvar_lightning.checkpoints.assign import on_meta
 from mvar_lightning.errors import UserError, check_types
 from mvar_lightning.tokenizer import MultiScaleTokenizer
 from mvar_lightning.transformer import NextScaleTransformer
+from mvar_lightning.transformer.transformer import AXES
 
 SLACK = 1000
 """So many weights more than a file's are built and told by name; no time is lost by them."""
@@ -72,9 +73,12 @@ class Record:
             )
         assert self.model is not None and theirs.model is not None
         for key, value in self.model.items():
-            if value != theirs.model.get(key):
+            there = theirs.model.get(key)
+            if key in AXES and isinstance(there, dict) and there.get("class") == value["class"]:
+                there = AXES[key].from_config(there).config()  # arguments that came since then have their defaults
+            if value != there:
                 raise UserError(
-                    f"this checkpoint has {key} {theirs.model.get(key)}, but the run has {value}: "
+                    f"this checkpoint has {key} {there}, but the run has {value}: "
                     "train under another run folder, or fine-tune with model.init_from"
                 )
 

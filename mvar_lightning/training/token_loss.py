@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mvar_lightning.pyramid import ScalePyramid
-from mvar_lightning.tools.compute import runs_behind
 from mvar_lightning.transformer.linear import linear
 
 
@@ -48,7 +47,7 @@ def token_loss(logits_BlV: Tensor, idx_Bl: Tensor, pyramid: ScalePyramid, scales
     """Mean cross-entropy over all B x l tokens of ``scales`` (all), as VAR weighs them (`trainer.py`: all the same)."""
     loss_Bl = F.cross_entropy(logits_BlV.flatten(0, 1), idx_Bl.flatten(), reduction="none").view_as(idx_Bl)
     with torch.no_grad():
-        correct_Bl = most_likely(logits_BlV.flatten(0, 1), idx_Bl.flatten()).view_as(idx_Bl)
+        correct_Bl = (logits_BlV.argmax(dim=-1) == idx_Bl).float()
     return _by_scale(loss_Bl.mean(), loss_Bl.detach(), correct_Bl, pyramid, scales)
 
 
@@ -93,20 +92,6 @@ def chunked_token_loss(
     products = h_BlC.flatten(0, 1), classifier.weight, classifier.bias
     loss, loss_N, correct_N = _ChunkedCrossEntropy.apply(*products, idx_Bl.flatten(), tokens_at_once)
     return _by_scale(loss, loss_N.view_as(idx_Bl), correct_N.view_as(idx_Bl), pyramid, scales)
-
-
-def most_likely(logits_nV: Tensor, idx_n: Tensor) -> Tensor:
-    """1 where a code is the most likely one, and the first of several, else 0; float32 (n,).
-
-    On a CPU finding a row's maximum takes a tenth of the time of finding its place, so few are asked for that.
-    """
-    if runs_behind(logits_nV.device):
-        return (logits_nV.argmax(dim=-1) == idx_n).float()
-    own_n = logits_nV.gather(1, idx_n[:, None]).squeeze(1)
-    right_n = (own_n == logits_nV.amax(dim=-1)).float()
-    rows = right_n.nonzero().squeeze(1)
-    right_n[rows] = (logits_nV[rows].argmax(dim=-1) == idx_n[rows]).float()
-    return right_n
 
 
 def _by_scale(
@@ -158,7 +143,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 h_nC, idx_n = h_NC[chunk].to(dtype), idx_N[chunk]
                 logits_nV = linear(h_nC, weight, bias).float()
                 loss_N[chunk] = F.cross_entropy(logits_nV, idx_n, reduction="none")
-                correct_N[chunk] = most_likely(logits_nV, idx_n)
+                correct_N[chunk] = (logits_nV.argmax(dim=-1) == idx_n).float()
                 if grad_h_NC is None or grad_weight_VC is None or grad_bias_V is None:
                     continue
                 # gradient of cross-entropy in the logits: softmax - one-hot, made now because they are not kept

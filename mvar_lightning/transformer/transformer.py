@@ -376,7 +376,10 @@ def without_decay(model: nn.Module) -> set[str]:
     }
 
 
+AXES = {"attention": AttentionStrategy, "history": History, "blocks": BlockDesign}
+"""What a transformer's `config` describes by a class and its arguments."""
+
+
 def axes_of(config: dict[str, Any]) -> dict[str, Any]:
     """Constructor arguments of a transformer's `config`: plain values, and an object on each axis."""
-    axes = {"attention": AttentionStrategy, "history": History, "blocks": BlockDesign}
-    return {**config, **{name: axis.from_config(config[name]) for name, axis in axes.items()}}
+    return {**config, **{name: axis.from_config(config[name]) for name, axis in AXES.items()}}

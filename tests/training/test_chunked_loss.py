@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mvar_lightning.pyramid import ScalePyramid
-from mvar_lightning.training.token_loss import chunked_token_loss, most_likely, token_loss
+from mvar_lightning.training.token_loss import chunked_token_loss, token_loss
 
 PYRAMID = ScalePyramid([1, 2, 3])
 
@@ -42,12 +42,3 @@ def test_products_run_in_the_precision_of_autocast() -> None:
     torch.testing.assert_close(chunked.loss_K, whole.loss_K)
     chunked.loss.backward()
     assert classifier.weight.grad is not None and classifier.weight.grad.dtype == torch.float32
-
-
-def test_the_most_likely_code_is_the_first_of_equals() -> None:
-    torch.manual_seed(0)
-    logits_nV = torch.randint(0, 4, (200, 6)).float()  # many ties
-    idx_n = torch.randint(0, 6, (200,))
-    right_n = most_likely(logits_nV, idx_n)
-    assert right_n.dtype == torch.float32 and torch.equal(right_n, (logits_nV.argmax(dim=-1) == idx_n).float())
-    assert 0 < right_n.mean() < 1

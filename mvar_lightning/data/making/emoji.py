@@ -105,8 +105,9 @@ def read_table(path: Path) -> Iterator[Emoji]:
 
 @lru_cache(maxsize=1)
 def _font(path: Path) -> ImageFont.FreeTypeFont:
-    try:
-        return ImageFont.truetype(str(path), STRIKE, layout_engine=ImageFont.Layout.RAQM)
+    try:  # given a path, Pillow would take a font of that name from elsewhere where this one is damaged
+        content = io.BytesIO(path.read_bytes())
+        return ImageFont.truetype(content, STRIKE, layout_engine=ImageFont.Layout.RAQM)
     except OSError as error:  # another file, or a font with bitmaps of other sizes alone
         raise UserError(f"data set emoji: {path} is no font of {STRIKE} pixels ({error})") from None
 
