@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.models import ARCHITECTURES, SIZES, add_arguments, run
-from benchmarks.results import add_out
+from benchmarks.results import add_out, check_numbers
 from mvar_lightning.errors import UserError
 
 
@@ -121,9 +121,7 @@ def _add_data(member: argparse.ArgumentParser) -> None:
 
 def run_data(args: argparse.Namespace) -> int:
     """Measure, print tables, write the figures."""
-    for name in ("image_size", "batch_size", "passes", "repeats", "samples"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be 1 or more")
+    check_numbers(args, "image_size", "batch_size", "passes", "repeats", "samples")
     if args.workers < 0 or args.seconds <= 0:
         raise UserError(f"--workers {args.workers} --seconds {args.seconds}: must be 0 or more, and more than 0")
     if args.samples < args.batch_size and args.data is None:

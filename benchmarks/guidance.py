@@ -13,9 +13,8 @@ from functools import partial
 from typing import Any
 
 from benchmarks.measure import alternate, settle
-from benchmarks.results import write_figures
+from benchmarks.results import check_numbers, write_figures
 from benchmarks.sides import Case, Ours
-from mvar_lightning.errors import UserError
 
 
 def measure(case: Case) -> dict[str, Any]:
@@ -28,11 +27,8 @@ def measure(case: Case) -> dict[str, Any]:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print, write the figures. Raises `UserError` for numbers below 1."""
-    given = {name: getattr(arguments, name) for name in ("depth", "batch", "repeats")}
-    for name, number in given.items():
-        if number < 1:
-            raise UserError(f"--{name} {number}: must be 1 or more")
-    sizes = {"architecture": arguments.architecture, "image_size": arguments.image_size, **given}
+    check_numbers(arguments, "depth", "batch", "repeats")
+    sizes = {name: getattr(arguments, name) for name in ("architecture", "image_size", "depth", "batch", "repeats")}
     found = measure(Case(**sizes, device="cpu", threads=arguments.threads, parts=("sample",)))
     for name in ("guided", "unguided"):
         times = found[name]

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from mvar_lightning.errors import UserError
 from mvar_lightning.tools.files import write
 
 RESULTS = Path("benchmarks/results")
@@ -27,6 +28,13 @@ def add_out(parser: argparse.ArgumentParser, name: str) -> None:
     """The option of a measurement that keeps one JSON file."""
     default = RESULTS / f"{name}-DATE.json"
     parser.add_argument("--out", type=Path, metavar="FILE", help=f"JSON with all figures ({default})")
+
+
+def check_numbers(args: argparse.Namespace, *names: str) -> None:
+    """Raise `UserError` for an option of a measurement that is below 1."""
+    for name in names:
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be 1 or more")
 
 
 def write_figures(figures: dict[str, Any], name: str, out: Path | None) -> Path:
